@@ -1,0 +1,56 @@
+"""What can go wrong, as sentences a person can act on.
+
+Every message says what was wrong, the value, what is allowed, and what to do next. The command line
+prints the message alone; from Python they are ordinary exceptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LinearPatchError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(LinearPatchError, ValueError):
+    """A setting is unknown, impossible, or contradicts another."""
+
+
+class ModelError(LinearPatchError):
+    """A model can't be loaded or can't be represented after pruning."""
+
+
+class DataError(LinearPatchError):
+    """A corpus is missing, empty, too short, or used for two purposes."""
+
+
+class NumericsError(LinearPatchError):
+    """A statistic, a fit or a loss is not finite."""
+
+
+class StorageError(LinearPatchError):
+    """A file or folder can't be written or doesn't hold what it should."""
+
+
+def suggest(value: str, allowed: Iterable[str]) -> str:
+    """Return the end of an error message: the nearest allowed name, if any, and all allowed names."""
+    allowed = sorted(allowed)
+    near = get_close_matches(value, allowed, n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{hint}Allowed: {', '.join(allowed)}."
+
+
+def require_choice(what: str, value: str, allowed: Iterable[str]) -> None:
+    """Raise `ConfigError` unless `value` is one of `allowed`."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise ConfigError(f"{what} is {value!r}. {suggest(value, allowed)}")
+
+
+def require_range(what: str, value: float, *, low: float, high: float | None = None) -> None:
+    """Raise `ConfigError` unless `low <= value` and, where given, `value <= high`."""
+    if value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise ConfigError(f"{what} is {value}. Allowed: {bounds}.")

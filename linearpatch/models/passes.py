@@ -1,0 +1,91 @@
+"""One forward pass, seen layer by layer.
+
+`walk` is the only way this package looks inside a model. It registers its own hooks, removes them when it
+ends, and never uses `output_hidden_states` (whose last entry is taken after the final norm, and which
+depends on who registered a hook first).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linearpatch.models.decoder import Decoder, LayerCall, split_call
+
+# Called with the index of the reader, the stream it reads, and the rest of its call.
+Visitor = Callable[[int, Tensor, LayerCall], None]
+
+
+class _Stop(Exception):
+    """Ends a forward pass once the deepest wanted layer input has been seen."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What one forward pass gave to each layer.
+
+    Attributes:
+        streams: `streams[i]` is what layer `i` read, `[batch, tokens, hidden_size]`; the entry after the
+            last layer is what the final norm read. Read-only: layers may share storage.
+        calls: What each layer was given beside it.
+    """
+
+    streams: list[Tensor]
+    calls: dict[int, LayerCall]
+
+
+@contextmanager
+def _watching(decoder: Decoder, visit: Visitor, stop: int) -> Iterator[None]:
+    def hook(index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def before_forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            visit(index, *split_call(args, kwargs))
+            if index == stop:
+                raise _Stop
+
+        return before_forward
+
+    handles = [
+        decoder.reader(index).register_forward_pre_hook(hook(index), with_kwargs=True)
+        for index in range(stop + 1)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def walk(decoder: Decoder, input_ids: Tensor, visit: Visitor, *, stop: int | None = None) -> None:
+    """Run one forward pass without gradients and visit what each layer reads, in order.
+
+    Args:
+        decoder: The model.
+        input_ids: Token ids without padding, `[batch, tokens]`.
+        visit: Called for layers `0, 1, …` and, with index `num_layers`, for the final norm.
+        stop: Index of the last stream to visit; the pass ends there. None visits all.
+    """
+    stop = decoder.num_layers if stop is None else stop
+    with _watching(decoder, visit, stop):
+        try:
+            decoder.model.base_model(input_ids=input_ids.to(decoder.input_device), use_cache=False)
+        except _Stop:
+            return
+
+
+def record(decoder: Decoder, input_ids: Tensor) -> Recording:
+    """Run one forward pass and keep every stream and call; memory is one stream per layer."""
+    streams: list[Tensor] = []
+    calls: dict[int, LayerCall] = {}
+
+    def keep(index: int, hidden: Tensor, call: LayerCall) -> None:
+        streams.append(hidden)
+        calls[index] = call
+
+    walk(decoder, input_ids, keep)
+    return Recording(streams, calls)

@@ -1,0 +1,114 @@
+"""Components by name: which class stands behind `pruner=sleb`, `patch=rotate` and their like.
+
+A component is a frozen dataclass: its fields are the settings of its YAML, `__post_init__` checks them,
+its methods do the work. Decorating the class is all it takes:
+
+    @component("pruner", "sleb")
+    @dataclass(frozen=True)
+    class Sleb(Pruner): ...
+
+Other packages register theirs by naming the defining module in the entry point group
+`linearpatch.components`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+import pkgutil
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from linearpatch.errors import ConfigError, require_choice
+
+log = logging.getLogger(__name__)
+
+ENTRY_POINT_GROUP = "linearpatch.components"
+
+# Each group of the configuration and the package whose files define its built-in components.
+GROUPS: Mapping[str, str] = MappingProxyType(
+    {
+        "model": "linearpatch.models",
+        "corpus": "linearpatch.data",
+        "calibration": "linearpatch.data",
+        "pruner": "linearpatch.pruners",
+        "patch": "linearpatch.patches",
+        "distill": "linearpatch.distillation",
+        "eval": "linearpatch.evaluation",
+        "tracker": "linearpatch.tracking",
+    }
+)
+
+T = TypeVar("T", bound=type)
+
+_components: dict[str, dict[str, type]] = {group: {} for group in GROUPS}
+
+
+def component(group: str, name: str) -> Callable[[T], T]:
+    """Make the decorated frozen dataclass the choice `name` of `group`.
+
+    Raises:
+        ConfigError: the group is unknown, or another class holds the name.
+    """
+    require_choice("component group", group, GROUPS)
+
+    def add(cls: T) -> T:
+        holder = _components[group].setdefault(name, cls)
+        if holder.__qualname__ != cls.__qualname__ or holder.__module__ != cls.__module__:
+            raise ConfigError(
+                f"{group}={name} is already {holder.__module__}.{holder.__qualname__}; "
+                f"{cls.__module__}.{cls.__qualname__} needs another name."
+            )
+        return cls
+
+    return add
+
+
+def components(group: str) -> Mapping[str, type]:
+    """All registered components of a group, by name, plug-ins included."""
+    _load_all()
+    require_choice("component group", group, GROUPS)
+    return MappingProxyType(_components[group])
+
+
+def name_of(instance: object) -> str:
+    """The name under which the class of `instance` was registered."""
+    for choices in _components.values():
+        for name, cls in choices.items():
+            if type(instance) is cls:
+                return name
+    return type(instance).__name__.lower()
+
+
+def identity(instance: Any) -> dict[str, Any]:
+    """What makes a component's result: its name, its settings and its algorithm's version.
+
+    Fields marked `metadata={"identity": False}` (labels, paths, batch sizes) don't take part.
+    """
+    settings = {
+        field.name: getattr(instance, field.name)
+        for field in dataclasses.fields(instance)
+        if field.metadata.get("identity", True)
+    }
+    nested = {
+        key: identity(value) if dataclasses.is_dataclass(value) else value for key, value in settings.items()
+    }
+    return {"name": name_of(instance), "version": getattr(instance, "version", 1), **nested}
+
+
+@cache
+def _load_all() -> None:
+    """Import every module that may register a component. A broken plug-in is reported and left out."""
+    for package_name in dict.fromkeys(GROUPS.values()):
+        package = importlib.import_module(package_name)
+        for module in pkgutil.iter_modules(package.__path__, prefix=f"{package_name}."):
+            importlib.import_module(module.name)
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            entry_point.load()
+        except Exception as error:
+            log.warning("plug-in %s (%s) can't be loaded: %s", entry_point.name, entry_point.value, error)
