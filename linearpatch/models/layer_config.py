@@ -18,6 +18,9 @@ INDEX_LISTS = ("full_attn_idxs", "mlp_only_layers", "moe_layers", "cross_attenti
 # Numbers of leading layers that are of one kind; the layers after them are of another.
 LEADING_COUNTS = ("first_k_dense_replace", "max_window_layers")
 
+# Lists that may happen to be as long as the model is deep.
+NOT_PER_LAYER = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id")
+
 # Rules that no subset of layers can follow, with the value at which they say nothing and why not.
 UNREPRESENTABLE = {
     "num_kv_shared_layers": (0, "its last layers read the keys and values of earlier ones"),
@@ -64,7 +67,7 @@ def remove_from_config(config: Any, kept: Sequence[int], num_layers: int) -> Non
             rewritten[name] = [position[index] for index in value if index in position]
         elif name in LEADING_COUNTS and isinstance(value, int):
             rewritten[name] = sum(index < value for index in kept)
-        elif isinstance(value, list) and len(value) == num_layers:
+        elif isinstance(value, list) and len(value) == num_layers and name not in NOT_PER_LAYER:
             rewritten[name] = [value[index] for index in kept]
     # Written past the config's own __setattr__ checks, which compare each field with the others while
     # only some of them are new; then checked as a whole.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -11,11 +13,6 @@ from linearpatch.models.decoder import Decoder
 # Entries of the logits that exist at a time; in fp32 64 MiB. Small enough to stay out of the way of the
 # model's own activations, large enough that the head's matrix product runs at full speed.
 LOGIT_BUDGET = 2**24
-
-
-def chunk_length(vocab_size: int) -> int:
-    """How many tokens' logits fit the budget."""
-    return max(16, LOGIT_BUDGET // vocab_size)
 
 
 def next_token_nll(decoder: Decoder, normed: Tensor, input_ids: Tensor) -> Tensor:
@@ -29,18 +26,45 @@ def next_token_nll(decoder: Decoder, normed: Tensor, input_ids: Tensor) -> Tenso
     Returns:
         `[batch, tokens - 1]` in fp32, natural logarithm.
     """
-    batch, length = input_ids.shape
-    hidden = normed[:, :-1].reshape(-1, normed.shape[-1])
-    labels = input_ids[:, 1:].reshape(-1)
-    losses = []
-    step = chunk_length(decoder.vocab_size)
-    for start in range(0, len(labels), step):
-        logits = decoder.logits(hidden[start : start + step]).float()
-        target = labels[start : start + step].to(logits.device)
-        losses.append(functional.cross_entropy(logits, target, reduction="none"))
-    return torch.cat(losses).view(batch, length - 1)
+    losses = [_nll(decoder, hidden, labels) for hidden, labels in _chunks(decoder, normed, input_ids)]
+    return torch.cat(losses).view(len(input_ids), -1)
 
 
 def stream_nll(decoder: Decoder, stream: Tensor, input_ids: Tensor) -> Tensor:
     """`next_token_nll` of the stream that enters the final norm."""
     return next_token_nll(decoder, decoder.final_norm(stream), input_ids)
+
+
+def stream_gradient(decoder: Decoder, stream: Tensor, input_ids: Tensor) -> Tensor:
+    """Gradient of the mean next-token loss with respect to the stream that enters the final norm.
+
+    Same shape and dtype as `stream`. The graph of the head exists for one chunk of tokens at a time.
+    """
+    leaf = stream.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        normed = decoder.final_norm(leaf)
+    normed_leaf = normed.detach().requires_grad_()
+    gradient = torch.zeros_like(normed_leaf)
+    predicted = gradient[:, :-1].reshape(-1, gradient.shape[-1])
+    done = 0
+    for hidden, labels in _chunks(decoder, normed_leaf.detach(), input_ids):
+        hidden = hidden.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = _nll(decoder, hidden, labels).sum() / len(predicted)
+        predicted[done : done + len(labels)] = torch.autograd.grad(loss, hidden)[0]
+        done += len(labels)
+    gradient[:, :-1] = predicted.view_as(gradient[:, :-1])
+    return torch.autograd.grad(normed, leaf, gradient)[0]
+
+
+def _chunks(decoder: Decoder, normed: Tensor, input_ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Hidden states of consecutive tokens, all blocks in a row, each with the token it should predict."""
+    hidden = normed[:, :-1].reshape(-1, normed.shape[-1])
+    labels = input_ids[:, 1:].reshape(-1)
+    step = max(16, LOGIT_BUDGET // decoder.vocab_size)
+    yield from zip(hidden.split(step), labels.split(step), strict=True)
+
+
+def _nll(decoder: Decoder, hidden: Tensor, labels: Tensor) -> Tensor:
+    logits = decoder.logits(hidden).float()
+    return functional.cross_entropy(logits, labels.to(logits.device), reduction="none")

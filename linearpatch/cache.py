@@ -1,0 +1,185 @@
+"""Nothing is computed twice: a content-addressed store of tensors and small facts.
+
+An entry is one safetensors file named by the hash of its key; the key (what was computed, from which
+weights and tokens, with which settings and algorithm version) is written inside, with a checksum of the
+tensors. Entries are written to a temporary file and renamed, so that none is ever half there; jobs that
+need the same entry wait for the one that computes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from linearpatch.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+
+def default_cache_dir() -> Path:
+    """`LINEARPATCH_CACHE` where set, else a folder in the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("LINEARPATCH_CACHE") or Path(base) / "linearpatch")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What was computed: tensors by name, and facts that JSON can hold."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Cache:
+    """Entries on disk under a folder, and those of this process in memory.
+
+    Args:
+        root: The folder; None keeps entries in memory only.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root
+        self._memory: dict[str, Entry] = {}
+
+    def get(self, kind: str, key: Mapping[str, Any], compute: Callable[[], Entry]) -> Entry:
+        """Return the entry of a key; compute and store it if there is none, or none that can be read.
+
+        Args:
+            kind: Folder of the entry, such as `statistic`.
+            key: All that the result depends on, as JSON values.
+            compute: Called at most once; what it raises is passed on and nothing is stored.
+
+        Raises:
+            StorageError: the entry can't be written.
+        """
+        with self.locked(kind, key):
+            found = self.find(kind, key)
+            if found is None:
+                found = compute()
+                self.put(kind, key, found)
+        return found
+
+    def find(self, kind: str, key: Mapping[str, Any]) -> Entry | None:
+        """Return the entry of a key, or None where there is none or it is damaged."""
+        digest = digest_of(key)
+        if digest in self._memory or self.root is None:
+            return self._memory.get(digest)
+        path = self._path(kind, digest)
+        if not path.exists():
+            return None
+        try:
+            entry = _read(path)
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            log.warning("cache entry %s is damaged (%s); it is computed anew", path, error)
+            return None
+        self._memory[digest] = entry
+        return entry
+
+    def put(self, kind: str, key: Mapping[str, Any], entry: Entry) -> None:
+        """Store an entry; it appears whole or not at all."""
+        digest = digest_of(key)
+        self._memory[digest] = entry
+        if self.root is None:
+            return
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in entry.tensors.items()}
+        metadata = {
+            "key": canonical(key),
+            "facts": json.dumps(entry.facts),
+            "sha256": _checksum(tensors),
+        }
+        write_atomically(self._path(kind, digest), save(tensors, metadata))
+
+    @contextmanager
+    def locked(self, kind: str, key: Mapping[str, Any]) -> Iterator[None]:
+        """Hold an entry's lock, which the system frees when its owner dies."""
+        lock: Any = nullcontext()
+        if self.root is not None:
+            path = self._path(kind, digest_of(key)).with_suffix(".lock")
+            make_folder(path.parent)
+            lock = FileLock(path)
+        with lock:
+            yield
+
+    def _path(self, kind: str, digest: str) -> Path:
+        assert self.root is not None
+        return self.root / kind / f"{digest}.safetensors"
+
+
+def canonical(value: Any) -> str:
+    """JSON text that is the same for equal values."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def digest_of(key: Mapping[str, Any]) -> str:
+    """Name of a key's entry: 32 hexadecimal digits."""
+    return hashlib.sha256(canonical(key).encode()).hexdigest()[:32]
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents.
+
+    Raises:
+        StorageError: the system refuses.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"Can't create the folder {path}: {error.strerror}. Choose another place, or free it."
+        ) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that readers see the old content or the new, and a failure leaves no trace.
+
+    Raises:
+        StorageError: the disk is full, or the folder can't be written.
+    """
+    make_folder(path.parent)
+    temporary = None
+    try:
+        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"Can't write {path} ({len(content):,} bytes): {error.strerror}. Free some space or choose "
+            "another folder (cache_dir=… for the cache, output_dir=… for a run), then run again."
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Entry:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if _checksum(tensors) != metadata["sha256"]:
+        raise ValueError("its checksum doesn't match")
+    return Entry(tensors, json.loads(metadata["facts"]))
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(save({name: tensors[name]}))
+    return digest.hexdigest()

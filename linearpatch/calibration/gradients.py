@@ -1,0 +1,72 @@
+"""First-order importance of each layer, without a gradient for the whole model at any time.
+
+Taylor+ scores a layer by Σ|W ⊙ ∂L/∂W| over its weights (Shortened LLaMA, section 2.2). A usual backward
+pass holds the activations of every layer and as many gradients as there are weights. Here a forward pass
+keeps only the stream each layer reads; going back, a layer runs again with gradients, its weights'
+gradients become one number and are dropped. Peak memory: weights, streams, one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from linearpatch.models.decoder import Decoder, unwrap
+from linearpatch.models.loss import stream_gradient
+from linearpatch.models.passes import record
+
+
+def layer_weights(layer: nn.Module) -> list[nn.Parameter]:
+    """The parameters by which a layer is scored: all its matrices and norm gains, no biases."""
+    return [weight for name, weight in layer.named_parameters() if not name.endswith("bias")]
+
+
+def first_order_importance(
+    decoder: Decoder, batches: Sequence[Tensor], *, on_step: Callable[[], None] = lambda: None
+) -> Tensor:
+    """Σ over batches and weights of |W ⊙ ∂L/∂W| for each layer, `[L]` in fp64.
+
+    L is the mean next-token loss of a batch. The absolute value is taken batch by batch: a sum over
+    batches before it would let their signs cancel. With one batch, as published, both agree.
+
+    Args:
+        decoder: The model.
+        batches: Token ids, `[blocks, tokens]` each.
+        on_step: Called after each layer of each batch.
+    """
+    importance = torch.zeros(decoder.num_layers, dtype=torch.float64)
+    for batch in batches:
+        recording = record(decoder, batch)
+        gradient = stream_gradient(decoder, recording.streams.pop(), batch)
+        for index in reversed(range(decoder.num_layers)):
+            stream = recording.streams.pop().detach().requires_grad_()
+            layer, call = decoder.layers[index], recording.calls[index]
+            with _gradients_for(layer_weights(layer)) as weights:
+                with torch.enable_grad():
+                    output = unwrap(layer(stream, *call.args, **call.kwargs))
+                gradient, *weight_gradients = torch.autograd.grad(
+                    output, [stream, *weights], gradient.to(output.device), allow_unused=True
+                )
+            for weight, weight_gradient in zip(weights, weight_gradients, strict=True):
+                if weight_gradient is not None:  # experts that no token reached have none
+                    product = weight_gradient.mul_(weight.detach()).abs_()
+                    importance[index] += product.sum(dtype=torch.float64).cpu()
+            del output, weight_gradients
+            on_step()
+    return importance
+
+
+@contextmanager
+def _gradients_for(weights: Sequence[nn.Parameter]) -> Iterator[Sequence[nn.Parameter]]:
+    """Let these weights have gradients, and put the setting back."""
+    required = [weight.requires_grad for weight in weights]
+    for weight in weights:
+        weight.requires_grad_(True)
+    try:
+        yield weights
+    finally:
+        for weight, before in zip(weights, required, strict=True):
+            weight.requires_grad_(before)

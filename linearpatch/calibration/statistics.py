@@ -1,0 +1,297 @@
+"""What can be learnt from one pass over the dense model: many statistics listening to the same streams.
+
+A statistic is a frozen value that says what is wanted. `start` gives it an accumulator, which sees the
+input of every layer of every batch and keeps only sums: memory doesn't depend on the number of samples.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from linearpatch.errors import require_choice
+from linearpatch.hadamard import hadamard_transform
+
+BASES = ("channel", "hadamard")
+
+
+class LayerInput:
+    """The stream that one layer reads in one batch; what several statistics need of it is computed once.
+
+    Attributes:
+        index: The layer, or the number of layers for the final norm.
+        hidden: `[blocks, tokens, hidden_size]` in the model's dtype.
+    """
+
+    def __init__(self, index: int, hidden: Tensor) -> None:
+        self.index = index
+        self.hidden = hidden
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """All tokens in fp32 (a half-precision dot product overflows on massive activations), `[n, D]`."""
+        return self.hidden.reshape(-1, self.hidden.shape[-1]).float()
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """Euclidean norm of each token, `[n]`."""
+        return torch.linalg.vector_norm(self.tokens, dim=-1)
+
+    @cached_property
+    def rotated(self) -> Tensor:
+        """All tokens in the Hadamard basis, `[n, D]`."""
+        return hadamard_transform(self.tokens)
+
+    def in_basis(self, basis: str) -> Tensor:
+        """All tokens in one of `BASES`, `[n, D]`."""
+        return self.rotated if basis == "hadamard" else self.tokens
+
+
+class Accumulator(Protocol):
+    """Sums over a pass."""
+
+    def observe(self, stream: LayerInput) -> None:
+        """See the next layer's input; layers come in order, batch after batch."""
+
+    def result(self) -> dict[str, Tensor]:
+        """The finished statistic, on the CPU in fp64."""
+
+
+class Statistic(ABC):
+    """A quantity that one pass over the dense model yields; subclasses are frozen dataclasses."""
+
+    version: ClassVar[int] = 1
+
+    @abstractmethod
+    def start(self, num_layers: int) -> Accumulator:
+        """An accumulator for a model with so many layers."""
+
+    def deepest(self, num_layers: int) -> int:
+        """The last stream it needs; a pass stops at the deepest of all that listen."""
+        return num_layers
+
+
+@dataclass(frozen=True)
+class WindowCosine(Statistic):
+    """Mean cosine between each token's stream before and after a window of layers.
+
+    Result `cosine`: `[L - window + 1]`, entry l compares streams l and l + window. Every stream is taken
+    before the final norm. ShortGPT's block influence is 1 − cosine at window 1 (section 3.1), the metric
+    of LLM-Streamline and of LinearPatch (section 3.1, eq. 2) is the cosine at window n.
+    """
+
+    window: int
+
+    def start(self, num_layers: int) -> Accumulator:
+        """Keep sums of cosines."""
+        return _WindowMean("cosine", self.window, num_layers, self.compare)
+
+    @staticmethod
+    def compare(before: LayerInput, after: LayerInput) -> tuple[Tensor, int]:
+        """Sum of cosines over tokens, and their number."""
+        # vecdot reads each operand once and writes one number a token.
+        dots = torch.linalg.vecdot(before.tokens, after.tokens.to(before.tokens.device))
+        scale = before.norms * after.norms.to(before.norms.device)
+        return (dots / scale.clamp_min(torch.finfo(torch.float32).tiny)).sum(dtype=torch.float64), len(dots)
+
+
+@dataclass(frozen=True)
+class LastTokenAngle(Statistic):
+    """Mean angle, as a fraction of π, between the last token's stream before and after a window of layers.
+
+    Result `angle`: `[L - window + 1]`. Gromov et al., "The unreasonable ineffectiveness of the deeper
+    layers", eq. 6: arccos(cos)/π at the last token of each block.
+    """
+
+    window: int
+
+    def start(self, num_layers: int) -> Accumulator:
+        """Keep sums of angles."""
+        return _WindowMean("angle", self.window, num_layers, self.compare)
+
+    @staticmethod
+    def compare(before: LayerInput, after: LayerInput) -> tuple[Tensor, int]:
+        """Sum of angles over blocks, and their number."""
+        first, last = before.hidden[:, -1].float(), after.hidden[:, -1].float()
+        cosine = functional.cosine_similarity(first, last.to(first.device), dim=-1)
+        # Rounding can carry a cosine past 1, where arccos is not a number.
+        angle = torch.arccos(cosine.clamp(-1, 1)) / torch.pi
+        return angle.sum(dtype=torch.float64), len(angle)
+
+
+class _WindowMean:
+    """Compares each stream with the one `window` layers before; keeps `window + 1` streams of one batch."""
+
+    def __init__(
+        self,
+        name: str,
+        window: int,
+        num_layers: int,
+        compare: Callable[[LayerInput, LayerInput], tuple[Tensor, int]],
+    ) -> None:
+        self.name = name
+        self.compare = compare
+        self.recent: deque[LayerInput] = deque(maxlen=window + 1)
+        self.window = window
+        self.sums = [torch.zeros((), dtype=torch.float64) for _ in range(num_layers - window + 1)]
+        self.count = 0
+
+    def observe(self, stream: LayerInput) -> None:
+        if stream.index == 0:
+            self.recent.clear()
+        self.recent.append(stream)
+        start = stream.index - self.window
+        if start >= 0:
+            total, count = self.compare(self.recent[0], stream)
+            self.sums[start] = self.sums[start].to(total.device) + total
+            self.count += count if start == 0 else 0
+        if stream.index == len(self.sums) - 1 + self.window:
+            self.recent.clear()
+
+    def result(self) -> dict[str, Tensor]:
+        return {self.name: torch.stack([total.cpu() for total in self.sums]) / self.count}
+
+
+@dataclass(frozen=True)
+class Magnitude(Statistic):
+    """Mean absolute value of each channel of the stream that each layer reads.
+
+    Result `magnitude`: `[L + 1, D]`. LinearPatch eq. 4 divides two of its rows. In the `hadamard` basis
+    the channels are those of the rotated stream X·H (section 3.3).
+    """
+
+    basis: str = "channel"
+
+    def __post_init__(self) -> None:
+        require_choice("Magnitude.basis", self.basis, BASES)
+
+    def start(self, num_layers: int) -> Accumulator:
+        """Keep sums of absolute values."""
+        return _MagnitudeMean(self.basis, num_layers)
+
+
+class _MagnitudeMean:
+    def __init__(self, basis: str, num_layers: int) -> None:
+        self.basis = basis
+        self.sums: list[Tensor | None] = [None] * (num_layers + 1)
+        self.count = 0
+
+    def observe(self, stream: LayerInput) -> None:
+        total = stream.in_basis(self.basis).abs().sum(dim=0).double()
+        previous = self.sums[stream.index]
+        self.sums[stream.index] = total if previous is None else previous + total
+        self.count += len(stream.tokens) if stream.index == 0 else 0
+
+    def result(self) -> dict[str, Tensor]:
+        return {"magnitude": torch.stack([total.cpu() for total in self.sums if total is not None]) / self.count}
+
+
+@dataclass(frozen=True)
+class MagnitudeRatio(Statistic):
+    """Mean over blocks of the ratio of mean absolute values after and before a gap.
+
+    Result `ratio`: `[D]`. What the official code computes in place of eq. 4's ratio of means.
+    """
+
+    start_layer: int
+    end_layer: int
+    basis: str = "channel"
+
+    def __post_init__(self) -> None:
+        require_choice("MagnitudeRatio.basis", self.basis, BASES)
+
+    def deepest(self, num_layers: int) -> int:
+        """Nothing is needed past the gap."""
+        return self.end_layer
+
+    def start(self, num_layers: int) -> Accumulator:
+        """Keep the sum of ratios."""
+        return _RatioMean(self)
+
+
+class _RatioMean:
+    def __init__(self, spec: MagnitudeRatio) -> None:
+        self.spec = spec
+        self.before: Tensor | None = None
+        self.total: Tensor | float = 0.0
+        self.count = 0
+
+    def observe(self, stream: LayerInput) -> None:
+        if stream.index not in (self.spec.start_layer, self.spec.end_layer):
+            return
+        blocks = stream.hidden.shape[0]
+        values = stream.in_basis(self.spec.basis).view(blocks, -1, stream.hidden.shape[-1])
+        magnitude = values.abs().sum(dim=1, dtype=torch.float64)
+        if stream.index == self.spec.start_layer:
+            self.before = magnitude
+        else:
+            assert self.before is not None
+            self.total = self.total + (magnitude / self.before.to(magnitude.device)).sum(dim=0)
+            self.count += blocks
+
+    def result(self) -> dict[str, Tensor]:
+        return {"ratio": (torch.as_tensor(self.total) / self.count).cpu()}
+
+
+@dataclass(frozen=True)
+class Gram(Statistic):
+    """Sums of products from which a least-squares map between two streams follows.
+
+    With rows x of stream `start_layer`, followed by a 1 where `bias` is set, rows y of stream `end_layer`,
+    and weights w (1, or 1/‖y‖² where `relative`), results in fp64:
+
+    `xx`: Σ w xᵀx, `[D(+1), D(+1)]` · `xy`: Σ w xᵀy, `[D(+1), D]` · `yy`: Σ w ‖y‖², scalar ·
+    `count`: number of tokens.
+    """
+
+    start_layer: int
+    end_layer: int
+    bias: bool = False
+    relative: bool = False
+
+    def deepest(self, num_layers: int) -> int:
+        """Nothing is needed past the gap."""
+        return self.end_layer
+
+    def start(self, num_layers: int) -> Accumulator:
+        """Keep the sums of products."""
+        return _GramSums(self)
+
+
+class _GramSums:
+    def __init__(self, spec: Gram) -> None:
+        self.spec = spec
+        self.before: Tensor | None = None
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def observe(self, stream: LayerInput) -> None:
+        if stream.index == self.spec.start_layer:
+            self.before = stream.tokens
+        elif stream.index == self.spec.end_layer:
+            assert self.before is not None
+            self._add(self.before.to(stream.tokens.device).double(), stream.tokens.double())
+            self.before = None
+
+    def _add(self, x: Tensor, y: Tensor) -> None:
+        if self.spec.bias:
+            x = functional.pad(x, (0, 1), value=1.0)
+        weighted = x / y.square().sum(dim=-1, keepdim=True) if self.spec.relative else x
+        energy = torch.tensor(float(len(y)), dtype=torch.float64) if self.spec.relative else y.square().sum().cpu()
+        products = {"xx": weighted.T @ x, "xy": weighted.T @ y, "yy": energy}
+        for name, product in products.items():
+            self.sums[name] = self.sums[name] + product if name in self.sums else product
+        self.count += len(y)
+
+    def result(self) -> dict[str, Tensor]:
+        sums: Mapping[str, Tensor] = {name: total.cpu() for name, total in self.sums.items()}
+        return {**sums, "count": torch.tensor(float(self.count), dtype=torch.float64)}
+

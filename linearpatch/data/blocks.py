@@ -1,0 +1,102 @@
+"""Token blocks: equally long pieces of a text, without padding."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from linearpatch.errors import DataError, require_choice, require_range
+
+SAMPLINGS = ("first", "windows", "crops")
+BOS_POLICIES = ("tokenizer", "each", "none")
+
+
+@dataclass(frozen=True)
+class TokenBlocks:
+    """Blocks of tokens and where they came from.
+
+    Attributes:
+        ids: `[blocks, tokens]` int64.
+        source: What the text is, such as `pydoc/calibration`.
+    """
+
+    ids: Tensor
+    source: str
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the token stream: equal for equal tokens in equal blocks, whatever their source."""
+        content = self.ids.contiguous().numpy().tobytes()
+        return hashlib.sha256(repr(tuple(self.ids.shape)).encode() + content).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """How a text becomes blocks.
+
+    Attributes:
+        num_blocks: How many; None takes all disjoint windows.
+        block_length: Tokens in each.
+        sampling: `first` takes the first disjoint windows, `windows` a seeded choice of them, `crops`
+            seeded random positions that may overlap (as 5,000 sequences of 2.7 million tokens must).
+        bos: `tokenizer` adds to the joined text what the tokenizer adds to any text, `each` starts every
+            block with BOS, `none` adds nothing.
+        seed: Of the choice; unused by `first`.
+    """
+
+    num_blocks: int | None = None
+    block_length: int = 2048
+    sampling: str = "first"
+    bos: str = "tokenizer"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_choice("sampling", self.sampling, SAMPLINGS)
+        require_choice("bos", self.bos, BOS_POLICIES)
+        require_range("block_length", self.block_length, low=2)
+        if self.num_blocks is not None:
+            require_range("num_blocks", self.num_blocks, low=1)
+        elif self.sampling != "first":
+            raise DataError(f"sampling={self.sampling} needs num_blocks; only sampling=first can take all.")
+
+    def cut(self, text: str, tokenizer: Any, source: str) -> TokenBlocks:
+        """Tokenise a text as a whole and cut it.
+
+        Raises:
+            DataError: the text is empty or can't give so many blocks.
+        """
+        tokens = torch.tensor(tokenizer(text, add_special_tokens=self.bos == "tokenizer", verbose=False).input_ids)
+        body = self.block_length - (self.bos == "each")
+        available = len(tokens) // body
+        wanted = available if self.num_blocks is None else self.num_blocks
+        crops = self.sampling == "crops"
+        if available == 0 or (wanted > available and not crops):
+            raise DataError(
+                f"{source} has {len(tokens):,} tokens: {available} blocks of {self.block_length}, "
+                f"{'1' if self.num_blocks is None else wanted} needed. Ask for fewer or shorter blocks, "
+                "allow overlap (sampling=crops), or choose a longer corpus."
+            )
+        if crops:
+            starts = torch.randint(len(tokens) - body + 1, (wanted,), generator=self._generator())
+        elif self.sampling == "windows":
+            starts = torch.randperm(available, generator=self._generator())[:wanted].sort().values * body
+        else:
+            starts = torch.arange(wanted) * body
+        ids = tokens[starts[:, None] + torch.arange(body)]
+        if self.bos == "each":
+            ids = torch.cat([torch.full((wanted, 1), _bos_id(tokenizer)), ids], dim=1)
+        return TokenBlocks(ids, source)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+
+def _bos_id(tokenizer: Any) -> int:
+    if tokenizer.bos_token_id is None:
+        raise DataError("bos=each needs a tokenizer with a BOS token, and this one has none. Use bos=none.")
+    return int(tokenizer.bos_token_id)
