@@ -6,7 +6,6 @@ computed once. `collect` gathers what several components need in a single pass.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -115,6 +114,10 @@ class Workspace:
         )
         return {int(layer): CandidateLoss(**value) for layer, value in entry.facts["losses"].items()}
 
+    def release(self) -> None:
+        """Drop the streams kept for `removal_losses`; the next call would compute them again."""
+        self._search = None
+
     def importance(self) -> Tensor:
         """First-order (Taylor) importance of each layer, `[L]`; see `first_order_importance`."""
 
@@ -175,7 +178,7 @@ class Workspace:
         measured = torch.tensor([candidate.loss for candidate in losses.values()])
         if not measured.isfinite().any():
             raise NumericsError(_not_finite("the calibration loss", f"each of the layers {list(candidates)} removed"))
-        return Entry(facts={"losses": json.loads(json.dumps({k: asdict(v) for k, v in losses.items()}))})
+        return Entry(facts={"losses": {str(layer): asdict(loss) for layer, loss in losses.items()}})
 
     def _search_without(self, removed: Sequence[int]) -> SuffixSearch:
         """The search at the state `removed`; carried on from the last call where that leads there."""

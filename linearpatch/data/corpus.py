@@ -1,0 +1,104 @@
+"""A corpus: a named text source with a split for each purpose, no token of which serves two."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from linearpatch.errors import ConfigError, DataError
+
+PURPOSES = ("calibration", "distillation", "evaluation")
+
+
+@dataclass(frozen=True)
+class Corpus(ABC):
+    """Where text comes from and which part of it each purpose reads.
+
+    Attributes:
+        name: Appears in metrics (`ppl/NAME`) and tables.
+        calibration: Split for calibration; splits may be slices such as `train[:20%]`.
+        distillation: Split for distillation.
+        evaluation: Split for evaluation.
+        separator: Joins documents into one text.
+        note: What a reader of its numbers must know.
+    """
+
+    version: ClassVar[int] = 1
+
+    name: str = field(default="", metadata={"identity": False})
+    calibration: str = "train"
+    distillation: str = "train"
+    evaluation: str = "test"
+    separator: str = "\n\n"
+    note: str = field(default="", metadata={"identity": False})
+
+    def __post_init__(self) -> None:
+        readers = [(purpose, self.split(purpose)) for purpose in PURPOSES]
+        for index, (purpose, split) in enumerate(readers):
+            for other_purpose, other_split in readers[index + 1 :]:
+                if overlap(split, other_split):
+                    raise ConfigError(
+                        f"corpus {self.name}: {purpose} reads {split!r} and {other_purpose} {other_split!r}, "
+                        "which share text. No token may serve two purposes: choose other splits, or slices "
+                        "such as train[:20%] and train[20%:]."
+                    )
+
+    def split(self, purpose: str) -> str:
+        """The split that a purpose reads."""
+        return str(getattr(self, purpose))
+
+    @abstractmethod
+    def documents(self, split: str, datasets_dir: Path | None = None) -> list[str]:
+        """The texts of a split.
+
+        Raises:
+            DataError: the split doesn't exist or can't be read.
+        """
+
+    def text(self, purpose: str, datasets_dir: Path | None = None) -> str:
+        """The text that a purpose reads, documents joined.
+
+        Raises:
+            DataError: there is none.
+        """
+        split = self.split(purpose)
+        joined = self.separator.join(self.documents(split, datasets_dir))
+        if not joined.strip():
+            raise DataError(f"corpus {self.name}: the split {split!r} holds no text.")
+        return joined
+
+
+def overlap(first: str, second: str) -> bool:
+    """Whether two splits share documents; slices are understood in percent.
+
+    >>> overlap("train[:20%]", "train[20%:]"), overlap("train", "train[20%:]"), overlap("train", "test")
+    (False, True, False)
+    """
+    name, start, end = parse_split(first)
+    other, other_start, other_end = parse_split(second)
+    return name == other and max(start, other_start) < min(end, other_end)
+
+
+def parse_split(split: str) -> tuple[str, float, float]:
+    """Name, start and end (fractions) of a split.
+
+    >>> parse_split("train[:20%]")
+    ('train', 0.0, 0.2)
+
+    Raises:
+        ConfigError: it isn't a name, or a name with a slice in percent.
+    """
+    match = re.fullmatch(r"([\w.-]+)(?:\[(\d*)%?:(\d*)%?\])?", split)
+    if match is None:
+        raise ConfigError(f"split {split!r}: write a name, or a slice in percent such as train[:20%].")
+    name, start, end = match.groups()
+    return name, int(start or 0) / 100, int(end or 100) / 100
+
+
+def take_slice(documents: list[str], split: str) -> list[str]:
+    """The part of a whole split's documents that a slice names; touching slices never share one."""
+    _, start, end = parse_split(split)
+    return documents[round(start * len(documents)) : round(end * len(documents))]

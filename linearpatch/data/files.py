@@ -1,0 +1,80 @@
+"""Text from the user's own files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from linearpatch.data.corpus import Corpus, take_slice
+from linearpatch.errors import ConfigError, DataError
+from linearpatch.registry import component
+
+READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+@component("corpus", "text")
+@dataclass(frozen=True)
+class TextCorpus(Corpus):
+    """A .txt, .jsonl, .json or .parquet file, or a folder of them.
+
+    A .txt file is divided into paragraphs at blank lines; the others hold one document a row. The purposes
+    read disjoint slices of the documents.
+
+    Attributes:
+        path: The file or folder.
+        column: Column of the text in .jsonl, .json and .parquet files.
+    """
+
+    name: str = field(default="text", metadata={"identity": False})
+    calibration: str = "all[:30%]"
+    distillation: str = "all[30%:60%]"
+    evaluation: str = "all[60%:]"
+    path: str = ""
+    column: str = "text"
+
+    def documents(self, split: str, datasets_dir: Path | None = None) -> list[str]:
+        """The documents of a slice."""
+        if not self.path:
+            raise ConfigError("corpus=text needs a file: add corpus.path=FILE (.txt, .jsonl, .json, .parquet).")
+        path = Path(self.path).expanduser()
+        if not path.exists():
+            raise DataError(f"corpus.path={self.path} doesn't exist (looked in {Path.cwd()}).")
+        files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+        return take_slice([document for file in files for document in self._read(file)], split)
+
+    def _read(self, file: Path) -> list[str]:
+        if file.suffix == ".txt":
+            try:
+                return [part for part in file.read_text(encoding="utf-8").split("\n\n") if part.strip()]
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(f"{file} can't be read as UTF-8 text: {error}.") from error
+        return text_column(file, read_rows(file), self.column)
+
+
+def read_rows(file: Path) -> Any:
+    """The rows of a .jsonl, .json or .parquet file as a data set.
+
+    Raises:
+        DataError: the file has another ending or can't be read.
+    """
+    import datasets
+
+    if file.suffix not in READERS:
+        raise DataError(f"{file} has an unknown ending. Allowed: .txt, {', '.join(READERS)}.")
+    try:
+        loader = datasets.Dataset.from_parquet if file.suffix == ".parquet" else datasets.Dataset.from_json
+        return loader(str(file), keep_in_memory=True)
+    except Exception as error:
+        raise DataError(f"{file} can't be read as {READERS[file.suffix]}: {error}.") from error
+
+
+def text_column(file: Path, rows: Any, column: str) -> list[str]:
+    """One column of a data set.
+
+    Raises:
+        DataError: there is no such column.
+    """
+    if column not in rows.column_names:
+        raise DataError(f"{file} has no column {column!r}. Its columns: {', '.join(rows.column_names)}.")
+    return list(rows[column])

@@ -1,0 +1,75 @@
+"""Text from a data set of the Hugging Face hub, or from a local copy in the hub's layout."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from linearpatch.data.corpus import Corpus, parse_split, take_slice
+from linearpatch.data.files import read_rows, text_column
+from linearpatch.errors import DataError
+from linearpatch.registry import component
+
+SUFFIXES = ("jsonl", "parquet", "json")
+
+
+@component("corpus", "hub")
+@dataclass(frozen=True)
+class HubCorpus(Corpus):
+    """A data set of the hub in a form that needs no script.
+
+    With a `datasets_dir`, `<datasets_dir>/<data set name>/<config>/<split>.{jsonl,parquet,json}` is read
+    instead wherever it exists.
+
+    Attributes:
+        path: Owner and name on the hub.
+        config: Configuration of the data set; null where it has one only.
+        column: Column that holds the text.
+        data_files: Files of each split, for data sets too large to load whole.
+        revision: Commit, tag or branch; pin it to make a run repeatable.
+        max_documents: Read so many rows from the start, streaming; null reads all.
+    """
+
+    path: str = ""
+    config: str | None = None
+    column: str = "text"
+    data_files: dict[str, str] = field(default_factory=dict)
+    revision: str | None = None
+    max_documents: int | None = None
+
+    def documents(self, split: str, datasets_dir: Path | None = None) -> list[str]:
+        """The rows of a split."""
+        name, _, _ = parse_split(split)
+        local = self.local_file(name, datasets_dir)
+        rows = text_column(local, read_rows(local), self.column) if local else self._from_hub(name)
+        return take_slice(rows, split)
+
+    def local_file(self, split: str, datasets_dir: Path | None) -> Path | None:
+        """The local copy of a split, if there is one."""
+        if datasets_dir is None:
+            return None
+        folder = datasets_dir / self.path.rpartition("/")[2] / (self.config or "")
+        return next((file for suffix in SUFFIXES if (file := folder / f"{split}.{suffix}").is_file()), None)
+
+    def _from_hub(self, split: str) -> list[str]:
+        from datasets import load_dataset
+
+        settings: dict[str, Any] = {"split": split, "revision": self.revision}
+        if self.data_files:
+            settings |= {"data_files": dict(self.data_files), "verification_mode": "no_checks"}
+        try:
+            if self.max_documents is None:
+                rows = load_dataset(self.path, self.config, **settings)
+            else:
+                settings.pop("verification_mode", None)
+                stream = load_dataset(self.path, self.config, streaming=True, **settings)
+                rows = itertools.islice(stream, self.max_documents)
+            return [row[self.column] for row in rows]
+        except Exception as error:
+            raise DataError(
+                f"corpus {self.name}: can't load {self.path} ({self.config or 'default'}, {split}) from the hub: "
+                f"{str(error).splitlines()[0]}. Offline, set datasets_dir=FOLDER (or LINEARPATCH_DATASETS) to a "
+                f"folder with {self.path.rpartition('/')[2]}/{self.config or ''}/{split}.jsonl, or use corpus=pydoc."
+            ) from error

@@ -1,0 +1,77 @@
+"""Readers: who reads which corpus, cut into which blocks. The group `calibration` holds the presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from linearpatch.data.blocks import BlockSpec, TokenBlocks
+from linearpatch.data.corpus import Corpus, overlap
+from linearpatch.errors import ConfigError
+from linearpatch.registry import component, identity
+
+
+@component("calibration", "blocks")
+@dataclass(frozen=True)
+class Calibration:
+    """The text from which layers are chosen and patches fitted.
+
+    Attributes:
+        corpus: A corpus of its own; null reads the run's.
+        num_blocks: Number of token blocks.
+        block_length: Tokens in each.
+        sampling: `first`, `windows` or `crops`; see `BlockSpec`.
+        bos: `tokenizer`, `each` or `none`; see `BlockSpec`.
+        batch_size: Blocks in one forward pass.
+    """
+
+    corpus: Corpus | None = None
+    num_blocks: int | None = 16
+    block_length: int = 1024
+    sampling: str = "windows"
+    bos: str = "tokenizer"
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        self.blocks(seed=0)
+
+    def blocks(self, seed: int) -> BlockSpec:
+        """The cut, with the run's seed."""
+        return BlockSpec(self.num_blocks, self.block_length, self.sampling, self.bos, seed)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A corpus for one purpose."""
+
+    corpus: Corpus
+    purpose: str
+    datasets_dir: Path | None = None
+
+    @property
+    def source(self) -> str:
+        """Name of the text, such as `wikitext2/test`."""
+        return f"{self.corpus.name}/{self.corpus.split(self.purpose)}"
+
+    def read(self, spec: BlockSpec, tokenizer: Any) -> TokenBlocks:
+        """Read the text and cut it into blocks."""
+        return spec.cut(self.corpus.text(self.purpose, self.datasets_dir), tokenizer, self.source)
+
+
+def check_disjoint(first: Reader, second: Reader) -> None:
+    """Refuse two readers that share text.
+
+    Raises:
+        ConfigError: both read the same source, and their splits overlap.
+    """
+    sources = [
+        {k: v for k, v in identity(reader.corpus).items() if k not in ("calibration", "distillation", "evaluation")}
+        for reader in (first, second)
+    ]
+    splits = [reader.corpus.split(reader.purpose) for reader in (first, second)]
+    if sources[0] == sources[1] and overlap(*splits):
+        raise ConfigError(
+            f"{first.purpose} reads {first.source} and {second.purpose} {second.source}, which share text. "
+            "No token may serve two purposes: give one of them another split or corpus."
+        )
