@@ -23,6 +23,11 @@ from linearpatch.hadamard import hadamard_transform
 BASES = ("channel", "hadamard")
 
 
+def ratio(after: Tensor, before: Tensor) -> Tensor:
+    """`after / before`, and 1 where there was nothing before: a channel that is always 0 stays as it is."""
+    return torch.where(before > 0, after / before, torch.ones_like(after))
+
+
 class LayerInput:
     """The stream that one layer reads in one batch; what several statistics need of it is computed once.
 
@@ -198,12 +203,14 @@ class _MagnitudeMean:
 class MagnitudeRatio(Statistic):
     """Mean over blocks of the ratio of mean absolute values after and before a gap.
 
-    Result `ratio`: `[D]`. What the official code computes in place of eq. 4's ratio of means.
+    Result `ratio`: `[D]`, or `[1]` where `pooled` takes all channels together. What the official code
+    computes in place of eq. 4's ratio of means.
     """
 
     start_layer: int
     end_layer: int
     basis: str = "channel"
+    pooled: bool = False
 
     def __post_init__(self) -> None:
         require_choice("MagnitudeRatio.basis", self.basis, BASES)
@@ -230,11 +237,13 @@ class _RatioMean:
         blocks = stream.hidden.shape[0]
         values = stream.in_basis(self.spec.basis).view(blocks, -1, stream.hidden.shape[-1])
         magnitude = values.abs().sum(dim=1, dtype=torch.float64)
+        if self.spec.pooled:
+            magnitude = magnitude.sum(dim=-1, keepdim=True)
         if stream.index == self.spec.start_layer:
             self.before = magnitude
         else:
             assert self.before is not None
-            self.total = self.total + (magnitude / self.before.to(magnitude.device)).sum(dim=0)
+            self.total = self.total + ratio(magnitude, self.before.to(magnitude.device)).sum(dim=0)
             self.count += blocks
 
     def result(self) -> dict[str, Tensor]:
@@ -294,4 +303,3 @@ class _GramSums:
     def result(self) -> dict[str, Tensor]:
         sums: Mapping[str, Tensor] = {name: total.cpu() for name, total in self.sums.items()}
         return {**sums, "count": torch.tensor(float(self.count), dtype=torch.float64)}
-

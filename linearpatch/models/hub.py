@@ -1,0 +1,79 @@
+"""Models from the Hugging Face hub or a local folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from linearpatch.errors import ConfigError, ModelError
+from linearpatch.models.fingerprint import fingerprint_folder
+from linearpatch.models.model import LoadedModel, Model, ready
+from linearpatch.registry import component
+
+
+@component("model", "hub")
+@dataclass(frozen=True)
+class HubModel(Model):
+    """A causal language model by hub id or local folder.
+
+    Attributes:
+        path: Hub id such as `Qwen/Qwen3-0.6B`, or a folder.
+        revision: Commit, tag or branch of the hub; pin it to make a run repeatable.
+        trust_remote_code: Run the repository's own code. Off: only models that transformers knows.
+    """
+
+    path: str = ""
+    revision: str | None = None
+    trust_remote_code: bool = field(default=False, metadata={"identity": False})
+
+    def config(self, cache_dir: Path) -> Any:
+        """Read the configuration alone."""
+        self._check_path()
+        try:
+            return AutoConfig.from_pretrained(self._location, **self._source)
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def load(self, cache_dir: Path) -> LoadedModel:
+        """Load weights and tokenizer from safetensors."""
+        self._check_path()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self._location, **self._source)
+            model = AutoModelForCausalLM.from_pretrained(
+                self._location,
+                dtype=self.torch_dtype,
+                attn_implementation=self.attn_implementation,
+                use_safetensors=True,
+                **self._source,
+                **self.placement,
+            )
+        except Exception as error:
+            raise self._failure(error) from error
+        commit = getattr(model.config, "_commit_hash", None)
+        fingerprint = commit or fingerprint_folder(Path(self._location), cache_dir)
+        return ready(model, tokenizer, fingerprint)
+
+    @property
+    def _location(self) -> str:
+        folder = Path(self.path).expanduser()
+        return str(folder) if folder.is_dir() else self.path
+
+    @property
+    def _source(self) -> dict[str, Any]:
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+    def _check_path(self) -> None:
+        if not self.path:
+            raise ConfigError("model=hub needs model.path=ID or model.path=FOLDER, such as Qwen/Qwen3-0.6B.")
+        if self.path.startswith((".", "/", "~")) and not Path(self.path).expanduser().is_dir():
+            raise ModelError(f"model.path={self.path} is not a folder (looked in {Path.cwd()}).")
+
+    def _failure(self, error: Exception) -> ModelError:
+        return ModelError(
+            f"model {self.name or self.path}: {self.path} can't be loaded as a causal language model: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__} Check the id and your access "
+            "to it, set model.path to a local folder, or use model=smollm2_135m, which needs no hub."
+        )

@@ -1,0 +1,129 @@
+"""A model as a component: settings that load to weights, a tokenizer and an identity."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from linearpatch.errors import ConfigError, require_choice
+from linearpatch.models.decoder import Decoder, check_logits, decoder_of
+from linearpatch.models.layer_config import check_prunable
+
+log = logging.getLogger(__name__)
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A dense model ready for work.
+
+    Attributes:
+        decoder: The model and its parts.
+        tokenizer: Its tokenizer.
+        fingerprint: Identity of the weights: a hub commit, or a hash of the files.
+    """
+
+    decoder: Decoder
+    tokenizer: Any
+    fingerprint: str
+
+    @property
+    def dtype(self) -> str:
+        """Name of the weights' dtype."""
+        return str(self.decoder.model.dtype).removeprefix("torch.")
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All about the model that numbers computed with it depend on."""
+        return {
+            "weights": self.fingerprint,
+            "dtype": self.dtype,
+            "device": self.decoder.input_device.type,
+            "attention": self.decoder.model.config._attn_implementation,
+        }
+
+
+@dataclass(frozen=True)
+class Model(ABC):
+    """Settings that every model has.
+
+    Attributes:
+        name: Appears in tables and run ids.
+        dtype: Of the weights; `auto` is the checkpoint's own.
+        device: Such as `cuda:1`; `auto` is the first GPU, else the CPU.
+        device_map: Spreads a model over devices (`auto`, or module names to devices); needs accelerate.
+        attn_implementation: `sdpa`, `eager` or `flash_attention_2`.
+        note: What a reader of its numbers must know.
+    """
+
+    version: ClassVar[int] = 1
+
+    name: str = field(default="", metadata={"identity": False})
+    dtype: str = "auto"
+    device: str = field(default="auto", metadata={"identity": False})
+    device_map: Any = field(default=None, metadata={"identity": False})
+    attn_implementation: str = "sdpa"
+    note: str = field(default="", metadata={"identity": False})
+
+    def __post_init__(self) -> None:
+        require_choice("model.dtype", self.dtype, DTYPES)
+        if self.device != "auto":
+            try:
+                kind = torch.device(self.device).type
+            except RuntimeError as error:
+                raise ConfigError(f"model.device is {self.device!r}. Allowed: auto, cpu, cuda, cuda:N, mps.") from error
+            if kind == "cuda" and not torch.cuda.is_available():
+                raise ConfigError(f"model.device is {self.device!r}, but there is no CUDA device. Use model.device=cpu.")
+
+    @abstractmethod
+    def config(self, cache_dir: Path) -> Any:
+        """The model's Hugging Face configuration, without its weights."""
+
+    @abstractmethod
+    def load(self, cache_dir: Path) -> LoadedModel:
+        """Load weights and tokenizer.
+
+        Raises:
+            ModelError: it can't be found, loaded, or pruned.
+        """
+
+    @property
+    def torch_dtype(self) -> torch.dtype | str:
+        """The dtype as transformers takes it."""
+        return "auto" if self.dtype == "auto" else getattr(torch, self.dtype)
+
+    @property
+    def resolved_device(self) -> torch.device:
+        """The device that `auto` stands for here."""
+        if self.device != "auto":
+            return torch.device(self.device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained` that put the weights where they belong."""
+        if self.device_map is not None:
+            spread: Any = dict(self.device_map) if isinstance(self.device_map, Mapping) else self.device_map
+            return {"device_map": spread}
+        return {} if self.resolved_device.type == "cpu" else {"device_map": {"": self.resolved_device}}
+
+
+def ready(model: Any, tokenizer: Any, fingerprint: str) -> LoadedModel:
+    """Freeze a freshly loaded model, find its parts and make sure that they are understood.
+
+    Raises:
+        ModelError: it can't be pruned, or its logits are made in an unknown way.
+    """
+    model.eval().requires_grad_(False)
+    decoder = decoder_of(model)
+    check_prunable(decoder.config)
+    check_logits(decoder)
+    log.info("loaded %s: %d layers, hidden size %d", type(model).__name__, decoder.num_layers, decoder.hidden_size)
+    return LoadedModel(decoder, tokenizer, fingerprint)

@@ -1,0 +1,77 @@
+"""Randomly initialised models of any size, for work on speed and memory and for tests."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from linearpatch.cache import canonical
+from linearpatch.errors import ConfigError, ModelError, suggest
+from linearpatch.models.model import LoadedModel, Model, ready
+from linearpatch.registry import component
+
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
+
+
+@component("model", "random")
+@dataclass(frozen=True)
+class RandomModel(Model):
+    """A model with random weights and a byte-level tokenizer; its quality means nothing, its cost does.
+
+    Attributes:
+        family: A `model_type` of transformers, such as `llama`, `qwen3` or `gemma3_text`.
+        settings: Fields of the family's configuration, such as `num_hidden_layers`.
+        seed: Of the weights.
+    """
+
+    name: str = field(default="random", metadata={"identity": False})
+    family: str = "llama"
+    settings: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def config(self, cache_dir: Path) -> Any:
+        """Build the family's configuration."""
+        if self.family not in CONFIG_MAPPING:
+            raise ConfigError(f"model.family is {self.family!r}. {suggest(self.family, CONFIG_MAPPING.keys())}")
+        special = {f"{name}_token_id": index for index, name in enumerate(("pad", "bos", "eos"))}
+        try:
+            return CONFIG_MAPPING[self.family](**special | dict(self.settings))
+        except Exception as error:
+            raise ConfigError(f"model.settings don't fit {self.family}: {error}") from error
+
+    def load(self, cache_dir: Path) -> LoadedModel:
+        """Initialise the weights on the device."""
+        config = self.config(cache_dir)
+        if config.vocab_size < 256 + len(SPECIAL_TOKENS):
+            raise ConfigError(f"model.settings.vocab_size is {config.vocab_size}. Allowed: at least 259 (bytes).")
+        dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
+        devices = [self.resolved_device] if self.resolved_device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.device(self.resolved_device):
+            torch.manual_seed(self.seed)
+            try:
+                model = AutoModelForCausalLM.from_config(
+                    config, dtype=dtype, attn_implementation=self.attn_implementation
+                )
+            except ValueError as error:
+                raise ModelError(f"model.family={self.family} is not a causal language model: {error}") from error
+        identity = {"config": config.to_dict(), "seed": self.seed, "dtype": str(dtype)}
+        fingerprint = "random-" + hashlib.sha256(canonical(identity).encode()).hexdigest()[:16]
+        return ready(model.to(self.resolved_device), byte_tokenizer(), fingerprint)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with one token a byte after three special tokens; it needs no files."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *alphabet))}
+    tokenizer = Tokenizer(BPE(vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    pad, bos, eos = SPECIAL_TOKENS
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos)

@@ -1,0 +1,38 @@
+"""Layers named by the user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from linearpatch.calibration.workspace import Workspace
+from linearpatch.errors import ConfigError
+from linearpatch.pruners.pruner import Pruner, Selection
+from linearpatch.registry import component
+
+
+@component("pruner", "explicit")
+@dataclass(frozen=True)
+class Explicit(Pruner):
+    """The first `n` of a list of layers in order of removal.
+
+    Attributes:
+        layers: Dense indices; a longer list than needed serves as a ranking.
+    """
+
+    layers: list[int] = field(default_factory=list)
+
+    def check(self, num_layers: int, n: int) -> None:
+        """Refuse a list that is too short or names layers that don't exist."""
+        super().check(num_layers, n)
+        bad = [layer for layer in self.layers if layer not in self.candidates(num_layers)]
+        if bad or len(set(self.layers)) < len(self.layers) or len(self.layers) < n:
+            problem = f"holds {bad}" if bad else f"names {len(set(self.layers))} layers"
+            allowed = self.candidates(num_layers)
+            raise ConfigError(
+                f"pruner.layers={list(self.layers)} {problem}, with num_pruned_layers={n}. Allowed: at least {n} "
+                f"different layers from {allowed.start} to {allowed.stop - 1}, such as pruner.layers=[11,12,13]."
+            )
+
+    def select(self, workspace: Workspace, n: int) -> Selection:
+        """Take the list as it is."""
+        return Selection(tuple(self.layers[:n]), {"criterion": "named by the user", "unit": "layer", "values": []})

@@ -1,0 +1,34 @@
+"""Shortened LLaMA's Magnitude+ criterion: the layers with the smallest weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from linearpatch.calibration.workspace import Workspace
+from linearpatch.errors import require_range
+from linearpatch.pruners.pruner import Pruner, Selection
+from linearpatch.registry import component
+
+
+@component("pruner", "magnitude")
+@dataclass(frozen=True)
+class Magnitude(Pruner):
+    """Layers with the least Σ|W|^p over their matrices and norm gains, the ends protected ('+').
+
+    Shortened LLaMA, section 2.2. Needs no text.
+
+    Attributes:
+        power: The p; 1 as published.
+    """
+
+    protect_first: int = 4
+    protect_last: int = 2
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range("pruner.power", self.power, low=0.1, high=4)
+
+    def select(self, workspace: Workspace, n: int) -> Selection:
+        """Rank the layers by the size of their weights."""
+        return self.lowest(f"sum |W|^{self.power:g}", workspace.weight_norms(self.power).tolist(), n)

@@ -1,0 +1,28 @@
+"""The baseline that every criterion must beat: layers drawn by lot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from linearpatch.calibration.workspace import Workspace
+from linearpatch.pruners.pruner import Pruner, Selection
+from linearpatch.registry import component
+
+
+@component("pruner", "random")
+@dataclass(frozen=True)
+class Random(Pruner):
+    """Layers in a random order.
+
+    Attributes:
+        seed: Of the order; the YAML takes the run's.
+    """
+
+    seed: int = 0
+
+    def select(self, workspace: Workspace, n: int) -> Selection:
+        """Draw the layers."""
+        draws = torch.rand(workspace.num_layers, generator=torch.Generator().manual_seed(self.seed))
+        return self.lowest("random draw", draws.tolist(), n)

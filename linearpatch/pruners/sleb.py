@@ -1,0 +1,51 @@
+"""SLEB: greedily remove the layer whose absence hurts the loss least."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from linearpatch.calibration.workspace import Workspace
+from linearpatch.pruners.pruner import Pruner, Selection
+from linearpatch.registry import component
+
+
+@component("pruner", "sleb")
+@dataclass(frozen=True)
+class Sleb(Pruner):
+    """Greedy search: each step removes the layer without which the current model's loss is lowest.
+
+    SLEB, section 3.3 (metric 3), algorithm 1; of equal losses the earlier layer goes. Each step is cached,
+    so that one search serves every smaller number of layers and a longer one goes on where it ended.
+
+    Attributes:
+        stop_early: Give up on a candidate once it can't win. The same layers are removed either way; the
+            recorded loss of such a candidate is a lower bound.
+    """
+
+    protect_first: int = 1
+    protect_last: int = 1
+    stop_early: bool = True
+
+    def select(self, workspace: Workspace, n: int) -> Selection:
+        """Remove one layer after the other."""
+        removed: list[int] = []
+        steps: list[dict[str, Any]] = []
+        order = list(self.candidates(workspace.num_layers))
+        for _ in range(n):
+            losses = workspace.removal_losses(removed, order, stop_early=self.stop_early)
+            best = min(
+                (layer for layer in losses if not losses[layer].is_bound),
+                key=lambda layer: (losses[layer].loss, layer),
+            )
+            steps.append(
+                {
+                    "removed": best,
+                    "losses": {str(layer): losses[layer].loss for layer in sorted(losses)},
+                    "bounds": sorted(layer for layer in losses if losses[layer].is_bound),
+                }
+            )
+            removed.append(best)
+            # The likeliest winners of the next step first: a low loss early lets the others stop early.
+            order = sorted((layer for layer in losses if layer != best), key=lambda layer: losses[layer].loss)
+        return Selection(tuple(removed), {"criterion": "mean NLL without the layer", "unit": "layer", "steps": steps})

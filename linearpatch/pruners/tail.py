@@ -1,0 +1,25 @@
+"""The simplest baseline: drop the deepest layers but keep the last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from linearpatch.calibration.workspace import Workspace
+from linearpatch.pruners.pruner import Pruner, Selection
+from linearpatch.registry import component
+
+
+@component("pruner", "tail")
+@dataclass(frozen=True)
+class Tail(Pruner):
+    """The last `n` layers before the final one, deepest first.
+
+    The simple heuristic of "The unreasonable ineffectiveness of the deeper layers", section 4.4.
+    """
+
+    protect_last: int = 1
+
+    def select(self, workspace: Workspace, n: int) -> Selection:
+        """Take layers from the end."""
+        depth = [float(workspace.num_layers - layer) for layer in range(workspace.num_layers)]
+        return self.lowest("distance from the end", depth, n)
