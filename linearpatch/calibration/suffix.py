@@ -2,8 +2,8 @@
 
 To ask which layer hurts least, every candidate is removed in turn and the loss measured. All that comes
 before a candidate is the same for all of them, so the stream that enters each layer is kept and only the
-layers after the candidate run: (A − 1)/2 of them on average instead of A − 1 (`reference`: greedy search
-in SLEB, algorithm 1). A candidate whose summed loss passes the best total so far can't win and stops
+layers after the candidate run: (A − 1)/2 of them on average instead of A − 1 (the greedy
+search of SLEB, algorithm 1). A candidate whose summed loss passes the best total so far can't win and stops
 early; negative log-likelihoods are never negative, so that is exact.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf, isfinite
 
 import torch
 from torch import Tensor
@@ -79,10 +80,11 @@ class SuffixSearch:
                 candidate and its loss are the same either way.
             on_step: Called after each candidate.
         """
-        best = float("inf")
+        best = inf
+        all_tokens = sum(batch[:, 1:].numel() for batch in self.batches)
         results: dict[int, CandidateLoss] = {}
         for candidate in candidates:
-            total, tokens, stopped = 0.0, 0, False
+            total, stopped = 0.0, False
             after = self.alive[self.alive.index(candidate) + 1 :]
             for batch, streams, calls in zip(self.batches, self._streams, self._calls, strict=True):
                 if stop_early and total > best:
@@ -90,8 +92,7 @@ class SuffixSearch:
                     break
                 hidden = self._run(streams[candidate], calls, after)
                 total += stream_nll(self.decoder, hidden, batch).sum(dtype=torch.float64).item()
-                tokens += batch[:, 1:].numel()
-            all_tokens = sum(batch[:, 1:].numel() for batch in self.batches)
+            total = total if isfinite(total) else inf  # a broken model is the worst candidate, not an error
             # An early stop divides by all tokens, too: the tokens not seen cost at least nothing.
             results[candidate] = CandidateLoss(total / all_tokens, is_bound=stopped)
             best = min(best, total) if not stopped else best

@@ -1,0 +1,101 @@
+"""Perplexity by the protocol that LinearPatch shares with GPTQ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from linearpatch.data.blocks import BlockSpec, TokenBlocks
+from linearpatch.data.corpus import Corpus
+from linearpatch.data.reader import Reader
+from linearpatch.errors import require_range
+from linearpatch.evaluation.evaluation import Evaluation, Metric, Prepared
+from linearpatch.models.decoder import Decoder
+from linearpatch.models.loss import next_token_nll
+from linearpatch.registry import component
+
+
+@component("eval", "ppl")
+@dataclass(frozen=True)
+class Perplexity(Evaluation):
+    """Perplexity on joined text in disjoint windows, each read without the one before.
+
+    The exponential of the mean next-token loss over all windows; a window of `seq_len` tokens predicts
+    `seq_len − 1`. The standard error is that of the windows' mean losses, carried through the exponential.
+
+    Attributes:
+        corpora: Corpora by name; empty reads the run's evaluation corpus.
+        seq_len: Tokens in a window; perplexities at different lengths don't compare.
+        num_blocks: Only the first so many windows; null takes all.
+        bos: `tokenizer`, `each` or `none`; see `BlockSpec`.
+        batch_size: Windows in one forward pass.
+    """
+
+    corpora: dict[str, Any] = field(default_factory=dict)
+    seq_len: int = 2048
+    num_blocks: int | None = None
+    bos: str = "tokenizer"
+    batch_size: int = field(default=1, metadata={"identity": False})
+
+    def __post_init__(self) -> None:
+        require_range("eval.ppl.batch_size", self.batch_size, low=1)
+        self._spec  # noqa: B018 — checks the rest
+
+    @property
+    def protocol(self) -> str:
+        """The protocol in words."""
+        part = "" if self.num_blocks is None else f", first {self.num_blocks}"
+        return f"joined text, disjoint windows of {self.seq_len} tokens{part}, bos={self.bos}"
+
+    def readers(self, reader: Reader) -> tuple[Reader, ...]:
+        """One reader for each corpus."""
+        named: Mapping[str, Corpus] = self.corpora
+        return tuple(replace(reader, corpus=corpus) for corpus in named.values()) or (reader,)
+
+    def prepare(self, tokenizer: Any, reader: Reader) -> Prepared:
+        """Cut each corpus into windows."""
+        texts = {r.corpus.name: r.read(self._spec, tokenizer) for r in self.readers(reader)}
+        key = {"protocol": self.protocol, "tokens": {name: blocks.hash for name, blocks in texts.items()}}
+        total = sum(len(blocks.ids.split(self.batch_size)) for blocks in texts.values())
+
+        def run(decoder: Decoder, on_step: Callable[[], None]) -> dict[str, Metric]:
+            return {f"ppl/{name}": self._measure(decoder, blocks, on_step) for name, blocks in texts.items()}
+
+        return Prepared(key, total, run)
+
+    @property
+    def _spec(self) -> BlockSpec:
+        return BlockSpec(self.num_blocks, self.seq_len, "first", self.bos)
+
+    def _measure(self, decoder: Decoder, blocks: TokenBlocks, on_step: Callable[[], None]) -> Metric:
+        losses = window_losses(decoder, blocks.ids, batch_size=self.batch_size, on_step=on_step)
+        value = losses.mean().exp().item()
+        spread = losses.std(correction=1).item() if len(losses) > 1 else float("nan")
+        predicted = blocks.ids[:, 1:].numel()
+        return Metric.of(value, value * spread / len(losses) ** 0.5, predicted, self.protocol, blocks.hash)
+
+
+@torch.inference_mode()
+def window_losses(
+    decoder: Decoder, ids: Tensor, *, batch_size: int = 1, on_step: Callable[[], None] = lambda: None
+) -> Tensor:
+    """Mean next-token loss of each window, `[windows]` in fp64.
+
+    Args:
+        decoder: Any model or view.
+        ids: `[windows, tokens]`.
+        batch_size: Windows in one forward pass.
+        on_step: Called after each forward pass.
+    """
+    losses = []
+    for batch in ids.split(batch_size):
+        batch = batch.to(decoder.input_device)
+        normed = decoder.model.base_model(input_ids=batch, use_cache=False).last_hidden_state
+        losses.append(next_token_nll(decoder, normed, batch).mean(dim=1, dtype=torch.float64).cpu())
+        on_step()
+    return torch.cat(losses)
+

@@ -1,0 +1,118 @@
+"""What every patch is: settings, what it wants to know, and a fit at each site.
+
+A new operator is one file here, one YAML in `conf/patch/` and one test; nothing else changes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from linearpatch.calibration.statistics import Magnitude, MagnitudeRatio, Statistic, ratio
+from linearpatch.calibration.workspace import Workspace
+from linearpatch.errors import require_choice
+from linearpatch.models.views import Interface, Site
+
+SITES = ("one_per_interface", "one_per_layer")
+ESTIMATORS = ("ratio_of_means", "mean_of_ratios")
+
+
+@dataclass(frozen=True)
+class FittedPatch:
+    """An operator at its site.
+
+    Attributes:
+        site: Where it sits.
+        module: Maps `[…, hidden_size]` to the same shape.
+        diagnostics: How the fit went, as plain numbers.
+    """
+
+    site: Site
+    module: nn.Module
+    diagnostics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Patch(ABC):
+    """Repairs the stream where layers are gone.
+
+    Attributes:
+        sites: `one_per_interface`, or `one_per_layer`: one patch for each removed layer, one after the
+            other at the same place (the paper's tables 13 to 15).
+    """
+
+    version: ClassVar[int] = 1
+
+    sites: str = "one_per_interface"
+
+    def __post_init__(self) -> None:
+        require_choice("patch.sites", self.sites, SITES)
+
+    def place(self, interfaces: Sequence[Interface]) -> list[Site]:
+        """The sites at some interfaces."""
+        if self.sites == "one_per_interface":
+            return [Site(gap.start, gap.end, reader=gap.end) for gap in interfaces]
+        return [
+            Site(layer, layer + 1, reader=gap.end) for gap in interfaces for layer in range(gap.start, gap.end)
+        ]
+
+    def statistics(self) -> Sequence[Statistic]:
+        """Statistics wanted whichever layers go; they share one pass with those of the pruner."""
+        return ()
+
+    @abstractmethod
+    def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[FittedPatch]:
+        """Fit one operator for each site, on the dense model."""
+
+
+@dataclass(frozen=True)
+class ScalePatch(Patch):
+    """Base of the patches that only scale: how far magnitudes have grown across the gap.
+
+    Attributes:
+        estimator: `ratio_of_means` over all tokens (the paper, eq. 4), or `mean_of_ratios` over blocks
+            (the official code).
+    """
+
+    basis: ClassVar[str] = "channel"
+    pooled: ClassVar[bool] = False
+
+    estimator: str = "ratio_of_means"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("patch.estimator", self.estimator, ESTIMATORS)
+
+    @abstractmethod
+    def operator(self, scale: Tensor) -> nn.Module:
+        """The operator that applies a scale, `[hidden_size]` (or `[1]` where pooled) in `basis`."""
+
+    def statistics(self) -> Sequence[Statistic]:
+        """Magnitudes of every stream, where they suffice."""
+        return (Magnitude(self.basis),) if self.estimator == "ratio_of_means" else ()
+
+    def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[FittedPatch]:
+        """Estimate the scale at each site."""
+        fitted = []
+        for site, scale in zip(sites, self._scales(workspace, sites), strict=True):
+            diagnostics = {
+                "scale_mean": scale.mean().item(),
+                "scale_std": scale.std(correction=0).item(),
+                "scale_min": scale.min().item(),
+                "scale_max": scale.max().item(),
+            }
+            fitted.append(FittedPatch(site, self.operator(scale), diagnostics))
+        return fitted
+
+    def _scales(self, workspace: Workspace, sites: Sequence[Site]) -> list[Tensor]:
+        if self.estimator == "mean_of_ratios":
+            wanted = [MagnitudeRatio(site.start, site.end, self.basis, self.pooled) for site in sites]
+            return [found["ratio"] for found in workspace.collect(*wanted, description="fit")]
+        magnitude = workspace.statistic(Magnitude(self.basis))["magnitude"]
+        if self.pooled:
+            magnitude = magnitude.sum(dim=-1, keepdim=True)
+        return [ratio(magnitude[site.end], magnitude[site.start]) for site in sites]
