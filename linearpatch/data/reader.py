@@ -26,7 +26,7 @@ class Calibration:
         batch_size: Blocks in one forward pass.
     """
 
-    corpus: Corpus | None = None
+    corpus: Any = None  # a Corpus; OmegaConf would make an optional frozen dataclass read-only
     num_blocks: int | None = 16
     block_length: int = 1024
     sampling: str = "windows"

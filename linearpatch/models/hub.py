@@ -29,6 +29,11 @@ class HubModel(Model):
     revision: str | None = None
     trust_remote_code: bool = field(default=False, metadata={"identity": False})
 
+    @property
+    def label(self) -> str:
+        """The name, or the last part of the path."""
+        return self.name or self.path.rstrip("/").rpartition("/")[2]
+
     def config(self, cache_dir: Path) -> Any:
         """Read the configuration alone."""
         self._check_path()

@@ -95,6 +95,11 @@ class Model(ABC):
         """
 
     @property
+    def label(self) -> str:
+        """What tables and run ids call it."""
+        return self.name
+
+    @property
     def torch_dtype(self) -> torch.dtype | str:
         """The dtype as transformers takes it."""
         return "auto" if self.dtype == "auto" else getattr(torch, self.dtype)

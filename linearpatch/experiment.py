@@ -1,0 +1,132 @@
+"""An experiment as a value: components and numbers, the root of the configuration."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from linearpatch.cache import canonical, default_cache_dir
+from linearpatch.data.corpus import Corpus
+from linearpatch.data.reader import Calibration, Reader, check_disjoint
+from linearpatch.distillation.distillation import Distillation
+from linearpatch.errors import ConfigError, require_choice, require_range
+from linearpatch.evaluation.evaluation import Evaluation
+from linearpatch.models.model import Model
+from linearpatch.patches.patch import Patch
+from linearpatch.pruners.pruner import Pruner
+from linearpatch.registry import identity, name_of
+from linearpatch.tracking.tracker import Tracker
+
+STAGES = ("dense", "pruned", "patched")
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """The text on which models are measured.
+
+    Attributes:
+        corpus: A corpus of its own; null reads the run's.
+    """
+
+    corpus: Any = None  # a Corpus, as in Calibration
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run: a model loses layers, is patched, and is measured at each stage.
+
+    Attributes:
+        model: What is pruned.
+        corpus: The text that every purpose reads a split of, unless it has a corpus of its own.
+        calibration: How layers are chosen and patches fitted.
+        evaluation: What models are measured on.
+        pruner: Chooses the layers.
+        num_pruned_layers: How many layers go.
+        patch: Bridges the gaps.
+        distill: Refines the patches.
+        eval: Measurements by name.
+        stages: The models that are measured.
+        tracker: Where the record is shown beside the run's folder.
+        seed: Of every random choice.
+        output_dir: Folder of the run; null is `outputs/<run_id>`. In a sweep, the folder of their folders.
+        datasets_dir: Local copies of data sets, read in place of the hub.
+        cache_dir: What is kept between runs; null is LINEARPATCH_CACHE or the user's cache.
+        group: Label that the runs of a sweep share.
+    """
+
+    model: Model = MISSING
+    corpus: Corpus = MISSING
+    calibration: Calibration = MISSING
+    evaluation: EvaluationText = field(default_factory=EvaluationText)
+    pruner: Pruner = MISSING
+    num_pruned_layers: int = 5
+    patch: Patch = MISSING
+    distill: Distillation = MISSING
+    eval: dict[str, Any] = field(default_factory=dict)
+    stages: list[str] = field(default_factory=lambda: list(STAGES))
+    tracker: Tracker = MISSING
+    seed: int = 0
+    output_dir: str | None = None
+    datasets_dir: str | None = None
+    cache_dir: str | None = None
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        for stage in self.stages:
+            require_choice("stages", stage, STAGES)
+        require_range("num_pruned_layers", self.num_pruned_layers, low=1)
+        if self.datasets_dir is not None and not Path(self.datasets_dir).expanduser().is_dir():
+            raise ConfigError(f"datasets_dir={self.datasets_dir} is not a folder (looked in {Path.cwd()}).")
+        for evaluation in self.evaluations.values():
+            for reader in evaluation.readers(self.evaluation_reader):
+                check_disjoint(self.calibration_reader, reader)
+
+    @property
+    def evaluations(self) -> dict[str, Evaluation]:
+        """The measurements asked for."""
+        return dict(self.eval)
+
+    @property
+    def cache_path(self) -> Path:
+        """Folder of the cache."""
+        return Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
+
+    @property
+    def calibration_reader(self) -> Reader:
+        """The text for choosing layers and fitting patches."""
+        return self._reader("calibration", self.calibration.corpus)
+
+    @property
+    def evaluation_reader(self) -> Reader:
+        """The text for measuring."""
+        return self._reader("evaluation", self.evaluation.corpus)
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run: readable choices and a hash of all that makes the pruned, patched model."""
+        makes = {
+            "model": identity(self.model),
+            "calibration": identity(replace(self.calibration, corpus=self.calibration_reader.corpus)),
+            "pruner": identity(self.pruner),
+            "num_pruned_layers": self.num_pruned_layers,
+            "patch": identity(self.patch),
+            "distill": identity(self.distill),
+            "seed": self.seed,
+        }
+        digest = hashlib.sha256(canonical(makes).encode()).hexdigest()[:8]
+        return f"{self.model.label}-{name_of(self.pruner)}-{self.num_pruned_layers}-{name_of(self.patch)}-{digest}"
+
+    def folder(self, *, in_sweep: bool = False) -> Path:
+        """Where the run goes."""
+        if self.output_dir is None:
+            return Path("outputs") / self.run_id
+        base = Path(self.output_dir).expanduser()
+        return base / self.run_id if in_sweep else base
+
+    def _reader(self, purpose: str, own: Corpus | None) -> Reader:
+        datasets_dir = Path(self.datasets_dir).expanduser() if self.datasets_dir else None
+        return Reader(own or self.corpus, purpose, datasets_dir)

@@ -1,0 +1,178 @@
+"""The run record, `result.json`: the product of a run. Trackers, tables and reports are views of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from linearpatch.cache import make_folder, write_atomically
+from linearpatch.errors import LinearPatchError, StorageError
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+FILE_NAME = "result.json"
+PACKAGES = ("linearpatch", "torch", "transformers", "datasets", "hydra-core", "omegaconf", "wandb", "safetensors")
+
+
+@dataclass
+class Record:
+    """Everything a run was asked for, did and found; `DESIGN`'s contract, field by field.
+
+    The nested dictionaries hold plain JSON values.
+    """
+
+    run_id: str
+    group: str | None
+    command: str
+    seed: int
+    config: dict[str, Any]
+    schema_version: int = SCHEMA_VERSION
+    status: str = "running"
+    error: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    pruning: dict[str, Any] = field(default_factory=dict)
+    patch: dict[str, Any] = field(default_factory=dict)
+    distillation: dict[str, Any] | None = None
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    retained: dict[str, dict[str, Any]] = field(default_factory=dict)
+    timings_s: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: dict[str, int] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=lambda: environment())
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time a step of the run and note the memory it needed at most.
+
+        On a GPU that is the memory allocated during the step; on the CPU the process' high-water mark.
+        """
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        log.info("%s …", name)
+        try:
+            yield
+        finally:
+            self.timings_s[name] = round(time.perf_counter() - started, 3)
+            high_water = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            self.peak_memory_bytes[name] = torch.cuda.max_memory_allocated() if cuda else high_water
+
+    def to_json(self) -> str:
+        """The record as text; numbers that aren't finite become null."""
+        return json.dumps(_finite(asdict(self)), indent=2, allow_nan=False)
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record in a folder, or None where there is none.
+
+    Raises:
+        StorageError: the file is not a record of this version.
+    """
+    file = folder / FILE_NAME
+    if not file.exists():
+        return None
+    try:
+        content = json.loads(file.read_text())
+        if content["schema_version"] > SCHEMA_VERSION:
+            raise ValueError(f"schema version {content['schema_version']} is newer than {SCHEMA_VERSION}")
+        return Record(**content)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise StorageError(f"{file} is not a run record of this version: {error}. Move it away.") from error
+
+
+@contextmanager
+def recording(record: Record, folder: Path) -> Iterator[None]:
+    """Keep a run's record on disk while it runs, and its log beside it.
+
+    The record is written at once with status `running`, and again when the block ends: `completed`,
+    `failed` with the reason, or `interrupted`. Metrics of the same run measured earlier are kept.
+
+    Raises:
+        StorageError: the folder holds another run, or can't be written.
+    """
+    earlier = read_record(folder)
+    if earlier is not None:
+        if earlier.run_id != record.run_id:
+            raise StorageError(
+                f"{folder} holds the run {earlier.run_id}; this one is {record.run_id}. Choose another "
+                "output_dir, or remove that folder."
+            )
+        record.metrics = earlier.metrics
+    make_folder(folder)
+
+    def write() -> None:
+        write_atomically(folder / FILE_NAME, record.to_json().encode())
+
+    write()
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    package_log = logging.getLogger("linearpatch")
+    package_log.addHandler(handler)
+    try:
+        yield
+        record.status = "completed"
+    except KeyboardInterrupt:
+        record.status, record.error = "interrupted", "interrupted by the user (Ctrl-C)"
+        raise
+    except BaseException as error:
+        record.status = "failed"
+        known = isinstance(error, LinearPatchError)
+        record.error = str(error) if known else f"{type(error).__name__}: {error}"
+        log.debug("the run failed", exc_info=True)
+        raise
+    finally:
+        package_log.removeHandler(handler)
+        handler.close()
+        write()
+
+
+def environment() -> dict[str, Any]:
+    """Packages, hardware and the commit of the code."""
+    packages = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            packages[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    hardware: dict[str, Any] = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"packages": packages, "hardware": hardware, "git_commit": _git_commit()}
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout this code runs from; None for an installed package."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

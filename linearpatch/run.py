@@ -1,0 +1,181 @@
+"""One experiment from top to bottom.
+
+    load -> token blocks -> ranking pass -> removed layers -> fit pass -> patches -> views -> evaluation
+
+Everything here takes values; the configuration stays in `config.py`, the command line in `cli.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from linearpatch.cache import Cache, Entry
+from linearpatch.calibration.workspace import Workspace
+from linearpatch.data.blocks import TokenBlocks
+from linearpatch.evaluation.evaluation import Prepared
+from linearpatch.experiment import Experiment
+from linearpatch.models.decoder import Decoder, decoder_of
+from linearpatch.models.model import LoadedModel
+from linearpatch.models.views import Interface, interfaces_of, view_of
+from linearpatch.patches.operators import parameter_hash
+from linearpatch.patches.patch import FittedPatch
+from linearpatch.progress import steps
+from linearpatch.pruners.pruner import Selection
+from linearpatch.registry import name_of
+from linearpatch.results.record import Record, recording
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    experiment: Experiment,
+    folder: Path | None = None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    command: str = "",
+) -> Record:
+    """Prune, patch and measure a model.
+
+    Args:
+        experiment: What to do.
+        folder: Where `result.json` and the log go; None takes the experiment's own.
+        config: The configuration as plain values, for the record.
+        command: The command that repeats the run, for the record.
+
+    Returns:
+        The completed record. A run that fails leaves its record with the reason, and raises.
+    """
+    folder = folder or experiment.folder()
+    record = Record(experiment.run_id, experiment.group, command, experiment.seed, dict(config or {}))
+    with recording(record, folder), experiment.tracker.follow(record, folder):
+        n, cache = experiment.num_pruned_layers, Cache(experiment.cache_path)
+
+        with record.step("load"):
+            model_config = experiment.model.config(experiment.cache_path)
+            experiment.pruner.check(model_config.get_text_config(decoder=True).num_hidden_layers, n)
+            model = experiment.model.load(experiment.cache_path)
+        dense = model.decoder
+        record.model = _describe_model(experiment, model)
+
+        with record.step("data"):
+            blocks = _calibration_blocks(experiment, model)
+            prepared = {
+                name: evaluation.prepare(model.tokenizer, experiment.evaluation_reader)
+                for name, evaluation in experiment.evaluations.items()
+            }
+        record.calibration = _describe_calibration(experiment, blocks)
+
+        with record.step("rank"):
+            workspace = Workspace(
+                dense, blocks, cache=cache, model_key=model.key, batch_size=experiment.calibration.batch_size
+            )
+            workspace.collect(*experiment.pruner.statistics(n), *experiment.patch.statistics())
+            selection = experiment.pruner.select(workspace, n)
+            workspace.release()
+        gaps = interfaces_of(selection.removed)
+        log.info("removed layers %s: interfaces %s", list(selection.removed), [(g.start, g.end) for g in gaps])
+        record.pruning = _describe_pruning(experiment, dense, selection, gaps)
+
+        with record.step("fit"):
+            patches = experiment.patch.fit(workspace, experiment.patch.place(gaps))
+        record.patch = _describe_patch(experiment, patches)
+
+        for stage in experiment.stages:
+            if stage == "patched" and not patches:
+                continue
+            with record.step(f"evaluate {stage}"):
+                view = _view(stage, dense, selection.removed, patches)
+                key = {"model": model.key, **_view_key(stage, selection.removed, patches)}
+                measured = _evaluate(view, stage, key, prepared, cache)
+            record.metrics[stage] = record.metrics.get(stage, {}) | measured
+    return record
+
+
+def _calibration_blocks(experiment: Experiment, model: LoadedModel) -> TokenBlocks:
+    spec = experiment.calibration.blocks(experiment.seed)
+    return experiment.calibration_reader.read(spec, model.tokenizer)
+
+
+def _view(stage: str, dense: Decoder, removed: Sequence[int], patches: Sequence[FittedPatch]) -> Decoder:
+    """The model of a stage; it shares the dense model's weights."""
+    if stage == "dense":
+        return dense
+    modules = [(patch.site, patch.module) for patch in patches] if stage == "patched" else []
+    return decoder_of(view_of(dense, removed, modules))
+
+
+def _view_key(stage: str, removed: Sequence[int], patches: Sequence[FittedPatch]) -> dict[str, Any]:
+    """What tells the model of a stage from the other models with the same weights."""
+    if stage == "dense":
+        return {"removed": [], "patches": None}
+    if stage == "pruned":
+        return {"removed": sorted(removed), "patches": None}
+    sites = [asdict(patch.site) for patch in patches]
+    return {"removed": sorted(removed), "patches": [sites, parameter_hash([patch.module for patch in patches])]}
+
+
+def _evaluate(
+    decoder: Decoder, stage: str, key: Mapping[str, Any], prepared: Mapping[str, Prepared], cache: Cache
+) -> dict[str, Any]:
+    """All metrics of one model, from the cache where it was measured before."""
+    metrics: dict[str, Any] = {}
+    for name, measurement in prepared.items():
+
+        def measure(name: str = name, measurement: Prepared = measurement) -> Entry:
+            with steps(f"{name}, {stage}", measurement.total) as on_step:
+                found = measurement.run(decoder, on_step)
+            return Entry(facts={metric: asdict(value) for metric, value in found.items()})
+
+        metrics |= cache.get("evaluation", {**key, **measurement.key}, measure).facts
+    return metrics
+
+
+def _describe_model(experiment: Experiment, model: LoadedModel) -> dict[str, Any]:
+    decoder = model.decoder
+    return {
+        "name": experiment.model.label,
+        "fingerprint": model.fingerprint,
+        "num_layers": decoder.num_layers,
+        "num_parameters": _num_parameters(decoder),
+        "dtype": model.dtype,
+        "note": experiment.model.note,
+    }
+
+
+def _describe_calibration(experiment: Experiment, blocks: TokenBlocks) -> dict[str, Any]:
+    readers = [experiment.calibration_reader, experiment.evaluation_reader]
+    return {
+        "corpus": blocks.source,
+        "num_blocks": len(blocks.ids),
+        "block_length": blocks.ids.shape[1],
+        "token_hash": blocks.hash,
+        "notes": list(dict.fromkeys(reader.corpus.note for reader in readers if reader.corpus.note)),
+    }
+
+
+def _describe_pruning(
+    experiment: Experiment, dense: Decoder, selection: Selection, gaps: Sequence[Interface]
+) -> dict[str, Any]:
+    removed = sum(p.numel() for layer in selection.removed for p in dense.layers[layer].parameters())
+    return {
+        "method": name_of(experiment.pruner),
+        "removed_layers": list(selection.removed),
+        "interfaces": [[gap.start, gap.end] for gap in gaps],
+        "scores": dict(selection.scores),
+        "num_parameters_removed": removed,
+        "ratio": removed / _num_parameters(dense),
+    }
+
+
+def _describe_patch(experiment: Experiment, patches: Sequence[FittedPatch]) -> dict[str, Any]:
+    sites = [{"start": p.site.start, "end": p.site.end, **p.diagnostics} for p in patches]
+    count = sum(parameter.numel() for patch in patches for parameter in patch.module.parameters())
+    return {"method": name_of(experiment.patch), "num_parameters": count, "sites": sites}
+
+
+def _num_parameters(decoder: Decoder) -> int:
+    return sum(parameter.numel() for parameter in decoder.model.parameters())

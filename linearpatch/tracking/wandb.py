@@ -1,0 +1,96 @@
+"""Weights & Biases, offline until the user turns it on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from linearpatch.errors import ConfigError, require_choice
+from linearpatch.registry import component
+from linearpatch.results.record import Record
+from linearpatch.tracking.tracker import Tracker
+
+MODES = ("offline", "online")
+
+
+@component("tracker", "wandb")
+@dataclass(frozen=True)
+class WandbTracker(Tracker):
+    """One W&B run for each run: config, stage metrics, timings, interfaces and layer scores.
+
+    Attributes:
+        mode: `offline` writes to the run's folder (`wandb sync` uploads it later), `online` streams.
+        project: Project on W&B.
+        entity: Team or user; null is the account's default.
+        tags: Labels.
+    """
+
+    mode: str = "offline"
+    project: str = "linearpatch"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        require_choice("tracker.mode", self.mode, MODES)
+
+    @contextmanager
+    def follow(self, record: Record, folder: Path) -> Iterator[None]:
+        """Open a W&B run, and show the record when the block ends, however it ends."""
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError("tracker=wandb needs wandb. Run: pip install wandb — or use tracker=none.") from error
+        os.environ.setdefault("WANDB_SILENT", "true")  # the run prints its own summary
+        tracked = wandb.init(
+            mode=self.mode,
+            project=self.project,
+            entity=self.entity,
+            tags=list(self.tags) or None,
+            dir=str(folder),
+            name=record.run_id,
+            group=record.group,
+            config=record.config,
+        )
+        completed = False
+        try:
+            yield
+            completed = True
+        finally:
+            if record.metrics:
+                tracked.log(self._history(record, wandb))
+            tracked.summary.update({"run_id": record.run_id, "completed": completed, **summary(record)})
+            tracked.finish(exit_code=0 if completed else 1)
+
+    @staticmethod
+    def _history(record: Record, wandb: Any) -> dict[str, Any]:
+        tables: dict[str, Any] = {}
+        if record.pruning:
+            sites = record.patch.get("sites", [])
+            columns = sorted({key for site in sites for key in site}, key=lambda key: (key not in ("start", "end"), key))
+            rows = [[site.get(column) for column in columns] for site in sites] or record.pruning["interfaces"]
+            tables["interfaces"] = wandb.Table(columns=columns or ["start", "end"], data=rows)
+            scores = record.pruning["scores"]
+            values = scores.get("values") or []
+            steps = scores.get("steps") or []
+            score_rows = [[0, index, value] for index, value in enumerate(values)]
+            score_rows += [
+                [step, int(layer), loss] for step, entry in enumerate(steps) for layer, loss in entry["losses"].items()
+            ]
+            tables["layer_scores"] = wandb.Table(columns=["step", scores["unit"], scores["criterion"]], data=score_rows)
+        return tables
+
+
+def summary(record: Record) -> dict[str, Any]:
+    """Flat names and numbers: `patched/ppl/wikitext2`, `time/rank`, `removed_layers`."""
+    metrics = {
+        f"{stage}/{name}": metric["value"]
+        for stage, measured in record.metrics.items()
+        for name, metric in measured.items()
+    }
+    timings = {f"time/{step}": seconds for step, seconds in record.timings_s.items()}
+    removed = record.pruning.get("removed_layers", [])
+    return {**metrics, **timings, "removed_layers": str(removed), "num_removed": len(removed)}
