@@ -16,9 +16,10 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from linearpatch.errors import ConfigError, LinearPatchError, suggest
+from linearpatch.progress import WIDTH_OF_FILES, console
 
 log = logging.getLogger("linearpatch")
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
 
 EPILOG = """\
 examples:
@@ -155,7 +156,7 @@ def _bench(name: str) -> int:
 
 
 def _set_up_logging() -> None:
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+    handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False

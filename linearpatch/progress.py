@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console(stderr=True)
+# Bars and log lines share one console, so that they don't overwrite each other. Where there is no terminal
+# to ask for its width (a file, CI), lines may be as long as a wide one's.
+WIDTH_OF_FILES = 120
+console = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH_OF_FILES)
 
 
 @contextmanager

@@ -33,16 +33,19 @@ def run_table(record: Record, folder: Path) -> Table:
 
 def comparison_table(records: Sequence[Record], folder: Path) -> Table:
     """One row for dense, one for each distinct pruned model, one for each patched model."""
-    table = _table("Comparison", f"{_notes(records)}\n{folder}")
+    models = list(dict.fromkeys(record.model["name"] for record in records if record.model))
+    title = f"{models[0]}, {records[0].model['num_layers']} layers" if len(models) == 1 else "Comparison"
+    table = _table(title, f"{_notes(records)}\n{folder}")
     names = metric_names(records)
-    for column in ("model", "pruner", "removed layers", "patch"):
+    columns = ("pruner", "removed layers", "patch") if len(models) == 1 else ("model", "pruner", "removed layers", "patch")
+    for column in columns:
         table.add_column(column)
     _metric_columns(table, names)
     table.add_column("parameters", justify="right")
     seen: set[tuple[str, ...]] = set()
     for record in sorted((r for r in records if r.metrics), key=_order):
         for stage in (stage for stage in STAGES if stage in record.metrics):
-            row = (record.model["name"], *_what(record, stage))
+            row = (record.model["name"], *_what(record, stage))[-len(columns) :]
             if row not in seen:
                 new_block = stage == "pruned" and bool(seen)
                 if new_block:
