@@ -35,7 +35,11 @@ PRESET_GROUPS = ("experiment", "debug")
 
 @cache
 def register_schemas() -> None:
-    """Tell Hydra every component's schema: `NAME_schema`, and `NAME` itself where no YAML is shipped."""
+    """Tell Hydra every component's schema: `NAME_schema`, and `NAME` itself where no YAML is shipped.
+
+    Also the resolver `first_of`, the first of its values that isn't null.
+    """
+    OmegaConf.register_new_resolver("first_of", lambda *values: next(v for v in values if v is not None))
     store = ConfigStore.instance()
     store.store(name="experiment_schema", node=_schema(Experiment))
     for group in GROUPS:

