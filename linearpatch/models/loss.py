@@ -40,21 +40,20 @@ def stream_gradient(decoder: Decoder, stream: Tensor, input_ids: Tensor) -> Tens
 
     Same shape and dtype as `stream`. The graph of the head exists for one chunk of tokens at a time.
     """
-    leaf = stream.detach().clone().requires_grad_()
+    leaf = stream.detach().requires_grad_()
     with torch.enable_grad():
         normed = decoder.final_norm(leaf)
-    normed_leaf = normed.detach().requires_grad_()
-    gradient = torch.zeros_like(normed_leaf)
-    predicted = gradient[:, :-1].reshape(-1, gradient.shape[-1])
-    done = 0
-    for hidden, labels in _chunks(decoder, normed_leaf.detach(), input_ids):
+    predictions = input_ids[:, 1:].numel()
+    gradients = []
+    for hidden, labels in _chunks(decoder, normed.detach(), input_ids):
         hidden = hidden.detach().requires_grad_()
         with torch.enable_grad():
-            loss = _nll(decoder, hidden, labels).sum() / len(predicted)
-        predicted[done : done + len(labels)] = torch.autograd.grad(loss, hidden)[0]
-        done += len(labels)
-    gradient[:, :-1] = predicted.view_as(gradient[:, :-1])
-    return torch.autograd.grad(normed, leaf, gradient)[0]
+            loss = _nll(decoder, hidden, labels).sum() / predictions
+        gradients.append(torch.autograd.grad(loss, hidden)[0])
+    # The last token of a block predicts nothing.
+    at_norm = torch.zeros_like(normed)
+    at_norm[:, :-1] = torch.cat(gradients).view_as(at_norm[:, :-1])
+    return torch.autograd.grad(normed, leaf, at_norm)[0]
 
 
 def _chunks(decoder: Decoder, normed: Tensor, input_ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
