@@ -64,6 +64,7 @@ def tiny_model(family: str = "llama", **overrides: object) -> PreTrainedModel:
                 parameter.data.add_(torch.randn_like(parameter) * 0.2)
             elif parameter.ndim > 1:
                 parameter.data.mul_(4)  # layers that do something, and differ
+        model.get_output_embeddings().weight.data.mul_(8)  # predictions that are sure, and so differ
     return model.eval().requires_grad_(False)
 
 
