@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -68,62 +65,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Compose with Hydra, run each job, print the table."""
     import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-    from omegaconf import DictConfig
 
-    from linearpatch.config import CONF_DIR, readable_errors, register_schemas, resolved, to_experiment
-    from linearpatch.results.record import Record, read_record
+    from linearpatch.config import CONF_DIR, readable_errors, register_schemas
+    from linearpatch.jobs import Jobs
     from linearpatch.results.tables import comparison_table, failures_table, run_table
-    from linearpatch.run import run
 
     register_schemas()
-    finished: list[tuple[Record, Path]] = []
-    sweeps: list[bool] = []
-    label = time.strftime("sweep-%Y%m%d-%H%M%S")
-
-    def job(config: DictConfig) -> None:
-        context = HydraConfig.get()
-        in_sweep = context.mode == RunMode.MULTIRUN
-        sweeps.append(in_sweep)
-        if in_sweep and config.group is None:
-            config.group = label
-        experiment = to_experiment(config)
-        folder = experiment.folder(in_sweep=in_sweep)
-        command = shlex.join(["linearpatch", "run", *context.overrides.task])
-        log.info("run %s", experiment.run_id)
-        try:
-            record = run(experiment, folder, config=resolved(config), command=command)
-        except KeyboardInterrupt:
-            raise
-        except Exception as error:
-            failed = read_record(folder) if not isinstance(error, OSError) else None
-            if not in_sweep or failed is None or failed.status == "completed":
-                raise
-            log.error("%s", error, exc_info=not isinstance(error, LinearPatchError))
-            record = failed
-        finished.append((record, folder))
-
-    # Hydra would print a failure in its own way and exit; with this it raises, and we say it in a sentence.
+    jobs = Jobs()
+    # Hydra would print a bad override in its own way and exit; with this it raises, and we say it in a sentence.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     previous, sys.argv = sys.argv, ["linearpatch run", *arguments]
     try:
         with readable_errors():
-            hydra.main(config_path=str(CONF_DIR.resolve()), config_name="config", version_base="1.3")(job)()
+            hydra.main(config_path=str(CONF_DIR.resolve()), config_name="config", version_base="1.3")(jobs)()
     finally:
         sys.argv = previous
 
-    if not finished:  # --help, --cfg and --info print and stop
+    if not jobs.records:  # --help, --cfg and --info print and stop
         return 0
-    records = [record for record, _ in finished]
-    if sweeps[-1]:
-        out.print(comparison_table(records, finished[-1][1].parent))
-    else:
-        out.print(run_table(*finished[-1]))
-    failures = failures_table(records)
-    if failures is not None:
+    if not jobs.in_sweep:
+        if jobs.errors:
+            raise jobs.errors[0]
+        out.print(run_table(jobs.records[0], jobs.folder))
+        return 0
+    out.print(comparison_table(jobs.records, jobs.folder.parent))
+    if failures := failures_table(jobs.records):
         out.print(failures)
-    return 0 if failures is None else 1
+    return 1 if failures else 0
 
 
 def _list(group: str | None) -> int:

@@ -39,7 +39,9 @@ def register_schemas() -> None:
 
     Also the resolver `first_of`, the first of its values that isn't null.
     """
-    OmegaConf.register_new_resolver("first_of", lambda *values: next(v for v in values if v is not None))
+    OmegaConf.register_new_resolver(
+        "first_of", lambda *values: next(v for v in values if v is not None), replace=True
+    )
     store = ConfigStore.instance()
     store.store(name="experiment_schema", node=_schema(Experiment))
     for group in GROUPS:

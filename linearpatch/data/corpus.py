@@ -29,8 +29,8 @@ class Corpus(ABC):
     version: ClassVar[int] = 1
 
     name: str = field(default="", metadata={"identity": False})
-    calibration: str = "train"
-    distillation: str = "train"
+    calibration: str = "train[:50%]"
+    distillation: str = "train[50%:]"
     evaluation: str = "test"
     separator: str = "\n\n"
     note: str = field(default="", metadata={"identity": False})
@@ -91,10 +91,10 @@ def parse_split(split: str) -> tuple[str, float, float]:
     Raises:
         ConfigError: it isn't a name, or a name with a slice in percent.
     """
-    match = re.fullmatch(r"([\w.-]+)(?:\[(\d*)%?:(\d*)%?\])?", split)
-    if match is None:
+    match = re.fullmatch(r"([\w.-]+)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?", split)
+    name, start, end = match.groups() if match else ("", 0, 0)
+    if match is None or not 0 <= int(start or 0) < int(end or 100) <= 100:
         raise ConfigError(f"split {split!r}: write a name, or a slice in percent such as train[:20%].")
-    name, start, end = match.groups()
     return name, int(start or 0) / 100, int(end or 100) / 100
 
 

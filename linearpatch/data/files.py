@@ -63,7 +63,7 @@ def read_rows(file: Path) -> pandas.DataFrame:
         if file.suffix == ".parquet":
             return pandas.read_parquet(file)
         if file.suffix in (".json", ".jsonl"):
-            return pandas.read_json(file, lines=file.suffix == ".jsonl", dtype=False, convert_dates=False)
+            return pandas.read_json(file, lines=file.suffix == ".jsonl", dtype=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{file} can't be read as {file.suffix[1:]}: {error}.") from error
     raise DataError(f"{file} has an unknown ending. Allowed: {', '.join(ENDINGS)}.")

@@ -60,7 +60,8 @@ class RandomModel(Model):
                     config, dtype=dtype, attn_implementation=self.attn_implementation
                 )
             except ValueError as error:
-                raise ModelError(f"model.family={self.family} is not a causal language model: {error}") from error
+                reason = str(error).splitlines()[0]
+                raise ModelError(f"model.family={self.family} is not a causal language model: {reason}") from error
         identity = {"config": config.to_dict(), "seed": self.seed, "dtype": str(dtype)}
         fingerprint = "random-" + hashlib.sha256(canonical(identity).encode()).hexdigest()[:16]
         return ready(model.to(self.resolved_device), byte_tokenizer(), fingerprint)

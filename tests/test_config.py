@@ -1,0 +1,112 @@
+"""Every YAML composes, says what it is for, and every mistake has a sentence."""
+
+import re
+
+import pytest
+from conftest import tiny_model  # noqa: F401
+
+from linearpatch.config import CONF_DIR, choices, compose_experiment
+from linearpatch.errors import ConfigError
+from linearpatch.registry import GROUPS, components
+
+YAMLS = sorted(CONF_DIR.rglob("*.yaml"))
+CHOICES = [(file.parent.name, file.stem) for file in YAMLS if file.parent != CONF_DIR]
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes(group, choice):
+    value = f"[{choice}]" if group == "eval" else choice
+    compose_experiment([f"{group}={value}"])
+
+
+@pytest.mark.parametrize("file", YAMLS, ids=lambda f: str(f.relative_to(CONF_DIR)))
+def test_every_yaml_starts_with_its_purpose_and_the_command_that_runs_it(file):
+    comments = [line for line in file.read_text().splitlines()[:4] if line.startswith("#") and "@package" not in line]
+    assert re.match(r"# \S.*[.:)]", comments[0])
+    assert comments[1].startswith("#   linearpatch run")
+
+
+@pytest.mark.parametrize("file", YAMLS, ids=lambda f: str(f.relative_to(CONF_DIR)))
+def test_the_command_in_every_yaml_composes(file):
+    import shlex
+
+    command = next(line for line in file.read_text().splitlines() if line.startswith("#   linearpatch run"))
+    words = shlex.split(command.removeprefix("#   linearpatch run").replace("FOLDER", ".").replace("-m ", ""))
+    compose_experiment([re.sub(r"^(pruner|patch)=(\w+),.*", r"\1=\2", word) for word in words])
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_component_is_a_choice_or_the_schema_of_one(group):
+    named = set(choices(group))
+    text = "".join(file.read_text() for file in (CONF_DIR / group).glob("*.yaml"))
+    for name in components(group):
+        assert name in named or f"{name}_schema" in text
+    assert all(choices(group).values())
+
+
+def test_no_target_strings_anywhere():
+    assert not [file for file in YAMLS if "_target_" in file.read_text()]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pruner=slebb", "Did you mean 'sleb'?"),
+        ("patch=rotat", "Did you mean 'rotate'?"),
+        ("eval=[pll]", "Did you mean 'ppl'?"),
+        ("pruner.protect_frist=1", "Did you mean 'protect_first'?"),
+        ("modle=smollm2_135m", "Did you mean 'model'?"),
+        ("+pruner.colour=red", "'colour' doesn't exist"),
+        ("pruner.protect_first=abc", "pruner.protect_first: Value 'abc' of type 'str' could not be converted to Integer"),
+        ("pruner.protect_first=-1", "Allowed: at least 0"),
+        ("num_pruned_layers=0", "Allowed: at least 1"),
+        ("stages=[dens]", "Did you mean 'dense'?"),
+        ("model.dtype=int4", "Allowed: auto, bfloat16, float16, float32"),
+        ("model.device=gpu", "Allowed: auto, cpu, cuda"),
+        ("calibration.sampling=all", "Allowed: crops, first, windows"),
+        ("tracker.mode=on", "Allowed: offline, online"),
+        ("datasets_dir=/nonexistent", "not a folder"),
+        ("corpus.calibration=evaluation", "share text"),
+        ("just words", "can't be parsed"),
+        ("eval.ppl.batch_size=0", "Allowed: at least 1"),
+    ],
+)
+def test_every_mistake_has_a_sentence(override, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        compose_experiment([override])
+    assert "Traceback" not in str(error.value)
+
+
+def test_a_corpus_sets_all_readers_and_each_can_be_overridden_alone():
+    both = compose_experiment(["corpus=wikitext2"])
+    assert both.calibration_reader.source == "wikitext2/train[:50%]"
+    assert both.evaluation_reader.source == "wikitext2/test"
+    one = compose_experiment(["corpus=wikitext2", "corpus@evaluation.corpus=ptb"])
+    assert one.calibration_reader.source == "wikitext2/train[:50%]"
+    assert one.evaluation_reader.source == "ptb/validation"
+    settings = compose_experiment(["corpus=text", "corpus.path=a.txt"])
+    assert settings.calibration_reader.corpus.path == settings.evaluation_reader.corpus.path == "a.txt"
+
+
+def test_run_id_hashes_what_makes_the_model():
+    base = compose_experiment([]).run_id
+    for same in ("eval.ppl.seq_len=64", "tracker=none", "output_dir=x", "stages=[dense]", "group=g", "model.device=cpu"):
+        assert compose_experiment([same]).run_id == base
+    for other in ("seed=1", "num_pruned_layers=6", "pruner=sleb", "patch=diag", "patch.estimator=mean_of_ratios",
+                  "calibration.num_blocks=8", "corpus.seed=2", "model.dtype=bfloat16"):  # fmt: skip
+        assert compose_experiment([other]).run_id != base
+
+
+def test_an_algorithms_version_is_part_of_the_run_id(monkeypatch):
+    from linearpatch.pruners.streamline import Streamline
+
+    base = compose_experiment([]).run_id
+    monkeypatch.setattr(Streamline, "version", 2)
+    assert compose_experiment([]).run_id != base
+
+
+def test_configs_are_values():
+    experiment = compose_experiment([])
+    with pytest.raises(AttributeError):
+        experiment.seed = 3
+    assert experiment == compose_experiment([])

