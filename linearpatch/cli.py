@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("run", help="one experiment, or with -m a sweep; the rest are Hydra overrides", add_help=False)
+    commands.add_parser(
+        "run", help="one experiment, or with -m a sweep; the rest are Hydra overrides", add_help=False
+    )
     listing = commands.add_parser("list", help="every choice of a group, or of all groups")
     listing.add_argument("group", nargs="?", help="such as pruner")
     benching = commands.add_parser("bench", help="measure a claim about speed or memory")
@@ -113,13 +115,13 @@ def _list(group: str | None) -> int:
 
 def _bench(name: str) -> int:
     """Run one benchmark, or all, and print measured against allowed."""
-    from linearpatch.bench import benchmarks
+    from linearpatch.bench import BENCHMARKS
+    from linearpatch.bench.measure import claims_table
 
-    known = benchmarks()
-    if name != "all" and name not in known:
-        raise ConfigError(f"{name!r} is not a benchmark. {suggest(name, [*known, 'all'])}")
-    for chosen in known if name == "all" else [name]:
-        out.print(known[chosen]())
+    if name != "all" and name not in BENCHMARKS:
+        raise ConfigError(f"{name!r} is not a benchmark. {suggest(name, [*BENCHMARKS, 'all'])}")
+    for chosen in BENCHMARKS if name == "all" else [name]:
+        out.print(claims_table(chosen, BENCHMARKS[chosen]()))
     return 0
 
 

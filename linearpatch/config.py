@@ -17,7 +17,12 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -100,10 +105,14 @@ def readable_errors() -> Iterator[None]:
     except MissingConfigException as error:
         raise ConfigError(_unknown_choice(error)) from error
     except OverrideParseException as error:
-        raise ConfigError(f"The override {error.override!r} can't be parsed. Write key=value or group=choice.") from error
+        raise ConfigError(
+            f"The override {error.override!r} can't be parsed. Write key=value or group=choice."
+        ) from error
     except FrozenInstanceError as error:
         key = str(error).rpartition("'")[0].rpartition("'")[2]
-        raise ConfigError(f"The key {key!r} doesn't exist, and '+' can't add it: settings are fixed.") from error
+        raise ConfigError(
+            f"The key {key!r} doesn't exist, and '+' can't add it: settings are fixed."
+        ) from error
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} has no value. Set it: {error.full_key}=…") from error
     except OmegaConfBaseException as error:
@@ -138,7 +147,9 @@ def _without_search_path(message: str) -> str:
 
 
 def _purpose(file: Path) -> str:
-    comments = (line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    comments = (
+        line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")
+    )
     return next((line for line in comments if not line.startswith("@package")), "")
 
 

@@ -77,7 +77,9 @@ def run(
             selection = experiment.pruner.select(workspace, n)
             workspace.release()
         gaps = interfaces_of(selection.removed)
-        log.info("removed layers %s: interfaces %s", list(selection.removed), [(g.start, g.end) for g in gaps])
+        log.info(
+            "removed layers %s: interfaces %s", list(selection.removed), [(g.start, g.end) for g in gaps]
+        )
         record.pruning = _describe_pruning(experiment, dense, selection, gaps)
 
         with record.step("fit"):
@@ -115,7 +117,10 @@ def _view_key(stage: str, removed: Sequence[int], patches: Sequence[FittedPatch]
     if stage == "pruned":
         return {"removed": sorted(removed), "patches": None}
     sites = [asdict(patch.site) for patch in patches]
-    return {"removed": sorted(removed), "patches": [sites, parameter_hash([patch.module for patch in patches])]}
+    return {
+        "removed": sorted(removed),
+        "patches": [sites, parameter_hash([patch.module for patch in patches])],
+    }
 
 
 def _evaluate(

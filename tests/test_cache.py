@@ -29,7 +29,9 @@ def test_any_difference_in_the_key_is_another_entry(tmp_path):
     assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b""])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b""]
+)
 def test_a_damaged_entry_is_computed_anew(tmp_path, damage, caplog):
     Cache(tmp_path).put("kind", KEY, entry())
     file = next((tmp_path / "kind").glob("*.safetensors"))

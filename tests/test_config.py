@@ -21,7 +21,9 @@ def test_every_choice_composes(group, choice):
 
 @pytest.mark.parametrize("file", YAMLS, ids=lambda f: str(f.relative_to(CONF_DIR)))
 def test_every_yaml_starts_with_its_purpose_and_the_command_that_runs_it(file):
-    comments = [line for line in file.read_text().splitlines()[:4] if line.startswith("#") and "@package" not in line]
+    comments = [
+        line for line in file.read_text().splitlines()[:4] if line.startswith("#") and "@package" not in line
+    ]
     assert re.match(r"# \S.*[.:)]", comments[0])
     assert comments[1].startswith("#   linearpatch run")
 
@@ -57,7 +59,10 @@ def test_no_target_strings_anywhere():
         ("pruner.protect_frist=1", "Did you mean 'protect_first'?"),
         ("modle=smollm2_135m", "Did you mean 'model'?"),
         ("+pruner.colour=red", "'colour' doesn't exist"),
-        ("pruner.protect_first=abc", "pruner.protect_first: Value 'abc' of type 'str' could not be converted to Integer"),
+        (
+            "pruner.protect_first=abc",
+            "pruner.protect_first: Value 'abc' of type 'str' could not be converted to Integer",
+        ),
         ("pruner.protect_first=-1", "Allowed: at least 0"),
         ("num_pruned_layers=0", "Allowed: at least 1"),
         ("stages=[dens]", "Did you mean 'dense'?"),
@@ -90,7 +95,14 @@ def test_a_corpus_sets_all_readers_and_each_can_be_overridden_alone():
 
 def test_run_id_hashes_what_makes_the_model():
     base = compose_experiment([]).run_id
-    for same in ("eval.ppl.seq_len=64", "tracker=none", "output_dir=x", "stages=[dense]", "group=g", "model.device=cpu"):
+    for same in (
+        "eval.ppl.seq_len=64",
+        "tracker=none",
+        "output_dir=x",
+        "stages=[dense]",
+        "group=g",
+        "model.device=cpu",
+    ):
         assert compose_experiment([same]).run_id == base
     for other in ("seed=1", "num_pruned_layers=6", "pruner=sleb", "patch=diag", "patch.estimator=mean_of_ratios",
                   "calibration.num_blocks=8", "corpus.seed=2", "model.dtype=bfloat16"):  # fmt: skip

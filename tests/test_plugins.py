@@ -53,7 +53,9 @@ def test_it_is_chosen_configured_and_listed(plugin_environment, tmp_path):
     assert "broken (no_such_module) can't be loaded" in listed.stderr
 
     arguments = ("debug=tiny", "model=random", "tracker=none", "pruner=every_other", "pruner.step=3")
-    done = linearpatch(plugin_environment, "run", *arguments, "num_pruned_layers=3", f"output_dir={tmp_path}/D")
+    done = linearpatch(
+        plugin_environment, "run", *arguments, "num_pruned_layers=3", f"output_dir={tmp_path}/D"
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "D" / "result.json").read_text())
     assert found["pruning"]["method"] == "every_other"

@@ -23,6 +23,12 @@ def test_components_do_not_import_their_siblings(group):
     shared = {"pruner", "patch", "operators"}
     for module in pkgutil.iter_modules(package.__path__):
         source = importlib.import_module(f"linearpatch.{group}.{module.name}").__file__
-        imports = {node.module for node in ast.walk(ast.parse(open(source).read())) if isinstance(node, ast.ImportFrom)}
-        siblings = {name.split(".")[2] for name in imports if name and name.startswith(f"linearpatch.{group}.")}
+        imports = {
+            node.module
+            for node in ast.walk(ast.parse(open(source).read()))
+            if isinstance(node, ast.ImportFrom)
+        }
+        siblings = {
+            name.split(".")[2] for name in imports if name and name.startswith(f"linearpatch.{group}.")
+        }
         assert siblings <= shared

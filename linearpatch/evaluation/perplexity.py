@@ -98,4 +98,3 @@ def window_losses(
         losses.append(next_token_nll(decoder, normed, batch).mean(dim=1, dtype=torch.float64).cpu())
         on_step()
     return torch.cat(losses)
-

@@ -74,9 +74,7 @@ class Decoder:
         """The module that reads stream `index`: layer `index`, or the final norm for `num_layers`."""
         return self.final_norm if index == self.num_layers else self.layers[index]
 
-    def run_layers(
-        self, hidden: Tensor, calls: dict[int, LayerCall], layers: Iterable[int]
-    ) -> Tensor:
+    def run_layers(self, hidden: Tensor, calls: dict[int, LayerCall], layers: Iterable[int]) -> Tensor:
         """Run some layers one after the other, each called as it was in the recorded forward pass.
 
         Args:

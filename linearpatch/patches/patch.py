@@ -57,7 +57,9 @@ class Patch(ABC):
         if self.sites == "one_per_interface":
             return [Site(gap.start, gap.end, reader=gap.end) for gap in interfaces]
         return [
-            Site(layer, layer + 1, reader=gap.end) for gap in interfaces for layer in range(gap.start, gap.end)
+            Site(layer, layer + 1, reader=gap.end)
+            for gap in interfaces
+            for layer in range(gap.start, gap.end)
         ]
 
     def statistics(self) -> Sequence[Statistic]:

@@ -26,7 +26,16 @@ log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 FILE_NAME = "result.json"
-PACKAGES = ("linearpatch", "torch", "transformers", "datasets", "hydra-core", "omegaconf", "wandb", "safetensors")
+PACKAGES = (
+    "linearpatch",
+    "torch",
+    "transformers",
+    "datasets",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "safetensors",
+)
 
 
 @dataclass
@@ -150,7 +159,11 @@ def environment() -> dict[str, Any]:
             packages[package] = version(package)
         except PackageNotFoundError:
             continue
-    hardware: dict[str, Any] = {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
+    hardware: dict[str, Any] = {
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
     if torch.cuda.is_available():
         hardware["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"packages": packages, "hardware": hardware, "git_commit": _git_commit()}

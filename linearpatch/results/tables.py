@@ -37,7 +37,11 @@ def comparison_table(records: Sequence[Record], folder: Path) -> Table:
     title = f"{models[0]}, {records[0].model['num_layers']} layers" if len(models) == 1 else "Comparison"
     table = _table(title, f"{_notes(records)}\n{folder}")
     names = metric_names(records)
-    columns = ("pruner", "removed layers", "patch") if len(models) == 1 else ("model", "pruner", "removed layers", "patch")
+    columns = (
+        ("pruner", "removed layers", "patch")
+        if len(models) == 1
+        else ("model", "pruner", "removed layers", "patch")
+    )
     for column in columns:
         table.add_column(column)
     _metric_columns(table, names)
@@ -134,11 +138,20 @@ def _what(record: Record, stage: str) -> tuple[str, str, str]:
 
 def _order(record: Record) -> tuple[Any, ...]:
     pruning = record.pruning
-    return record.model["name"], pruning["method"], len(pruning["removed_layers"]), record.patch["method"] != "none"
+    return (
+        record.model["name"],
+        pruning["method"],
+        len(pruning["removed_layers"]),
+        record.patch["method"] != "none",
+    )
 
 
 def _notes(records: Sequence[Record]) -> str:
-    lines = [note for record in records for note in (record.model.get("note"), *record.calibration.get("notes", ()))]
+    lines = [
+        note
+        for record in records
+        for note in (record.model.get("note"), *record.calibration.get("notes", ()))
+    ]
     protocols = [
         f"{name}: {metric['protocol']}, {metric['n']:,} tokens"
         for record in records

@@ -60,7 +60,9 @@ def test_the_model_is_left_as_it_was():
     model = tiny_model()
     model.model.layers[2].self_attn.q_proj.weight.requires_grad_(True)
     first_order_importance(decoder_of(model), [TOKENS])
-    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["model.layers.2.self_attn.q_proj.weight"]
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == [
+        "model.layers.2.self_attn.q_proj.weight"
+    ]
     assert all(p.grad is None for p in model.parameters())
 
 

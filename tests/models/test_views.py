@@ -84,7 +84,9 @@ def test_patches_of_one_reader_apply_in_order(decoder):
     first, second = torch.randn(32, 32) * 0.3, torch.randn(32, 32) * 0.3
     both = [(Site(1, 2, 3), LinearMap(first)), (Site(2, 3, 3), LinearMap(second))]
     one = [(Site(1, 3, 3), LinearMap(first @ second))]
-    assert torch.allclose(logits_of(view_of(decoder, [1, 2], both)), logits_of(view_of(decoder, [1, 2], one)), atol=1e-5)
+    assert torch.allclose(
+        logits_of(view_of(decoder, [1, 2], both)), logits_of(view_of(decoder, [1, 2], one)), atol=1e-5
+    )
 
 
 def test_a_patched_view_refuses_to_lose_its_patch(decoder, tmp_path):
@@ -138,7 +140,12 @@ def test_index_lists_and_counts_follow_the_kept_layers():
 
 @pytest.mark.parametrize(
     ("removed", "message"),
-    [([6], "don't exist"), ([-1], "don't exist"), ([1, 1], "twice"), ([0, 1, 2, 3, 4, 5], "Keep at least one")],
+    [
+        ([6], "don't exist"),
+        ([-1], "don't exist"),
+        ([1, 1], "twice"),
+        ([0, 1, 2, 3, 4, 5], "Keep at least one"),
+    ],
 )
 def test_impossible_removals_are_refused(decoder, removed, message):
     with pytest.raises(ConfigError, match=message):
@@ -177,9 +184,16 @@ def test_an_encoder_decoder_is_refused():
 
 def test_a_dispatched_model_gives_the_same_logits(tmp_path):
     accelerate = pytest.importorskip("accelerate")
-    expected = logits_of(view_of(decoder_of(tiny_model()), [1, 2], [(Site(1, 3, 3), LinearMap(torch.eye(32) * 1.2))]))
+    expected = logits_of(
+        view_of(decoder_of(tiny_model()), [1, 2], [(Site(1, 3, 3), LinearMap(torch.eye(32) * 1.2))])
+    )
     model = tiny_model()
-    device_map = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    device_map = {
+        "model.embed_tokens": "cpu",
+        "model.rotary_emb": "cpu",
+        "model.norm": "cpu",
+        "lm_head": "cpu",
+    }
     device_map |= {f"model.layers.{i}": "disk" if i > 3 else "cpu" for i in range(NUM_LAYERS)}
     model = accelerate.dispatch_model(model, device_map, offload_dir=tmp_path, force_hooks=True)
     decoder = decoder_of(model)

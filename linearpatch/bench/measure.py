@@ -1,0 +1,121 @@
+"""How the benchmarks measure: ratios taken side by side in one run, memory in fresh processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from linearpatch.cache import default_cache_dir
+from linearpatch.config import compose_experiment
+from linearpatch.data.blocks import BlockSpec, TokenBlocks
+from linearpatch.models.model import LoadedModel
+
+Work = Callable[[LoadedModel, Tensor], object]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim, measured.
+
+    Attributes:
+        what: The claim in words.
+        measured: The figure.
+        limit: What it may be at most.
+        unit: Of both.
+        detail: What was measured on.
+    """
+
+    what: str
+    measured: float
+    limit: float
+    unit: str
+    detail: str
+
+
+def claims_table(name: str, claims: Sequence[Claim]) -> Table:
+    """Claims with measured, limit and their ratio; a ratio up to 1 keeps the claim."""
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        machine += f", {torch.cuda.get_device_name()}"
+    table = Table(title=f"{name} ({machine}, torch {torch.__version__})", title_justify="left")
+    table.add_column("claim")
+    for column in ("measured", "limit", "measured / limit"):
+        table.add_column(column, justify="right")
+    table.add_column("on")
+    for claim in claims:
+        figures = [f"{value:.3g} {claim.unit}".strip() for value in (claim.measured, claim.limit)]
+        table.add_row(claim.what, *figures, f"{claim.measured / claim.limit:.2f}", claim.detail)
+    return table
+
+
+def embedded_model() -> LoadedModel:
+    """The embedded model, on the device that a run would use."""
+    return compose_experiment(["model=smollm2_135m"]).model.load(default_cache_dir())
+
+
+def text_blocks(model: LoadedModel, num_blocks: int, block_length: int) -> TokenBlocks:
+    """Blocks of the embedded text."""
+    reader = compose_experiment(["corpus=pydoc"]).calibration_reader
+    return reader.read(BlockSpec(num_blocks, block_length), model.tokenizer)
+
+
+def time_ratio(
+    work: Callable[[], object], baseline: Callable[[], object], *, repeats: int = 7
+) -> tuple[float, float, float]:
+    """Median of work/baseline over pairs taken in turn, after one warm-up of each; and both medians in s."""
+    work()
+    baseline()
+    pairs = [(_seconds(work), _seconds(baseline)) for _ in range(repeats)]
+    ratio = statistics.median(mine / other for mine, other in pairs)
+    return ratio, statistics.median(mine for mine, _ in pairs), statistics.median(other for _, other in pairs)
+
+
+def peak_memory(work: Work, num_blocks: int, block_length: int) -> int:
+    """Bytes that a piece of work needs at its peak, the weights included, in a process of its own.
+
+    On a GPU what was allocated there; on the CPU what the process grew by after importing the packages.
+
+    Args:
+        work: A function of a module (it is sent to the process by name).
+        num_blocks: It gets one batch of so many blocks …
+        block_length: … of so many tokens.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure_peak, args=(work, num_blocks, block_length, sender))
+    process.start()
+    sender.close()
+    peak = int(receiver.recv())
+    process.join()
+    return peak
+
+
+def _measure_peak(work: Work, num_blocks: int, block_length: int, sender) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    import transformers.models.llama.modeling_llama  # noqa: F401 — not part of what is measured
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    model = embedded_model()
+    ids = text_blocks(model, num_blocks, block_length).ids.to(model.decoder.input_device)
+    with torch.no_grad():
+        work(model, ids)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    sender.send(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else after - before)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
