@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from torch import Tensor
 from linearpatch.cache import default_cache_dir
 from linearpatch.config import compose_experiment
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
+from linearpatch.memory import high_water
 from linearpatch.models.model import LoadedModel
 
 Work = Callable[[LoadedModel, Tensor], object]
@@ -69,7 +69,7 @@ def text_blocks(model: LoadedModel, num_blocks: int, block_length: int) -> Token
 
 
 def time_ratio(
-    work: Callable[[], object], baseline: Callable[[], object], *, repeats: int = 7
+    work: Callable[[], object], baseline: Callable[[], object], *, repeats: int = 15
 ) -> tuple[float, float, float]:
     """Median of work/baseline over pairs taken in turn, after one warm-up of each; and both medians in s."""
     work()
@@ -102,13 +102,13 @@ def peak_memory(work: Work, num_blocks: int, block_length: int) -> int:
 def _measure_peak(work: Work, num_blocks: int, block_length: int, sender) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
     import transformers.models.llama.modeling_llama  # noqa: F401 — not part of what is measured
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = high_water()
     model = embedded_model()
     ids = text_blocks(model, num_blocks, block_length).ids.to(model.decoder.input_device)
     with torch.no_grad():
         work(model, ids)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    sender.send(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else after - before)
+    cuda = torch.cuda.is_available()
+    sender.send(torch.cuda.max_memory_allocated() if cuda else high_water() - before)
 
 
 def _seconds(work: Callable[[], object]) -> float:

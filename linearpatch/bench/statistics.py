@@ -19,7 +19,7 @@ BLOCKS, LENGTH = 1, 1024
 def claims() -> list[Claim]:
     """Time at most 1.15 × the bare pass; memory at most the bare pass' plus one batch's fp32 streams."""
     model = embedded_model()
-    blocks = text_blocks(model, 2 * BLOCKS, LENGTH)
+    blocks = text_blocks(model, BLOCKS, LENGTH)
     batches = blocks.ids.to(model.decoder.input_device).split(BLOCKS)
 
     @torch.no_grad()

@@ -10,9 +10,10 @@ from torch.nn import functional
 
 from linearpatch.models.decoder import Decoder
 
-# Entries of the logits that exist at a time; in fp32 64 MiB. Small enough to stay out of the way of the
-# model's own activations, large enough that the head's matrix product runs at full speed.
-LOGIT_BUDGET = 2**24
+# Logits in fp32 that exist at a time, in bytes. On the CPU just below the 32 MiB from which the system's
+# allocator takes fresh pages for every array, whose faults would cost more than the loss; on a GPU enough
+# tokens that the head's matrix product is not bound by reading its weights.
+LOGIT_BYTES = {"cpu": 24 * 2**20, "cuda": 256 * 2**20}
 
 
 def next_token_nll(decoder: Decoder, normed: Tensor, input_ids: Tensor) -> Tensor:
@@ -60,7 +61,8 @@ def _chunks(decoder: Decoder, normed: Tensor, input_ids: Tensor) -> Iterator[tup
     """Hidden states of consecutive tokens, all blocks in a row, each with the token it should predict."""
     hidden = normed[:, :-1].reshape(-1, normed.shape[-1])
     labels = input_ids[:, 1:].reshape(-1)
-    step = max(16, LOGIT_BUDGET // decoder.vocab_size)
+    budget = LOGIT_BYTES.get(hidden.device.type, LOGIT_BYTES["cuda"])
+    step = max(16, budget // (4 * decoder.vocab_size))
     yield from zip(hidden.split(step), labels.split(step), strict=True)
 
 

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import platform
-import resource
 import subprocess
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import torch
 
 from linearpatch.cache import make_folder, write_atomically
 from linearpatch.errors import LinearPatchError, StorageError
+from linearpatch.memory import high_water
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +79,7 @@ class Record:
             yield
         finally:
             self.timings_s[name] = round(time.perf_counter() - started, 3)
-            high_water = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            self.peak_memory_bytes[name] = torch.cuda.max_memory_allocated() if cuda else high_water
+            self.peak_memory_bytes[name] = torch.cuda.max_memory_allocated() if cuda else high_water()
 
     def to_json(self) -> str:
         """The record as text; numbers that aren't finite become null."""

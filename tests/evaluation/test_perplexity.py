@@ -31,14 +31,14 @@ def plain_losses(model, ids):
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 @pytest.mark.parametrize("budget", [1, 2**24])
 def test_chunks_give_the_loss_of_full_logits(family, batch_size, budget, monkeypatch):
-    monkeypatch.setattr(loss_module, "LOGIT_BUDGET", budget)
+    monkeypatch.setitem(loss_module.LOGIT_BYTES, "cpu", budget)
     model = tiny_model(family)
     found = window_losses(decoder_of(model), IDS, batch_size=batch_size)
     assert torch.allclose(found, plain_losses(model, IDS), rtol=1e-5)
 
 
 def test_no_more_logits_exist_than_the_budget_allows(monkeypatch, decoder):
-    monkeypatch.setattr(loss_module, "LOGIT_BUDGET", 300 * 20)
+    monkeypatch.setitem(loss_module.LOGIT_BYTES, "cpu", 4 * 300 * 20)
     sizes = []
     handle = decoder.head.register_forward_hook(lambda _, __, out: sizes.append(out.numel()))
     window_losses(decoder, torch.randint(3, 300, (2, 90)), batch_size=2)
