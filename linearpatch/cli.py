@@ -38,9 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser(
-        "run", help="one experiment, or with -m a sweep; the rest are Hydra overrides", add_help=False
-    )
+    commands.add_parser("run", help="one experiment, or with -m a sweep; the rest are Hydra overrides", add_help=False)
     listing = commands.add_parser("list", help="every choice of a group, or of all groups")
     listing.add_argument("group", nargs="?", help="such as pruner")
     benching = commands.add_parser("bench", help="measure a claim about speed or memory")

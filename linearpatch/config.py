@@ -44,9 +44,7 @@ def register_schemas() -> None:
 
     Also the resolver `first_of`, the first of its values that isn't null.
     """
-    OmegaConf.register_new_resolver(
-        "first_of", lambda *values: next(v for v in values if v is not None), replace=True
-    )
+    OmegaConf.register_new_resolver("first_of", lambda *values: next(v for v in values if v is not None), replace=True)
     store = ConfigStore.instance()
     store.store(name="experiment_schema", node=_schema(Experiment))
     for group in GROUPS:
@@ -110,9 +108,7 @@ def readable_errors() -> Iterator[None]:
         ) from error
     except FrozenInstanceError as error:
         key = str(error).rpartition("'")[0].rpartition("'")[2]
-        raise ConfigError(
-            f"The key {key!r} doesn't exist, and '+' can't add it: settings are fixed."
-        ) from error
+        raise ConfigError(f"The key {key!r} doesn't exist, and '+' can't add it: settings are fixed.") from error
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} has no value. Set it: {error.full_key}=…") from error
     except OmegaConfBaseException as error:
@@ -147,9 +143,7 @@ def _without_search_path(message: str) -> str:
 
 
 def _purpose(file: Path) -> str:
-    comments = (
-        line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")
-    )
+    comments = (line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
     return next((line for line in comments if not line.startswith("@package")), "")
 
 

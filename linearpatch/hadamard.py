@@ -28,7 +28,8 @@ def hadamard_matrix(size: int, dtype: torch.dtype = torch.float64) -> Tensor:
     matrix = torch.ones(1, 1, dtype=torch.float64)
     for factor in hadamard_factors(size):
         matrix = torch.kron(matrix, _signs(factor).to(torch.float64))
-    return (matrix / size**0.5).to(dtype)
+    normalised: Tensor = matrix / size**0.5
+    return normalised.to(dtype)
 
 
 def hadamard_transform(values: Tensor) -> Tensor:

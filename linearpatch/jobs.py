@@ -46,9 +46,7 @@ class Jobs:
         self.in_sweep = context.mode == RunMode.MULTIRUN
         if self.in_sweep and config.group is None:
             config.group = self._label
-        record = Record(
-            run_id=" ".join(overrides), group=config.group, command="", seed=config.seed, config={}
-        )
+        record = Record(run_id=" ".join(overrides), group=config.group, command="", seed=config.seed, config={})
         try:
             experiment = to_experiment(config)
             record.run_id = experiment.run_id

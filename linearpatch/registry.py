@@ -94,9 +94,7 @@ def identity(instance: Any) -> dict[str, Any]:
         for field in dataclasses.fields(instance)
         if field.metadata.get("identity", True)
     }
-    nested = {
-        key: identity(value) if dataclasses.is_dataclass(value) else value for key, value in settings.items()
-    }
+    nested = {key: identity(value) if dataclasses.is_dataclass(value) else value for key, value in settings.items()}
     return {"name": name_of(instance), "version": getattr(instance, "version", 1), **nested}
 
 

@@ -77,9 +77,7 @@ def run(
             selection = experiment.pruner.select(workspace, n)
             workspace.release()
         gaps = interfaces_of(selection.removed)
-        log.info(
-            "removed layers %s: interfaces %s", list(selection.removed), [(g.start, g.end) for g in gaps]
-        )
+        log.info("removed layers %s: interfaces %s", list(selection.removed), [(g.start, g.end) for g in gaps])
         record.pruning = _describe_pruning(experiment, dense, selection, gaps)
 
         with record.step("fit"):

@@ -29,9 +29,7 @@ def test_any_difference_in_the_key_is_another_entry(tmp_path):
     assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b""]
-)
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b""])
 def test_a_damaged_entry_is_computed_anew(tmp_path, damage, caplog):
     Cache(tmp_path).put("kind", KEY, entry())
     file = next((tmp_path / "kind").glob("*.safetensors"))
@@ -53,7 +51,7 @@ def test_a_full_disk_leaves_no_trace(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(StorageError, match="No space left on device. Free some space"):
+    with pytest.raises(StorageError, match=r"No space left on device\. Free some space"):
         Cache(tmp_path).put("kind", KEY, entry())
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

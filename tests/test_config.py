@@ -21,9 +21,7 @@ def test_every_choice_composes(group, choice):
 
 @pytest.mark.parametrize("file", YAMLS, ids=lambda f: str(f.relative_to(CONF_DIR)))
 def test_every_yaml_starts_with_its_purpose_and_the_command_that_runs_it(file):
-    comments = [
-        line for line in file.read_text().splitlines()[:4] if line.startswith("#") and "@package" not in line
-    ]
+    comments = [line for line in file.read_text().splitlines()[:4] if line.startswith("#") and "@package" not in line]
     assert re.match(r"# \S.*[.:)]", comments[0])
     assert comments[1].startswith("#   linearpatch run")
 

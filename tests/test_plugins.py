@@ -23,7 +23,8 @@ class EveryOther(Pruner):
     step: int = 2
 
     def select(self, workspace, n):
-        return Selection(tuple(range(1, workspace.num_layers, self.step))[:n], {"criterion": "position", "unit": "layer"})
+        layers = range(1, workspace.num_layers, self.step)
+        return Selection(tuple(layers)[:n], {"criterion": "position", "unit": "layer"})
 '''
 
 
@@ -53,9 +54,7 @@ def test_it_is_chosen_configured_and_listed(plugin_environment, tmp_path):
     assert "broken (no_such_module) can't be loaded" in listed.stderr
 
     arguments = ("debug=tiny", "model=random", "tracker=none", "pruner=every_other", "pruner.step=3")
-    done = linearpatch(
-        plugin_environment, "run", *arguments, "num_pruned_layers=3", f"output_dir={tmp_path}/D"
-    )
+    done = linearpatch(plugin_environment, "run", *arguments, "num_pruned_layers=3", f"output_dir={tmp_path}/D")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "D" / "result.json").read_text())
     assert found["pruning"]["method"] == "every_other"

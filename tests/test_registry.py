@@ -1,6 +1,7 @@
 import doctest
 import importlib
 import pkgutil
+from pathlib import Path
 
 import pytest
 
@@ -24,11 +25,7 @@ def test_components_do_not_import_their_siblings(group):
     for module in pkgutil.iter_modules(package.__path__):
         source = importlib.import_module(f"linearpatch.{group}.{module.name}").__file__
         imports = {
-            node.module
-            for node in ast.walk(ast.parse(open(source).read()))
-            if isinstance(node, ast.ImportFrom)
+            node.module for node in ast.walk(ast.parse(Path(source).read_text())) if isinstance(node, ast.ImportFrom)
         }
-        siblings = {
-            name.split(".")[2] for name in imports if name and name.startswith(f"linearpatch.{group}.")
-        }
+        siblings = {name.split(".")[2] for name in imports if name and name.startswith(f"linearpatch.{group}.")}
         assert siblings <= shared

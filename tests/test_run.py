@@ -102,12 +102,7 @@ def test_a_folder_that_holds_another_run_is_left_alone(tmp_path, said):
 
 
 def test_a_sweep_writes_a_folder_for_each_job_and_one_table(tmp_path, capsys):
-    assert (
-        main(
-            ["run", "-m", *FAST, "pruner=streamline,shortgpt", "patch=none,diag", f"output_dir={tmp_path}/S"]
-        )
-        == 0
-    )
+    assert main(["run", "-m", *FAST, "pruner=streamline,shortgpt", "patch=none,diag", f"output_dir={tmp_path}/S"]) == 0
     folders = [folder for folder in (tmp_path / "S").iterdir() if folder.is_dir()]
     assert len(folders) == 4
     assert all(result(folder)["run_id"] == folder.name for folder in folders)
@@ -252,9 +247,7 @@ def test_no_wandb_is_needed_without_it(tmp_path):
 def test_list_shows_every_choice_with_a_line(capsys):
     assert main(["list"]) == 0
     listed = capsys.readouterr().out
-    for name in (
-        [f"pruner={p}" for p in PRUNERS] + [f"patch={p}" for p in PATCHES] + ["corpus=pydoc", "model=hub"]
-    ):
+    for name in [f"pruner={p}" for p in PRUNERS] + [f"patch={p}" for p in PATCHES] + ["corpus=pydoc", "model=hub"]:
         assert re.search(rf"{name}\s+\S", listed)
     assert main(["list", "prunr"]) == 1
 

@@ -25,18 +25,22 @@ def claims() -> list[Claim]:
             model.decoder.model(input_ids=batch, use_cache=False)
 
     ratio, mine, other = time_ratio(lambda: window_losses(model.decoder, ids, batch_size=BLOCKS), forward)
-    short, long = (
-        peak_memory(measure, 1, length) - peak_memory(bare_pass, 1, length) for length in (SHORT, LONG)
-    )
+    short, long = (peak_memory(measure, 1, length) - peak_memory(bare_pass, 1, length) for length in (SHORT, LONG))
     full = (LONG - SHORT) * model.decoder.vocab_size * 4
     return [
-        Claim("time / forward passes with head", ratio, 1.05, "", f"{mine:.2f} s / {other:.2f} s, {LENGTH} tokens a window"),
+        Claim(
+            "time / forward passes with head",
+            ratio,
+            1.05,
+            "",
+            f"{mine:.2f} s / {other:.2f} s, {LENGTH} tokens a window",
+        ),
         Claim(
             f"memory for the loss: growth from {SHORT} to {LONG} tokens",
             max(long - short, 0) / 2**20,
             0.1 * full / 2**20,
             "MiB",
-            f"{short / 2**20:.0f} to {long / 2**20:.0f} MiB past the layers'; full logits would add {full / 2**20:.0f} MiB",
+            f"{short / 2**20:.0f} to {long / 2**20:.0f} MiB; full logits: {full / 2**20:.0f} MiB more",
         ),
     ]
 

@@ -17,7 +17,13 @@ def claims() -> list[Claim]:
     detail = f"{BLOCKS} × {LENGTH} tokens; {mine / 2**20:,.0f} MiB"
     return [
         Claim("peak memory / forward pass", mine / forward, 1.3, "", f"{detail} / {forward / 2**20:,.0f} MiB"),
-        Claim("peak memory / full backward pass", mine / backward, 1.0, "", f"{detail} / {backward / 2**20:,.0f} MiB"),
+        Claim(
+            "peak memory / full backward pass",
+            mine / backward,
+            1.0,
+            "",
+            f"{detail} / {backward / 2**20:,.0f} MiB",
+        ),
     ]
 
 

@@ -1,0 +1,1 @@
+"""What can be learnt from the dense model on calibration tokens: statistics, losses, gradients."""

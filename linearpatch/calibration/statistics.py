@@ -48,7 +48,8 @@ class LayerInput:
     @cached_property
     def norms(self) -> Tensor:
         """Euclidean norm of each token, `[n]`."""
-        return torch.linalg.vector_norm(self.tokens, dim=-1)
+        norms: Tensor = torch.linalg.vector_norm(self.tokens, dim=-1)
+        return norms
 
     @cached_property
     def rotated(self) -> Tensor:
@@ -196,9 +197,7 @@ class _MagnitudeMean:
         self.count += len(stream.tokens) if stream.index == 0 else 0
 
     def result(self) -> dict[str, Tensor]:
-        return {
-            "magnitude": torch.stack([total.cpu() for total in self.sums if total is not None]) / self.count
-        }
+        return {"magnitude": torch.stack([total.cpu() for total in self.sums if total is not None]) / self.count}
 
 
 @dataclass(frozen=True)
@@ -296,9 +295,7 @@ class _GramSums:
         if self.spec.bias:
             x = functional.pad(x, (0, 1), value=1.0)
         weighted = x / y.square().sum(dim=-1, keepdim=True) if self.spec.relative else x
-        energy = (
-            torch.tensor(float(len(y)), dtype=torch.float64) if self.spec.relative else y.square().sum().cpu()
-        )
+        energy = torch.tensor(float(len(y)), dtype=torch.float64) if self.spec.relative else y.square().sum().cpu()
         products = {"xx": weighted.T @ x, "xy": weighted.T @ y, "yy": energy}
         for name, product in products.items():
             self.sums[name] = self.sums[name] + product if name in self.sums else product

@@ -142,25 +142,16 @@ class Workspace:
 
         def compute() -> Entry:
             norms = [
-                sum(
-                    w.detach().float().abs().pow(power).sum(dtype=torch.float64).cpu()
-                    for w in layer_weights(layer)
-                )
+                sum(w.detach().float().abs().pow(power).sum(dtype=torch.float64).cpu() for w in layer_weights(layer))
                 for layer in self.decoder.layers
             ]
-            return Entry(
-                {"norm": _finite(torch.stack([torch.as_tensor(n) for n in norms]), "the weights", "layer")}
-            )
+            return Entry({"norm": _finite(torch.stack([torch.as_tensor(n) for n in norms]), "the weights", "layer")})
 
         key = {"model": self._key["model"], "version": WEIGHT_NORM_VERSION, "power": power}
         return self._cache.get("weight_norm", key, compute).tensors["norm"]
 
     def _missing(self, statistics: Sequence[Statistic]) -> list[Statistic]:
-        return [
-            s
-            for s in dict.fromkeys(statistics)
-            if self._cache.find("statistic", self._statistic_key(s)) is None
-        ]
+        return [s for s in dict.fromkeys(statistics) if self._cache.find("statistic", self._statistic_key(s)) is None]
 
     def _run_pass(self, statistics: Sequence[Statistic], description: str) -> None:
         accumulators = [statistic.start(self.num_layers) for statistic in statistics]
@@ -191,9 +182,7 @@ class Workspace:
             losses = search.losses(candidates, stop_early=stop_early, on_step=on_step)
         measured = torch.tensor([candidate.loss for candidate in losses.values()])
         if not measured.isfinite().any():
-            raise NumericsError(
-                _not_finite("the calibration loss", f"each of the layers {list(candidates)} removed")
-            )
+            raise NumericsError(_not_finite("the calibration loss", f"each of the layers {list(candidates)} removed"))
         return Entry(facts={"losses": {str(layer): asdict(loss) for layer, loss in losses.items()}})
 
     def _search_without(self, removed: Sequence[int]) -> SuffixSearch:

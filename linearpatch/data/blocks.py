@@ -70,9 +70,7 @@ class BlockSpec:
         Raises:
             DataError: the text is empty or can't give so many blocks.
         """
-        tokens = torch.tensor(
-            tokenizer(text, add_special_tokens=self.bos == "tokenizer", verbose=False).input_ids
-        )
+        tokens = torch.tensor(tokenizer(text, add_special_tokens=self.bos == "tokenizer", verbose=False).input_ids)
         body = self.block_length - (self.bos == "each")
         available = len(tokens) // body
         wanted = available if self.num_blocks is None else self.num_blocks

@@ -66,11 +66,7 @@ def check_disjoint(first: Reader, second: Reader) -> None:
         ConfigError: both read the same source, and their splits overlap.
     """
     sources = [
-        {
-            k: v
-            for k, v in identity(reader.corpus).items()
-            if k not in ("calibration", "distillation", "evaluation")
-        }
+        {k: v for k, v in identity(reader.corpus).items() if k not in ("calibration", "distillation", "evaluation")}
         for reader in (first, second)
     ]
     splits = [reader.corpus.split(reader.purpose) for reader in (first, second)]

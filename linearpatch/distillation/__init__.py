@@ -1,0 +1,1 @@
+"""Training of the patches against the dense model."""

@@ -60,7 +60,7 @@ class Perplexity(Evaluation):
         """Cut each corpus into windows."""
         texts = {r.corpus.name: r.read(self._spec, tokenizer) for r in self.readers(reader)}
         key = {"protocol": self.protocol, "tokens": {name: blocks.hash for name, blocks in texts.items()}}
-        total = sum(len(blocks.ids.split(self.batch_size)) for blocks in texts.values())
+        total = sum(-(-len(blocks.ids) // self.batch_size) for blocks in texts.values())
 
         def run(decoder: Decoder, on_step: Callable[[], None]) -> dict[str, Metric]:
             return {f"ppl/{name}": self._measure(decoder, blocks, on_step) for name, blocks in texts.items()}

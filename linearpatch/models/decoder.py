@@ -62,13 +62,15 @@ class Decoder:
     @property
     def vocab_size(self) -> int:
         """Number of logits per token."""
-        return int(self.head.weight.shape[0])
+        weight: Tensor = self.head.get_parameter("weight")
+        return int(weight.shape[0])
 
     @property
     def input_device(self) -> torch.device:
         """Where token ids must be for the model to read them."""
         weight = self.model.get_input_embeddings().weight
-        return self.model.device if weight.is_meta else weight.device
+        device: torch.device = self.model.device if weight.is_meta else weight.device
+        return device
 
     def reader(self, index: int) -> nn.Module:
         """The module that reads stream `index`: layer `index`, or the final norm for `num_layers`."""

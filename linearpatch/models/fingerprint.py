@@ -29,8 +29,9 @@ def fingerprint_folder(folder: Path, cache_dir: Path) -> str:
 
 def _file_hash(file: Path, cache_dir: Path) -> str:
     stat = file.stat()
-    seen = {"path": str(file.resolve()), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    memory = cache_dir / "fingerprint" / (hashlib.sha256(seen["path"].encode()).hexdigest()[:32] + ".json")
+    path = str(file.resolve())
+    seen = {"path": path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    memory = cache_dir / "fingerprint" / (hashlib.sha256(path.encode()).hexdigest()[:32] + ".json")
     if memory.is_file():
         try:
             remembered = json.loads(memory.read_text())

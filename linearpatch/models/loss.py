@@ -27,8 +27,10 @@ def next_token_nll(decoder: Decoder, normed: Tensor, input_ids: Tensor) -> Tenso
     Returns:
         `[batch, tokens - 1]` in fp32, natural logarithm.
     """
-    losses = [_nll(decoder, hidden, labels) for hidden, labels in _chunks(decoder, normed, input_ids)]
-    return torch.cat(losses).view(len(input_ids), -1)
+    losses = torch.empty(input_ids[:, 1:].numel(), device=normed.device)
+    for part, hidden, labels in _chunks(decoder, normed, input_ids):
+        losses[part] = _nll(decoder, hidden, labels)
+    return losses.view(len(input_ids), -1)
 
 
 def stream_nll(decoder: Decoder, stream: Tensor, input_ids: Tensor) -> Tensor:
@@ -44,26 +46,31 @@ def stream_gradient(decoder: Decoder, stream: Tensor, input_ids: Tensor) -> Tens
     leaf = stream.detach().requires_grad_()
     with torch.enable_grad():
         normed = decoder.final_norm(leaf)
-    predictions = input_ids[:, 1:].numel()
-    gradients = []
-    for hidden, labels in _chunks(decoder, normed.detach(), input_ids):
+    predicting = normed.detach()[:, :-1]
+    gradient = predicting.new_empty(predicting.shape).flatten(0, 1)
+    for part, hidden, labels in _chunks(decoder, normed.detach(), input_ids):
         hidden = hidden.detach().requires_grad_()
         with torch.enable_grad():
-            loss = _nll(decoder, hidden, labels).sum() / predictions
-        gradients.append(torch.autograd.grad(loss, hidden)[0])
-    # The last token of a block predicts nothing.
-    at_norm = torch.zeros_like(normed)
-    at_norm[:, :-1] = torch.cat(gradients).view_as(at_norm[:, :-1])
+            loss = _nll(decoder, hidden, labels).sum() / len(gradient)
+        gradient[part] = torch.autograd.grad(loss, hidden)[0]
+    at_norm = torch.zeros_like(normed)  # the last token of a block predicts nothing
+    at_norm[:, :-1] = gradient.view_as(predicting)
     return torch.autograd.grad(normed, leaf, at_norm)[0]
 
 
-def _chunks(decoder: Decoder, normed: Tensor, input_ids: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Hidden states of consecutive tokens, all blocks in a row, each with the token it should predict."""
+def _chunks(decoder: Decoder, normed: Tensor, input_ids: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Consecutive tokens, all blocks in a row: where they are, their hidden states, what they should predict.
+
+    Callers write into arrays made before the loop: results kept between the chunks would lie where the
+    next chunk's logits were to go, and memory would grow with every chunk.
+    """
     hidden = normed[:, :-1].reshape(-1, normed.shape[-1])
     labels = input_ids[:, 1:].reshape(-1)
     budget = LOGIT_BYTES.get(hidden.device.type, LOGIT_BYTES["cuda"])
     step = max(16, budget // (4 * decoder.vocab_size))
-    yield from zip(hidden.split(step), labels.split(step), strict=True)
+    for start in range(0, len(labels), step):
+        part = slice(start, start + step)
+        yield part, hidden[part], labels[part]
 
 
 def _nll(decoder: Decoder, hidden: Tensor, labels: Tensor) -> Tensor:

@@ -78,9 +78,7 @@ class Model(ABC):
             try:
                 kind = torch.device(self.device).type
             except RuntimeError as error:
-                raise ConfigError(
-                    f"model.device is {self.device!r}. Allowed: auto, cpu, cuda, cuda:N, mps."
-                ) from error
+                raise ConfigError(f"model.device is {self.device!r}. Allowed: auto, cpu, cuda, cuda:N, mps.") from error
             if kind == "cuda" and not torch.cuda.is_available():
                 raise ConfigError(
                     f"model.device is {self.device!r}, but there is no CUDA device. Use model.device=cpu."
@@ -134,7 +132,5 @@ def ready(model: Any, tokenizer: Any, fingerprint: str) -> LoadedModel:
     decoder = decoder_of(model)
     check_prunable(decoder.config)
     check_logits(decoder)
-    log.info(
-        "loaded %s: %d layers, hidden size %d", type(model).__name__, decoder.num_layers, decoder.hidden_size
-    )
+    log.info("loaded %s: %d layers, hidden size %d", type(model).__name__, decoder.num_layers, decoder.hidden_size)
     return LoadedModel(decoder, tokenizer, fingerprint)

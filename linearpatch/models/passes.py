@@ -50,8 +50,7 @@ def _watching(decoder: Decoder, visit: Visitor, stop: int) -> Iterator[None]:
         return before_forward
 
     handles = [
-        decoder.reader(index).register_forward_pre_hook(hook(index), with_kwargs=True)
-        for index in range(stop + 1)
+        decoder.reader(index).register_forward_pre_hook(hook(index), with_kwargs=True) for index in range(stop + 1)
     ]
     try:
         yield

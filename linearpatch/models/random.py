@@ -39,9 +39,7 @@ class RandomModel(Model):
     def config(self, cache_dir: Path) -> Any:
         """Build the family's configuration."""
         if self.family not in CONFIG_MAPPING:
-            raise ConfigError(
-                f"model.family is {self.family!r}. {suggest(self.family, CONFIG_MAPPING.keys())}"
-            )
+            raise ConfigError(f"model.family is {self.family!r}. {suggest(self.family, CONFIG_MAPPING.keys())}")
         special = {f"{name}_token_id": index for index, name in enumerate(("pad", "bos", "eos"))}
         try:
             return CONFIG_MAPPING[self.family](**special | dict(self.settings))
@@ -52,9 +50,7 @@ class RandomModel(Model):
         """Initialise the weights on the device."""
         config = self.config(cache_dir)
         if config.vocab_size < 256 + len(SPECIAL_TOKENS):
-            raise ConfigError(
-                f"model.settings.vocab_size is {config.vocab_size}. Allowed: at least 259 (bytes)."
-            )
+            raise ConfigError(f"model.settings.vocab_size is {config.vocab_size}. Allowed: at least 259 (bytes).")
         dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
         devices = [self.resolved_device] if self.resolved_device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.device(self.resolved_device):
@@ -65,9 +61,7 @@ class RandomModel(Model):
                 )
             except ValueError as error:
                 reason = str(error).splitlines()[0]
-                raise ModelError(
-                    f"model.family={self.family} is not a causal language model: {reason}"
-                ) from error
+                raise ModelError(f"model.family={self.family} is not a causal language model: {reason}") from error
         identity = {"config": config.to_dict(), "seed": self.seed, "dtype": str(dtype)}
         fingerprint = "random-" + hashlib.sha256(canonical(identity).encode()).hexdigest()[:16]
         return ready(model.to(self.resolved_device), byte_tokenizer(), fingerprint)

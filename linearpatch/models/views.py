@@ -58,9 +58,7 @@ def interfaces_of(removed: Sequence[int]) -> list[Interface]:
     return gaps
 
 
-def view_of(
-    dense: Decoder, removed: Sequence[int], patches: Sequence[tuple[Site, nn.Module]] = ()
-) -> PreTrainedModel:
+def view_of(dense: Decoder, removed: Sequence[int], patches: Sequence[tuple[Site, nn.Module]] = ()) -> PreTrainedModel:
     """Make a model without some layers, patched where asked, that shares the dense model's weights.
 
     Args:
@@ -83,7 +81,7 @@ def view_of(
     for new_index, layer in enumerate(layers):
         for module in layer.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = new_index
+                module.__dict__["layer_idx"] = new_index
     name = next(name for name, child in view.body.named_children() if child is view.layers)
     setattr(view.body, name, layers)
     if getattr(model, "hf_device_map", None):
@@ -93,7 +91,7 @@ def view_of(
         reader = view.final_norm if site.reader == dense.num_layers else layers[kept.index(site.reader)]
         attach(reader, patch)
     if patches:
-        model.save_pretrained = _refuse_save  # type: ignore[method-assign]
+        model.save_pretrained = _refuse_save
     return model.eval()
 
 

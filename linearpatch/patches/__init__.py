@@ -1,0 +1,1 @@
+"""Operators that bridge the gap: one file each."""

@@ -56,11 +56,7 @@ class Patch(ABC):
         """The sites at some interfaces."""
         if self.sites == "one_per_interface":
             return [Site(gap.start, gap.end, reader=gap.end) for gap in interfaces]
-        return [
-            Site(layer, layer + 1, reader=gap.end)
-            for gap in interfaces
-            for layer in range(gap.start, gap.end)
-        ]
+        return [Site(layer, layer + 1, reader=gap.end) for gap in interfaces for layer in range(gap.start, gap.end)]
 
     def statistics(self) -> Sequence[Statistic]:
         """Statistics wanted whichever layers go; they share one pass with those of the pruner."""

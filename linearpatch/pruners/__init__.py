@@ -1,0 +1,1 @@
+"""Methods that choose the removed layers: one file each."""

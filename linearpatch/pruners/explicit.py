@@ -35,6 +35,4 @@ class Explicit(Pruner):
 
     def select(self, workspace: Workspace, n: int) -> Selection:
         """Take the list as it is."""
-        return Selection(
-            tuple(self.layers[:n]), {"criterion": "named by the user", "unit": "layer", "values": []}
-        )
+        return Selection(tuple(self.layers[:n]), {"criterion": "named by the user", "unit": "layer", "values": []})

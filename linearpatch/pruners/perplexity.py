@@ -22,9 +22,7 @@ class Perplexity(Pruner):
         """Rank the layers by the loss without them."""
         candidates = self.candidates(workspace.num_layers)
         losses = workspace.removal_losses([], candidates)
-        scores = [
-            losses[layer].loss if layer in losses else float("inf") for layer in range(workspace.num_layers)
-        ]
+        scores = [losses[layer].loss if layer in losses else float("inf") for layer in range(workspace.num_layers)]
         selection = self.lowest("mean NLL without the layer", scores, n)
         values = [losses[layer].loss if layer in losses else None for layer in range(workspace.num_layers)]
         return Selection(selection.removed, {**selection.scores, "values": values})

@@ -48,6 +48,4 @@ class Sleb(Pruner):
             removed.append(best)
             # The likeliest winners of the next step first: a low loss early lets the others stop early.
             order = sorted((layer for layer in losses if layer != best), key=lambda layer: losses[layer].loss)
-        return Selection(
-            tuple(removed), {"criterion": "mean NLL without the layer", "unit": "layer", "steps": steps}
-        )
+        return Selection(tuple(removed), {"criterion": "mean NLL without the layer", "unit": "layer", "steps": steps})

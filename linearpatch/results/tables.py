@@ -38,9 +38,7 @@ def comparison_table(records: Sequence[Record], folder: Path) -> Table:
     table = _table(title, f"{_notes(records)}\n{folder}")
     names = metric_names(records)
     columns = (
-        ("pruner", "removed layers", "patch")
-        if len(models) == 1
-        else ("model", "pruner", "removed layers", "patch")
+        ("pruner", "removed layers", "patch") if len(models) == 1 else ("model", "pruner", "removed layers", "patch")
     )
     for column in columns:
         table.add_column(column)
@@ -147,11 +145,7 @@ def _order(record: Record) -> tuple[Any, ...]:
 
 
 def _notes(records: Sequence[Record]) -> str:
-    lines = [
-        note
-        for record in records
-        for note in (record.model.get("note"), *record.calibration.get("notes", ()))
-    ]
+    lines = [note for record in records for note in (record.model.get("note"), *record.calibration.get("notes", ()))]
     protocols = [
         f"{name}: {metric['protocol']}, {metric['n']:,} tokens"
         for record in records

@@ -43,12 +43,10 @@ class WandbTracker(Tracker):
         try:
             import wandb
         except ImportError as error:
-            raise ConfigError(
-                "tracker=wandb needs wandb. Run: pip install wandb — or use tracker=none."
-            ) from error
+            raise ConfigError("tracker=wandb needs wandb. Run: pip install wandb — or use tracker=none.") from error
         os.environ.setdefault("WANDB_SILENT", "true")  # the run prints its own summary
         tracked = wandb.init(
-            mode=self.mode,
+            mode=self.mode,  # type: ignore[arg-type]  # checked by __post_init__
             project=self.project,
             entity=self.entity,
             tags=list(self.tags) or None,
@@ -75,22 +73,16 @@ class WandbTracker(Tracker):
             columns = sorted(
                 {key for site in sites for key in site}, key=lambda key: (key not in ("start", "end"), key)
             )
-            rows = [[site.get(column) for column in columns] for site in sites] or record.pruning[
-                "interfaces"
-            ]
+            rows = [[site.get(column) for column in columns] for site in sites] or record.pruning["interfaces"]
             tables["interfaces"] = wandb.Table(columns=columns or ["start", "end"], data=rows)
             scores = record.pruning["scores"]
             values = scores.get("values") or []
             steps = scores.get("steps") or []
             score_rows = [[0, index, value] for index, value in enumerate(values)]
             score_rows += [
-                [step, int(layer), loss]
-                for step, entry in enumerate(steps)
-                for layer, loss in entry["losses"].items()
+                [step, int(layer), loss] for step, entry in enumerate(steps) for layer, loss in entry["losses"].items()
             ]
-            tables["layer_scores"] = wandb.Table(
-                columns=["step", scores["unit"], scores["criterion"]], data=score_rows
-            )
+            tables["layer_scores"] = wandb.Table(columns=["step", scores["unit"], scores["criterion"]], data=score_rows)
         return tables
 
 

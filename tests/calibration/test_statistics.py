@@ -79,10 +79,7 @@ def test_magnitude_ratio_is_the_mean_of_ratios_over_blocks(workspace, streams, b
 
 
 def test_pooled_magnitude_ratio(workspace, streams):
-    ratios = [
-        (after.abs().mean() / before.abs().mean())
-        for before, after in zip(streams[2], streams[5], strict=True)
-    ]
+    ratios = [(after.abs().mean() / before.abs().mean()) for before, after in zip(streams[2], streams[5], strict=True)]
     found = workspace.statistic(MagnitudeRatio(2, 5, pooled=True))["ratio"]
     assert torch.allclose(found, torch.stack(ratios).mean()[None], atol=1e-6)
 
@@ -108,9 +105,7 @@ def test_gram(workspace, streams, bias, relative):
 
 def test_a_pass_ends_at_the_deepest_stream_needed(workspace, decoder):
     ran = []
-    handles = [
-        layer.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, layer in enumerate(decoder.layers)
-    ]
+    handles = [layer.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, layer in enumerate(decoder.layers)]
     workspace.statistic(Gram(1, 3))
     for handle in handles:
         handle.remove()

@@ -25,9 +25,7 @@ def greedy(decoder, ids, n, first=1, last=1):
     removed = []
     for _ in range(n):
         alive = [layer for layer in range(NUM_LAYERS) if layer not in removed]
-        losses = {
-            layer: direct_loss(decoder, [*removed, layer], ids) for layer in alive[first : len(alive) - last]
-        }
+        losses = {layer: direct_loss(decoder, [*removed, layer], ids) for layer in alive[first : len(alive) - last]}
         removed.append(min(losses, key=lambda layer: (losses[layer], layer)))
     return removed
 
@@ -37,9 +35,7 @@ def test_losses_are_those_of_the_models_without_the_layer(workspace, decoder, bl
     candidates = [layer for layer in range(NUM_LAYERS) if layer not in removed]
     found = workspace.removal_losses(removed, candidates)
     for layer in candidates:
-        assert found[layer].loss == pytest.approx(
-            direct_loss(decoder, [*removed, layer], blocks.ids), rel=1e-5
-        )
+        assert found[layer].loss == pytest.approx(direct_loss(decoder, [*removed, layer], blocks.ids), rel=1e-5)
         assert not found[layer].is_bound
 
 

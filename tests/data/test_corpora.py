@@ -62,9 +62,7 @@ def test_a_corpus_too_short_says_how_many_blocks_it_can_give(settings, message):
         cut(**settings)
 
 
-@pytest.mark.parametrize(
-    "settings", [{"sampling": "all"}, {"bos": "yes"}, {"block_length": 1}, {"num_blocks": 0}]
-)
+@pytest.mark.parametrize("settings", [{"sampling": "all"}, {"bos": "yes"}, {"block_length": 1}, {"num_blocks": 0}])
 def test_impossible_cuts_are_refused(settings):
     with pytest.raises(ConfigError, match="Allowed"):
         BlockSpec(**settings)
@@ -92,9 +90,7 @@ def test_pydoc_refuses_an_unknown_split():
 @pytest.mark.parametrize(("suffix", "lines"), [("jsonl", True), ("json", False)])
 def test_text_files_of_rows(tmp_path, suffix, lines):
     file = tmp_path / f"mine.{suffix}"
-    pandas.DataFrame({"text": [f"document {i}" for i in range(10)]}).to_json(
-        file, orient="records", lines=lines
-    )
+    pandas.DataFrame({"text": [f"document {i}" for i in range(10)]}).to_json(file, orient="records", lines=lines)
     corpus = TextCorpus(path=str(file))
     assert corpus.documents("all[:30%]") == ["document 0", "document 1", "document 2"]
     parts = [corpus.documents(corpus.split(purpose)) for purpose in PURPOSES]
@@ -126,7 +122,7 @@ def test_bad_files_are_named(tmp_path, name, content, message):
 
 
 def test_a_text_corpus_needs_a_path():
-    with pytest.raises(ConfigError, match="add corpus.path=FILE"):
+    with pytest.raises(ConfigError, match=r"add corpus\.path=FILE"):
         TextCorpus().text("calibration")
 
 

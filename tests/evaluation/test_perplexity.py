@@ -20,10 +20,7 @@ def plain_losses(model, ids):
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False).logits.double()
     return torch.stack(
-        [
-            torch.nn.functional.cross_entropy(row[:-1], targets[1:])
-            for row, targets in zip(logits, ids, strict=True)
-        ]
+        [torch.nn.functional.cross_entropy(row[:-1], targets[1:]) for row, targets in zip(logits, ids, strict=True)]
     )
 
 

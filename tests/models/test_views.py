@@ -184,9 +184,7 @@ def test_an_encoder_decoder_is_refused():
 
 def test_a_dispatched_model_gives_the_same_logits(tmp_path):
     accelerate = pytest.importorskip("accelerate")
-    expected = logits_of(
-        view_of(decoder_of(tiny_model()), [1, 2], [(Site(1, 3, 3), LinearMap(torch.eye(32) * 1.2))])
-    )
+    expected = logits_of(view_of(decoder_of(tiny_model()), [1, 2], [(Site(1, 3, 3), LinearMap(torch.eye(32) * 1.2))]))
     model = tiny_model()
     device_map = {
         "model.embed_tokens": "cpu",

@@ -165,8 +165,6 @@ def test_impossible_settings_are_refused(make):
 
 
 def test_parameter_hash_tells_patches_apart(fitting):
-    hashes = {
-        parameter_hash([fit(patch, fitting).module]) for patch in (Diag(), Scalar(), Rotate(), LeastSquares())
-    }
+    hashes = {parameter_hash([fit(patch, fitting).module]) for patch in (Diag(), Scalar(), Rotate(), LeastSquares())}
     assert len(hashes) == 4
     assert parameter_hash([fit(Diag(), fitting).module]) in hashes

@@ -45,9 +45,7 @@ def test_protection_holds(pruner, workspace):
 
 def test_streamline_takes_the_window_with_the_highest_cosine(workspace, decoder, blocks):
     streams = record(decoder, blocks.ids).streams
-    cosines = [
-        torch.cosine_similarity(streams[i], streams[i + 2], dim=-1).mean() for i in range(NUM_LAYERS - 1)
-    ]
+    cosines = [torch.cosine_similarity(streams[i], streams[i + 2], dim=-1).mean() for i in range(NUM_LAYERS - 1)]
     start = max(range(len(cosines)), key=lambda i: cosines[i])
     selection = Streamline().select(workspace, 2)
     assert selection.removed == (start, start + 1)
@@ -93,11 +91,7 @@ def test_perplexity_scores_only_candidates(workspace):
 @pytest.mark.parametrize("power", [1.0, 2.0])
 def test_magnitude_sums_powers_of_weights(workspace, decoder, power):
     expected = [
-        sum(
-            w.double().abs().pow(power).sum().item()
-            for n, w in layer.named_parameters()
-            if not n.endswith("bias")
-        )
+        sum(w.double().abs().pow(power).sum().item() for n, w in layer.named_parameters() if not n.endswith("bias"))
         for layer in decoder.layers
     ]
     selection = Magnitude(0, 0, power).select(workspace, 3)
