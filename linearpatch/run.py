@@ -43,14 +43,15 @@ def run(
     Args:
         experiment: What to do.
         folder: Where `result.json` and the log go; None takes the experiment's own.
-        config: The configuration as plain values, for the record.
+        config: The configuration as plain values, for the record; None takes the experiment's fields.
         command: The command that repeats the run, for the record.
 
     Returns:
         The completed record. A run that fails leaves its record with the reason, and raises.
     """
     folder = folder or experiment.folder()
-    record = Record(experiment.run_id, experiment.group, command, experiment.seed, dict(config or {}))
+    settings = dict(config or asdict(experiment))
+    record = Record(experiment.run_id, experiment.group, command, experiment.seed, settings)
     with recording(record, folder), experiment.tracker.follow(record, folder):
         n, cache = experiment.num_pruned_layers, Cache(experiment.cache_path)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from linearpatch.cli import main
 from linearpatch.config import compose_experiment
@@ -74,6 +75,7 @@ def test_every_pruner_with_every_patch_writes_the_contracts_record(pruner, patch
     assert set(found["timings_s"]) == set(found["peak_memory_bytes"])
     assert found["environment"]["packages"]["torch"] == torch.__version__
     assert (tmp_path / "D" / "run.log").stat().st_size > 0
+    assert OmegaConf.to_container(OmegaConf.load(tmp_path / "D" / "config.yaml")) == found["config"]
 
 
 def test_the_recorded_command_repeats_the_run(tmp_path):

@@ -11,15 +11,16 @@ from linearpatch.data.corpus import Corpus, take_slice
 from linearpatch.errors import ConfigError, DataError
 from linearpatch.registry import component
 
-ENDINGS = (".txt", ".jsonl", ".json", ".parquet")
+TEXT_ENDINGS = (".txt", ".md")
+ENDINGS = (*TEXT_ENDINGS, ".jsonl", ".json", ".parquet")
 
 
 @component("corpus", "text")
 @dataclass(frozen=True)
 class TextCorpus(Corpus):
-    """A .txt, .jsonl, .json or .parquet file, or a folder of them.
+    """A .txt, .md, .jsonl, .json or .parquet file, or a folder of them.
 
-    A .txt file is divided into paragraphs at blank lines; the others hold one document a row. The purposes
+    A text file is divided into paragraphs at blank lines; the others hold one document a row. The purposes
     read disjoint slices of the documents.
 
     Attributes:
@@ -45,7 +46,7 @@ class TextCorpus(Corpus):
         return take_slice([document for file in files for document in self._read(file)], split)
 
     def _read(self, file: Path) -> list[str]:
-        if file.suffix == ".txt":
+        if file.suffix in TEXT_ENDINGS:
             try:
                 return [part for part in file.read_text(encoding="utf-8").split("\n\n") if part.strip()]
             except (OSError, UnicodeDecodeError) as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from linearpatch.cache import make_folder, write_atomically
 from linearpatch.errors import LinearPatchError, StorageError
@@ -106,7 +107,7 @@ def read_record(folder: Path) -> Record | None:
 
 @contextmanager
 def recording(record: Record, folder: Path) -> Iterator[None]:
-    """Keep a run's record on disk while it runs, and its log beside it.
+    """Keep a run's record on disk while it runs, with its configuration and its log beside it.
 
     The record is written at once with status `running`, and again when the block ends: `completed`,
     `failed` with the reason, or `interrupted`. Metrics of the same run measured earlier are kept.
@@ -123,6 +124,7 @@ def recording(record: Record, folder: Path) -> Iterator[None]:
             )
         record.metrics = earlier.metrics
     make_folder(folder)
+    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record.config)).encode())
 
     def write() -> None:
         write_atomically(folder / FILE_NAME, record.to_json().encode())

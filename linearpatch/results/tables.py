@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,27 +33,30 @@ def run_table(record: Record, folder: Path) -> Table:
 
 def comparison_table(records: Sequence[Record], folder: Path) -> Table:
     """One row for dense, one for each distinct pruned model, one for each patched model."""
-    models = list(dict.fromkeys(record.model["name"] for record in records if record.model))
+    records = sorted((record for record in records if record.metrics), key=_order)
+    models = list(dict.fromkeys(record.model["name"] for record in records))
     title = f"{models[0]}, {records[0].model['num_layers']} layers" if len(models) == 1 else "Comparison"
     table = _table(title, f"{_notes(records)}\n{folder}")
-    names = metric_names(records)
-    columns = (
-        ("pruner", "removed layers", "patch") if len(models) == 1 else ("model", "pruner", "removed layers", "patch")
-    )
-    for column in columns:
+    names, varied = metric_names(records), _varied_settings(records)
+    columns = ["model", "pruner", "removed layers", "patch", "settings"]
+    shown = [
+        column for column in columns if (column != "model" or len(models) > 1) and (column != "settings" or varied)
+    ]
+    for column in shown:
         table.add_column(column)
     _metric_columns(table, names)
     table.add_column("parameters", justify="right")
     seen: set[tuple[str, ...]] = set()
-    for record in sorted((r for r in records if r.metrics), key=_order):
+    for record in records:
         for stage in (stage for stage in STAGES if stage in record.metrics):
-            row = (record.model["name"], *_what(record, stage))[-len(columns) :]
-            if row not in seen:
-                new_block = stage == "pruned" and bool(seen)
-                if new_block:
-                    table.add_section()
-                seen.add(row)
-                table.add_row(*row, *_metric_cells(record, stage, names), _parameters(record, stage))
+            cells = (record.model["name"], *_what(record, stage), _settings(record, stage, varied))
+            if cells in seen:
+                continue
+            if stage == "pruned" and seen:
+                table.add_section()
+            seen.add(cells)
+            row = [cell for column, cell in zip(columns, cells, strict=True) if column in shown]
+            table.add_row(*row, *_metric_cells(record, stage, names), _parameters(record, stage))
     return table
 
 
@@ -132,6 +135,35 @@ def _what(record: Record, stage: str) -> tuple[str, str, str]:
         return "dense", "", ""
     patch = "none" if stage == "pruned" else record.patch["method"]
     return record.pruning["method"], layer_list(record.pruning["removed_layers"]), patch
+
+
+def _varied_settings(records: Sequence[Record]) -> list[str]:
+    """Settings in which runs with the same model, pruner, size and patch differ."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        same = (record.model["name"], *_what(record, "patched")[::2], str(len(record.pruning["removed_layers"])))
+        groups.setdefault(same, []).append(_flat(record.config))
+    varied = {
+        key
+        for configs in groups.values()
+        for key in set().union(*configs)
+        if len({str(config.get(key)) for config in configs}) > 1
+    }
+    return sorted(varied - {"output_dir", "group", "cache_dir", "pruner.seed"})
+
+
+def _settings(record: Record, stage: str, varied: Sequence[str]) -> str:
+    """Those of the varied settings that matter to a stage."""
+    past = {"dense": ("patch.", "pruner.", "calibration.", "seed"), "pruned": ("patch.",)}.get(stage, ())
+    config = _flat(record.config)
+    return ", ".join(f"{key}={config[key]}" for key in varied if key in config and not key.startswith(past))
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _order(record: Record) -> tuple[Any, ...]:

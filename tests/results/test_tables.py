@@ -57,6 +57,17 @@ def test_a_comparison_shows_each_model_once(tmp_path):
     assert row(text, "40.00") == ["tail", "8-10", "none", "40.00 ± 0.50", "4.00", "8.0 M (-20.0%)"]
 
 
+def test_runs_that_differ_in_a_setting_only_are_told_apart(tmp_path):
+    plain, relative = record(patched=15.0, pruned=20.0, dense=10.0), record(patched=12.0, pruned=20.0, dense=10.0)
+    plain.config = {"patch": {"weighting": "none"}, "output_dir": "a"}
+    relative.config = {"patch": {"weighting": "relative"}, "output_dir": "b"}
+    text = printed(comparison_table([plain, relative], tmp_path))
+    assert "patch.weighting=none" in row(text, "15.00")
+    assert "patch.weighting=relative" in row(text, "12.00")
+    assert text.count("20.00") == 1
+    assert "output_dir" not in text
+
+
 def test_a_metric_without_value_says_so(tmp_path):
     broken = record()
     broken.metrics["pruned"]["ppl/w"] = metric(None, reason="the value is inf")

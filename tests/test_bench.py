@@ -1,0 +1,41 @@
+"""What the benchmarks compare against is right; the figures themselves are not tests."""
+
+import io
+
+import torch
+from conftest import tiny_model
+from rich.console import Console
+
+from linearpatch.bench import BENCHMARKS, sleb
+from linearpatch.bench.measure import Claim, claims_table, time_ratio
+from linearpatch.calibration.workspace import Workspace
+from linearpatch.cli import main
+from linearpatch.data.blocks import TokenBlocks
+from linearpatch.models.decoder import decoder_of
+from linearpatch.pruners.sleb import Sleb
+
+
+def test_the_exhaustive_search_runs_every_remaining_layer_and_finds_the_same(monkeypatch):
+    monkeypatch.setattr(sleb, "REMOVED", 3)
+    decoder = decoder_of(tiny_model())
+    ids = torch.randint(3, 300, (3, 12), generator=torch.Generator().manual_seed(0))
+    found, forwards = sleb.exhaustive(decoder, ids.split(1))
+    assert forwards == 3 * (4 * 5 + 3 * 4 + 2 * 3)  # batches × (candidates × remaining layers)
+    assert list(Sleb().select(Workspace(decoder, TokenBlocks(ids, "t")), 3).removed) == found
+
+
+def test_a_table_shows_measured_against_limit():
+    console = Console(file=io.StringIO(), width=120)
+    console.print(claims_table("name", [Claim("what", 0.5, 2.0, "MiB", "on")]))
+    assert "0.25" in console.file.getvalue()
+
+
+def test_a_time_ratio_compares_pairs():
+    ratio, mine, other = time_ratio(lambda: sum(range(200_000)), lambda: sum(range(1000)), repeats=3)
+    assert ratio > 1
+    assert mine > other
+
+
+def test_an_unknown_benchmark_is_refused():
+    assert main(["bench", "slebb"]) == 1
+    assert set(BENCHMARKS) == {"statistics", "sleb", "taylor", "perplexity"}

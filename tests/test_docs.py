@@ -1,0 +1,80 @@
+"""The commands and examples of the documents are run."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from linearpatch.cli import main
+from linearpatch.config import CONF_DIR, compose_experiment
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/*/README.md"))]
+SMALL = ["debug=tiny", "tracker=none", "model=random", "num_pruned_layers=3"]
+
+
+def code(document, language):
+    return re.findall(rf"```{language}\n(.*?)```", document.read_text(), flags=re.DOTALL)
+
+
+def commands():
+    for document in DOCUMENTS:
+        for block in code(document, "bash"):
+            for line in block.splitlines():
+                if line.startswith("linearpatch "):
+                    yield pytest.param(shlex.split(line, comments=True)[1:], id=f"{document.parent.name}: {line[:60]}")
+
+
+@pytest.mark.parametrize("arguments", list(commands()))
+def test_every_command_runs_or_composes(arguments, tmp_path, monkeypatch, session_cache):
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))
+    monkeypatch.chdir(ROOT)  # documents name files from the top
+    command, *rest = arguments
+    needs_data = any(word in " ".join(rest) for word in ("llama2_7b", "relative_weighting"))
+    if command == "run" and needs_data:
+        overrides = [re.sub(r"^(\w+)=(\w+),.*", r"\1=\2", word) for word in rest if word != "-m"]
+        compose_experiment(overrides)
+    elif command == "run":
+        small = ["patch.ridge=0.01"] if any("patch=lstsq" in word for word in rest) else []
+        assert main(["run", *rest, *SMALL, *small, f"output_dir={tmp_path}/D"]) == 0
+    elif command == "list":
+        assert main(arguments) == 0
+    else:
+        assert command == "bench"
+
+
+@pytest.mark.embedded
+@pytest.mark.slow
+def test_the_python_example_runs(capsys):
+    (example,) = code(ROOT / "README.md", "python")
+    exec(compile(example, "README.md", "exec"), {})
+    assert re.search(r"\[\d+, .*\] \d+\.\d+", capsys.readouterr().out)
+
+
+def test_the_pruner_of_the_extension_guide_works(tmp_path, session_cache):
+    guide = ROOT / "docs" / "extending.md"
+    (python,), (yaml,), (toml,) = code(guide, "python"), code(guide, "yaml"), code(guide, "toml")
+    site, info = tmp_path / "site", tmp_path / "site" / "mine-1.0.dist-info"
+    (site / "my_package").mkdir(parents=True)
+    info.mkdir()
+    (site / "my_package" / "stride.py").write_text(python)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[linearpatch.components]\n" + toml.splitlines()[1].replace('"', ""))
+    shutil.copytree(CONF_DIR, tmp_path / "conf")
+    (tmp_path / "conf" / "pruner" / "stride.yaml").write_text(yaml)
+
+    program = (
+        "import sys, pathlib, linearpatch.config as config\n"
+        f"config.CONF_DIR = pathlib.Path({str(tmp_path / 'conf')!r})\n"
+        "from linearpatch.cli import main\n"
+        f"sys.exit(main(['run', 'pruner=stride', *{SMALL!r}, 'output_dir={tmp_path}/D']))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site), "LINEARPATCH_CACHE": str(session_cache)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert '"removed_layers": [\n      1,\n      4,\n      7\n    ]' in (tmp_path / "D" / "result.json").read_text()
