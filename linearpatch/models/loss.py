@@ -10,10 +10,11 @@ from torch.nn import functional
 
 from linearpatch.models.decoder import Decoder
 
-# Logits in fp32 that exist at a time, in bytes. On the CPU just below the 32 MiB from which the system's
-# allocator takes fresh pages for every array, whose faults would cost more than the loss; on a GPU enough
-# tokens that the head's matrix product is not bound by reading its weights.
-LOGIT_BYTES = {"cpu": 24 * 2**20, "cuda": 256 * 2**20}
+# Logits in fp32 that exist at a time, in bytes. On the CPU so few that they and their log-softmax are reused
+# by the system's allocator from chunk to chunk: with 24 MiB it returned them each time, and the 85,000 page
+# faults of a window of 1,024 tokens cost more than the loss. On a GPU enough tokens that the head's matrix
+# product is not bound by reading its weights.
+LOGIT_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
 
 
 def next_token_nll(decoder: Decoder, normed: Tensor, input_ids: Tensor) -> Tensor:
