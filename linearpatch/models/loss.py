@@ -10,13 +10,12 @@ from torch.nn import functional
 
 from linearpatch.models.decoder import Decoder
 
-# Logits in fp32 that exist at a time, in bytes. On the CPU so few that they and their log-softmax are reused
-# by the system's allocator from chunk to chunk: with 24 MiB it returned them each time, and the 85,000 page
-# faults of a window of 1,024 tokens cost more than the loss. On a GPU enough tokens that the head's matrix
-# product is not bound by reading its weights.
-LOGIT_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+# Logits in fp32 that exist at a time, in bytes: small beside the model's own activations, and enough tokens
+# that the head's matrix product runs at full speed (on a GPU, isn't bound by reading its weights).
+LOGIT_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
 
 
+@torch.no_grad()
 def next_token_nll(decoder: Decoder, normed: Tensor, input_ids: Tensor) -> Tensor:
     """Negative log-likelihood of each token given those before it.
 
@@ -30,7 +29,7 @@ def next_token_nll(decoder: Decoder, normed: Tensor, input_ids: Tensor) -> Tenso
     """
     losses = torch.empty(input_ids[:, 1:].numel(), device=normed.device)
     for part, hidden, labels in _chunks(decoder, normed, input_ids):
-        losses[part] = _nll(decoder, hidden, labels)
+        losses[part] = _nll_in_place(decoder.logits(hidden).float(), labels)
     return losses.view(len(input_ids), -1)
 
 
@@ -52,7 +51,8 @@ def stream_gradient(decoder: Decoder, stream: Tensor, input_ids: Tensor) -> Tens
     for part, hidden, labels in _chunks(decoder, normed.detach(), input_ids):
         hidden = hidden.detach().requires_grad_()
         with torch.enable_grad():
-            loss = _nll(decoder, hidden, labels).sum() / len(gradient)
+            logits = decoder.logits(hidden).float()
+            loss = functional.cross_entropy(logits, labels.to(logits.device), reduction="sum") / len(gradient)
         gradient[part] = torch.autograd.grad(loss, hidden)[0]
     at_norm = torch.zeros_like(normed)  # the last token of a block predicts nothing
     at_norm[:, :-1] = gradient.view_as(predicting)
@@ -74,6 +74,13 @@ def _chunks(decoder: Decoder, normed: Tensor, input_ids: Tensor) -> Iterator[tup
         yield part, hidden[part], labels[part]
 
 
-def _nll(decoder: Decoder, hidden: Tensor, labels: Tensor) -> Tensor:
-    logits = decoder.logits(hidden).float()
-    return functional.cross_entropy(logits, labels.to(logits.device), reduction="none")
+def _nll_in_place(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each row; overwrites the logits.
+
+    A second array of their size, as a log-softmax needs, costs more time than the arithmetic: on the CPU the
+    system hands out fresh pages for it with every chunk.
+    """
+    targets = logits.gather(1, labels.to(logits.device)[:, None]).squeeze(1)
+    largest = logits.amax(dim=1)
+    sums = logits.sub_(largest[:, None]).exp_().sum(dim=1)
+    return sums.log_().add_(largest).sub_(targets)
