@@ -120,6 +120,17 @@ class Experiment:
         digest = hashlib.sha256(canonical(makes).encode()).hexdigest()[:8]
         return f"{self.model.label}-{name_of(self.pruner)}-{self.num_pruned_layers}-{name_of(self.patch)}-{digest}"
 
+    @property
+    def choices(self) -> dict[str, str]:
+        """What was chosen of each group, by name."""
+        return {
+            "model": self.model.label,
+            "corpus": self.corpus.name,
+            "pruner": name_of(self.pruner),
+            "patch": name_of(self.patch),
+            "distill": name_of(self.distill),
+        }
+
     def folder(self, *, in_sweep: bool = False) -> Path:
         """Where the run goes."""
         if self.output_dir is None:

@@ -50,7 +50,7 @@ def run(
         The completed record. A run that fails leaves its record with the reason, and raises.
     """
     folder = folder or experiment.folder()
-    settings = dict(config or asdict(experiment))
+    settings = {"choices": experiment.choices, **(config or asdict(experiment))}
     record = Record(experiment.run_id, experiment.group, command, experiment.seed, settings)
     with recording(record, folder), experiment.tracker.follow(record, folder):
         n, cache = experiment.num_pruned_layers, Cache(experiment.cache_path)

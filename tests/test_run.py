@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,7 @@ def test_every_pruner_with_every_patch_writes_the_contracts_record(pruner, patch
     assert sum(end - start for start, end in pruning["interfaces"]) == 3
     assert 0 < pruning["ratio"] < 1
     assert found["patch"]["method"] == patch
+    assert found["config"]["choices"]["pruner"] == pruner
     sites = 0 if patch == "none" else len(pruning["interfaces"])
     assert [[site["start"], site["end"]] for site in found["patch"]["sites"]] == pruning["interfaces"][:sites]
     assert set(found["metrics"]) == {"dense", "pruned"} | ({"patched"} if sites else set())
@@ -73,7 +75,7 @@ def test_every_pruner_with_every_patch_writes_the_contracts_record(pruner, patch
         assert {"value", "stderr", "n", "protocol", "token_hash"} <= set(stage["ppl/pydoc"])
     assert {"load", "rank", "fit", "evaluate dense"} <= set(found["timings_s"])
     assert set(found["timings_s"]) == set(found["peak_memory_bytes"])
-    assert found["environment"]["packages"]["torch"] == torch.__version__
+    assert found["environment"]["packages"]["torch"] == version("torch")
     assert (tmp_path / "D" / "run.log").stat().st_size > 0
     assert OmegaConf.to_container(OmegaConf.load(tmp_path / "D" / "config.yaml")) == found["config"]
 
