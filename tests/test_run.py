@@ -205,13 +205,13 @@ def test_a_full_disk_ends_with_a_sentence(tmp_path, monkeypatch):
     real = os.fsync
     written = []
 
-    def full_after_the_first(descriptor):
+    def full_after_the_record(descriptor):
         written.append(descriptor)
-        if len(written) == 2:  # the first cache entry
+        if len(written) == 3:  # after config.yaml and result.json, the first cache entry
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr("os.fsync", full_after_the_first)
+    monkeypatch.setattr("os.fsync", full_after_the_record)
     assert run(f"output_dir={tmp_path}/D") == 1
     assert "No space left on device" in result(tmp_path / "D")["error"]
     assert not list((tmp_path / "cache").rglob("*.safetensors"))

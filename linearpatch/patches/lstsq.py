@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from linearpatch.models.views import Site
 from linearpatch.patches.operators import LinearMap
 from linearpatch.patches.patch import FittedPatch, Patch
 from linearpatch.registry import component
+
+log = logging.getLogger(__name__)
 
 WEIGHTINGS = ("none", "relative")
 
@@ -56,6 +59,12 @@ class LeastSquares(Patch):
         identity[:size] = torch.eye(size, dtype=xy.dtype)
         penalty = torch.zeros(len(xx), dtype=xx.dtype)
         penalty[:size] = self.ridge * xx.diagonal()[:size].mean()
+        if gram["count"] < len(xx):
+            log.warning(
+                "patch=lstsq at [%d, %d): %d tokens for %d unknowns per channel; the fit follows its own tokens and "
+                "may do harm elsewhere. Give it more calibration tokens.",
+                *(site.start, site.end, int(gram["count"]), len(xx)),
+            )
         factor, failed = torch.linalg.cholesky_ex(xx + penalty.diag())
         if failed:
             raise NumericsError(

@@ -121,6 +121,16 @@ def test_too_few_tokens_without_ridge_are_refused(decoder):
         fit(LeastSquares(ridge=0.0), Workspace(decoder, blocks))
 
 
+def test_too_few_tokens_with_ridge_are_reported(decoder, caplog):
+    blocks = TokenBlocks(torch.randint(3, 300, (1, 8)), "random")
+    with caplog.at_level("WARNING", logger="linearpatch.patches.lstsq"):
+        import logging
+
+        logging.getLogger("linearpatch").propagate = True
+        fit(LeastSquares(ridge=0.1), Workspace(decoder, blocks))
+    assert "8 tokens for 32 unknowns" in caplog.text
+
+
 def test_one_site_per_interface_or_per_layer():
     gaps = [Interface(1, 3), Interface(5, 6)]
     assert Diag().place(gaps) == [Site(1, 3, 3), Site(5, 6, 6)]
