@@ -13,13 +13,13 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -105,13 +105,21 @@ class Cache:
     @contextmanager
     def locked(self, kind: str, key: Mapping[str, Any]) -> Iterator[None]:
         """Hold an entry's lock, which the system frees when its owner dies."""
-        lock: Any = nullcontext()
-        if self.root is not None:
-            path = self._path(kind, digest_of(key)).with_suffix(".lock")
-            make_folder(path.parent)
-            lock = FileLock(path)
-        with lock:
+        if self.root is None:
             yield
+            return
+        path = self._path(kind, digest_of(key)).with_suffix(".lock")
+        make_folder(path.parent)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            log.info("waiting for another run that computes the same (%s)", kind)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _path(self, kind: str, digest: str) -> Path:
         assert self.root is not None

@@ -86,9 +86,11 @@ def _run(arguments: list[str]) -> int:
     if not jobs.in_sweep:
         if jobs.errors:
             raise jobs.errors[0]
-        out.print(run_table(jobs.records[0], jobs.folder))
+        out.print(run_table(jobs.records[0]))
+        out.print(f"{jobs.folder}/result.json", soft_wrap=True)
         return 0
-    out.print(comparison_table(jobs.records, jobs.folder.parent))
+    out.print(comparison_table(jobs.records))
+    out.print(f"{jobs.folder.parent}/*/result.json", soft_wrap=True)
     if failures := failures_table(jobs.records):
         out.print(failures)
     return 1 if failures else 0

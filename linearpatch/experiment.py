@@ -78,7 +78,10 @@ class Experiment:
     def __post_init__(self) -> None:
         for stage in self.stages:
             require_choice("stages", stage, STAGES)
+        if not self.stages:
+            raise ConfigError(f"stages is empty. Allowed: some of {', '.join(STAGES)}.")
         require_range("num_pruned_layers", self.num_pruned_layers, low=1)
+        require_range("seed", self.seed, low=0, high=2**63 - 1)
         if self.datasets_dir is not None and not Path(self.datasets_dir).expanduser().is_dir():
             raise ConfigError(f"datasets_dir={self.datasets_dir} is not a folder (looked in {Path.cwd()}).")
         for evaluation in self.evaluations.values():
@@ -87,8 +90,8 @@ class Experiment:
 
     @property
     def evaluations(self) -> dict[str, Evaluation]:
-        """The measurements asked for."""
-        return dict(self.eval)
+        """The measurements asked for; presets may hold settings of others, which stay unused."""
+        return {name: chosen for name, chosen in self.eval.items() if isinstance(chosen, Evaluation)}
 
     @property
     def cache_path(self) -> Path:

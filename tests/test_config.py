@@ -72,6 +72,10 @@ def test_no_target_strings_anywhere():
         ("corpus.calibration=evaluation", "share text"),
         ("just words", "can't be parsed"),
         ("eval.ppl.batch_size=0", "Allowed: at least 1"),
+        ("calibration.batch_size=0", "Allowed: at least 1"),
+        ("seed=-1", "seed is -1. Allowed: from 0"),
+        ("seed=99999999999999999999", "Allowed: from 0 to 9223372036854775807"),
+        ("stages=[]", "stages is empty"),
     ],
 )
 def test_every_mistake_has_a_sentence(override, message):

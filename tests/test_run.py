@@ -135,6 +135,8 @@ def test_a_job_that_fails_does_not_stop_the_sweep(tmp_path, capsys):
         (["model.family=t5"], "not a causal language model"),
         (["model.family=lama"], "Did you mean 'llama'?"),
         (["model.settings.vocab_size=100"], "at least 259"),
+        (["model.settings.hidden_size=-4"], "with these model.settings"),
+        (["pruner.protect_first=6", "pruner.protect_last=6"], "Lower pruner.protect_first"),
     ],
 )
 def test_bad_input_ends_with_a_sentence_and_a_failed_record(overrides, message, tmp_path, said):
@@ -215,6 +217,11 @@ def test_a_full_disk_ends_with_a_sentence(tmp_path, monkeypatch):
     assert run(f"output_dir={tmp_path}/D") == 1
     assert "No space left on device" in result(tmp_path / "D")["error"]
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_nothing_need_be_evaluated(tmp_path):
+    assert run("eval=[]", f"output_dir={tmp_path}/D") == 0
+    assert result(tmp_path / "D")["metrics"] == {"dense": {}, "pruned": {}, "patched": {}}
 
 
 def test_a_second_run_reads_what_the_first_computed(tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ class TextCorpus(Corpus):
     def documents(self, split: str, datasets_dir: Path | None = None) -> list[str]:
         """The documents of a slice."""
         if not self.path:
-            raise ConfigError("corpus=text needs a file: add corpus.path=FILE (.txt, .jsonl, .json, .parquet).")
+            raise ConfigError(f"corpus=text needs a file: add corpus.path=FILE ({', '.join(ENDINGS)}).")
         path = Path(self.path).expanduser()
         if not path.exists():
             raise DataError(f"corpus.path={self.path} doesn't exist (looked in {Path.cwd()}).")

@@ -8,7 +8,7 @@ from typing import Any
 
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.data.corpus import Corpus, overlap
-from linearpatch.errors import ConfigError
+from linearpatch.errors import ConfigError, require_range
 from linearpatch.registry import component, identity
 
 
@@ -34,6 +34,7 @@ class Calibration:
     batch_size: int = 1
 
     def __post_init__(self) -> None:
+        require_range("calibration.batch_size", self.batch_size, low=1)
         self.blocks(seed=0)
 
     def blocks(self, seed: int) -> BlockSpec:

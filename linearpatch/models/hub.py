@@ -32,7 +32,7 @@ class HubModel(Model):
     @property
     def label(self) -> str:
         """The name, or the last part of the path."""
-        return self.name or self.path.rstrip("/").rpartition("/")[2]
+        return self.name or self.path.rstrip("/").rpartition("/")[2] or "hub"
 
     def config(self, cache_dir: Path) -> Any:
         """Read the configuration alone."""
@@ -79,6 +79,7 @@ class HubModel(Model):
     def _failure(self, error: Exception) -> ModelError:
         return ModelError(
             f"model {self.name or self.path}: {self.path} can't be loaded as a causal language model: "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__} Check the id and your access "
-            "to it, set model.path to a local folder, or use model=smollm2_135m, which needs no hub."
+            f"{' '.join(str(error).split())[:400] or type(error).__name__} Check the id and your access to it (a "
+            "folder needs config.json, *.safetensors and the tokenizer's files), or use model=smollm2_135m, which "
+            "needs no hub."
         )

@@ -59,9 +59,11 @@ class RandomModel(Model):
                 model = AutoModelForCausalLM.from_config(
                     config, dtype=dtype, attn_implementation=self.attn_implementation
                 )
-            except ValueError as error:
+            except Exception as error:  # each family checks its sizes in its own way
                 reason = str(error).splitlines()[0]
-                raise ModelError(f"model.family={self.family} is not a causal language model: {reason}") from error
+                raise ModelError(
+                    f"model.family={self.family} with these model.settings is not a causal language model: {reason}"
+                ) from error
         identity = {"config": config.to_dict(), "seed": self.seed, "dtype": str(dtype)}
         fingerprint = "random-" + hashlib.sha256(canonical(identity).encode()).hexdigest()[:16]
         return ready(model.to(self.resolved_device), byte_tokenizer(), fingerprint)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -13,14 +12,14 @@ from linearpatch.results.record import Record
 STAGES = ("dense", "pruned", "patched", "distilled")
 
 
-def run_table(record: Record, folder: Path) -> Table:
+def run_table(record: Record) -> Table:
     """One row for each stage: its metrics, their change against dense, its parameters."""
     layers = layer_list(record.pruning["removed_layers"])
     title = (
         f"{record.model['name']}: {len(record.pruning['removed_layers'])} of {record.model['num_layers']} layers "
         f"removed by {record.pruning['method']} ({layers}), patch {record.patch['method']}"
     )
-    table = _table(title, f"{_notes([record])}\n{folder}/result.json")
+    table = _table(title, _notes([record]))
     names = metric_names([record])
     table.add_column("stage")
     _metric_columns(table, names)
@@ -31,12 +30,12 @@ def run_table(record: Record, folder: Path) -> Table:
     return table
 
 
-def comparison_table(records: Sequence[Record], folder: Path) -> Table:
+def comparison_table(records: Sequence[Record]) -> Table:
     """One row for dense, one for each distinct pruned model, one for each patched model."""
     records = sorted((record for record in records if record.metrics), key=_order)
     models = list(dict.fromkeys(record.model["name"] for record in records))
     title = f"{models[0]}, {records[0].model['num_layers']} layers" if len(models) == 1 else "Comparison"
-    table = _table(title, f"{_notes(records)}\n{folder}")
+    table = _table(title, _notes(records))
     names, varied = metric_names(records), _varied_settings(records)
     columns = ["model", "pruner", "removed layers", "patch", "settings"]
     shown = [
@@ -149,7 +148,7 @@ def _varied_settings(records: Sequence[Record]) -> list[str]:
         for key in set().union(*configs)
         if len({str(config.get(key)) for config in configs}) > 1
     }
-    return sorted(varied - {"output_dir", "group", "cache_dir", "pruner.seed"})
+    return sorted(varied - {"output_dir", "group", "cache_dir"})
 
 
 def _settings(record: Record, stage: str, varied: Sequence[str]) -> str:

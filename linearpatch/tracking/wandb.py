@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from linearpatch.errors import ConfigError, require_choice
+from linearpatch.errors import ConfigError, StorageError, require_choice
 from linearpatch.registry import component
 from linearpatch.results.record import Record
 from linearpatch.tracking.tracker import Tracker
@@ -45,16 +45,22 @@ class WandbTracker(Tracker):
         except ImportError as error:
             raise ConfigError("tracker=wandb needs wandb. Run: pip install wandb — or use tracker=none.") from error
         os.environ.setdefault("WANDB_SILENT", "true")  # the run prints its own summary
-        tracked = wandb.init(
-            mode=self.mode,  # type: ignore[arg-type]  # checked by __post_init__
-            project=self.project,
-            entity=self.entity,
-            tags=list(self.tags) or None,
-            dir=str(folder),
-            name=record.run_id,
-            group=record.group,
-            config=record.config,
-        )
+        try:
+            tracked = wandb.init(
+                mode=self.mode,  # type: ignore[arg-type]  # checked by __post_init__
+                project=self.project,
+                entity=self.entity,
+                tags=list(self.tags) or None,
+                dir=str(folder),
+                name=record.run_id,
+                group=record.group,
+                config=record.config,
+            )
+        except Exception as error:  # W&B raises its own kinds and its client's
+            raise StorageError(
+                f"W&B can't be started (tracker.mode={self.mode}): {' '.join(str(error).split())} Log in with "
+                "`wandb login`, or use tracker.mode=offline or tracker=none."
+            ) from error
         completed = False
         try:
             yield

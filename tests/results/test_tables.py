@@ -34,8 +34,8 @@ def row(text, word):
     return [cell.strip() for cell in line.strip("│ ").split("│")]
 
 
-def test_a_runs_table_shows_each_stage_against_dense(tmp_path):
-    text = printed(run_table(record(), tmp_path))
+def test_a_runs_table_shows_each_stage_against_dense():
+    text = printed(run_table(record()))
     assert row(text, "dense ") == ["dense", "10.00 ± 0.50", "1.00", "10.0 M"]
     assert row(text, "pruned ") == ["pruned", "20.00 ± 0.50", "2.00", "8.0 M (-20.0%)"]
     assert row(text, "patched ") == ["patched", "15.00 ± 0.50", "1.50", "8.5 M (-15.0%)"]
@@ -45,33 +45,33 @@ def test_a_runs_table_shows_each_stage_against_dense(tmp_path):
     assert "ppl/w: p, 10 tokens" in text
 
 
-def test_a_comparison_shows_each_model_once(tmp_path):
+def test_a_comparison_shows_each_model_once():
     records = [
         record("sleb", "none", dense=10.0, pruned=20.0),
         record("sleb", "rotate"),
         record("tail", "rotate", removed=(8, 9, 10), dense=10.0, pruned=40.0, patched=30.0),
     ]
-    text = printed(comparison_table(records, tmp_path))
+    text = printed(comparison_table(records))
     assert text.count("20.00") == 1
     assert row(text, "15.00") == ["sleb", "3-4, 9", "rotate", "15.00 ± 0.50", "1.50", "8.5 M (-15.0%)"]
     assert row(text, "40.00") == ["tail", "8-10", "none", "40.00 ± 0.50", "4.00", "8.0 M (-20.0%)"]
 
 
-def test_runs_that_differ_in_a_setting_only_are_told_apart(tmp_path):
+def test_runs_that_differ_in_a_setting_only_are_told_apart():
     plain, relative = record(patched=15.0, pruned=20.0, dense=10.0), record(patched=12.0, pruned=20.0, dense=10.0)
     plain.config = {"patch": {"weighting": "none"}, "output_dir": "a"}
     relative.config = {"patch": {"weighting": "relative"}, "output_dir": "b"}
-    text = printed(comparison_table([plain, relative], tmp_path))
+    text = printed(comparison_table([plain, relative]))
     assert "patch.weighting=none" in row(text, "15.00")
     assert "patch.weighting=relative" in row(text, "12.00")
     assert text.count("20.00") == 1
     assert "output_dir" not in text
 
 
-def test_a_metric_without_value_says_so(tmp_path):
+def test_a_metric_without_value_says_so():
     broken = record()
     broken.metrics["pruned"]["ppl/w"] = metric(None, reason="the value is inf")
-    assert row(printed(run_table(broken, tmp_path)), "pruned ")[1] == "not finite"
+    assert row(printed(run_table(broken)), "pruned ")[1] == "not finite"
 
 
 def test_failures_are_listed_with_their_reasons():
