@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from linearpatch.errors import ConfigError, ModelError, StorageError
+from linearpatch.errors import ConfigError, StorageError
 from linearpatch.models.decoder import Decoder, decoder_of, join_call, split_call, text_config
 from linearpatch.models.layer_config import remove_from_config
 
@@ -142,6 +142,3 @@ def _refuse_save(*_: Any, **__: Any) -> None:
         "A patched view holds a module that no stock class knows: a plain checkpoint of it would load "
         "without its patch. Save the pruned view, and the patch beside it."
     )
-
-
-__all__ = ["Interface", "ModelError", "Site", "attach", "interfaces_of", "view_of"]

@@ -41,7 +41,7 @@ PACKAGES = (
 
 @dataclass
 class Record:
-    """Everything a run was asked for, did and found; `DESIGN`'s contract, field by field.
+    """Everything a run was asked for, did and found, as `result.json` holds it.
 
     The nested dictionaries hold plain JSON values.
     """
