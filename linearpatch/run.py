@@ -134,7 +134,7 @@ def _evaluate(
                 found = measurement.run(decoder, on_step)
             return Entry(facts={metric: asdict(value) for metric, value in found.items()})
 
-        metrics |= cache.get("evaluation", {**key, **measurement.key}, measure).facts
+        metrics |= cache.get("evaluation", {**key, "evaluation": name, **measurement.key}, measure).facts
     return metrics
 
 

@@ -59,7 +59,11 @@ class Perplexity(Evaluation):
     def prepare(self, tokenizer: Any, reader: Reader) -> Prepared:
         """Cut each corpus into windows."""
         texts = {r.corpus.name: r.read(self._spec, tokenizer) for r in self.readers(reader)}
-        key = {"protocol": self.protocol, "tokens": {name: blocks.hash for name, blocks in texts.items()}}
+        key = {
+            "version": self.version,
+            "protocol": self.protocol,
+            "tokens": {name: blocks.hash for name, blocks in texts.items()},
+        }
         total = sum(-(-len(blocks.ids) // self.batch_size) for blocks in texts.values())
 
         def run(decoder: Decoder, on_step: Callable[[], None]) -> dict[str, Metric]:

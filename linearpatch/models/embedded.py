@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import mkdtemp
@@ -51,9 +51,10 @@ class EmbeddedModel(Model):
         return self._as_folder(cache_dir).load(cache_dir)
 
     def _as_folder(self, cache_dir: Path) -> HubModel:
-        shared = {name: getattr(self, name) for name in ("name", "device", "device_map", "attn_implementation")}
-        plain = HubModel(**shared, dtype=self.dtype)
-        return replace(plain, path=str(self.checkpoint(cache_dir)))
+        shared = {
+            name: getattr(self, name) for name in ("name", "dtype", "device", "device_map", "attn_implementation")
+        }
+        return HubModel(**shared, path=str(self.checkpoint(cache_dir)))
 
     def checkpoint(self, cache_dir: Path) -> Path:
         """Folder of the converted checkpoint.

@@ -74,8 +74,10 @@ def test_a_value_that_is_not_finite_becomes_null_with_the_reason():
     assert metric.reason == "the value is inf"
 
 
-def test_the_batch_size_is_not_part_of_the_measurements_identity():
+def test_the_version_is_part_of_the_measurements_identity_and_the_batch_size_is_not(monkeypatch):
     reader = Reader(FakeCorpus(), "evaluation")
     keys = [Perplexity(seq_len=50, batch_size=b).prepare(byte_tokenizer(), reader).key for b in (1, 2)]
     assert keys[0] == keys[1]
+    monkeypatch.setattr(Perplexity, "version", 2)
+    assert Perplexity(seq_len=50).prepare(byte_tokenizer(), reader).key != keys[0]
     assert Perplexity(seq_len=60).prepare(byte_tokenizer(), reader).key != keys[0]
