@@ -60,13 +60,8 @@ class HubCorpus(Corpus):
         if self.data_files:
             settings |= {"data_files": dict(self.data_files), "verification_mode": "no_checks"}
         try:
-            if self.max_documents is None:
-                rows = load_dataset(self.path, self.config, **settings)
-            else:
-                settings.pop("verification_mode", None)
-                stream = load_dataset(self.path, self.config, streaming=True, **settings)
-                rows = itertools.islice(stream, self.max_documents)
-            return [row[self.column] for row in rows]
+            rows = load_dataset(self.path, self.config, streaming=self.max_documents is not None, **settings)
+            return [row[self.column] for row in itertools.islice(rows, self.max_documents)]
         except Exception as error:
             raise DataError(
                 f"corpus {self.name}: can't load {self.path} ({self.config or 'default'}, {split}) from the hub: "
