@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -24,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from linearpatch.errors import StorageError
+from linearpatch.storage import make_folder, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -134,46 +133,6 @@ def canonical(value: Any) -> str:
 def digest_of(key: Mapping[str, Any]) -> str:
     """Name of a key's entry: 32 hexadecimal digits."""
     return hashlib.sha256(canonical(key).encode()).hexdigest()[:32]
-
-
-def make_folder(path: Path) -> None:
-    """Create a folder and its parents.
-
-    Raises:
-        StorageError: the system refuses.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"Can't create the folder {path}: {error.strerror}. Choose another place, or free it."
-        ) from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that readers see the old content or the new, and a failure leaves no trace.
-
-    Raises:
-        StorageError: the disk is full, or the folder can't be written.
-    """
-    make_folder(path.parent)
-    temporary = None
-    try:
-        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"Can't write {path} ({len(content):,} bytes): {error.strerror}. Free some space or choose "
-            "another folder (cache_dir=… for the cache, output_dir=… for a run), then run again."
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Entry:

@@ -1,4 +1,4 @@
-"""The command line: `linearpatch run | list | bench`."""
+"""The command line: `linearpatch run | generate | list | bench`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ examples:
   linearpatch run pruner=sleb num_pruned_layers=7       override a choice and a value
   linearpatch run -m pruner=sleb,shortgpt patch=none,rotate     every combination
   linearpatch run --cfg job                             print the configuration and stop
+  linearpatch run save_model=true output_dir=small      write the pruned, patched model to small/model
+  linearpatch generate small "The sea is"               continue a text with it
   linearpatch list pruner                               every pruner with a line about it
 """
 
@@ -39,6 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run", help="one experiment, or with -m a sweep; the rest are Hydra overrides", add_help=False)
+    generating = commands.add_parser("generate", help="continue a text with a saved model")
+    generating.add_argument("folder", help="a checkpoint, or the folder of the run that wrote it")
+    generating.add_argument("prompt", help="text to continue; - reads it from standard input")
+    generating.add_argument("--chat", action="store_true", help="answer the prompt, by the tokenizer's chat template")
+    generating.add_argument("--base", help="for an adapter: the dense model, a choice of `linearpatch list model`, "
+                            "a hub id or a folder")  # fmt: skip
+    generating.add_argument("--dtype", default="auto", help="float32, bfloat16, float16; auto is the checkpoint's")
+    generating.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto is the first GPU, else the CPU")
+    generating.add_argument("--max-new-tokens", type=int, default=128, help="tokens to write at most (%(default)s)")
+    generating.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (%(default)s)")
+    generating.add_argument("--top-p", type=float, default=1.0, help="share of probability to sample (%(default)s)")
+    generating.add_argument("--num-beams", type=int, default=1, help="beam search, printed at the end (%(default)s)")
+    generating.add_argument("--seed", type=int, default=0, help="of the sampling (%(default)s)")
+    generating.add_argument("--no-cache", action="store_true", help="compute keys and values anew for every token")
     listing = commands.add_parser("list", help="every choice of a group, or of all groups")
     listing.add_argument("group", nargs="?", help="such as pruner")
     benching = commands.add_parser("bench", help="measure a claim about speed or memory")
@@ -49,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     command: Callable[[], int] = {
         "run": lambda: _run(arguments[1:]),
+        "generate": lambda: _generate(parsed),
         "list": lambda: _list(parsed.group),
         "bench": lambda: _bench(parsed.name),
     }[parsed.command]
@@ -88,12 +105,48 @@ def _run(arguments: list[str]) -> int:
             raise jobs.errors[0]
         out.print(run_table(jobs.records[0]))
         out.print(f"{jobs.folder}/result.json", soft_wrap=True)
+        if saved := jobs.records[0].checkpoint:
+            out.print(f"{jobs.folder}/{saved['folder']} ({saved['format']})", soft_wrap=True)
         return 0
     out.print(comparison_table(jobs.records))
     out.print(f"{jobs.folder.parent}/*/result.json", soft_wrap=True)
     if failures := failures_table(jobs.records):
         out.print(failures)
     return 1 if failures else 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    """Load a checkpoint, or a dense model with an adapter, and print what it writes."""
+    from linearpatch.cache import default_cache_dir
+    from linearpatch.checkpoint.generation import Decoding, write_text
+    from linearpatch.checkpoint.loading import apply, checkpoint_folder, load, load_tokenizer
+    from linearpatch.config import choices, compose_experiment
+    from linearpatch.models.hub import HubModel
+    from linearpatch.models.model import Model
+
+    decoding = Decoding(
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        num_beams=arguments.num_beams,
+        seed=arguments.seed,
+        use_cache=not arguments.no_cache,
+    )
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    folder, base = checkpoint_folder(arguments.folder), arguments.base
+    source: Model = HubModel(path=base or str(folder), dtype=arguments.dtype, device=arguments.device)
+    if base is None:
+        model = load(folder, dtype=source.torch_dtype, **source.placement)
+        tokenizer = load_tokenizer(folder)
+    else:
+        if base in choices("model"):
+            source = compose_experiment([f"model={base}", f"model.device={arguments.device}"]).model
+        dense = source.load(default_cache_dir())
+        model, tokenizer = apply(dense.decoder.model, folder), dense.tokenizer
+    text = write_text(model, tokenizer, prompt, decoding, chat=arguments.chat)
+    if decoding.num_beams > 1:  # everything else has been printed token by token
+        out.print(text, markup=False, highlight=False, soft_wrap=True)
+    return 0
 
 
 def _list(group: str | None) -> int:

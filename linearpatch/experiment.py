@@ -10,6 +10,8 @@ from typing import Any
 from omegaconf import MISSING
 
 from linearpatch.cache import canonical, default_cache_dir
+from linearpatch.checkpoint.hub import check_repository
+from linearpatch.checkpoint.saving import check_format
 from linearpatch.data.corpus import Corpus
 from linearpatch.data.reader import Calibration, Reader, check_disjoint
 from linearpatch.distillation.distillation import Distillation
@@ -51,6 +53,9 @@ class Experiment:
         eval: Measurements by name.
         stages: The models that are measured.
         tracker: Where the record is shown beside the run's folder.
+        save_model: Write the pruned, patched model to the run's folder, as `model/`.
+        save_format: `auto`, `plain`, `custom` or `adapter`; see `checkpoint.saving.save_checkpoint`.
+        push_to_hub: Repository on the hub that gets a copy of `model/`, such as `me/smaller-model`; null: none.
         seed: Of every random choice.
         output_dir: Folder of the run; null is `outputs/<run_id>`. In a sweep, the folder of their folders.
         datasets_dir: Local copies of data sets, read in place of the hub.
@@ -69,6 +74,9 @@ class Experiment:
     eval: dict[str, Any] = field(default_factory=dict)
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     tracker: Tracker = MISSING
+    save_model: bool = False
+    save_format: str = "auto"
+    push_to_hub: str | None = None
     seed: int = 0
     output_dir: str | None = None
     datasets_dir: str | None = None
@@ -82,6 +90,11 @@ class Experiment:
             raise ConfigError(f"stages is empty. Allowed: some of {', '.join(STAGES)}.")
         require_range("num_pruned_layers", self.num_pruned_layers, low=1)
         require_range("seed", self.seed, low=0, high=2**63 - 1)
+        check_format(self.save_format, self.patch)
+        if self.push_to_hub is not None:
+            if not self.save_model:
+                raise ConfigError(f"push_to_hub={self.push_to_hub} needs a checkpoint to push: set save_model=true.")
+            check_repository(self.push_to_hub)
         if self.datasets_dir is not None and not Path(self.datasets_dir).expanduser().is_dir():
             raise ConfigError(f"datasets_dir={self.datasets_dir} is not a folder (looked in {Path.cwd()}).")
         for evaluation in self.evaluations.values():

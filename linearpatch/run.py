@@ -1,6 +1,6 @@
 """One experiment from top to bottom.
 
-    load -> token blocks -> ranking pass -> removed layers -> fit pass -> patches -> views -> evaluation
+    load -> token blocks -> ranking pass -> removed layers -> fit pass -> patches -> views -> evaluation -> checkpoint
 
 Everything here takes values; the configuration stays in `config.py`, the command line in `cli.py`.
 """
@@ -15,13 +15,15 @@ from typing import Any
 
 from linearpatch.cache import Cache, Entry
 from linearpatch.calibration.workspace import Workspace
+from linearpatch.checkpoint.hub import push
+from linearpatch.checkpoint.saving import check_foldable, save_checkpoint
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.evaluation.evaluation import Prepared
 from linearpatch.experiment import Experiment
 from linearpatch.models.decoder import Decoder, decoder_of
+from linearpatch.models.fingerprint import parameter_hash
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.views import Interface, interfaces_of, view_of
-from linearpatch.patches.operators import parameter_hash
 from linearpatch.patches.patch import FittedPatch
 from linearpatch.progress import steps
 from linearpatch.pruners.pruner import Selection
@@ -59,6 +61,9 @@ def run(
             model_config = experiment.model.config(experiment.cache_path)
             experiment.pruner.check(model_config.get_text_config(decoder=True).num_hidden_layers, n)
             model = experiment.model.load(experiment.cache_path)
+            experiment.patch.check(model.decoder)
+            if experiment.save_model and experiment.save_format == "plain" and name_of(experiment.patch) != "none":
+                check_foldable(model.decoder)
         dense = model.decoder
         record.model = _describe_model(experiment, model)
 
@@ -93,6 +98,10 @@ def run(
                 key = {"model": model.key, **_view_key(stage, selection.removed, patches)}
                 measured = _evaluate(view, stage, key, prepared, cache)
             record.metrics[stage] = record.metrics.get(stage, {}) | measured
+
+        if experiment.save_model:
+            with record.step("save"):
+                record.checkpoint = _save(experiment, folder / "model", model, selection, patches, record)
     return record
 
 
@@ -138,6 +147,32 @@ def _evaluate(
     return metrics
 
 
+def _save(
+    experiment: Experiment,
+    folder: Path,
+    model: LoadedModel,
+    selection: Selection,
+    patches: Sequence[FittedPatch],
+    record: Record,
+) -> dict[str, Any]:
+    """Write the last stage's model, push it where asked, and say what was written."""
+    settings = experiment.model
+    manifest = save_checkpoint(
+        folder,
+        model,
+        selection.removed,
+        [(patch.site, patch.module) for patch in patches],
+        save_format=experiment.save_format,
+        name=settings.label,
+        source=settings.origin,
+        license=settings.license,
+        record=record,
+    )
+    address = push(folder, experiment.push_to_hub) if experiment.push_to_hub else None
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return {"folder": folder.name, "format": manifest.format, "bytes": size, "pushed_to": address}
+
+
 def _describe_model(experiment: Experiment, model: LoadedModel) -> dict[str, Any]:
     decoder = model.decoder
     return {
@@ -177,7 +212,8 @@ def _describe_pruning(
 
 def _describe_patch(experiment: Experiment, patches: Sequence[FittedPatch]) -> dict[str, Any]:
     sites = [{"start": p.site.start, "end": p.site.end, **p.diagnostics} for p in patches]
-    count = sum(parameter.numel() for patch in patches for parameter in patch.module.parameters())
+    own = [] if experiment.patch.foldable else [patch.module for patch in patches]
+    count = sum(parameter.numel() for module in own for parameter in module.parameters())
     return {"method": name_of(experiment.patch), "num_parameters": count, "sites": sites}
 
 

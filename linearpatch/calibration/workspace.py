@@ -20,7 +20,7 @@ from linearpatch.calibration.suffix import CandidateLoss, SuffixSearch
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import NumericsError
 from linearpatch.models.decoder import Decoder, LayerCall
-from linearpatch.models.passes import walk
+from linearpatch.models.passes import mlp_outputs, walk
 from linearpatch.progress import steps
 
 # Versions of what this file computes; raise one when its numbers change.
@@ -157,12 +157,14 @@ class Workspace:
         accumulators = [statistic.start(self.num_layers) for statistic in statistics]
         deepest = max(statistic.deepest(self.num_layers) for statistic in statistics)
 
+        mlp_layers = {layer for statistic in statistics for layer in statistic.mlp_layers()}
+
         def visit(index: int, hidden: Tensor, _: LayerCall) -> None:
-            stream = LayerInput(index, hidden)
+            stream = LayerInput(index, hidden, added.get(index - 1))
             for accumulator in accumulators:
                 accumulator.observe(stream)
 
-        with steps(description, len(self._batches)) as on_step:
+        with steps(description, len(self._batches)) as on_step, mlp_outputs(self.decoder, mlp_layers) as added:
             for batch in self._batches:
                 walk(self.decoder, batch, visit, stop=deepest)
                 on_step()

@@ -66,6 +66,11 @@ class Decoder:
         return int(weight.shape[0])
 
     @property
+    def residual_multiplier(self) -> float:
+        """By what a layer multiplies the output of each branch before adding it to the stream (Granite)."""
+        return float(getattr(self.config, "residual_multiplier", None) or 1.0)
+
+    @property
     def input_device(self) -> torch.device:
         """Where token ids must be for the model to read them."""
         weight = self.model.get_input_embeddings().weight

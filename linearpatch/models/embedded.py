@@ -8,22 +8,20 @@ dependencies, an inference stack, aren't needed.
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from linearpatch.cache import make_folder
-from linearpatch.errors import ModelError, StorageError
+from linearpatch.errors import ModelError
 from linearpatch.models.hub import HubModel
 from linearpatch.models.model import LoadedModel, Model
 from linearpatch.registry import component
+from linearpatch.storage import make_folder, replacing_folder
 
 log = logging.getLogger(__name__)
 
@@ -97,16 +95,6 @@ def _convert(file: Path, folder: Path) -> None:
     del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(quantised.state_dict())
-    temporary = Path(mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with replacing_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        temporary.chmod(0o755)
-        temporary.replace(folder)
-    except Exception as error:  # safetensors reports a full disk with an exception of its own
-        raise StorageError(
-            f"Can't write the converted model to {folder} (0.54 GB): {error}. Free some space, or choose "
-            "another folder with cache_dir=… or LINEARPATCH_CACHE."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

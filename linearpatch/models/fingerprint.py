@@ -1,15 +1,25 @@
-"""Which weights are these? A hub commit says it; files are hashed once and remembered by size and time."""
+"""Which weights are these?
+
+On disk a hub commit says it; files are hashed once and remembered by size and time. In memory a sample of
+every parameter says it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from linearpatch.cache import write_atomically
+import torch
+from torch import nn
+
 from linearpatch.errors import ModelError
+from linearpatch.models.offload import read_parameter
+from linearpatch.storage import write_atomically
 
 WEIGHT_FILES = ("*.safetensors",)
+SAMPLE = 256  # values of each parameter
 
 
 def fingerprint_folder(folder: Path, cache_dir: Path) -> str:
@@ -23,11 +33,12 @@ def fingerprint_folder(folder: Path, cache_dir: Path) -> str:
         raise ModelError(f"{folder} holds no *.safetensors. Only safetensors checkpoints are read.")
     digest = hashlib.sha256()
     for file in [folder / "config.json", *files]:
-        digest.update(f"{file.name}:{_file_hash(file, cache_dir)}".encode())
+        digest.update(f"{file.name}:{file_hash(file, cache_dir)}".encode())
     return digest.hexdigest()[:16]
 
 
-def _file_hash(file: Path, cache_dir: Path) -> str:
+def file_hash(file: Path, cache_dir: Path) -> str:
+    """SHA-256 of a file, remembered for as long as its size and time don't change."""
     stat = file.stat()
     path = str(file.resolve())
     seen = {"path": path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
@@ -43,3 +54,28 @@ def _file_hash(file: Path, cache_dir: Path) -> str:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     write_atomically(memory, json.dumps({"file": seen, "sha256": digest}).encode())
     return digest
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Identity of the weights in memory, 16 hexadecimal digits: names, shapes and a sample of every parameter.
+
+    Values are compared as bfloat16, so that a checkpoint is the same in fp32 and in bfloat16.
+    """
+    digest = hashlib.sha256()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            digest.update(f"{module_name}.{name}{tuple(parameter.shape)}".encode())
+            values = read_parameter(module, name).detach().flatten()
+            sample = values[:: max(1, values.numel() // SAMPLE)][:SAMPLE]
+            digest.update(sample.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def parameter_hash(modules: Sequence[nn.Module]) -> str:
+    """Identity of fitted patches: a hash of all their parameters, in order."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().cpu().to(torch.float32).numpy().tobytes())
+    return digest.hexdigest()[:16]

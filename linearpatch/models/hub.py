@@ -34,6 +34,11 @@ class HubModel(Model):
         """The name, or the last part of the path."""
         return self.name or self.path.rstrip("/").rpartition("/")[2] or "hub"
 
+    @property
+    def origin(self) -> str:
+        """The hub id or folder."""
+        return self.source or self.path
+
     def config(self, cache_dir: Path) -> Any:
         """Read the configuration alone."""
         self._check_path()

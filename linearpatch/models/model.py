@@ -61,6 +61,8 @@ class Model(ABC):
         device_map: Spreads a model over devices (`auto`, or module names to devices); needs accelerate.
         attn_implementation: `sdpa`, `eager` or `flash_attention_2`.
         note: What a reader of its numbers must know.
+        source: Hub id that model cards name as the base; empty takes where it was loaded from.
+        license: Of the weights, by the hub's identifiers; empty where it isn't known.
     """
 
     version: ClassVar[int] = 1
@@ -71,6 +73,8 @@ class Model(ABC):
     device_map: Any = field(default=None, metadata={"identity": False})
     attn_implementation: str = "sdpa"
     note: str = field(default="", metadata={"identity": False})
+    source: str = field(default="", metadata={"identity": False})
+    license: str = field(default="", metadata={"identity": False})
 
     def __post_init__(self) -> None:
         require_choice("model.dtype", self.dtype, DTYPES)
@@ -100,6 +104,11 @@ class Model(ABC):
     def label(self) -> str:
         """What tables and run ids call it."""
         return self.name
+
+    @property
+    def origin(self) -> str:
+        """Where the weights come from, for people: a hub id or a folder."""
+        return self.source or self.name
 
     @property
     def torch_dtype(self) -> torch.dtype | str:

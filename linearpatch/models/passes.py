@@ -7,7 +7,7 @@ depends on who registered a hook first).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linearpatch.models.decoder import Decoder, LayerCall, split_call
+from linearpatch.models.decoder import Decoder, LayerCall, split_call, unwrap
+from linearpatch.models.writers import mlp_writer
 
 # Called with the index of the reader, the stream it reads, and the rest of its call.
 Visitor = Callable[[int, Tensor, LayerCall], None]
@@ -75,6 +76,29 @@ def walk(decoder: Decoder, input_ids: Tensor, visit: Visitor, *, stop: int | Non
             decoder.model.base_model(input_ids=input_ids.to(decoder.input_device), use_cache=False)
         except _Stop:
             return
+
+
+@contextmanager
+def mlp_outputs(decoder: Decoder, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+    """While open, keep what the MLPs of some layers added to the stream in the last forward pass, by layer.
+
+    Raises:
+        ModelError: what the family's MLP writes doesn't reach the stream as it is.
+    """
+    added: dict[int, Tensor] = {}
+
+    def keep(index: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def after_forward(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            added[index] = unwrap(output) * decoder.residual_multiplier
+
+        return after_forward
+
+    handles = [mlp_writer(decoder.layers[index]).register_forward_hook(keep(index)) for index in layers]
+    try:
+        yield added
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def record(decoder: Decoder, input_ids: Tensor) -> Recording:

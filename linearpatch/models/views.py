@@ -8,16 +8,20 @@ Hugging Face model, while one copy of the weights is in memory and the dense mod
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from linearpatch.errors import ConfigError, StorageError
-from linearpatch.models.decoder import Decoder, decoder_of, join_call, split_call, text_config
+from linearpatch.errors import ConfigError
+from linearpatch.models.decoder import Decoder, decoder_of, text_config
 from linearpatch.models.layer_config import remove_from_config
+from linearpatch.models.modeling_linearpatch import attach
+from linearpatch.models.patched import become_patched, entry_of
+from linearpatch.models.writers import mlp_writer
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,14 @@ class Site:
         start: The patch maps stream `start` of the dense model …
         end: … to stream `end`.
         reader: Dense index of the layer on whose input it sits; the number of layers for the final norm.
+        branch: `stream`, or `mlp`: it sits on the output of the MLP of layer `start − 1` instead, and maps
+            only what that adds to the stream.
     """
 
     start: int
     end: int
     reader: int
+    branch: str = "stream"
 
 
 def interfaces_of(removed: Sequence[int]) -> list[Interface]:
@@ -85,36 +92,37 @@ def view_of(dense: Decoder, removed: Sequence[int], patches: Sequence[tuple[Site
     name = next(name for name, child in view.body.named_children() if child is view.layers)
     setattr(view.body, name, layers)
     if getattr(model, "hf_device_map", None):
-        model.hf_device_map = {}
+        path = next(name for name, module in model.named_modules() if module is layers)
+        model.hf_device_map = _renumber(model.hf_device_map, path, kept)
 
-    for site, patch in patches:
-        reader = view.final_norm if site.reader == dense.num_layers else layers[kept.index(site.reader)]
-        attach(reader, patch)
     if patches:
-        model.save_pretrained = _refuse_save
+        entries = [_insert(patch, site, view, layers, kept) for site, patch in patches]
+        become_patched(model, entries)
     return model.eval()
 
 
-def attach(reader: nn.Module, patch: nn.Module) -> None:
-    """Put a patch on the input of a layer or norm, as a submodule that moves and casts with it.
+def _insert(patch: nn.Module, site: Site, view: Decoder, layers: nn.ModuleList, kept: Sequence[int]) -> dict[str, Any]:
+    """Attach a copy of a patch at its site; the answer is its entry in the view's configuration."""
+    if site.branch == "mlp":
+        module, side = mlp_writer(layers[kept.index(site.start - 1)]), "output"
+    else:
+        module, side = view.final_norm if site.reader == view.num_layers else layers[kept.index(site.reader)], "input"
+    name = next(name for name, candidate in view.model.named_modules() if candidate is module)
+    attach(module, copy.deepcopy(patch), side)
+    return entry_of(patch, name, side)
 
-    The patch works where its reader works: with a model spread over devices the stream arrives from the
-    layer before, so it is moved first. Hooks run before accelerate aligns devices, which then finds
-    nothing left to do.
-    """
-    anchor = next((p for p in reader.parameters() if not p.is_meta), None)
-    if anchor is not None:
-        patch = patch.to(device=anchor.device, dtype=anchor.dtype)
-    position = sum(name.startswith("linear_patch_") for name, _ in reader.named_children())
-    reader.add_module(f"linear_patch_{position}", patch)
 
-    def before_forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        hidden, call = split_call(args, kwargs)
-        weight = next(patch.parameters(), None)
-        patched: Tensor = patch(hidden if weight is None else hidden.to(weight.device))
-        return join_call(patched, call)
-
-    reader.register_forward_pre_hook(before_forward, with_kwargs=True)
+def _renumber(device_map: dict[str, Any], path: str, kept: Sequence[int]) -> dict[str, Any]:
+    """Where accelerate put each module, by the names that modules have in the view."""
+    position = {f"{path}.{old}": f"{path}.{new}" for new, old in enumerate(kept)}
+    renumbered: dict[str, Any] = {}
+    for name, device in device_map.items():
+        match = re.fullmatch(rf"({re.escape(path)}\.\d+)(\..*)?", name)
+        if match is None:
+            renumbered[name] = device
+        elif match[1] in position:
+            renumbered[position[match[1]] + (match[2] or "")] = device
+    return renumbered
 
 
 def _shared(model: nn.Module) -> dict[int, Any]:
@@ -135,10 +143,3 @@ def _check_removed(removed: Sequence[int], num_layers: int) -> None:
         raise ConfigError(f"Layers {list(removed)} to remove name a layer twice. Name each once.")
     if len(removed) >= num_layers:
         raise ConfigError(f"All {num_layers} layers would be removed. Keep at least one.")
-
-
-def _refuse_save(*_: Any, **__: Any) -> None:
-    raise StorageError(
-        "A patched view holds a module that no stock class knows: a plain checkpoint of it would load "
-        "without its patch. Save the pruned view, and the patch beside it."
-    )

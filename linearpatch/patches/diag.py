@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from linearpatch.patches.operators import ChannelScale
+from linearpatch.models.modeling_linearpatch import ChannelScale
 from linearpatch.patches.patch import ScalePatch
 from linearpatch.registry import component
 

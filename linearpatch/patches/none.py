@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.models.views import Interface, Site
@@ -15,6 +16,8 @@ from linearpatch.registry import component
 @dataclass(frozen=True)
 class NoPatch(Patch):
     """Nothing at the interfaces."""
+
+    foldable: ClassVar[bool] = True
 
     def place(self, interfaces: Sequence[Interface]) -> list[Site]:
         """No sites."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from linearpatch.calibration.statistics import Magnitude, MagnitudeRatio, Statistic, ratio
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import require_choice
+from linearpatch.models.decoder import Decoder
 from linearpatch.models.views import Interface, Site
 
 SITES = ("one_per_interface", "one_per_layer")
@@ -46,11 +47,15 @@ class Patch(ABC):
     """
 
     version: ClassVar[int] = 1
+    foldable: ClassVar[bool] = False  # whether weights of the stock model can absorb it
 
     sites: str = "one_per_interface"
 
     def __post_init__(self) -> None:
         require_choice("patch.sites", self.sites, SITES)
+
+    def check(self, decoder: Decoder) -> None:  # noqa: B027 — most patches fit every model
+        """Refuse a model that this patch can't be fitted to, before anything is computed."""
 
     def place(self, interfaces: Sequence[Interface]) -> list[Site]:
         """The sites at some interfaces."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from linearpatch.hadamard import hadamard_matrix
-from linearpatch.patches.operators import LinearMap
+from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.patches.patch import ScalePatch
 from linearpatch.registry import component
 

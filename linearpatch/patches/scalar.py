@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from linearpatch.patches.operators import ChannelScale
+from linearpatch.models.modeling_linearpatch import ChannelScale
 from linearpatch.patches.patch import ScalePatch
 from linearpatch.registry import component
 
@@ -21,6 +21,7 @@ class Scalar(ScalePatch):
     """
 
     pooled: ClassVar[bool] = True
+    foldable: ClassVar[bool] = True
 
     def operator(self, scale: Tensor) -> nn.Module:
         """Scale every channel alike."""

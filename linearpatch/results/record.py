@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from linearpatch.cache import make_folder, write_atomically
 from linearpatch.errors import LinearPatchError, StorageError
 from linearpatch.memory import high_water
+from linearpatch.storage import make_folder, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class Record:
     distillation: dict[str, Any] | None = None
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     retained: dict[str, dict[str, Any]] = field(default_factory=dict)
+    checkpoint: dict[str, Any] | None = None
     timings_s: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: dict[str, int] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=lambda: environment())
@@ -123,6 +124,7 @@ def recording(record: Record, folder: Path) -> Iterator[None]:
                 "output_dir, or remove that folder."
             )
         record.metrics = earlier.metrics
+        record.checkpoint = earlier.checkpoint
     make_folder(folder)
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record.config)).encode())
 

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from linearpatch.errors import ConfigError, ModelError, StorageError
 from linearpatch.models.decoder import check_logits, decoder_of, text_config
+from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.passes import record
 from linearpatch.models.views import Interface, Site, interfaces_of, view_of
-from linearpatch.patches.operators import LinearMap
 
 TOKENS = torch.randint(3, 300, (2, 14), generator=torch.Generator().manual_seed(3))
 

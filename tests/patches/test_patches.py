@@ -8,12 +8,12 @@ from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError, NumericsError
 from linearpatch.hadamard import hadamard_matrix
+from linearpatch.models.fingerprint import parameter_hash
 from linearpatch.models.passes import record
 from linearpatch.models.views import Interface, Site
 from linearpatch.patches.diag import Diag
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.none import NoPatch
-from linearpatch.patches.operators import parameter_hash
 from linearpatch.patches.rotate import Rotate
 from linearpatch.patches.scalar import Scalar
 

@@ -1,0 +1,143 @@
+"""The model card: what was removed, how it was patched, what that cost, and how to load the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from omegaconf import OmegaConf
+
+from linearpatch.checkpoint.manifest import Base, Manifest
+from linearpatch.models.views import interfaces_of
+from linearpatch.results.record import Record
+from linearpatch.results.tables import STAGES, layer_list, metric_names
+
+PATCHES = {
+    "none": "nothing",
+    "scalar": "one number for the whole stream",
+    "diag": "one number for each channel",
+    "rotate": "a Hadamard rotation, a scale for each channel, and the rotation back, as one matrix",
+    "lstsq": "a least-squares matrix",
+    "mlp_lstsq": "a least-squares matrix on the output of the last MLP before the gap",
+}
+
+LOADING = {
+    "plain": """\
+A stock checkpoint of its family: no custom code, no added parameters.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+```""",
+    "custom": """\
+The patch is a module of its own; `modeling_linearpatch.py` beside the weights adds it to the family's class.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{folder}", trust_remote_code=True)
+```
+
+Where the linearpatch package is installed, no remote code is needed:
+
+```python
+import linearpatch
+
+model, tokenizer = linearpatch.load("{folder}"), linearpatch.load_tokenizer("{folder}")
+```""",
+}
+
+
+def model_card(manifest: Manifest, record: Record | None) -> str:
+    """The text of a checkpoint's README.md.
+
+    Args:
+        manifest: What is saved.
+        record: The run that made it; without one the card has no results and no settings.
+    """
+    base = manifest.base
+    data = ModelCardData(
+        base_model=base.source if _is_hub_id(base.source) else None,
+        license=base.license or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["linearpatch", "depth-pruning"],
+    )
+    sections = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {base.name} without {len(manifest.removed_layers)} of {base.num_layers} layers",
+        _what(manifest, record),
+        "## Load it\n\n" + LOADING[manifest.format].format(folder="FOLDER"),
+        *([_results(record), _settings(record)] if record else []),
+        _origin(base),
+    ]
+    return str(ModelCard("\n\n".join(sections) + "\n"))
+
+
+def _what(manifest: Manifest, record: Record | None) -> str:
+    gaps = ", ".join(f"[{gap.start}, {gap.end})" for gap in interfaces_of(manifest.removed_layers))
+    lines = [
+        f"- **Removed**: layers {layer_list(manifest.removed_layers)} of the dense model, counted from 0"
+        + (f", chosen by `{record.pruning['method']}`" if record else "")
+        + (f" ({record.pruning['ratio']:.1%} of all parameters)" if record else "")
+        + f". Gaps: {gaps}."
+    ]
+    if manifest.patches:
+        method = record.patch["method"] if record else ""
+        kind = f"`{method}`: {PATCHES.get(method, 'an operator on the stream')}" if record else "a linear operator"
+        folded = ", folded into the weights" if manifest.format == "plain" else ""
+        lines.append(f"- **Patched** with {kind}, at each gap{folded}.")
+    else:
+        lines.append("- **Patched** with nothing: the layers around a gap meet as they are.")
+    return "\n".join(lines)
+
+
+def _results(record: Record) -> str:
+    names = metric_names([record])
+    stages = [stage for stage in STAGES if stage in record.metrics]
+    if not names:
+        return "## Results\n\nNothing was measured."
+    rows = [[stage, *(_value(record.metrics[stage].get(name)) for name in names)] for stage in stages]
+    protocols = {
+        f"- {name}: {metric['protocol']}" for stage in stages for name, metric in record.metrics[stage].items()
+    }
+    notes = [record.model.get("note"), *record.calibration.get("notes", ())]
+    lines = [*sorted(protocols), *(f"- {note}" for note in notes if note)]
+    return "## Results\n\n" + _markdown(["stage", *names], rows) + "\n\n" + "\n".join(lines)
+
+
+def _settings(record: Record) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in record.environment["packages"].items())
+    return (
+        f"## How it was made\n\n```bash\n{record.command}\n```\n\nRun `{record.run_id}`, with {packages}. The exact "
+        f"configuration:\n\n```yaml\n{OmegaConf.to_yaml(OmegaConf.create(record.config)).strip()}\n```"
+    )
+
+
+def _origin(base: Base) -> str:
+    weights = f"`{base.fingerprint}`"
+    license = f"its licence ({base.license}) applies" if base.license else "its licence applies; look it up there"
+    source = f"{base.name} ({base.source})" if base.source and base.source != base.name else base.name
+    return f"## Origin\n\nThe dense model is {source}, weights {weights}, {base.dtype}; {license}."
+
+
+def _value(metric: Mapping[str, Any] | None) -> str:
+    if metric is None:
+        return ""
+    if metric["value"] is None:
+        return "not finite"
+    spread = f" ± {metric['stderr']:.2f}" if metric["stderr"] is not None else ""
+    return f"{metric['value']:,.2f}{spread}"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _is_hub_id(source: str) -> bool:
+    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and " " not in source

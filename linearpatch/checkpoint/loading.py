@@ -1,0 +1,184 @@
+"""From a folder to a model: a whole checkpoint by itself, an adapter on its dense model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+
+from linearpatch.checkpoint.manifest import FILE_NAME, Manifest, read_manifest
+from linearpatch.checkpoint.saving import PATCH_FILE
+from linearpatch.errors import ModelError, StorageError
+from linearpatch.models.decoder import decoder_of
+from linearpatch.models.fingerprint import weights_hash
+from linearpatch.models.modeling_linearpatch import empty_patch
+from linearpatch.models.patched import patched_config_class, patched_model_class
+from linearpatch.models.views import view_of
+
+
+def load(folder: str | Path, **settings: Any) -> PreTrainedModel:
+    """Load a pruned, patched model without running code from its folder.
+
+    Args:
+        folder: A checkpoint, or the folder of the run that wrote one.
+        settings: Passed on to `from_pretrained`, such as `dtype`, `device_map` or `attn_implementation`.
+
+    Raises:
+        StorageError: the folder is incomplete, damaged, of a newer version, or an adapter.
+        ModelError: transformers can't load it.
+    """
+    folder = checkpoint_folder(folder)
+    manifest = read_manifest(folder)
+    if manifest.format == "adapter":
+        raise StorageError(
+            f"{folder} is an adapter: it holds patches, not a whole model. Load {manifest.base.name} "
+            f"({manifest.base.source or 'the dense model'}) and call linearpatch.apply(model, {str(folder)!r})."
+        )
+    try:
+        if manifest.format == "plain":
+            plain: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **settings)
+            return plain
+        base_config = CONFIG_MAPPING[manifest.base.model_type]
+        config = patched_config_class(base_config).from_pretrained(folder)
+        _check_shapes(folder, _expected_shapes(config.linear_patches, manifest.base.hidden_size))
+        cls = patched_model_class(MODEL_FOR_CAUSAL_LM_MAPPING[base_config], base_config)
+        model: PreTrainedModel = cls.from_pretrained(folder, config=config, use_safetensors=True, **settings)
+        return model
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        made_with = (
+            manifest.provenance.get("environment", {}).get("packages", {}).get("transformers", "another version")
+        )
+        raise ModelError(
+            f"{folder} is intact, but transformers can't load it: {error} It was written with transformers {made_with}."
+        ) from error
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """Load the tokenizer of a checkpoint.
+
+    transformers asks before it reads a configuration with custom code, even for a tokenizer that has none;
+    it is given the family's stock configuration.
+
+    Args:
+        folder: A checkpoint, or the folder of the run that wrote one.
+
+    Raises:
+        StorageError: the folder is incomplete, damaged, of a newer version, or an adapter.
+    """
+    folder = checkpoint_folder(folder)
+    manifest = read_manifest(folder)
+    if manifest.format == "adapter":
+        raise StorageError(f"{folder} is an adapter; the tokenizer is that of {manifest.base.name}.")
+    return AutoTokenizer.from_pretrained(folder, config=CONFIG_MAPPING[manifest.base.model_type]())
+
+
+def apply(base_model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
+    """Remove layers from a dense model and put an adapter's patches in their place.
+
+    Args:
+        base_model: The dense model the adapter was made from; it does not change.
+        folder: The adapter, or the folder of the run that wrote it.
+
+    Returns:
+        A view that shares the weights of `base_model`.
+
+    Raises:
+        StorageError: the folder is incomplete, damaged, of a newer version, or no adapter.
+        ModelError: `base_model` is another model.
+    """
+    folder = checkpoint_folder(folder)
+    manifest = read_manifest(folder)
+    if manifest.format != "adapter":
+        raise StorageError(f"{folder} is a whole model, not an adapter. Call linearpatch.load({str(folder)!r}).")
+    expected = {
+        f"{index}.{name}": shape
+        for index, entry in enumerate(manifest.patches)
+        for name, shape in _shapes(entry.operator, entry.size, entry.bias, manifest.base.hidden_size).items()
+    }
+    _check_shapes(folder, expected)
+    dense = decoder_of(base_model)
+    _check_base(base_model, manifest, folder)
+    tensors = load_file(folder / PATCH_FILE)
+    patches = []
+    for index, entry in enumerate(manifest.patches):
+        patch = empty_patch(entry.operator, entry.size, entry.bias)
+        names = patch.state_dict()
+        patch.load_state_dict({name: tensors[f"{index}.{name}"] for name in names})
+        patches.append((entry.site, patch))
+    return view_of(dense, manifest.removed_layers, patches)
+
+
+def checkpoint_folder(folder: str | Path) -> Path:
+    """The checkpoint itself, given it or the folder of its run.
+
+    Raises:
+        StorageError: there is no such folder.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise StorageError(f"{folder} is not a folder (looked in {Path.cwd()}).")
+    inside = folder / "model"
+    return inside if not (folder / FILE_NAME).exists() and (inside / FILE_NAME).exists() else folder
+
+
+def _check_base(model: PreTrainedModel, manifest: Manifest, folder: Path) -> None:
+    base = manifest.base
+    found = weights_hash(model)
+    if found != base.weights_hash:
+        layers = decoder_of(model).num_layers
+        raise ModelError(
+            f"{folder} was made from {base.name} ({base.source or 'unnamed'}; {base.model_type}, {base.num_layers} "
+            f"layers, weights {base.weights_hash}), but this model is another: {model.config.model_type}, {layers} "
+            f"layers, weights {found}. Load {base.source or base.name} with dtype={base.dtype}, unchanged and not "
+            "quantised."
+        )
+
+
+def _expected_shapes(entries: Sequence[Mapping[str, Any]], hidden_size: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the patches in a whole checkpoint, by what its configuration says of them."""
+    seen: Counter[str] = Counter()
+    expected: dict[str, tuple[int, ...]] = {}
+    for entry in entries:
+        path = f"{entry['module']}.linear_patch_{seen[entry['module']]}"
+        seen[entry["module"]] += 1
+        shapes = _shapes(entry["operator"], entry["size"], entry["bias"], hidden_size)
+        expected |= {f"{path}.{name}": shape for name, shape in shapes.items()}
+    return expected
+
+
+def _shapes(operator: str, size: int, bias: bool, hidden_size: int) -> dict[str, tuple[int, ...]]:
+    if size != hidden_size and (operator, size) != ("channel_scale", 1):
+        raise StorageError(f"A patch of size {size} doesn't fit a stream of {hidden_size}. Write the checkpoint anew.")
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in empty_patch(operator, size, bias).state_dict().items()}
+
+
+def _check_shapes(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare tensors by the headers of the files; nothing is loaded."""
+    stored: dict[str, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as content:
+                stored |= {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise StorageError(
+                f"{file} can't be read: {error}. Copy it again, or write the checkpoint anew."
+            ) from error
+    for name, shape in expected.items():
+        if stored.get(name) != shape:
+            found = f"has the shape {list(stored[name])}" if name in stored else "is missing"
+            raise StorageError(
+                f"{folder}: the patch {name} {found}; the stream needs {list(shape)}. Write the checkpoint anew."
+            )

@@ -1,0 +1,152 @@
+"""`pruning.json`: what a checkpoint is, where it comes from, and what its files must be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from linearpatch.cache import default_cache_dir
+from linearpatch.errors import StorageError
+from linearpatch.models.fingerprint import file_hash
+from linearpatch.models.views import Site
+from linearpatch.storage import write_atomically
+
+SCHEMA_VERSION = 1
+FILE_NAME = "pruning.json"
+CARD_NAME = "README.md"  # people may edit it
+
+
+@dataclass(frozen=True)
+class Base:
+    """The dense model that lost its layers.
+
+    Attributes:
+        name: Its name in tables.
+        source: Hub id or folder it was loaded from.
+        fingerprint: Identity of its files: a hub commit, or a hash.
+        weights_hash: Identity of its weights in memory (`models.fingerprint.weights_hash`).
+        model_type: Its family.
+        num_layers: Number of its layers.
+        hidden_size: Width of its stream.
+        dtype: Of its weights when it was pruned.
+        license: Its licence; empty where it isn't known.
+    """
+
+    name: str
+    source: str
+    fingerprint: str
+    weights_hash: str
+    model_type: str
+    num_layers: int
+    hidden_size: int
+    dtype: str
+    license: str = ""
+
+
+@dataclass(frozen=True)
+class PatchEntry:
+    """One patch: its site, and the shape of its operator (see `modeling_linearpatch.empty_patch`)."""
+
+    start: int
+    end: int
+    reader: int
+    branch: str
+    operator: str
+    size: int
+    bias: bool
+
+    @property
+    def site(self) -> Site:
+        """Where it sits."""
+        return Site(self.start, self.end, self.reader, self.branch)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `pruning.json`.
+
+    Attributes:
+        format: `plain`, `custom` or `adapter`.
+        base: The dense model.
+        removed_layers: Its layers that are gone, in the order of removal.
+        patches: What bridges the gaps; in a `plain` checkpoint they are folded into the weights.
+        files: SHA-256 of every file that loading reads, by name.
+        provenance: Which run made it: run id, command, configuration, package versions.
+        schema_version: Of this file.
+    """
+
+    format: str
+    base: Base
+    removed_layers: tuple[int, ...]
+    patches: tuple[PatchEntry, ...]
+    files: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def write(self, folder: Path) -> None:
+        """Write it into a folder that holds all the files it names."""
+        write_atomically(folder / FILE_NAME, (json.dumps(asdict(self), indent=2) + "\n").encode())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a checkpoint's manifest and make sure that every file is there and as it was written.
+
+    Args:
+        folder: The checkpoint.
+
+    Raises:
+        StorageError: there is none, it was written by a newer version, or a file is missing or changed.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise StorageError(
+            f"{folder} holds no {FILE_NAME}: it isn't a checkpoint of this package, or wasn't written to the end. "
+            "Give the folder that a run with save_model=true wrote (OUTPUT_DIR/model)."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = int(content["schema_version"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise StorageError(f"{path} can't be read: {error!r}. Write the checkpoint anew.") from error
+    if version > SCHEMA_VERSION:
+        raise StorageError(
+            f"{path} has schema version {version}; this version of linearpatch reads up to {SCHEMA_VERSION}. "
+            "Install a newer linearpatch, or load the folder with transformers alone."
+        )
+    try:
+        manifest = Manifest(
+            **{
+                **{name: content[name] for name in (entry.name for entry in fields(Manifest))},
+                "base": Base(**content["base"]),
+                "removed_layers": tuple(content["removed_layers"]),
+                "patches": tuple(PatchEntry(**entry) for entry in content["patches"]),
+            }
+        )
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{path} lacks what a manifest holds: {error!r}. Write the checkpoint anew.") from error
+    _check_files(folder, manifest)
+    return manifest
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a folder that loading reads."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (FILE_NAME, CARD_NAME))
+    return {str(path.relative_to(folder)): file_hash(path, default_cache_dir()) for path in files}
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    missing = [name for name in manifest.files if not (folder / name).is_file()]
+    if missing:
+        raise StorageError(
+            f"{folder} is incomplete: {', '.join(missing)} missing. Copy the whole folder again, or write it anew."
+        )
+    changed = [
+        name for name, digest in manifest.files.items() if file_hash(folder / name, default_cache_dir()) != digest
+    ]
+    if changed:
+        raise StorageError(
+            f"{folder} is damaged: {', '.join(changed)} changed since it was written ({FILE_NAME} has the checksums). "
+            "Copy the folder again, or write it anew."
+        )

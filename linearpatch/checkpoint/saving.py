@@ -1,0 +1,174 @@
+"""From a dense model, removed layers and patches to a folder that loads in the tools people use."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from linearpatch.checkpoint.card import model_card
+from linearpatch.checkpoint.folding import folded_view, is_foldable
+from linearpatch.checkpoint.manifest import CARD_NAME, Base, Manifest, PatchEntry, hash_files
+from linearpatch.errors import ConfigError, ModelError, require_choice
+from linearpatch.models.decoder import Decoder
+from linearpatch.models.fingerprint import weights_hash
+from linearpatch.models.model import LoadedModel
+from linearpatch.models.patched import check_storable, operator_of
+from linearpatch.models.views import Site, view_of
+from linearpatch.models.writers import writers_of
+from linearpatch.patches.patch import Patch
+from linearpatch.results.record import Record
+from linearpatch.storage import replacing_folder
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("auto", "plain", "custom", "adapter")
+PATCH_FILE = "patch.safetensors"
+
+Patches = Sequence[tuple[Site, nn.Module]]
+
+
+def check_format(save_format: str, patch: Patch) -> None:
+    """Refuse early a format that can't hold what a patch will be.
+
+    Raises:
+        ConfigError: says which formats remain.
+    """
+    require_choice("save_format", save_format, FORMATS)
+    if save_format == "plain" and not patch.foldable:
+        raise ConfigError(
+            f"save_format=plain can't hold a patch of {type(patch).__name__}: no weight of a stock model acts on the "
+            "whole stream, so it can't be folded. Remaining formats: custom (a checkpoint with a short modeling file), "
+            "adapter (the patch alone). Patches that fold: none, scalar, mlp_lstsq."
+        )
+
+
+def check_foldable(decoder: Decoder) -> None:
+    """Refuse early a family whose layers can't absorb a patch.
+
+    Raises:
+        ModelError: a layer writes to the stream in an unknown way.
+    """
+    for layer in decoder.layers:
+        writers_of(layer)
+
+
+def save_checkpoint(
+    folder: Path,
+    model: LoadedModel,
+    removed: Sequence[int],
+    patches: Patches = (),
+    *,
+    save_format: str = "auto",
+    name: str = "",
+    source: str = "",
+    license: str = "",
+    record: Record | None = None,
+) -> Manifest:
+    """Write a pruned, patched model; a folder that was there before is replaced at the very end.
+
+    Args:
+        folder: Where to.
+        model: The dense model with its tokenizer; it does not change.
+        removed: Dense indices of the removed layers, in the order of removal.
+        patches: Fitted operators at their sites.
+        save_format: `plain`: a stock checkpoint, with all patches folded into its weights. `custom`: the
+            patches as modules of their own, with a modeling file. `adapter`: the patches alone, for
+            `linearpatch.apply`. `auto`: `plain` where the patches can be folded, else `custom`.
+        name: Of the dense model, for people.
+        source: Hub id or folder of the dense model.
+        license: Of the dense model.
+        record: The run that made it, for the model card and as provenance.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        ModelError: the patches can't be folded into this family's weights.
+        StorageError: the folder can't be written, or no format can hold an operator.
+    """
+    require_choice("save_format", save_format, FORMATS)
+    entries = tuple(PatchEntry(**asdict(site), **operator_of(patch)) for site, patch in patches)
+    check_storable(map(asdict, entries))
+    save_format, view = _represent(save_format, model.decoder, removed, patches)
+    manifest = Manifest(
+        format=save_format,
+        base=_base(model, name, source, license),
+        removed_layers=tuple(removed),
+        patches=entries,
+        provenance=_provenance(record),
+    )
+    with replacing_folder(folder) as temporary:
+        if view is None:
+            dtype = model.decoder.model.dtype
+            tensors = {
+                f"{index}.{key}": value.to(dtype).contiguous()
+                for index, (_, patch) in enumerate(patches)
+                for key, value in patch.state_dict().items()
+            }
+            save_file(tensors, temporary / PATCH_FILE)
+        else:
+            view.save_pretrained(temporary)
+            model.tokenizer.save_pretrained(temporary)
+            (temporary / CARD_NAME).write_text(model_card(manifest, record), encoding="utf-8")
+        manifest = replace(manifest, files=hash_files(temporary))
+        manifest.write(temporary)
+    log.info("saved %s (%s)", folder, save_format)
+    return manifest
+
+
+def _represent(
+    save_format: str, dense: Decoder, removed: Sequence[int], patches: Patches
+) -> tuple[str, PreTrainedModel | None]:
+    """The format that `auto` stands for, and the model to write in it."""
+    if save_format == "adapter":
+        return save_format, None
+    if save_format != "custom" and is_foldable(patches):
+        try:
+            return "plain", folded_view(dense, removed, patches)
+        except ModelError as error:
+            if save_format == "plain":
+                raise
+            log.warning("the patches are saved as modules of their own: %s", error)
+    elif save_format == "plain":
+        raise ModelError(
+            "save_format=plain can't hold these patches: only a scale common to all channels, or a map of an MLP's "
+            "output, can be folded into stock weights. Remaining formats: custom, adapter."
+        )
+    if not patches:
+        return "plain", view_of(dense, removed)
+    return "custom", view_of(dense, removed, patches)
+
+
+def _base(model: LoadedModel, name: str, source: str, license: str) -> Base:
+    decoder = model.decoder
+    return Base(
+        name=name or source or type(decoder.model).__name__,
+        source=source,
+        fingerprint=model.fingerprint,
+        weights_hash=weights_hash(decoder.model),
+        model_type=decoder.model.config.model_type,
+        num_layers=decoder.num_layers,
+        hidden_size=decoder.hidden_size,
+        dtype=model.dtype,
+        license=license,
+    )
+
+
+def _provenance(record: Record | None) -> dict[str, object]:
+    if record is None:
+        return {}
+    return {
+        "run_id": record.run_id,
+        "command": record.command,
+        "seed": record.seed,
+        "pruning": record.pruning,
+        "patch": record.patch,
+        "config": record.config,
+        "environment": record.environment,
+    }

@@ -1,0 +1,117 @@
+"""A causal language model that lost layers and carries small linear patches where they were.
+
+This file lies beside the weights of such a model, so that transformers loads it with
+`trust_remote_code=True` where the linearpatch package isn't installed. It adds one thing to a model of
+transformers: each entry of `config.linear_patches` puts an operator on what enters, or leaves, one module.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class ChannelScale(nn.Module):
+    """Multiplies each channel, or all channels alike: x ↦ x ⊙ d.
+
+    Args:
+        scale: d, `[hidden_size]` or `[1]`.
+    """
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(scale.float(), requires_grad=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Scale `[…, hidden_size]`."""
+        return hidden * self.scale
+
+
+class LinearMap(nn.Module):
+    """Multiplies by a matrix and adds a bias: x ↦ x W + b, one matrix product.
+
+    Args:
+        matrix: W for row vectors, `[hidden_size, hidden_size]`.
+        bias: b, `[hidden_size]`.
+    """
+
+    def __init__(self, matrix: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        # Stored as torch.nn.Linear does, so that the product needs no transposed copy.
+        self.weight = nn.Parameter(matrix.T.float().contiguous(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.float(), requires_grad=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map `[…, hidden_size]`."""
+        return functional.linear(hidden, self.weight, self.bias)
+
+
+def empty_patch(operator: str, size: int, bias: bool) -> nn.Module:
+    """An operator that does nothing yet: its parameters are those of the identity.
+
+    Args:
+        operator: `channel_scale` or `linear_map`.
+        size: Of the stream; 1 for one scale for all channels.
+        bias: Whether a map adds one.
+    """
+    if operator == "channel_scale":
+        return ChannelScale(torch.ones(size))
+    return LinearMap(torch.eye(size), torch.zeros(size) if bias else None)
+
+
+def attach(module: nn.Module, patch: nn.Module, side: str) -> str:
+    """Put a patch on what enters a module or leaves it, as its submodule, which moves and casts with it.
+
+    Args:
+        module: A decoder layer, a norm, or what writes to the stream.
+        patch: Maps `[…, hidden_size]` to the same shape. It is cast to the module's dtype.
+        side: `input` or `output`.
+
+    Returns:
+        Name of the submodule.
+    """
+    anchor = next((parameter for parameter in module.parameters() if not parameter.is_meta), None)
+    if anchor is not None:
+        patch = patch.to(device=anchor.device, dtype=anchor.dtype)
+    name = f"linear_patch_{sum(name.startswith('linear_patch_') for name, _ in module.named_children())}"
+    module.add_module(name, patch)
+    if side == "input":
+        module.register_forward_pre_hook(partial(_on_input, name), with_kwargs=True)
+    else:
+        module.register_forward_hook(partial(_on_output, name))
+    return name
+
+
+def _on_input(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if args:
+        return (_apply(module, name, args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": _apply(module, name, kwargs["hidden_states"])}
+
+
+def _on_output(name: str, module: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
+    if isinstance(output, tuple):
+        return (_apply(module, name, output[0]), *output[1:])
+    return _apply(module, name, output)
+
+
+def _apply(module: nn.Module, name: str, hidden: Tensor) -> Tensor:
+    """Patch a stream where the patch is: with layers on several devices it comes from the one before."""
+    patch = module.get_submodule(name)
+    weight = next(patch.parameters())
+    patched: Tensor = patch(hidden if weight.is_meta else hidden.to(weight.device))
+    return patched
+
+
+class LinearPatchMixin:
+    """Adds to a causal language model the patches that its configuration lists."""
+
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        for entry in config.linear_patches:
+            patch = empty_patch(entry["operator"], entry["size"], entry["bias"])
+            attach(self.get_submodule(entry["module"]), patch, entry["side"])
+        self.post_init()

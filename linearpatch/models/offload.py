@@ -1,0 +1,33 @@
+"""Parameters that accelerate keeps in CPU memory or on disk: their modules hold them on the meta device."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def read_parameter(module: nn.Module, name: str) -> Tensor:
+    """The value of a module's own parameter, wherever it is kept."""
+    parameter = module.get_parameter(name)
+    if not parameter.is_meta:
+        return parameter
+    value: Tensor = _offloading_hook(module).weights_map[name]
+    return value
+
+
+def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
+    """Give a module of a view another value for one of its parameters; the dense model keeps its own."""
+    old = module.get_parameter(name)
+    if old.is_meta:
+        hook = _offloading_hook(module)
+        hook.weights_map = ChainMap({name: value.to(old.dtype)}, hook.weights_map)
+    else:
+        module.register_parameter(name, nn.Parameter(value.to(old), requires_grad=False))
+
+
+def _offloading_hook(module: nn.Module) -> Any:
+    hook: Any = module._hf_hook
+    # One of several hooks in a row holds the weights.
+    return next(one for one in (*getattr(hook, "hooks", ()), hook) if hasattr(one, "weights_map"))

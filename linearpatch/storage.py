@@ -1,0 +1,85 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile, mkdtemp
+
+from safetensors import SafetensorError
+
+from linearpatch.errors import StorageError
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents.
+
+    Raises:
+        StorageError: the system refuses.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"Can't create the folder {path}: {error.strerror}. Choose another place, or free it."
+        ) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that readers see the old content or the new, and a failure leaves no trace.
+
+    Raises:
+        StorageError: the disk is full, or the folder can't be written.
+    """
+    make_folder(path.parent)
+    temporary = None
+    try:
+        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"Can't write {path} ({len(content):,} bytes): {error.strerror}. Free some space or choose "
+            "another folder (cache_dir=… for the cache, output_dir=… for a run), then run again."
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `folder` when the block ends; if it fails, the old one stays.
+
+    Raises:
+        StorageError: the disk is full, or the place can't be written.
+    """
+    make_folder(folder.parent)
+    previous = folder.with_name(f".{folder.name}.previous")
+    if previous.exists() and not folder.exists():  # a crash between the two renames below
+        previous.rename(folder)
+    temporary = Path(mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        for file in temporary.rglob("*"):
+            file.chmod(0o755 if file.is_dir() else 0o644)
+        shutil.rmtree(previous, ignore_errors=True)
+        if folder.exists():
+            folder.rename(previous)
+        temporary.rename(folder)
+        shutil.rmtree(previous, ignore_errors=True)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
+        raise StorageError(
+            f"Can't write {folder}: {error}. What was there before is unchanged. Free some space or choose another "
+            "folder (output_dir=… for a run, cache_dir=… for the cache), then run again."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
