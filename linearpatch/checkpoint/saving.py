@@ -59,7 +59,7 @@ def check_foldable(decoder: Decoder) -> None:
 
 
 def save_checkpoint(
-    folder: Path,
+    folder: str | Path,
     model: LoadedModel,
     removed: Sequence[int],
     patches: Patches = (),
@@ -103,7 +103,7 @@ def save_checkpoint(
         patches=entries,
         provenance=_provenance(record),
     )
-    with replacing_folder(folder) as temporary:
+    with replacing_folder(Path(folder)) as temporary:
         if view is None:
             dtype = model.decoder.model.dtype
             tensors = {

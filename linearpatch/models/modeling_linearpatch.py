@@ -24,7 +24,7 @@ class ChannelScale(nn.Module):
 
     def __init__(self, scale: Tensor) -> None:
         super().__init__()
-        self.scale = nn.Parameter(scale.float(), requires_grad=False)
+        self.scale = _parameter(scale)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Scale `[…, hidden_size]`."""
@@ -42,12 +42,17 @@ class LinearMap(nn.Module):
     def __init__(self, matrix: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         # Stored as torch.nn.Linear does, so that the product needs no transposed copy.
-        self.weight = nn.Parameter(matrix.T.float().contiguous(), requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.float(), requires_grad=False)
+        self.weight = _parameter(matrix.T)
+        self.bias = None if bias is None else _parameter(bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map `[…, hidden_size]`."""
         return functional.linear(hidden, self.weight, self.bias)
+
+
+def _parameter(values: Tensor) -> nn.Parameter:
+    """Frozen values in the default dtype, which `from_pretrained` sets to the model's."""
+    return nn.Parameter(values.to(torch.get_default_dtype()).contiguous(), requires_grad=False)
 
 
 def empty_patch(operator: str, size: int, bias: bool) -> nn.Module:
