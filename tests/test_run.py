@@ -21,7 +21,7 @@ PRUNERS = (
     "streamline", "shortgpt", "sleb", "taylor", "magnitude", "perplexity", "angular", "tail", "random",
     "explicit",
 )  # fmt: skip
-PATCHES = ("none", "scalar", "diag", "rotate", "lstsq")
+PATCHES = ("none", "scalar", "diag", "rotate", "lstsq", "mlp_lstsq")
 SMALL = ("debug=tiny", "model=random", "num_pruned_layers=3", "tracker=none", "patch.ridge=0.01")
 FAST = tuple(word for word in SMALL if not word.startswith("patch."))
 NAMED = "pruner.layers=[3,4,7]"
@@ -50,14 +50,18 @@ def run(*overrides) -> int:
 @pytest.mark.parametrize("patch", PATCHES)
 def test_every_pruner_with_every_patch_writes_the_contracts_record(pruner, patch, tmp_path):
     named = [NAMED] if pruner == "explicit" else []
+    if patch == "mlp_lstsq":  # it needs a layer before each gap
+        named = named or ["pruner.protect_first=2"]
     assert run(f"pruner={pruner}", f"patch={patch}", f"output_dir={tmp_path}/D", *named) == 0
     found = result(tmp_path / "D")
     assert found["status"] == "completed"
     assert found["error"] is None
     assert set(found) == {
         "schema_version", "run_id", "group", "command", "seed", "status", "error", "config", "model", "calibration",
-        "pruning", "patch", "distillation", "metrics", "retained", "timings_s", "peak_memory_bytes", "environment",
+        "pruning", "patch", "distillation", "metrics", "retained", "checkpoint", "timings_s",
+        "peak_memory_bytes", "environment",
     }  # fmt: skip
+    assert found["checkpoint"] is None
     assert {"name", "fingerprint", "num_layers", "num_parameters", "dtype"} <= set(found["model"])
     assert {"corpus", "num_blocks", "block_length", "token_hash"} <= set(found["calibration"])
     pruning = found["pruning"]
@@ -95,6 +99,63 @@ def test_evaluations_asked_for_later_join_the_record(tmp_path):
     assert set(result(tmp_path / "D")["metrics"]) == {"dense"}
     assert run(f"output_dir={tmp_path}/D", "stages=[patched]") == 0
     assert set(result(tmp_path / "D")["metrics"]) == {"dense", "patched"}
+
+
+def test_a_checkpoint_asked_for_later_joins_the_record(tmp_path):
+    assert run(f"output_dir={tmp_path}/D") == 0
+    measured = result(tmp_path / "D")["metrics"]
+    assert run(f"output_dir={tmp_path}/D", "save_model=true") == 0
+    found = result(tmp_path / "D")
+    size = sum(file.stat().st_size for file in (tmp_path / "D" / "model").iterdir())
+    assert found["checkpoint"] == {"folder": "model", "format": "custom", "bytes": size, "pushed_to": None}
+    assert found["metrics"] == measured
+    assert run(f"output_dir={tmp_path}/D", "stages=[dense]") == 0
+    assert result(tmp_path / "D")["checkpoint"] == found["checkpoint"]
+    card = (tmp_path / "D" / "model" / "README.md").read_text()
+    assert f"| patched | {measured['patched']['ppl/pydoc']['value']:,.2f} ±" in card
+    assert found["run_id"] in card
+
+
+@pytest.mark.parametrize("save_format", ["custom", "plain", "adapter"])
+def test_the_saved_model_is_the_one_that_was_measured(save_format, tmp_path):
+    import linearpatch
+    from linearpatch.evaluation.perplexity import window_losses
+    from linearpatch.models.decoder import decoder_of
+
+    overrides = [*FAST, "patch=scalar", "save_model=true", f"save_format={save_format}", "eval.ppl.bos=each"]
+    assert main(["run", *overrides, f"output_dir={tmp_path}/D"]) == 0
+    experiment = compose_experiment(overrides)
+    dense = experiment.model.load(experiment.cache_path)
+    blocks = experiment.evaluation_reader.read(experiment.evaluations["ppl"]._spec, dense.tokenizer)
+    if save_format == "adapter":
+        model = linearpatch.apply(dense.decoder.model, tmp_path / "D")
+    else:
+        model = linearpatch.load(tmp_path / "D")
+    value = window_losses(decoder_of(model), blocks.ids).mean().exp().item()
+    recorded = result(tmp_path / "D")["metrics"]["patched"]["ppl/pydoc"]["value"]
+    assert value == pytest.approx(recorded, rel=1e-4 if save_format == "plain" else 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["save_model=true", "save_format=plain", "patch=diag"], "Remaining formats: custom"),
+        (["save_model=true", "save_format=pickle"], "Allowed: adapter, auto, custom, plain"),
+        (["push_to_hub=me/model"], "set save_model=true"),
+        (["save_model=true", "push_to_hub=not a name"], "is not the name of a repository"),
+        (["patch=mlp_lstsq", "patch.sites=one_per_layer"], "Allowed: one_per_interface"),
+    ],
+)
+def test_impossible_checkpoints_are_refused_before_anything_is_computed(overrides, message, tmp_path, said):
+    assert run(*overrides, f"output_dir={tmp_path}/D") == 1
+    assert message in said()
+    assert not (tmp_path / "D").exists()
+
+
+def test_a_family_that_takes_no_map_is_refused_before_anything_is_computed(tmp_path, said):
+    assert run("patch=mlp_lstsq", "model.family=gemma3_text", f"output_dir={tmp_path}/D") == 1
+    assert "normalises its MLP's output" in said()
+    assert set(result(tmp_path / "D")["timings_s"]) == {"load"}
 
 
 def test_a_folder_that_holds_another_run_is_left_alone(tmp_path, said):

@@ -89,6 +89,7 @@ def mlp_outputs(decoder: Decoder, layers: Iterable[int]) -> Iterator[dict[int, T
 
     def keep(index: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def after_forward(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            # A new tensor: Falcon adds its attention's output to this one in place.
             added[index] = unwrap(output) * decoder.residual_multiplier
 
         return after_forward

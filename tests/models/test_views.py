@@ -8,10 +8,10 @@ from conftest import FAMILIES, NUM_LAYERS, tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from linearpatch.errors import ConfigError, ModelError, StorageError
+from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.decoder import check_logits, decoder_of, text_config
 from linearpatch.models.modeling_linearpatch import LinearMap
-from linearpatch.models.passes import record
+from linearpatch.models.passes import mlp_outputs, record
 from linearpatch.models.views import Interface, Site, interfaces_of, view_of
 
 TOKENS = torch.randint(3, 300, (2, 14), generator=torch.Generator().manual_seed(3))
@@ -89,10 +89,36 @@ def test_patches_of_one_reader_apply_in_order(decoder):
     )
 
 
-def test_a_patched_view_refuses_to_lose_its_patch(decoder, tmp_path):
-    view = view_of(decoder, [1], [(Site(1, 2, 2), LinearMap(torch.eye(32)))])
-    with pytest.raises(StorageError, match="without its patch"):
-        view.save_pretrained(tmp_path)
+def test_a_patched_view_has_a_class_and_type_of_its_own(decoder):
+    patches = [(Site(1, 2, 2), LinearMap(torch.eye(32)))]
+    view, other = (view_of(decoder, [1], patches) for _ in range(2))
+    assert isinstance(view, type(decoder.model))
+    assert type(view) is type(other)
+    assert view.config.model_type == "linearpatch_llama"
+    assert decoder.model.config.model_type == "llama"
+    assert type(view_of(decoder, [1])) is type(decoder.model)
+
+
+def test_a_copy_of_a_view_has_patches_of_its_own(decoder):
+    patch = LinearMap(torch.eye(32) * 1.3)
+    view = view_of(decoder, [1], [(Site(1, 2, 2), patch)])
+    twin = copy.deepcopy(view)
+    for module in (view, patch):
+        for name, parameter in module.named_parameters():
+            if "linear_patch" in name or module is patch:
+                parameter.data.zero_()
+    assert not torch.equal(logits_of(twin), logits_of(view))
+
+
+def test_a_map_of_an_mlps_output_leaves_the_rest_of_the_stream(decoder):
+    matrix = torch.randn(32, 32) * 0.3
+    view = view_of(decoder, [2, 3], [(Site(2, 4, 4, branch="mlp"), LinearMap(matrix))])
+    recording = record(decoder, TOKENS)
+    with mlp_outputs(decoder, [1]) as added:
+        record(decoder, TOKENS)
+    stream = recording.streams[2] - added[1] + added[1] @ matrix
+    stream = decoder.run_layers(stream, recording.calls, [4, 5])
+    assert torch.allclose(logits_of(view), decoder.logits(decoder.final_norm(stream)), atol=1e-4)
 
 
 def test_layer_types_follow_the_kept_layers():

@@ -9,10 +9,11 @@ from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError, NumericsError
 from linearpatch.hadamard import hadamard_matrix
 from linearpatch.models.fingerprint import parameter_hash
-from linearpatch.models.passes import record
+from linearpatch.models.passes import mlp_outputs, record
 from linearpatch.models.views import Interface, Site
 from linearpatch.patches.diag import Diag
 from linearpatch.patches.lstsq import LeastSquares
+from linearpatch.patches.mlp_lstsq import MlpLeastSquares
 from linearpatch.patches.none import NoPatch
 from linearpatch.patches.rotate import Rotate
 from linearpatch.patches.scalar import Scalar
@@ -113,6 +114,45 @@ def test_ridge_pulls_toward_the_identity(fitting, pair):
     assert torch.allclose(found, before @ expected, rtol=1e-3, atol=1e-4)
     identity = fit(LeastSquares(ridge=1e9), fitting).module.weight
     assert torch.allclose(identity, torch.eye(32), atol=1e-5)
+
+
+@pytest.fixture
+def mlp_pair(decoder, many_blocks):
+    """What the MLP before the gap adds, and what it would have to add, `[tokens, hidden]` in fp64."""
+    streams = record(decoder, many_blocks.ids).streams
+    with mlp_outputs(decoder, [SITE.start - 1]) as added:
+        record(decoder, many_blocks.ids)
+    before, after, mlp = (x.reshape(-1, 32).double() for x in (streams[1], streams[4], added[0]))
+    return mlp, after - (before - mlp), after
+
+
+@pytest.mark.parametrize("weighting", ["none", "relative"])
+def test_mlp_lstsq_maps_what_the_mlp_adds_to_what_it_would_have_to_add(fitting, mlp_pair, weighting):
+    mlp, target, after = mlp_pair
+    scale = 1 / after.norm(dim=1, keepdim=True) if weighting == "relative" else torch.ones(len(after), 1).double()
+    expected = torch.linalg.lstsq(mlp * scale, target * scale).solution
+    patch = MlpLeastSquares(ridge=0.0, weighting=weighting)
+    fitted = patch.fit(fitting, patch.place([Interface(1, 4)]))[0]
+    assert fitted.site == Site(1, 4, 4, branch="mlp")
+    assert torch.allclose(applied(fitted, mlp), mlp @ expected, rtol=1e-3, atol=1e-3)
+    energy = (after * scale).square().sum()
+    for name, matrix in {"error_before": torch.eye(32).double(), "error_after": expected}.items():
+        error = ((mlp @ matrix - target) * scale).square().sum() / energy
+        assert fitted.diagnostics[name] == pytest.approx(error.item(), rel=1e-3)
+
+
+def test_mlp_lstsq_errors_compare_with_those_of_lstsq(fitting):
+    patch = MlpLeastSquares(ridge=0.01)
+    on_mlp = patch.fit(fitting, patch.place([Interface(1, 4)]))[0].diagnostics
+    on_stream = fit(LeastSquares(ridge=0.01), fitting).diagnostics
+    assert on_mlp["error_before"] == pytest.approx(on_stream["error_before"], rel=1e-6)
+
+
+def test_mlp_lstsq_needs_a_layer_before_the_gap():
+    with pytest.raises(ConfigError, match="layer 0 is removed"):
+        MlpLeastSquares().place([Interface(0, 2)])
+    with pytest.raises(ConfigError, match=r"patch\.sites of patch=mlp_lstsq"):
+        MlpLeastSquares(sites="one_per_layer")
 
 
 def test_too_few_tokens_without_ridge_are_refused(decoder):

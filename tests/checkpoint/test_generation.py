@@ -1,0 +1,90 @@
+"""Text from checkpoints, as `linearpatch generate` gives it."""
+
+import io
+
+import pytest
+
+import linearpatch
+from linearpatch.cli import main
+
+FAST = ["debug=tiny", "model=random", "num_pruned_layers=3", "tracker=none"]
+PROMPT = "Once upon a time"
+
+
+@pytest.fixture(autouse=True)
+def _cache(session_cache, monkeypatch):
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))
+
+
+@pytest.fixture
+def run_folder(tmp_path, capsys):
+    assert main(["run", *FAST, "save_model=true", f"output_dir={tmp_path}/D"]) == 0
+    assert f"{tmp_path}/D/model (custom)" in capsys.readouterr().out
+    return tmp_path / "D"
+
+
+@pytest.fixture
+def generated(capsys):
+    def generate(*arguments) -> str:
+        capsys.readouterr()
+        assert main(["generate", *map(str, arguments), "--max-new-tokens", "12"]) == 0
+        return capsys.readouterr().out
+
+    return generate
+
+
+def test_text_is_the_same_with_and_without_cache_and_from_both_folders(run_folder, generated):
+    text = generated(run_folder, PROMPT)
+    assert text
+    assert generated(run_folder / "model", PROMPT) == text
+    assert generated(run_folder, PROMPT, "--no-cache") == text
+    assert generated(run_folder, PROMPT, "--device", "cpu", "--dtype", "float32") == text
+
+
+def test_sampling_follows_the_seed(run_folder, generated):
+    settings = (run_folder, PROMPT, "--temperature", "1.5", "--top-p", "0.95")
+    assert generated(*settings, "--seed", "1") == generated(*settings, "--seed", "1")
+    assert generated(*settings, "--seed", "1") != generated(*settings, "--seed", "2")
+
+
+def test_beam_search_and_standard_input(run_folder, generated, monkeypatch):
+    text = generated(run_folder, PROMPT, "--num-beams", "3")
+    monkeypatch.setattr("sys.stdin", io.StringIO(PROMPT))
+    assert generated(run_folder, "-", "--num-beams", "3") == text
+
+
+def test_an_adapter_generates_on_its_base(tmp_path, generated):
+    assert main(["run", *FAST, f"output_dir={tmp_path}/D", "save_model=true"]) == 0
+    text = generated(tmp_path / "D", PROMPT)
+    assert main(["run", *FAST, f"output_dir={tmp_path}/D", "save_model=true", "save_format=adapter"]) == 0
+    assert not list((tmp_path / "D" / "model").glob("*.py"))
+    assert generated(tmp_path / "D", PROMPT, "--base", "random") == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "x"], "nowhere is not a folder"),
+        (["D", " "], "The prompt is empty"),
+        (["D", "x", "--chat"], "needs a chat template"),
+        (["D", "x", "--temperature", "-1"], "--temperature is -1.0"),
+        (["D", "x", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
+        (["D", "x", "--top-p", "1.5"], "--top-p is 1.5"),
+        (["D", "x", "--dtype", "int8"], "Allowed: auto"),
+        (["D", "x", "--base", "random"], "is a whole model, not an adapter"),
+    ],
+)
+def test_bad_input_ends_with_a_sentence(run_folder, arguments, message, monkeypatch, capsys):
+    monkeypatch.chdir(run_folder.parent)
+    assert main(["generate", *arguments]) == 1
+    printed = " ".join(capsys.readouterr().err.split())
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+def test_the_package_offers_what_the_readme_names():
+    assert linearpatch.load
+    assert linearpatch.apply
+    assert linearpatch.load_tokenizer
+    with pytest.raises(AttributeError, match="no attribute 'unknown'"):
+        linearpatch.unknown  # noqa: B018
