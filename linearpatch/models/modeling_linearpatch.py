@@ -120,3 +120,17 @@ class LinearPatchMixin:
             patch = empty_patch(entry["operator"], entry["size"], entry["bias"])
             attach(self.get_submodule(entry["module"]), patch, entry["side"])
         self.post_init()
+
+    # transformers reads the source of a class to see what it can switch; that of the family's class tells.
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return bool(_family(cls)._can_set_attn_implementation())
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return bool(_family(cls)._can_set_experts_implementation())
+
+
+def _family(cls: type) -> Any:
+    return next(base for base in cls.__mro__ if base.__module__.startswith("transformers."))
