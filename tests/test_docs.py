@@ -15,11 +15,32 @@ from linearpatch.config import CONF_DIR, compose_experiment
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/*/README.md"))]
+LOCAL_TASK = """\
+task: lines
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/lines.jsonl}}}}
+output_type: loglikelihood_rolling
+test_split: test
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list: [{{metric: byte_perplexity}}]
+"""
 SMALL = ["debug=tiny", "tracker=none", "model=random", "num_pruned_layers=3"]
 
 
 def code(document, language):
     return re.findall(rf"```{language}\n(.*?)```", document.read_text(), flags=re.DOTALL)
+
+
+def blocks_of(text, *languages):
+    """Code blocks in order, each with its language."""
+    return re.findall(rf"```({'|'.join(languages)})\n(.*?)```", text, flags=re.DOTALL)
+
+
+def section(title):
+    """The text of one section of the README."""
+    (found,) = re.findall(rf"^## {title}\n(.*?)(?=^## )", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    return found
 
 
 def commands():
@@ -45,13 +66,46 @@ def test_every_command_runs_or_composes(arguments, tmp_path, monkeypatch, sessio
     elif command == "list":
         assert main(arguments) == 0
     else:
-        assert command == "bench"
+        assert command in ("bench", "generate")  # see test_bench.py and the next test
+
+
+@pytest.mark.embedded
+@pytest.mark.slow
+def test_the_section_use_the_result_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    """All of it in one folder, on the real model; lm_eval with a task that needs no hub."""
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "lines.yaml").write_text(LOCAL_TASK.format(folder=tmp_path))
+    (tmp_path / "lines.jsonl").write_text('{"text": "The capital of France is Paris."}\n')
+    run_by_others = ("hf ", "python llama.cpp", "vllm ")
+    printed = []
+    for language, block in blocks_of(section("Use the result"), "bash", "python"):
+        if language == "python":
+            exec(compile(block, "README.md", "exec"), {})
+            continue
+        for line in block.splitlines():
+            command, *arguments = shlex.split(line, comments=True)
+            if command == "lm_eval":
+                arguments = [word.replace("arc_easy", "lines") for word in arguments]
+                command = str(Path(sys.executable).with_name("lm_eval"))
+                done = subprocess.run([command, *arguments, "--include_path", "tasks"], check=True, capture_output=True)
+                assert "byte_perplexity" in done.stdout.decode()
+            elif command == "linearpatch":
+                quick = ["debug=tiny", "tracker=none"] if arguments[0] == "run" else []
+                capsys.readouterr()
+                assert main([*arguments, *quick]) == 0
+                printed += [capsys.readouterr().out] if arguments[0] == "generate" else []
+            else:
+                assert line.startswith(run_by_others)
+    assert len(set(printed)) == 1  # the whole checkpoint and the adapter write the same text
+    assert len(printed) == 2
 
 
 @pytest.mark.embedded
 @pytest.mark.slow
 def test_the_python_example_runs(capsys):
-    (example,) = code(ROOT / "README.md", "python")
+    ((_, example),) = blocks_of(section("From Python"), "python")
     exec(compile(example, "README.md", "exec"), {})
     assert re.search(r"\[\d+, .*\] \d+\.\d+", capsys.readouterr().out)
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import transformers
+from packaging.version import Version
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 FORMATS = ("auto", "plain", "custom", "adapter")
 PATCH_FILE = "patch.safetensors"
+EXPERTS_FROM_DISK = Version("5.14")
 
 Patches = Sequence[tuple[Site, nn.Module]]
 
@@ -96,6 +99,8 @@ def save_checkpoint(
     entries = tuple(PatchEntry(**asdict(site), **operator_of(patch)) for site, patch in patches)
     check_storable(map(asdict, entries))
     save_format, view = _represent(save_format, model.decoder, removed, patches)
+    if view is not None and save_format == "plain":
+        _check_experts_on_disk(view)
     manifest = Manifest(
         format=save_format,
         base=_base(model, name, source, license),
@@ -143,6 +148,22 @@ def _represent(
     if not patches:
         return "plain", view_of(dense, removed)
     return "custom", view_of(dense, removed, patches)
+
+
+def _check_experts_on_disk(view: PreTrainedModel) -> None:
+    """Say in advance that transformers can't write offloaded experts in their stock format.
+
+    Raises:
+        ModelError: names the release that can.
+    """
+    offloaded = any(parameter.is_meta for parameter in view.parameters())
+    experts = any(hasattr(module, "experts") for module in view.modules())
+    if offloaded and experts and Version(transformers.__version__) < EXPERTS_FROM_DISK:
+        raise ModelError(
+            f"transformers {transformers.__version__} can't write a mixture of experts whose weights are on disk. "
+            f"Use transformers {EXPERTS_FROM_DISK} or newer, a device_map that keeps the weights in memory, or "
+            "save_format=custom or adapter."
+        )
 
 
 def _base(model: LoadedModel, name: str, source: str, license: str) -> Base:

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+import transformers
 from conftest import NUM_LAYERS, tiny_model
+from packaging.version import Version
 from transformers import AutoModelForCausalLM
 
 import linearpatch
 from linearpatch.calibration.workspace import Workspace
-from linearpatch.checkpoint.saving import save_checkpoint
+from linearpatch.checkpoint.saving import EXPERTS_FROM_DISK, save_checkpoint
 from linearpatch.data.blocks import TokenBlocks
+from linearpatch.errors import ModelError
 from linearpatch.models.decoder import decoder_of
 from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.model import LoadedModel
@@ -75,6 +78,10 @@ def test_a_model_on_disk_is_pruned_patched_and_saved_like_one_in_memory(family, 
     assert weights_hash(offloaded.model) == weights_hash(whole.model)
     assert torch.equal(logits_of(view_of(offloaded, REMOVED, patches)), expected)
 
+    if family == "qwen3_moe" and kind != "map" and Version(transformers.__version__) < EXPERTS_FROM_DISK:
+        with pytest.raises(ModelError, match=r"Use transformers 5\.14 or newer"):
+            save_checkpoint(tmp_path / "M", LoadedModel(offloaded, byte_tokenizer(), "x"), REMOVED, patches)
+        return
     for name, decoder in {"whole": whole, "offloaded": offloaded}.items():
         save_checkpoint(tmp_path / name, LoadedModel(decoder, byte_tokenizer(), "x"), REMOVED, patches)
     found = logits_of(linearpatch.load(tmp_path / "offloaded"))
