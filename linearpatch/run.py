@@ -165,7 +165,7 @@ def _save(
         save_format=experiment.save_format,
         name=settings.label,
         source=settings.origin,
-        license=settings.license,
+        license=settings.known_license,
         record=record,
     )
     address = push(folder, experiment.push_to_hub) if experiment.push_to_hub else None

@@ -136,6 +136,24 @@ def test_the_saved_model_is_the_one_that_was_measured(save_format, tmp_path):
     assert value == pytest.approx(recorded, rel=1e-4 if save_format == "plain" else 1e-9)
 
 
+def test_a_saved_model_is_pruned_once_more_and_keeps_its_licence(tmp_path, monkeypatch, said):
+    monkeypatch.chdir(tmp_path)
+    small = ["debug=tiny", "tracker=none", "num_pruned_layers=2", "save_model=true"]
+    assert run("patch=scalar", "save_model=true", "output_dir=a/b") == 0
+    card = tmp_path / "a" / "b" / "model" / "README.md"
+    card.write_text(card.read_text().replace("library_name:", "license: mit\nlibrary_name:"))
+    again = ["model=hub", "model.path=a/b/model", "patch=none"]
+    assert main(["run", *small, *again, "output_dir=c"]) == 0
+    assert result("c")["model"]["num_layers"] == 9
+    text = Path("c/model/README.md").read_text()
+    assert "license: mit" in text
+    assert "base_model" not in text  # a folder of this machine is no model of the hub
+    assert run("patch=rotate", "save_model=true", "output_dir=d") == 0
+    patched = ["model=hub", "model.path=d/model", "model.trust_remote_code=true"]
+    assert main(["run", *small, *patched, "output_dir=e"]) == 1
+    assert "has lost layers before" in said()
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

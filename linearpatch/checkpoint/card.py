@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -10,17 +12,9 @@ from omegaconf import OmegaConf
 
 from linearpatch.checkpoint.manifest import Base, Manifest
 from linearpatch.models.views import interfaces_of
+from linearpatch.registry import components
 from linearpatch.results.record import Record
 from linearpatch.results.tables import STAGES, layer_list, metric_names
-
-PATCHES = {
-    "none": "nothing",
-    "scalar": "one number for the whole stream",
-    "diag": "one number for each channel",
-    "rotate": "a Hadamard rotation, a scale for each channel, and the rotation back, as one matrix",
-    "lstsq": "a least-squares matrix",
-    "mlp_lstsq": "a least-squares matrix on the output of the last MLP before the gap",
-}
 
 LOADING = {
     "plain": """\
@@ -80,20 +74,23 @@ def model_card(manifest: Manifest, record: Record | None) -> str:
 
 def _what(manifest: Manifest, record: Record | None) -> str:
     gaps = ", ".join(f"[{gap.start}, {gap.end})" for gap in interfaces_of(manifest.removed_layers))
-    lines = [
-        f"- **Removed**: layers {layer_list(manifest.removed_layers)} of the dense model, counted from 0"
-        + (f", chosen by `{record.pruning['method']}`" if record else "")
-        + (f" ({record.pruning['ratio']:.1%} of all parameters)" if record else "")
-        + f". Gaps: {gaps}."
-    ]
+    removed = f"layers {layer_list(manifest.removed_layers)} of the dense model, counted from 0"
+    patched = "nothing: the layers around a gap meet as they are"
     if manifest.patches:
-        method = record.patch["method"] if record else ""
-        kind = f"`{method}`: {PATCHES.get(method, 'an operator on the stream')}" if record else "a linear operator"
-        folded = ", folded into the weights" if manifest.format == "plain" else ""
-        lines.append(f"- **Patched** with {kind}, at each gap{folded}.")
-    else:
-        lines.append("- **Patched** with nothing: the layers around a gap meet as they are.")
-    return "\n".join(lines)
+        patched = "a linear operator at each gap"
+    if record:
+        removed += f", chosen by `{record.pruning['method']}` ({record.pruning['ratio']:.1%} of all parameters)"
+    if record and manifest.patches:
+        patched = f"`{record.patch['method']}` at each gap: {_purpose(record.patch['method'])}"
+    if manifest.patches and manifest.format == "plain":
+        patched += ", folded into existing weights"
+    return f"- **Removed**: {removed}. Gaps: {gaps}.\n- **Patched** with {patched}."
+
+
+def _purpose(patch: str) -> str:
+    """The first line of what a patch says of itself."""
+    cls = components("patch").get(patch)
+    return (inspect.getdoc(cls) or "").split("\n")[0].rstrip(".") if cls else "an operator of another package"
 
 
 def _results(record: Record) -> str:
@@ -140,4 +137,4 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _is_hub_id(source: str) -> bool:
-    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and " " not in source
+    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).is_dir()

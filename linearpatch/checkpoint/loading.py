@@ -56,7 +56,7 @@ def load(folder: str | Path, **settings: Any) -> PreTrainedModel:
         cls = patched_model_class(MODEL_FOR_CAUSAL_LM_MAPPING[base_config], base_config)
         model: PreTrainedModel = cls.from_pretrained(folder, config=config, use_safetensors=True, **settings)
         return model
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
         made_with = (
             manifest.provenance.get("environment", {}).get("packages", {}).get("transformers", "another version")
         )

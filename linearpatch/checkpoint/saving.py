@@ -24,6 +24,7 @@ from linearpatch.models.patched import check_storable, operator_of
 from linearpatch.models.views import Site, view_of
 from linearpatch.models.writers import writers_of
 from linearpatch.patches.patch import Patch
+from linearpatch.registry import components, name_of
 from linearpatch.results.record import Record
 from linearpatch.storage import replacing_folder
 
@@ -44,10 +45,11 @@ def check_format(save_format: str, patch: Patch) -> None:
     """
     require_choice("save_format", save_format, FORMATS)
     if save_format == "plain" and not patch.foldable:
+        foldable = sorted(name for name, cls in components("patch").items() if cls.foldable)  # type: ignore[attr-defined]
         raise ConfigError(
-            f"save_format=plain can't hold a patch of {type(patch).__name__}: no weight of a stock model acts on the "
-            "whole stream, so it can't be folded. Remaining formats: custom (a checkpoint with a short modeling file), "
-            "adapter (the patch alone). Patches that fold: none, scalar, mlp_lstsq."
+            f"save_format=plain can't hold patch={name_of(patch)}: no weight of a stock model acts on the whole "
+            "stream, so it can't be folded. Remaining formats: custom (a checkpoint with a short modeling file), "
+            f"adapter (the patch alone). Patches that fold: {', '.join(foldable)}."
         )
 
 
@@ -146,6 +148,7 @@ def _represent(
             "output, can be folded into stock weights. Remaining formats: custom, adapter."
         )
     if not patches:
+        log.info("nothing is patched, so that the checkpoint needs no code: it is plain")
         return "plain", view_of(dense, removed)
     return "custom", view_of(dense, removed, patches)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from linearpatch.errors import ConfigError, ModelError
@@ -38,6 +39,15 @@ class HubModel(Model):
     def origin(self) -> str:
         """The hub id or folder."""
         return self.source or self.path
+
+    @property
+    def known_license(self) -> str:
+        """The licence that was set, or the one that the model's own card names."""
+        card = Path(self._location) / "README.md"
+        try:
+            return self.license or str(ModelCard.load(card if card.is_file() else self.path).data.license or "")
+        except Exception:  # no card, no network, no access: nothing is known, and nothing depends on it
+            return ""
 
     def config(self, cache_dir: Path) -> Any:
         """Read the configuration alone."""

@@ -38,6 +38,11 @@ def check_prunable(config: Any) -> None:
     Raises:
         ModelError: names the rule and its value.
     """
+    if getattr(config, "linear_patches", None):
+        raise ModelError(
+            f"{config.model_type} has lost layers before and carries patches that belong to its layers' positions. "
+            "Prune the dense model by all the layers at once, or start from a checkpoint with save_format=plain."
+        )
     for rule, (harmless, reason) in UNREPRESENTABLE.items():
         value = getattr(config, rule, None)
         explicit = rule == "interleave_moe_layer_step" and getattr(config, "moe_layers", None) is not None

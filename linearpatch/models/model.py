@@ -111,6 +111,11 @@ class Model(ABC):
         return self.source or self.name
 
     @property
+    def known_license(self) -> str:
+        """The licence of the weights, or nothing where it isn't known."""
+        return self.license
+
+    @property
     def torch_dtype(self) -> torch.dtype | str:
         """The dtype as transformers takes it."""
         return "auto" if self.dtype == "auto" else getattr(torch, self.dtype)

@@ -58,6 +58,8 @@ def patched_model_class(base_model: Any, base_config: Any) -> Any:
 
         def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:
             check_storable(self.config.linear_patches)
+            if settings.get("push_to_hub"):
+                raise StorageError("A patched model is saved first and pushed then: hf upload REPOSITORY FOLDER")
             source = modeling_source(*self.family)
             # Weights keep their names in memory: a family's stock format has none for patches.
             super().save_pretrained(save_directory, **{"save_original_format": False, **settings})

@@ -104,8 +104,16 @@ def test_a_patched_view_saves_itself(tmp_path, decoder):
     assert torch.equal(again(tokens).logits, view(tokens).logits)
 
 
+def test_a_patched_view_is_pushed_with_its_code_or_not_at_all(tmp_path, decoder):
+    view = view_of(decoder, [1, 2], [(SITE, LinearMap(MATRIX))])
+    with pytest.raises(StorageError, match="hf upload"):
+        view.save_pretrained(tmp_path / "V", push_to_hub=True)
+    assert not (tmp_path / "V").exists()
+
+
 def test_auto_is_plain_where_patches_fold(tmp_path, model):
     assert save(tmp_path / "a", model, None).format == "plain"
+    assert save(tmp_path / "a", model, None, save_format="custom").format == "plain"  # nothing to bring code for
     assert save(tmp_path / "b", model, ChannelScale(torch.tensor([1.5]))).format == "plain"
     assert save(tmp_path / "c", model, ChannelScale(torch.full((32,), 1.5))).format == "custom"
     assert save(tmp_path / "d", model, LinearMap(MATRIX)).format == "custom"
@@ -206,7 +214,7 @@ def test_the_card_tells_what_was_done(tmp_path, model):
     assert card.data.license == "mit"
     for text in (
         "layers 1-2 of the dense model, counted from 0, chosen by `streamline` (25.0% of all parameters)",
-        "**Patched** with `rotate`",
+        "**Patched** with `rotate` at each gap: x ↦ x P with P = H diag(d) Hᵀ",
         "| dense | 12.35 ± 0.50 |",
         "| patched | not finite |",
         "ppl/x: windows of 8",

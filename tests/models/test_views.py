@@ -99,6 +99,14 @@ def test_a_patched_view_has_a_class_and_type_of_its_own(decoder):
     assert type(view_of(decoder, [1])) is type(decoder.model)
 
 
+def test_a_patched_model_is_not_pruned_again(decoder):
+    view = view_of(decoder, [1], [(Site(1, 2, 2), LinearMap(torch.eye(32)))])
+    with pytest.raises(ModelError, match="has lost layers before"):
+        view_of(decoder_of(view), [1])
+    twice = view_of(decoder_of(view_of(decoder, [1])), [1])
+    assert torch.equal(logits_of(twice), logits_of(view_of(decoder, [1, 2])))
+
+
 def test_a_copy_of_a_view_has_patches_of_its_own(decoder):
     patch = LinearMap(torch.eye(32) * 1.3)
     view = view_of(decoder, [1], [(Site(1, 2, 2), patch)])
