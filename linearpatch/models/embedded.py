@@ -92,7 +92,7 @@ def _convert(file: Path, folder: Path) -> None:
     quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     # A model that was read from GGUF refuses to be saved; one made anew from its weights does not.
     config = quantised.config
-    del config.quantization_config
+    vars(config).pop("quantization_config", None)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(quantised.state_dict())
     with replacing_folder(folder) as temporary:
