@@ -73,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command()
     except KeyboardInterrupt:
-        log.error("Interrupted. What was computed is in the cache; run the same command to go on.")
+        log.error("Interrupted. What a run computed is in the cache; the same command goes on from there.")
+    except BrokenPipeError:  # whoever read our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except LinearPatchError as error:
         log.error("%s", error)
     return 1
@@ -120,6 +122,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     from linearpatch.cache import default_cache_dir
     from linearpatch.checkpoint.generation import Decoding, write_text
     from linearpatch.checkpoint.loading import apply, checkpoint_folder, load, load_tokenizer
+    from linearpatch.checkpoint.manifest import read_manifest
     from linearpatch.config import choices, compose_experiment
     from linearpatch.models.hub import HubModel
     from linearpatch.models.model import Model
@@ -132,8 +135,20 @@ def _generate(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         use_cache=not arguments.no_cache,
     )
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    try:
+        prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+        prompt.encode()
+    except UnicodeError as error:
+        raise ConfigError(f"The prompt isn't UTF-8 text: {error}.") from error
     folder, base = checkpoint_folder(arguments.folder), arguments.base
+    manifest = read_manifest(folder)
+    if manifest.format == "adapter" and base is None:
+        raise ConfigError(
+            f"{folder} is an adapter. Name its dense model: --base {manifest.base.name} (a choice of `linearpatch list "
+            "model`, a hub id or a folder)."
+        )
+    if manifest.format != "adapter" and base is not None:
+        raise ConfigError(f"{folder} is a whole model, not an adapter. Leave --base out.")
     source: Model = HubModel(path=base or str(folder), dtype=arguments.dtype, device=arguments.device)
     if base is None:
         model = load(folder, dtype=source.torch_dtype, **source.placement)

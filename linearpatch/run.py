@@ -16,7 +16,7 @@ from typing import Any
 from linearpatch.cache import Cache, Entry
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.checkpoint.hub import push
-from linearpatch.checkpoint.saving import check_foldable, save_checkpoint
+from linearpatch.checkpoint.saving import check_foldable, check_target, save_checkpoint
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.evaluation.evaluation import Prepared
 from linearpatch.experiment import Experiment
@@ -55,6 +55,8 @@ def run(
     settings = {"choices": experiment.choices, **(config or asdict(experiment))}
     record = Record(experiment.run_id, experiment.group, command, experiment.seed, settings)
     with recording(record, folder), experiment.tracker.follow(record, folder):
+        if experiment.save_model:
+            check_target(folder / "model")
         n, cache = experiment.num_pruned_layers, Cache(experiment.cache_path)
 
         with record.step("load"):
@@ -165,6 +167,7 @@ def _save(
         save_format=experiment.save_format,
         name=settings.label,
         source=settings.origin,
+        hub_id=settings.hub_id,
         license=settings.known_license,
         record=record,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,11 +63,13 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk is full, or the place can't be written.
     """
+    folder = folder.resolve()
     make_folder(folder.parent)
+    _remove_leftovers(folder)
     previous = folder.with_name(f".{folder.name}.previous")
     if previous.exists() and not folder.exists():  # a crash between the two renames below
         previous.rename(folder)
-    temporary = Path(mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    temporary = Path(mkdtemp(dir=folder.parent, prefix=f"{_temporary_prefix(folder)}{os.getpid()}."))
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -83,3 +87,26 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_prefix(folder: Path) -> str:
+    return f".{folder.name}.{platform.node()}."
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what processes of this machine that were killed had begun to write."""
+    prefix = _temporary_prefix(folder)
+    for leftover in folder.parent.glob(f"{glob.escape(prefix)}*"):
+        owner = leftover.name.removeprefix(prefix).split(".")[0]
+        if owner.isdigit() and not _is_alive(int(owner)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

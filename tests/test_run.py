@@ -116,6 +116,28 @@ def test_a_checkpoint_asked_for_later_joins_the_record(tmp_path):
     assert found["run_id"] in card
 
 
+def test_a_card_says_that_the_saved_model_was_not_measured(tmp_path):
+    assert run("stages=[dense]", "save_model=true", f"output_dir={tmp_path}/D") == 0
+    assert "was not measured" in (tmp_path / "D" / "model" / "README.md").read_text()
+    assert run("stages=[patched]", "save_model=true", f"output_dir={tmp_path}/D") == 0
+    assert "was not measured" not in (tmp_path / "D" / "model" / "README.md").read_text()
+
+
+def test_a_folder_named_model_of_someone_else_is_refused_before_anything_is_computed(tmp_path, said):
+    (tmp_path / "D" / "model").mkdir(parents=True)
+    (tmp_path / "D" / "model" / "mine.txt").write_text("precious")
+    assert run("save_model=true", f"output_dir={tmp_path}/D") == 1
+    assert "isn't a checkpoint of this package" in said()
+    assert result(tmp_path / "D")["timings_s"] == {}
+    assert (tmp_path / "D" / "model" / "mine.txt").read_text() == "precious"
+
+
+def test_a_run_that_failed_before_it_measured_anything_gives_its_folder_back(tmp_path):
+    assert run("model.family=bloom", f"output_dir={tmp_path}/D") == 1
+    assert run(f"output_dir={tmp_path}/D") == 0
+    assert result(tmp_path / "D")["status"] == "completed"
+
+
 @pytest.mark.parametrize("save_format", ["custom", "plain", "adapter"])
 def test_the_saved_model_is_the_one_that_was_measured(save_format, tmp_path):
     import linearpatch
@@ -142,14 +164,15 @@ def test_a_saved_model_is_pruned_once_more_and_keeps_its_licence(tmp_path, monke
     assert run("patch=scalar", "save_model=true", "output_dir=a/b") == 0
     card = tmp_path / "a" / "b" / "model" / "README.md"
     card.write_text(card.read_text().replace("library_name:", "license: mit\nlibrary_name:"))
-    again = ["model=hub", "model.path=a/b/model", "patch=none"]
+    again = ["model=hub", "model.path=a/b", "patch=none"]
     assert main(["run", *small, *again, "output_dir=c"]) == 0
     assert result("c")["model"]["num_layers"] == 9
     text = Path("c/model/README.md").read_text()
     assert "license: mit" in text
+    assert "It had lost layers before: it is random" in text
     assert "base_model" not in text  # a folder of this machine is no model of the hub
     assert run("patch=rotate", "save_model=true", "output_dir=d") == 0
-    patched = ["model=hub", "model.path=d/model", "model.trust_remote_code=true"]
+    patched = ["model=hub", "model.path=d"]
     assert main(["run", *small, *patched, "output_dir=e"]) == 1
     assert "has lost layers before" in said()
 
@@ -161,7 +184,7 @@ def test_a_saved_model_is_pruned_once_more_and_keeps_its_licence(tmp_path, monke
         (["save_model=true", "save_format=pickle"], "Allowed: adapter, auto, custom, plain"),
         (["push_to_hub=me/model"], "set save_model=true"),
         (["save_model=true", "push_to_hub=not a name"], "is not the name of a repository"),
-        (["patch=mlp_lstsq", "patch.sites=one_per_layer"], "Allowed: one_per_interface"),
+        (["patch=mlp_lstsq", "patch.sites=one_per_layer"], "Leave patch.sites out"),
     ],
 )
 def test_impossible_checkpoints_are_refused_before_anything_is_computed(overrides, message, tmp_path, said):
@@ -208,11 +231,12 @@ def test_a_job_that_fails_does_not_stop_the_sweep(tmp_path, capsys):
     ("overrides", "message"),
     [
         (["num_pruned_layers=12"], "Allowed: 1 to 11"),
-        (["pruner=explicit", "pruner.layers=[3]"], "such as pruner.layers=[11,12,13]"),
+        (["pruner=explicit", "pruner.layers=[3]"], "such as pruner.layers=[4,5,6]"),
         (["calibration.num_blocks=100000"], "blocks of 128, 100000 needed"),
         (["corpus=text", "corpus.path=/nonexistent.txt"], "doesn't exist"),
         (["model.family=t5"], "not a causal language model"),
-        (["model.family=lama"], "Did you mean 'llama'?"),
+        (["model.family=lama"], "Did you mean 'llama' or"),
+        (["model.family=bloom"], "Use model.attn_implementation=eager"),
         (["model.settings.vocab_size=100"], "at least 259"),
         (["model.settings.hidden_size=-4"], "with these model.settings"),
         (["pruner.protect_first=6", "pruner.protect_last=6"], "Lower pruner.protect_first"),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from omegaconf import OmegaConf
 
-from linearpatch.checkpoint.manifest import Base, Manifest
+from linearpatch.checkpoint.manifest import Manifest
 from linearpatch.models.views import interfaces_of
 from linearpatch.registry import components
 from linearpatch.results.record import Record
@@ -55,7 +54,7 @@ def model_card(manifest: Manifest, record: Record | None) -> str:
     """
     base = manifest.base
     data = ModelCardData(
-        base_model=base.source if _is_hub_id(base.source) else None,
+        base_model=base.hub_id or None,
         license=base.license or None,
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -67,7 +66,7 @@ def model_card(manifest: Manifest, record: Record | None) -> str:
         _what(manifest, record),
         "## Load it\n\n" + LOADING[manifest.format].format(folder="FOLDER"),
         *([_results(record), _settings(record)] if record else []),
-        _origin(base),
+        _origin(manifest),
     ]
     return str(ModelCard("\n\n".join(sections) + "\n"))
 
@@ -84,7 +83,7 @@ def _what(manifest: Manifest, record: Record | None) -> str:
         patched = f"`{record.patch['method']}` at each gap: {_purpose(record.patch['method'])}"
     if manifest.patches and manifest.format == "plain":
         patched += ", folded into existing weights"
-    return f"- **Removed**: {removed}. Gaps: {gaps}.\n- **Patched** with {patched}."
+    return f"- **Removed**: {removed}. Gaps (first removed, next kept): {gaps}.\n- **Patched** with {patched}."
 
 
 def _purpose(patch: str) -> str:
@@ -100,10 +99,14 @@ def _results(record: Record) -> str:
         return "## Results\n\nNothing was measured."
     rows = [[stage, *(_value(record.metrics[stage].get(name)) for name in names)] for stage in stages]
     protocols = {
-        f"- {name}: {metric['protocol']}" for stage in stages for name, metric in record.metrics[stage].items()
+        f"- {name}: {metric['protocol']}, {metric['n']:,} tokens"
+        for stage in stages
+        for name, metric in record.metrics[stage].items()
     }
     notes = [record.model.get("note"), *record.calibration.get("notes", ())]
     lines = [*sorted(protocols), *(f"- {note}" for note in notes if note)]
+    if stages[-1] != ("patched" if record.patch["method"] != "none" else "pruned"):
+        lines.append("- **The saved model itself was not measured**: the run's stages left it out.")
     return "## Results\n\n" + _markdown(["stage", *names], rows) + "\n\n" + "\n".join(lines)
 
 
@@ -115,11 +118,18 @@ def _settings(record: Record) -> str:
     )
 
 
-def _origin(base: Base) -> str:
-    weights = f"`{base.fingerprint}`"
+def _origin(manifest: Manifest) -> str:
+    base, parent = manifest.base, manifest.provenance.get("parent")
+    source = f"{base.name} ({base.source})" if base.source not in ("", base.name) else base.name
     license = f"its licence ({base.license}) applies" if base.license else "its licence applies; look it up there"
-    source = f"{base.name} ({base.source})" if base.source and base.source != base.name else base.name
-    return f"## Origin\n\nThe dense model is {source}, weights {weights}, {base.dtype}; {license}."
+    lines = [f"The dense model is {source}, weights `{base.fingerprint}`, {base.dtype}; {license}."]
+    if parent:
+        first, removed = parent["base"], layer_list(parent["removed_layers"])
+        lines.append(
+            f"It had lost layers before: it is {first['name']} ({first['source']}) without layers {removed} of "
+            f"{first['num_layers']}."
+        )
+    return "## Origin\n\n" + " ".join(lines)
 
 
 def _value(metric: Mapping[str, Any] | None) -> str:
@@ -127,14 +137,10 @@ def _value(metric: Mapping[str, Any] | None) -> str:
         return ""
     if metric["value"] is None:
         return "not finite"
-    spread = f" ± {metric['stderr']:.2f}" if metric["stderr"] is not None else ""
+    spread = f" ± {metric['stderr']:,.2f}" if metric["stderr"] is not None else ""
     return f"{metric['value']:,.2f}{spread}"
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _is_hub_id(source: str) -> bool:
-    return source.count("/") == 1 and not source.startswith((".", "/", "~")) and not Path(source).is_dir()

@@ -36,6 +36,8 @@ class Decoding:
         require_range("--max-new-tokens", self.max_new_tokens, low=1)
         require_range("--temperature", self.temperature, low=0)
         require_range("--top-p", self.top_p, low=1e-6, high=1)
+        if self.top_p < 1 and not self.temperature:
+            raise ConfigError(f"--top-p={self.top_p} samples, but --temperature=0 doesn't. Add --temperature=1.")
         require_range("--num-beams", self.num_beams, low=1)
         require_range("--seed", self.seed, low=0, high=2**32 - 1)
 

@@ -48,7 +48,9 @@ def load(folder: str | Path, **settings: Any) -> PreTrainedModel:
         )
     try:
         if manifest.format == "plain":
-            plain: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **settings)
+            plain: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                folder, use_safetensors=True, trust_remote_code=False, **settings
+            )
             return plain
         base_config = CONFIG_MAPPING[manifest.base.model_type]
         config = patched_config_class(base_config).from_pretrained(folder)
@@ -128,7 +130,10 @@ def checkpoint_folder(folder: str | Path) -> Path:
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise StorageError(f"{folder} is not a folder (looked in {Path.cwd()}).")
+        raise StorageError(
+            f"{folder} is not a folder (looked in {Path.cwd()}). A checkpoint on the hub is fetched first: "
+            "hf download REPOSITORY --local-dir FOLDER"
+        )
     inside = folder / "model"
     return inside if not (folder / FILE_NAME).exists() and (inside / FILE_NAME).exists() else folder
 
@@ -141,8 +146,7 @@ def _check_base(model: PreTrainedModel, manifest: Manifest, folder: Path) -> Non
         raise ModelError(
             f"{folder} was made from {base.name} ({base.source or 'unnamed'}; {base.model_type}, {base.num_layers} "
             f"layers, weights {base.weights_hash}), but this model is another: {model.config.model_type}, {layers} "
-            f"layers, weights {found}. Load {base.source or base.name} with dtype={base.dtype}, unchanged and not "
-            "quantised."
+            f"layers, weights {found}. Load {base.name} as it was, unchanged and not quantised."
         )
 
 

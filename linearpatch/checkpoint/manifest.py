@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from linearpatch.cache import default_cache_dir
+from linearpatch.cache import canonical, default_cache_dir
 from linearpatch.errors import StorageError
 from linearpatch.models.fingerprint import file_hash
+from linearpatch.models.modeling_linearpatch import OPERATORS
 from linearpatch.models.views import Site
 from linearpatch.storage import write_atomically
 
@@ -24,7 +27,8 @@ class Base:
 
     Attributes:
         name: Its name in tables.
-        source: Hub id or folder it was loaded from.
+        source: Where it was loaded from: hub id, folder or package.
+        hub_id: What a model card names as the base; empty where it isn't on the hub.
         fingerprint: Identity of its files: a hub commit, or a hash.
         weights_hash: Identity of its weights in memory (`models.fingerprint.weights_hash`).
         model_type: Its family.
@@ -42,6 +46,7 @@ class Base:
     num_layers: int
     hidden_size: int
     dtype: str
+    hub_id: str = ""
     license: str = ""
 
 
@@ -56,6 +61,10 @@ class PatchEntry:
     operator: str
     size: int
     bias: bool
+
+    def __post_init__(self) -> None:
+        if self.operator not in OPERATORS or self.branch not in ("stream", "mlp"):
+            raise ValueError(f"operator {self.operator!r} on {self.branch!r}")
 
     @property
     def site(self) -> Site:
@@ -85,9 +94,15 @@ class Manifest:
     provenance: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
+    def __post_init__(self) -> None:
+        if self.format not in ("plain", "custom", "adapter"):
+            raise ValueError(f"format {self.format!r}")
+
     def write(self, folder: Path) -> None:
         """Write it into a folder that holds all the files it names."""
-        write_atomically(folder / FILE_NAME, (json.dumps(asdict(self), indent=2) + "\n").encode())
+        content = json.loads(json.dumps(asdict(self)))
+        text = json.dumps(content | {"sha256": _digest(content)}, indent=2)
+        write_atomically(folder / FILE_NAME, f"{text}\n".encode())
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -115,6 +130,10 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} has schema version {version}; this version of linearpatch reads up to {SCHEMA_VERSION}. "
             "Install a newer linearpatch, or load the folder with transformers alone."
         )
+    if content.pop("sha256", None) != _digest(content):
+        raise StorageError(
+            f"{folder} is damaged: {FILE_NAME} doesn't match its own checksum. Copy the folder again, or write it anew."
+        )
     try:
         manifest = Manifest(
             **{
@@ -124,7 +143,7 @@ def read_manifest(folder: Path) -> Manifest:
                 "patches": tuple(PatchEntry(**entry) for entry in content["patches"]),
             }
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{path} lacks what a manifest holds: {error!r}. Write the checkpoint anew.") from error
     _check_files(folder, manifest)
     return manifest
@@ -134,6 +153,19 @@ def hash_files(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in a folder that loading reads."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (FILE_NAME, CARD_NAME))
     return {str(path.relative_to(folder)): file_hash(path, default_cache_dir()) for path in files}
+
+
+def parent_of(source: str) -> dict[str, Any] | None:
+    """The manifest of the dense model, without its files, where that was a checkpoint of this package."""
+    path = Path(source).expanduser() / FILE_NAME
+    if not source or not path.is_file():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return {name: value for name, value in content.items() if name not in ("files", "sha256")}
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from linearpatch.checkpoint.card import model_card
 from linearpatch.checkpoint.folding import folded_view, is_foldable
-from linearpatch.checkpoint.manifest import CARD_NAME, Base, Manifest, PatchEntry, hash_files
-from linearpatch.errors import ConfigError, ModelError, require_choice
+from linearpatch.checkpoint.manifest import CARD_NAME, FILE_NAME, Base, Manifest, PatchEntry, hash_files, parent_of
+from linearpatch.errors import ConfigError, ModelError, StorageError, require_choice
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.model import LoadedModel
@@ -53,6 +53,20 @@ def check_format(save_format: str, patch: Patch) -> None:
         )
 
 
+def check_target(folder: Path) -> None:
+    """Refuse to write over anything that isn't a checkpoint of this package.
+
+    Raises:
+        StorageError: the folder holds something else.
+    """
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not empty and not (folder / FILE_NAME).is_file():
+        raise StorageError(
+            f"{folder} exists and isn't a checkpoint of this package (it holds no {FILE_NAME}). Move it away, or "
+            "choose another output_dir."
+        )
+
+
 def check_foldable(decoder: Decoder) -> None:
     """Refuse early a family whose layers can't absorb a patch.
 
@@ -72,6 +86,7 @@ def save_checkpoint(
     save_format: str = "auto",
     name: str = "",
     source: str = "",
+    hub_id: str = "",
     license: str = "",
     record: Record | None = None,
 ) -> Manifest:
@@ -86,7 +101,8 @@ def save_checkpoint(
             patches as modules of their own, with a modeling file. `adapter`: the patches alone, for
             `linearpatch.apply`. `auto`: `plain` where the patches can be folded, else `custom`.
         name: Of the dense model, for people.
-        source: Hub id or folder of the dense model.
+        source: Where the dense model was loaded from.
+        hub_id: What the model card names as the base model.
         license: Of the dense model.
         record: The run that made it, for the model card and as provenance.
 
@@ -98,17 +114,18 @@ def save_checkpoint(
         StorageError: the folder can't be written, or no format can hold an operator.
     """
     require_choice("save_format", save_format, FORMATS)
+    check_target(Path(folder))
+    check_storable(operator_of(patch) for _, patch in patches)
     entries = tuple(PatchEntry(**asdict(site), **operator_of(patch)) for site, patch in patches)
-    check_storable(map(asdict, entries))
     save_format, view = _represent(save_format, model.decoder, removed, patches)
     if view is not None and save_format == "plain":
         _check_experts_on_disk(view)
     manifest = Manifest(
         format=save_format,
-        base=_base(model, name, source, license),
+        base=_base(model, name, source, hub_id, license),
         removed_layers=tuple(removed),
         patches=entries,
-        provenance=_provenance(record),
+        provenance=_provenance(record, source),
     )
     with replacing_folder(Path(folder)) as temporary:
         if view is None:
@@ -169,11 +186,12 @@ def _check_experts_on_disk(view: PreTrainedModel) -> None:
         )
 
 
-def _base(model: LoadedModel, name: str, source: str, license: str) -> Base:
+def _base(model: LoadedModel, name: str, source: str, hub_id: str, license: str) -> Base:
     decoder = model.decoder
     return Base(
         name=name or source or type(decoder.model).__name__,
         source=source,
+        hub_id=hub_id,
         fingerprint=model.fingerprint,
         weights_hash=weights_hash(decoder.model),
         model_type=decoder.model.config.model_type,
@@ -184,15 +202,11 @@ def _base(model: LoadedModel, name: str, source: str, license: str) -> Base:
     )
 
 
-def _provenance(record: Record | None) -> dict[str, object]:
-    if record is None:
-        return {}
-    return {
-        "run_id": record.run_id,
-        "command": record.command,
-        "seed": record.seed,
-        "pruning": record.pruning,
-        "patch": record.patch,
-        "config": record.config,
-        "environment": record.environment,
-    }
+def _provenance(record: Record | None, source: str) -> dict[str, object]:
+    """Which run made it, and how the dense model was made where that was a checkpoint of ours, too."""
+    parent = parent_of(source)
+    found: dict[str, object] = {"parent": parent} if parent else {}
+    if record is not None:
+        names = ("run_id", "command", "seed", "pruning", "patch", "config", "environment")
+        found |= {name: getattr(record, name) for name in names}
+    return found

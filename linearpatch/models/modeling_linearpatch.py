@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+OPERATORS = ("channel_scale", "linear_map")
+
 
 class ChannelScale(nn.Module):
     """Multiplies each channel, or all channels alike: x ↦ x ⊙ d.
@@ -59,13 +61,15 @@ def empty_patch(operator: str, size: int, bias: bool) -> nn.Module:
     """An operator that does nothing yet: its parameters are those of the identity.
 
     Args:
-        operator: `channel_scale` or `linear_map`.
+        operator: One of `OPERATORS`.
         size: Of the stream; 1 for one scale for all channels.
         bias: Whether a map adds one.
     """
     if operator == "channel_scale":
         return ChannelScale(torch.ones(size))
-    return LinearMap(torch.eye(size), torch.zeros(size) if bias else None)
+    if operator == "linear_map":
+        return LinearMap(torch.eye(size), torch.zeros(size) if bias else None)
+    raise ValueError(f"unknown operator {operator!r}")
 
 
 def attach(module: nn.Module, patch: nn.Module, side: str) -> str:

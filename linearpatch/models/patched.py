@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from linearpatch.errors import ModelError, StorageError
 from linearpatch.models import modeling_linearpatch
-from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap, LinearPatchMixin
+from linearpatch.models.modeling_linearpatch import OPERATORS, ChannelScale, LinearMap, LinearPatchMixin
 
 MODULE = "modeling_linearpatch"
 CONFIG_CLASS = "LinearPatchConfig"
@@ -114,7 +114,7 @@ def check_storable(entries: Iterable[Mapping[str, Any]]) -> None:
         StorageError: names the operator.
     """
     for entry in entries:
-        if entry["operator"] not in ("channel_scale", "linear_map"):
+        if entry["operator"] not in OPERATORS:
             raise StorageError(
                 f"A checkpoint can't hold the operator {entry['operator']}. Allowed: ChannelScale and LinearMap of "
                 "linearpatch.models.modeling_linearpatch."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from tokenizers.models import BPE
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from linearpatch.cache import canonical
-from linearpatch.errors import ConfigError, ModelError, suggest
-from linearpatch.models.model import LoadedModel, Model, ready
+from linearpatch.errors import ConfigError, ModelError
+from linearpatch.models.model import NO_SDPA, LoadedModel, Model, ready
 from linearpatch.registry import component
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
@@ -39,7 +40,11 @@ class RandomModel(Model):
     def config(self, cache_dir: Path) -> Any:
         """Build the family's configuration."""
         if self.family not in CONFIG_MAPPING:
-            raise ConfigError(f"model.family is {self.family!r}. {suggest(self.family, CONFIG_MAPPING.keys())}")
+            near = get_close_matches(self.family, CONFIG_MAPPING.keys())
+            hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+            raise ConfigError(
+                f"model.family is {self.family!r}. {hint}Allowed: a model_type of transformers, such as llama."
+            )
         special = {f"{name}_token_id": index for index, name in enumerate(("pad", "bos", "eos"))}
         try:
             return CONFIG_MAPPING[self.family](**special | dict(self.settings))
@@ -60,6 +65,11 @@ class RandomModel(Model):
                     config, dtype=dtype, attn_implementation=self.attn_implementation
                 )
             except Exception as error:  # each family checks its sizes in its own way
+                if NO_SDPA in str(error):
+                    raise ModelError(
+                        f"model.family={self.family} has no sdpa attention in this version of transformers. Use "
+                        "model.attn_implementation=eager."
+                    ) from error
                 reason = str(error).splitlines()[0]
                 raise ModelError(
                     f"model.family={self.family} with these model.settings is not a causal language model: {reason}"

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from linearpatch.calibration.statistics import MlpGram
 from linearpatch.calibration.workspace import Workspace
-from linearpatch.errors import ConfigError, require_choice
+from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.views import Interface, Site
@@ -31,7 +31,11 @@ class MlpLeastSquares(LeastSquaresPatch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice("patch.sites of patch=mlp_lstsq", self.sites, ["one_per_interface"])
+        if self.sites != "one_per_interface":
+            raise ConfigError(
+                f"patch=mlp_lstsq has one site at each interface: the MLP before it. patch.sites={self.sites} isn't "
+                "possible. Leave patch.sites out."
+            )
 
     def check(self, decoder: Decoder) -> None:
         """Refuse families with a norm between the MLP and the stream."""

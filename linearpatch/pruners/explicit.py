@@ -28,9 +28,11 @@ class Explicit(Pruner):
         if bad or len(set(self.layers)) < len(self.layers) or len(self.layers) < n:
             problem = f"holds {bad}" if bad else f"names {len(set(self.layers))} layers"
             allowed = self.candidates(num_layers)
+            middle = max(0, (len(allowed) - n) // 2)
+            example = ",".join(map(str, allowed[middle : middle + n]))
             raise ConfigError(
                 f"pruner.layers={list(self.layers)} {problem}, with num_pruned_layers={n}. Allowed: at least {n} "
-                f"different layers from {allowed.start} to {allowed.stop - 1}, such as pruner.layers=[11,12,13]."
+                f"different layers from {allowed.start} to {allowed.stop - 1}, such as pruner.layers=[{example}]."
             )
 
     def select(self, workspace: Workspace, n: int) -> Selection:

@@ -118,7 +118,8 @@ def recording(record: Record, folder: Path) -> Iterator[None]:
     """
     earlier = read_record(folder)
     if earlier is not None:
-        if earlier.run_id != record.run_id:
+        holds_nothing = earlier.status in ("failed", "interrupted") and not earlier.metrics and not earlier.checkpoint
+        if earlier.run_id != record.run_id and not holds_nothing:
             raise StorageError(
                 f"{folder} holds the run {earlier.run_id}; this one is {record.run_id}. Choose another "
                 "output_dir, or remove that folder."

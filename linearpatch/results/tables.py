@@ -114,7 +114,7 @@ def _metric_cells(record: Record, stage: str, names: Sequence[str]) -> list[str]
         elif value is None:
             cells += ["not finite", ""]
         else:
-            spread = f" ± {metric['stderr']:.2f}" if metric["stderr"] is not None else ""
+            spread = f" ± {metric['stderr']:,.2f}" if metric["stderr"] is not None else ""
             cells += [f"{value:,.2f}{spread}", f"{value / dense:.2f}" if dense else ""]
     return cells
 

@@ -53,10 +53,12 @@ def test_beam_search_and_standard_input(run_folder, generated, monkeypatch):
     assert generated(run_folder, "-", "--num-beams", "3") == text
 
 
-def test_an_adapter_generates_on_its_base(tmp_path, generated):
+def test_an_adapter_generates_on_its_base(tmp_path, generated, capsys):
     assert main(["run", *FAST, f"output_dir={tmp_path}/D", "save_model=true"]) == 0
     text = generated(tmp_path / "D", PROMPT)
     assert main(["run", *FAST, f"output_dir={tmp_path}/D", "save_model=true", "save_format=adapter"]) == 0
+    assert main(["generate", f"{tmp_path}/D", PROMPT]) == 1
+    assert "--base random" in " ".join(capsys.readouterr().err.split())
     assert not list((tmp_path / "D" / "model").glob("*.py"))
     assert generated(tmp_path / "D", PROMPT, "--base", "random") == text
 
@@ -71,7 +73,9 @@ def test_an_adapter_generates_on_its_base(tmp_path, generated):
         (["D", "x", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
         (["D", "x", "--top-p", "1.5"], "--top-p is 1.5"),
         (["D", "x", "--dtype", "int8"], "Allowed: auto"),
-        (["D", "x", "--base", "random"], "is a whole model, not an adapter"),
+        (["D", "x", "--top-p", "0.9"], "Add --temperature=1"),
+        (["D", "bad \udcff"], "isn't UTF-8 text"),
+        (["D", "x", "--base", "random"], "is a whole model, not an adapter. Leave --base out"),
     ],
 )
 def test_bad_input_ends_with_a_sentence(run_folder, arguments, message, monkeypatch, capsys):

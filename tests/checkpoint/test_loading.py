@@ -8,7 +8,7 @@ from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 
 import linearpatch
-from linearpatch.checkpoint.manifest import hash_files
+from linearpatch.checkpoint.manifest import _digest, hash_files
 from linearpatch.checkpoint.saving import save_checkpoint
 from linearpatch.errors import ModelError, StorageError
 from linearpatch.models.decoder import decoder_of
@@ -46,9 +46,13 @@ def use(save_format):
     return linearpatch.load
 
 
-def edit_manifest(folder, **changes):
+def edit_manifest(folder, *, signed=False, **changes):
     manifest = folder / "pruning.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changes))
+    content = json.loads(manifest.read_text()) | changes
+    if signed:
+        del content["sha256"]
+        content["sha256"] = _digest(content)
+    manifest.write_text(json.dumps(content))
 
 
 def weights_of(folder):
@@ -98,6 +102,19 @@ def test_a_flipped_byte_is_found(folder, use):
         use(folder)
 
 
+@pytest.mark.parametrize("changes", [{"removed_layers": [1, 3]}, {"patches": []}, {"files": {}}])
+def test_a_manifest_that_was_edited_is_found(folder, use, changes):
+    edit_manifest(folder, **changes)
+    with pytest.raises(StorageError, match=r"pruning\.json doesn't match its own checksum"):
+        use(folder)
+
+
+def test_a_manifest_with_an_unknown_format_is_refused(folder, use):
+    edit_manifest(folder, signed=True, format="zip")
+    with pytest.raises(StorageError, match="format 'zip'"):
+        use(folder)
+
+
 def test_an_edited_card_is_no_damage(folder, use):
     (folder / "README.md").write_text("mine")
     use(folder)
@@ -108,7 +125,7 @@ def test_a_patch_of_the_wrong_shape_is_refused(folder, use):
     name = next(name for name in tensors if name.startswith("0.") or "linear_patch" in name)
     tensors[name] = torch.eye(31)
     save_file(tensors, weights_of(folder), metadata={"format": "pt"})
-    edit_manifest(folder, files=hash_files(folder))
+    edit_manifest(folder, signed=True, files=hash_files(folder))
     with pytest.raises(StorageError, match=r"has the shape \[31, 31\]; the stream needs \[32, 32\]"):
         use(folder)
 
@@ -116,7 +133,7 @@ def test_a_patch_of_the_wrong_shape_is_refused(folder, use):
 def test_a_lost_patch_is_refused(folder, use):
     tensors = {n: t for n, t in load_file(weights_of(folder)).items() if "linear_patch" not in n and n[0] != "0"}
     save_file(tensors, weights_of(folder), metadata={"format": "pt"})
-    edit_manifest(folder, files=hash_files(folder))
+    edit_manifest(folder, signed=True, files=hash_files(folder))
     with pytest.raises(StorageError, match="is missing"):
         use(folder)
 

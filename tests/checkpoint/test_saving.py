@@ -201,14 +201,46 @@ def test_a_crash_between_two_renames_is_repaired(tmp_path, model):
     assert names(tmp_path) == {"M", "cache"}
 
 
+def test_a_folder_of_someone_else_is_left_alone(tmp_path, model):
+    (tmp_path / "M").mkdir()
+    save(tmp_path / "M", model, LinearMap(MATRIX))  # an empty one will do
+    (tmp_path / "N").mkdir()
+    (tmp_path / "N" / "notes.txt").write_text("precious")
+    (tmp_path / "O").write_text("precious")
+    for name in ("N", "O"):
+        with pytest.raises(StorageError, match="isn't a checkpoint of this package"):
+            save(tmp_path / name, model, LinearMap(MATRIX))
+    assert (tmp_path / "N" / "notes.txt").read_text() == "precious"
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path, model):
+    import os
+    import platform
+
+    dead, alive = (tmp_path / f".M.{platform.node()}.{process}.x" for process in (2**22 + 1, os.getppid()))
+    dead.mkdir()
+    alive.mkdir()
+    save(tmp_path / "M", model, LinearMap(MATRIX))
+    assert not dead.exists()
+    assert alive.exists()
+
+
+def test_a_link_keeps_pointing_where_it_did(tmp_path, model):
+    save(tmp_path / "target", model, LinearMap(MATRIX))
+    (tmp_path / "M").symlink_to(tmp_path / "target")
+    save(tmp_path / "M", model, LinearMap(2 * MATRIX))
+    assert (tmp_path / "M").is_symlink()
+    assert names(tmp_path) == {"M", "target", "cache"}
+
+
 def test_the_card_tells_what_was_done(tmp_path, model):
     record = Record("run-1", None, "linearpatch run patch=rotate", 0, {"patch": {"sites": "one_per_interface"}})
     record.model = {"name": "tiny", "note": "a note"}
     record.pruning = {"method": "streamline", "ratio": 0.25}
     record.patch = {"method": "rotate"}
-    metric = {"value": 12.345, "stderr": 0.5, "protocol": "windows of 8"}
+    metric = {"value": 12.345, "stderr": 0.5, "n": 1234, "protocol": "windows of 8"}
     record.metrics = {"dense": {"ppl/x": metric}, "patched": {"ppl/x": metric | {"value": None}}}
-    save(tmp_path / "M", model, LinearMap(MATRIX), record=record, name="tiny", source="someone/tiny", license="mit")
+    save(tmp_path / "M", model, LinearMap(MATRIX), record=record, name="tiny", hub_id="someone/tiny", license="mit")
     card = ModelCard.load(tmp_path / "M" / "README.md")
     assert card.data.base_model == "someone/tiny"
     assert card.data.license == "mit"
@@ -217,7 +249,7 @@ def test_the_card_tells_what_was_done(tmp_path, model):
         "**Patched** with `rotate` at each gap: x ↦ x P with P = H diag(d) Hᵀ",
         "| dense | 12.35 ± 0.50 |",
         "| patched | not finite |",
-        "ppl/x: windows of 8",
+        "ppl/x: windows of 8, 1,234 tokens",
         "linearpatch run patch=rotate",
         "sites: one_per_interface",
         "a note",
