@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -119,13 +120,7 @@ def _run(arguments: list[str]) -> int:
 
 def _generate(arguments: argparse.Namespace) -> int:
     """Load a checkpoint, or a dense model with an adapter, and print what it writes."""
-    from linearpatch.cache import default_cache_dir
     from linearpatch.checkpoint.generation import Decoding, write_text
-    from linearpatch.checkpoint.loading import apply, checkpoint_folder, load, load_tokenizer
-    from linearpatch.checkpoint.manifest import read_manifest
-    from linearpatch.config import choices, compose_experiment
-    from linearpatch.models.hub import HubModel
-    from linearpatch.models.model import Model
 
     decoding = Decoding(
         max_new_tokens=arguments.max_new_tokens,
@@ -140,28 +135,41 @@ def _generate(arguments: argparse.Namespace) -> int:
         prompt.encode()
     except UnicodeError as error:
         raise ConfigError(f"The prompt isn't UTF-8 text: {error}.") from error
-    folder, base = checkpoint_folder(arguments.folder), arguments.base
-    manifest = read_manifest(folder)
-    if manifest.format == "adapter" and base is None:
-        raise ConfigError(
-            f"{folder} is an adapter. Name its dense model: --base {manifest.base.name} (a choice of `linearpatch list "
-            "model`, a hub id or a folder)."
-        )
-    if manifest.format != "adapter" and base is not None:
-        raise ConfigError(f"{folder} is a whole model, not an adapter. Leave --base out.")
-    source: Model = HubModel(path=base or str(folder), dtype=arguments.dtype, device=arguments.device)
-    if base is None:
-        model = load(folder, dtype=source.torch_dtype, **source.placement)
-        tokenizer = load_tokenizer(folder)
-    else:
-        if base in choices("model"):
-            source = compose_experiment([f"model={base}", f"model.device={arguments.device}"]).model
-        dense = source.load(default_cache_dir())
-        model, tokenizer = apply(dense.decoder.model, folder), dense.tokenizer
+    model, tokenizer = _load(arguments.folder, arguments.base, arguments.dtype, arguments.device)
     text = write_text(model, tokenizer, prompt, decoding, chat=arguments.chat)
     if decoding.num_beams > 1:  # everything else has been printed token by token
         out.print(text, markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _load(folder: str, base: str | None, dtype: str, device: str) -> tuple[Any, Any]:
+    """The model and tokenizer of a checkpoint; those of `base` with the adapter where it is one."""
+    from linearpatch.cache import default_cache_dir
+    from linearpatch.checkpoint.loading import apply, checkpoint_folder, load, load_tokenizer
+    from linearpatch.checkpoint.manifest import read_manifest
+    from linearpatch.config import choices, compose_experiment
+    from linearpatch.models.hub import HubModel
+    from linearpatch.models.model import Model
+
+    path = checkpoint_folder(folder)
+    manifest = read_manifest(path)
+    if manifest.format != "adapter":
+        if base is not None:
+            raise ConfigError(f"{path} is a whole model, not an adapter. Leave --base out.")
+        placing = HubModel(path=str(path), dtype=dtype, device=device)
+        return load(path, dtype=placing.torch_dtype, **placing.placement), load_tokenizer(path)
+    if base is None:
+        raise ConfigError(
+            f"{path} is an adapter. Name its dense model: --base {manifest.base.name} (a choice of `linearpatch list "
+            "model`, a hub id or a folder)."
+        )
+    source: Model = HubModel(path=base, dtype=dtype, device=device)
+    if base in choices("model"):
+        settings = {"dtype": dtype, "device": device}
+        chosen = [f"model.{name}={value}" for name, value in settings.items() if value != "auto"]
+        source = compose_experiment([f"model={base}", *chosen]).model
+    dense = source.load(default_cache_dir())
+    return apply(dense.decoder.model, path), dense.tokenizer
 
 
 def _list(group: str | None) -> int:

@@ -86,6 +86,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             "folder (output_dir=… for a run, cache_dir=… for the cache), then run again."
         ) from error
     finally:
+        if previous.exists() and not folder.exists():
+            previous.rename(folder)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -107,6 +109,6 @@ def _is_alive(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # it is someone else's
+        pass
     return True

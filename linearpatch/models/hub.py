@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.fingerprint import fingerprint_folder
+from linearpatch.models.layer_config import already_patched
 from linearpatch.models.model import NO_SDPA, LoadedModel, Model, ready
 from linearpatch.registry import component
 
@@ -101,10 +102,7 @@ class HubModel(Model):
         if self.path.startswith((".", "/", "~")) and not Path(self.path).expanduser().is_dir():
             raise ModelError(f"model.path={self.path} is not a folder (looked in {Path.cwd()}).")
         if (Path(self._location) / "modeling_linearpatch.py").is_file():
-            raise ModelError(
-                f"{self._location} has lost layers before and carries patches that belong to its layers' positions. "
-                "Prune the dense model by all the layers at once, or start from a checkpoint with save_format=plain."
-            )
+            raise already_patched(self._location)
 
     def _failure(self, error: Exception) -> ModelError:
         if NO_SDPA in str(error):

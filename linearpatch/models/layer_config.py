@@ -32,6 +32,14 @@ UNREPRESENTABLE = {
 }
 
 
+def already_patched(what: str) -> ModelError:
+    """The refusal to prune a model that carries patches."""
+    return ModelError(
+        f"{what} has lost layers before and carries patches that belong to its layers' positions. Prune the dense "
+        "model by all the layers at once, or start from a checkpoint with save_format=plain."
+    )
+
+
 def check_prunable(config: Any) -> None:
     """Refuse a model whose layers follow a rule that its configuration can't state for a subset.
 
@@ -39,10 +47,7 @@ def check_prunable(config: Any) -> None:
         ModelError: names the rule and its value.
     """
     if getattr(config, "linear_patches", None):
-        raise ModelError(
-            f"{config.model_type} has lost layers before and carries patches that belong to its layers' positions. "
-            "Prune the dense model by all the layers at once, or start from a checkpoint with save_format=plain."
-        )
+        raise already_patched(config.model_type)
     for rule, (harmless, reason) in UNREPRESENTABLE.items():
         value = getattr(config, rule, None)
         explicit = rule == "interleave_moe_layer_step" and getattr(config, "moe_layers", None) is not None

@@ -194,6 +194,23 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, model, monkeypatch,
     assert names(tmp_path) <= {"M", "cache"}
 
 
+def test_a_failure_of_the_last_rename_brings_the_previous_checkpoint_back(tmp_path, model, monkeypatch):
+    save(tmp_path / "M", model, LinearMap(MATRIX))
+    before = (tmp_path / "M" / "pruning.json").read_text()
+    rename = Path.rename
+
+    def fail_for_the_new_one(self, target):
+        if target == tmp_path / "M" and not self.name.endswith(".previous"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+    with pytest.raises(StorageError, match="Input/output error"):
+        save(tmp_path / "M", model, LinearMap(2 * MATRIX))
+    assert (tmp_path / "M" / "pruning.json").read_text() == before
+    assert names(tmp_path) == {"M", "cache"}
+
+
 def test_a_crash_between_two_renames_is_repaired(tmp_path, model):
     save(tmp_path / "M", model, LinearMap(MATRIX))
     (tmp_path / "M").rename(tmp_path / ".M.previous")
