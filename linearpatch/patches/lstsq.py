@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from linearpatch.calibration.statistics import Gram
+from linearpatch.calibration.gram import Gram
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.views import Site

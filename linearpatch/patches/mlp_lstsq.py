@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from linearpatch.calibration.statistics import MlpGram
+from linearpatch.calibration.gram import MlpGram
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder

@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import NUM_LAYERS
 
-from linearpatch.calibration.statistics import Gram, LastTokenAngle, Magnitude, MagnitudeRatio, WindowCosine
+from linearpatch.calibration.gram import Gram
+from linearpatch.calibration.statistics import LastTokenAngle, Magnitude, MagnitudeRatio, WindowCosine
 from linearpatch.hadamard import hadamard_matrix
 from linearpatch.models.passes import record
 
