@@ -117,11 +117,6 @@ def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, L
     return rest.pop("hidden_states"), LayerCall((), rest)
 
 
-def join_call(hidden: Tensor, call: LayerCall) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The opposite of `split_call`; the hidden states go first, as every family accepts."""
-    return (hidden, *call.args), call.kwargs
-
-
 def unwrap(output: Tensor | tuple[Any, ...]) -> Tensor:
     """The hidden states in a layer's output: the output itself, or the first entry of a tuple."""
     return output[0] if isinstance(output, tuple) else output

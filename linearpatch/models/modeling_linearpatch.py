@@ -72,16 +72,13 @@ def empty_patch(operator: str, size: int, bias: bool) -> nn.Module:
     raise ValueError(f"unknown operator {operator!r}")
 
 
-def attach(module: nn.Module, patch: nn.Module, side: str) -> str:
+def attach(module: nn.Module, patch: nn.Module, side: str) -> None:
     """Put a patch on what enters a module or leaves it, as its submodule, which moves and casts with it.
 
     Args:
         module: A decoder layer, a norm, or what writes to the stream.
         patch: Maps `[…, hidden_size]` to the same shape. It is cast to the module's dtype.
         side: `input` or `output`.
-
-    Returns:
-        Name of the submodule.
     """
     anchor = next((parameter for parameter in module.parameters() if not parameter.is_meta), None)
     if anchor is not None:
@@ -92,7 +89,6 @@ def attach(module: nn.Module, patch: nn.Module, side: str) -> str:
         module.register_forward_pre_hook(partial(_on_input, name), with_kwargs=True)
     else:
         module.register_forward_hook(partial(_on_output, name))
-    return name
 
 
 def _on_input(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
