@@ -69,6 +69,20 @@ def tiny_model(family: str = "llama", **overrides: object) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
+def lm_eval_task(name: str, file: Path) -> str:
+    """A task of lm_eval that reads the documents of a local file, as YAML."""
+    return f"""\
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+output_type: loglikelihood_rolling
+test_split: test
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list: [{{metric: byte_perplexity}}]
+"""
+
+
 @pytest.fixture
 def decoder() -> Decoder:
     return decoder_of(tiny_model())

@@ -9,22 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import lm_eval_task
 
 from linearpatch.cli import main
 from linearpatch.config import CONF_DIR, compose_experiment
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/*/README.md"))]
-LOCAL_TASK = """\
-task: lines
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {folder}/lines.jsonl}}}}
-output_type: loglikelihood_rolling
-test_split: test
-doc_to_text: ""
-doc_to_target: "{{{{text}}}}"
-metric_list: [{{metric: byte_perplexity}}]
-"""
 SMALL = ["debug=tiny", "tracker=none", "model=random", "num_pruned_layers=3"]
 
 
@@ -76,7 +67,7 @@ def test_the_section_use_the_result_runs_from_top_to_bottom(tmp_path, monkeypatc
     pytest.importorskip("lm_eval")
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "lines.yaml").write_text(LOCAL_TASK.format(folder=tmp_path))
+    (tmp_path / "tasks" / "lines.yaml").write_text(lm_eval_task("lines", tmp_path / "lines.jsonl"))
     (tmp_path / "lines.jsonl").write_text('{"text": "The capital of France is Paris."}\n')
     run_by_others = ("hf ", "python llama.cpp", "vllm ")
     printed = []

@@ -6,23 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import lm_eval_task
 
 import linearpatch
 from linearpatch.cli import main
 from linearpatch.config import compose_experiment
 
 pytest.importorskip("lm_eval")
-
-TASK = """\
-task: windows
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {folder}/windows.jsonl}}}}
-output_type: loglikelihood_rolling
-test_split: test
-doc_to_text: ""
-doc_to_target: "{{{{text}}}}"
-metric_list: [{{metric: byte_perplexity}}]
-"""
 
 
 @pytest.mark.slow
@@ -45,7 +35,7 @@ def test_lm_eval_gives_the_recorded_perplexity(patch, tmp_path, session_cache, m
     lines = (json.dumps({"text": tokenizer.decode(window[1:])}) + "\n" for window in windows)
     (tmp_path / "windows.jsonl").write_text("".join(lines))
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "windows.yaml").write_text(TASK.format(folder=tmp_path))
+    (tmp_path / "tasks" / "windows.yaml").write_text(lm_eval_task("windows", tmp_path / "windows.jsonl"))
     model = f"pretrained={tmp_path}/D/model,dtype=float32,max_length=128"
     code = ",trust_remote_code=True" if record["checkpoint"]["format"] == "custom" else ""
     command = [
