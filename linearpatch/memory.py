@@ -1,9 +1,24 @@
-"""The process' memory at its highest."""
+"""Memory: what the process had at most, and batches that shrink where it doesn't suffice."""
 
 from __future__ import annotations
 
+import logging
 import resource
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from linearpatch.errors import ConfigError, ModelError
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Rows of a batch to begin with: enough for matrix products at full speed, on each kind of device.
+FIRST_BATCH = {"cpu": 16, "cuda": 64}
 
 
 def high_water() -> int:
@@ -17,3 +32,78 @@ def high_water() -> int:
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def peak_growth(work: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes by which memory grows at most while some work runs; None where this system keeps no record of it.
+
+    On a GPU what is allocated there, on Linux the process' memory, whose record of the highest can be reset.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    before = high_water()
+    work()
+    return high_water() - before
+
+
+class BatchSize:
+    """How many rows one forward pass takes; `auto` begins large and halves when memory runs out.
+
+    Args:
+        setting: A number, or `auto`.
+        device: Kind of device, such as `cuda`.
+    """
+
+    def __init__(self, setting: int | str, device: str) -> None:
+        self.automatic = setting == "auto"
+        self.rows = FIRST_BATCH.get(device, FIRST_BATCH["cuda"]) if setting == "auto" else int(setting)
+
+    def over(
+        self, items: Sequence[Item], work: Callable[[Sequence[Item]], Result]
+    ) -> Iterator[tuple[Sequence[Item], Result]]:
+        """Work on consecutive batches; one that doesn't fit in memory is tried again in halves.
+
+        Raises:
+            ModelError: one item alone doesn't fit, or the batch size was given and doesn't.
+        """
+        start = 0
+        while start < len(items):
+            batch = items[start : start + self.rows]
+            try:
+                result = work(batch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve(len(batch), error)
+                continue
+            yield batch, result
+            start += len(batch)
+
+    def _halve(self, tried: int, error: BaseException) -> None:
+        if not self.automatic or tried == 1:
+            advice = "Use a shorter max_length or a device with more memory." if tried == 1 else "Use batch_size=auto."
+            raise ModelError(f"Memory doesn't suffice for {tried} sequences at a time. {advice}") from error
+        self.rows = tried // 2
+        log.info("memory doesn't suffice for %d sequences at a time; going on with %d", tried, self.rows)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def check_batch_size(what: str, setting: object) -> None:
+    """Raise `ConfigError` unless a setting is a positive whole number or `auto`."""
+    if setting != "auto" and (not isinstance(setting, int) or isinstance(setting, bool) or setting < 1):
+        raise ConfigError(f"{what} is {setting!r}. Allowed: auto, or a whole number from 1.")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU's memory, or the CPU's, is used up."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,6 +36,15 @@ def fingerprint_folder(folder: Path, cache_dir: Path) -> str:
     for file in [folder / "config.json", *files]:
         digest.update(f"{file.name}:{file_hash(file, cache_dir)}".encode())
     return digest.hexdigest()[:16]
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hash of all that turns text into tokens: equal hashes give equal tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    flags = {flag: getattr(tokenizer, flag, None) for flag in ("add_bos_token", "add_eos_token")}
+    parts = [type(tokenizer).__name__, rules, repr(tokenizer.special_tokens_map), repr(flags)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def file_hash(file: Path, cache_dir: Path) -> str:

@@ -1,0 +1,166 @@
+"""The data of tasks: local copies in the hub's layout where they exist, the hub otherwise."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from linearpatch.data.hub import SUFFIXES
+from linearpatch.errors import DataError
+from linearpatch.evaluation.harness.catalogue import Entry
+
+SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A task whose data can't be had.
+
+    Attributes:
+        entry: The task.
+        places: Where a local copy would be.
+        reason: Why the hub can't help.
+    """
+
+    entry: Entry
+    places: Sequence[str]
+    reason: str
+
+
+def load(entry: Entry, datasets_dir: Path | None, num_fewshot: int | None) -> Any | Missing:
+    """Load a task with its data, as lm_eval would but for local copies.
+
+    Args:
+        entry: The task.
+        datasets_dir: Holds `<data set name>/<config>/<split>.{jsonl,parquet,json}`.
+        num_fewshot: Examples before each question; None takes the task's own number.
+
+    Raises:
+        DataError: a local copy can't be read, or lacks what the task reads.
+    """
+    config = {**entry.config, **entry.changes}
+    local = _local_files(config, datasets_dir, num_fewshot)
+    changes: dict[str, Any] = {}
+    if local:
+        changes = {split: None for split in SPLITS if split in config and config[split] not in local}
+        changes |= {"custom_dataset": lambda **_: _read(local), "dataset_kwargs": None}
+    try:
+        with _seeded():
+            task = entry.load(changes)
+    except DataError:
+        raise
+    except Exception as error:
+        if local:
+            raise DataError(_wrong_rows(entry, config, local, error)) from error
+        return _missing(entry, datasets_dir, num_fewshot, error)
+    # The rules of lm_eval's own command: a task that says 0 keeps it, and all draw examples with one seed.
+    own = task.get_config("num_fewshot")
+    if num_fewshot is not None and own != 0:
+        task.set_config("num_fewshot", num_fewshot)
+    elif own is None:
+        task.set_config("num_fewshot", 0)
+    task.set_fewshot_seed(1234)
+    return task
+
+
+def _local_files(config: Mapping[str, Any], datasets_dir: Path | None, num_fewshot: int | None) -> dict[str, Path]:
+    """The local copy of each split; none unless all that the task needs is there."""
+    if datasets_dir is None or not config.get("dataset_path") or "custom_dataset" in config:
+        return {}
+    named = {config[key] for key in SPLITS if config.get(key)}
+    files = {split: file for split in named if (file := _file(config, datasets_dir, split))}
+    return files if _needed(config, num_fewshot) <= set(files) else {}
+
+
+def _needed(config: Mapping[str, Any], num_fewshot: int | None) -> set[Any]:
+    """The splits without which a task can't run: that of the questions, and that of the examples before them."""
+    questions = config.get("test_split") or config.get("validation_split")
+    own = config.get("num_fewshot")
+    if not (own if num_fewshot is None or own == 0 else num_fewshot):
+        return {questions}
+    examples = (config.get("fewshot_config") or {}).get("split") or config.get("fewshot_split")
+    return {questions, examples or config.get("training_split") or config.get("validation_split") or questions}
+
+
+def _file(config: Mapping[str, Any], datasets_dir: Path, split: str) -> Path | None:
+    files = (_folder(config, datasets_dir) / f"{split}.{suffix}" for suffix in SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _folder(config: Mapping[str, Any], datasets_dir: Path) -> Path:
+    return datasets_dir / str(config["dataset_path"]).rpartition("/")[2] / (config.get("dataset_name") or "")
+
+
+def _read(files: Mapping[str, Path]) -> Any:
+    from datasets import Dataset, DatasetDict
+
+    return DatasetDict({split: Dataset.from_list(_rows(file)) for split, file in files.items()})
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a local copy, values as they stand there."""
+    try:
+        if file.suffix == ".parquet":
+            import pyarrow.parquet
+
+            rows: list[dict[str, Any]] = pyarrow.parquet.read_table(file).to_pylist()
+            return rows
+        text = file.read_text(encoding="utf-8")
+        # Not splitlines: text may hold other characters that end a line.
+        rows = json.loads(text) if file.suffix == ".json" else [json.loads(line) for line in text.split("\n") if line]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} can't be read as {file.suffix[1:]}: {error}.") from error
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{file} doesn't hold rows: expected an object for each question.")
+    return rows
+
+
+def _wrong_rows(entry: Entry, config: Mapping[str, Any], files: Mapping[str, Path], error: Exception) -> str:
+    """What is wrong with a local copy: which file, which column."""
+    column = error.args[0] if isinstance(error, KeyError) and error.args else None
+    undefined = re.match(r"'(\w+)' is undefined", str(error))
+    column = undefined[1] if undefined else column
+    split = config.get("test_split") or config.get("validation_split")
+    file = files[str(split)]
+    columns = ", ".join(_rows(file)[0])
+    what = f"has no column {column!r}" if column else f"doesn't fit ({type(error).__name__}: {error})"
+    return (
+        f"{file} {what}, which the task {entry.name} reads. Its columns: {columns}. The task is written for the rows "
+        f"of the data set {config['dataset_path']} on the hub."
+    )
+
+
+def _missing(entry: Entry, datasets_dir: Path | None, num_fewshot: int | None, error: Exception) -> Missing:
+    config = {**entry.config, **entry.changes}
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if not config.get("dataset_path"):
+        return Missing(entry, (), reason)
+    folder = _folder(config, datasets_dir or Path("<datasets_dir>"))
+    needed = sorted(str(split) for split in _needed(config, num_fewshot))
+    if datasets_dir is not None:
+        needed = [split for split in needed if _file(config, datasets_dir, split) is None]
+    return Missing(entry, tuple(f"{folder}/{split}.jsonl" for split in needed), reason)
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """lm_eval's seeds while a task is made (some shuffle choices then); the generators' states before are kept."""
+    states = random.getstate(), numpy.random.get_state(), torch.random.get_rng_state()
+    random.seed(0)
+    numpy.random.seed(1234)
+    torch.random.manual_seed(1234)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])

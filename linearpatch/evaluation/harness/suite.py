@@ -1,0 +1,217 @@
+"""Tasks as measurements: one for each task, with a key that changes with its text, its data and its settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import lm_eval
+import lm_eval.api.task
+import torch
+from lm_eval import evaluator
+
+from linearpatch.cache import canonical
+from linearpatch.errors import ConfigError, DataError
+from linearpatch.evaluation.evaluation import Measured, Measurement, Metric, Preparation, Subject
+from linearpatch.evaluation.harness.catalogue import Selection, select
+from linearpatch.evaluation.harness.data import Missing, load
+from linearpatch.evaluation.harness.model import HarnessModel
+from linearpatch.evaluation.tasks import metric_name
+from linearpatch.memory import BatchSize
+from linearpatch.models.fingerprint import tokenizer_hash
+
+if TYPE_CHECKING:
+    from linearpatch.evaluation.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+
+def prepare(settings: Tasks, name: str, datasets_dir: Path | None) -> Preparation:
+    """Find and load the tasks.
+
+    Raises:
+        ConfigError: a task is unknown, or would run code that it generates.
+        DataError: a task's data can't be had, or isn't what the task reads.
+    """
+    with _quiet():
+        selection = select(tuple(settings.tasks), settings.own_folder)
+        loaded = {entry.name: load(entry, datasets_dir, settings.num_fewshot) for entry in selection.entries}
+    missing = {task: found for task, found in loaded.items() if isinstance(found, Missing)}
+    if missing:
+        names = ", ".join(_names(selection, missing))
+        if settings.missing_data == "error":
+            first = next(iter(missing.values()))
+            places = [place for found in missing.values() for place in found.places]
+            more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+            raise DataError(
+                f"eval.{name}: there is no data for {names}. Looked for {', '.join(places[:3])}{more}, and on the hub: "
+                f"{first.reason}. Set datasets_dir=FOLDER (or LINEARPATCH_DATASETS) to local copies, go online, or "
+                "leave these tasks out with missing_data=skip."
+            )
+        log.warning("eval.%s: there is no data for %s; going on without (missing_data=skip)", name, names)
+    for task, found in loaded.items():
+        if getattr(found, "UNSAFE_CODE", False):
+            raise ConfigError(f"The task {task} runs code that the model writes, which this package never does.")
+
+    def measurements(tokenizer: Any) -> list[Measurement]:
+        if settings.chat_template and not tokenizer.chat_template:
+            raise ConfigError(f"eval.{name}.chat_template=true: this model's tokenizer has none. Use a chat model.")
+        harness = _Harness(settings, tokenizer)
+        return [
+            _left_out(name, task, missing[task])
+            if (task := entry.name) in missing
+            else harness.measurement(name, task, loaded[task])
+            for entry in selection.entries
+        ]
+
+    return measurements
+
+
+class _Harness:
+    """Runs tasks on one model after the other, with one wrapper and one tokenisation for all."""
+
+    def __init__(self, settings: Tasks, tokenizer: Any) -> None:
+        self._settings, self._tokenizer = settings, tokenizer
+        self._model: HarnessModel | None = None
+
+    def measurement(self, name: str, task_name: str, task: Any) -> Measurement:
+        settings = self._settings
+        questions = len(task.eval_docs) if settings.limit is None else min(settings.limit, len(task.eval_docs))
+        shots = task.get_config("num_fewshot")
+        extras = [f"{shots}-shot"]
+        extras += [f"first {settings.limit}"] if settings.limit is not None else []
+        extras += ["chat template"] if settings.chat_template else []
+        extras += ["system instruction"] if settings.system_instruction else []
+        protocol = f"lm_eval {lm_eval.__version__}, {task_name} v{task.VERSION}, {', '.join(extras)}"
+        key = {
+            "version": settings.version,
+            "harness": lm_eval.__version__,
+            "task": _definition(task),
+            "questions": _content(task, questions, shots),
+            "tokenizer": tokenizer_hash(self._tokenizer),
+            "max_length": settings.max_length,
+            "chat_template": self._tokenizer.chat_template if settings.chat_template else None,
+            "system_instruction": settings.system_instruction,
+        }
+
+        def run(subjects: Sequence[Subject], on_step: Callable[[float], None]) -> list[Measured]:
+            return [self._measure(name, task_name, task, protocol, subject, on_step, questions) for subject in subjects]
+
+        return Measurement(f"{name}/{task_name}", key, questions, run)
+
+    def _measure(
+        self,
+        name: str,
+        task_name: str,
+        task: Any,
+        protocol: str,
+        subject: Subject,
+        on_step: Callable[[float], None],
+        questions: int,
+    ) -> Measured:
+        settings = self._settings
+        with _quiet():
+            if self._model is None:
+                rows = BatchSize(settings.batch_size, subject.decoder.input_device.type)
+                self._model = HarnessModel(
+                    subject.decoder,
+                    self._tokenizer,
+                    batch_size=rows,
+                    max_length=settings.max_length,
+                    share=settings.share_prefixes,
+                )
+            self._model.measure(subject.decoder, lambda share: on_step(share * questions))
+            found = evaluator.evaluate(
+                self._model,
+                {"tasks": {task_name: task}},
+                limit=settings.limit,
+                bootstrap_iters=0,
+                apply_chat_template=settings.chat_template,
+                fewshot_as_multiturn=settings.chat_template,
+                system_instruction=settings.system_instruction,
+            )
+        return _measured(name, task_name, found, protocol, self._model.token_hash)
+
+
+def _measured(name: str, task: str, found: Mapping[str, Any], protocol: str, token_hash: str) -> Measured:
+    """lm_eval's results as metrics, with what each question gave where a metric is a mean over questions."""
+    metrics: dict[str, Metric] = {}
+    questions: dict[str, torch.Tensor] = {}
+    for key, value in found["results"][task].items():
+        metric, _, filtered = key.partition(",")
+        if not filtered or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+            continue
+        label = metric_name(name, task, metric if filtered == "none" else f"{metric}/{filtered}")
+        samples = [sample for sample in found["samples"][task] if sample["filter"] == filtered]
+        values = [sample.get(metric) for sample in samples]
+        stderr = None
+        if all(isinstance(item, (int, float)) for item in values):
+            each = torch.tensor(values, dtype=torch.float64)
+            if math.isclose(each.mean().item(), value, abs_tol=1e-9):  # else the metric isn't a mean over questions
+                stderr = each.std(correction=1).item() / math.sqrt(len(each)) if len(each) > 1 else None
+                questions[label] = each.float()
+        unit = "share" if label in questions and each.min() >= 0 and each.max() <= 1 else ""
+        metrics[label] = Metric.of(
+            float(value), stderr, len(samples), protocol, token_hash, unit=unit, counted="questions"
+        )
+    return Measured(metrics, questions)
+
+
+def _left_out(name: str, task: str, missing: Missing) -> Measurement:
+    """A task without data: metrics without values that say why."""
+    kinds = [metric["metric"] for metric in missing.entry.config.get("metric_list") or [{"metric": "acc"}]]
+    reason = f"no data: {missing.reason}"
+    metrics = {
+        metric_name(name, task, str(kind)): Metric(None, None, 0, task, "", "share", "questions", reason=reason)
+        for kind in kinds
+    }
+    key = {"missing": missing.reason, "metrics": list(metrics)}
+    return Measurement(f"{name}/{task}", key, 0, lambda subjects, on_step: [Measured(metrics) for _ in subjects])
+
+
+def _names(selection: Selection, missing: Mapping[str, Missing]) -> list[str]:
+    """The tasks without data; a group that lacks all of its own is named in one word."""
+    names = list(missing)
+    for group, members in selection.groups.items():
+        if members and all(task in names for task in members):
+            at = names.index(members[0])
+            names = [*names[:at], f"{group} ({len(members)} tasks)", *[n for n in names[at:] if n not in members]]
+    return names
+
+
+def _definition(task: Any) -> Any:
+    """A task's configuration without what only says where its data lies."""
+    config = task.dump_config()
+    for key in ("custom_dataset", "dataset_kwargs", "metadata"):
+        config.pop(key, None)
+    return {**json.loads(canonical(config)), "version": task.VERSION}
+
+
+def _content(task: Any, questions: int, shots: int) -> str:
+    """Hash of the questions that a task asks, and of the examples it can draw."""
+    digest = hashlib.sha256()
+    for _, document in zip(range(questions), task.eval_docs, strict=False):
+        digest.update(canonical(document).encode())
+    for document in (task.fewshot_docs() or []) if shots else []:
+        digest.update(canonical(document).encode())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """lm_eval without its warnings about ordinary use and without bars of its own."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with mock.patch.object(lm_eval.api.task, "tqdm", lambda items, **_: items):
+            yield
+    finally:
+        logger.setLevel(level)
