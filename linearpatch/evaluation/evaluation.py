@@ -1,12 +1,14 @@
-"""What every evaluation is: settings that prepare a measurement, which any stage's model then undergoes."""
+"""What every evaluation is: settings that become measurements, which any stage's model then undergoes."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
+
+from torch import Tensor
 
 from linearpatch.data.reader import Reader
 from linearpatch.models.decoder import Decoder
@@ -19,10 +21,14 @@ class Metric:
     Attributes:
         value: The number; None where it isn't finite.
         stderr: Its standard error, where there is one.
-        n: What was counted (tokens, questions).
+        n: What was counted (tokens, questions, repetitions).
         protocol: How it was measured, in words.
         token_hash: Hash of the tokens it was measured on.
+        unit: `share`, `s`, `1/s`, `bytes`, `FLOP`, `count`, or nothing.
+        counted: What `n` counts.
+        headline: Whether short tables show it.
         reason: Why there is no value.
+        versus: How it compares with other stages, by stage.
     """
 
     value: float | None
@@ -30,29 +36,95 @@ class Metric:
     n: int
     protocol: str
     token_hash: str
+    unit: str = ""
+    counted: str = "tokens"
+    headline: bool = False
     reason: str | None = None
+    versus: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, value: float, stderr: float, n: int, protocol: str, token_hash: str) -> Metric:
+    def of(
+        cls, value: float, stderr: float | None, n: int, protocol: str, token_hash: str, **more: str | bool
+    ) -> Metric:
         """A metric; a value that isn't finite becomes None with the reason."""
         if math.isfinite(value):
-            return cls(value, stderr if math.isfinite(stderr) else None, n, protocol, token_hash)
-        return cls(None, None, n, protocol, token_hash, reason=f"the value is {value}")
+            finite = stderr is not None and math.isfinite(stderr)
+            return cls(value, stderr if finite else None, n, protocol, token_hash, **more)  # type: ignore[arg-type]
+        return cls(None, None, n, protocol, token_hash, **more, reason=f"the value is {value}")  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A measurement ready to be made on any model.
+class Measured:
+    """What one measurement found on one model.
 
     Attributes:
-        key: What its results depend on beside the model.
-        total: Steps that one run takes.
-        run: Measures a model, calling its second argument after each step.
+        metrics: By name, such as `qa/arc_easy/acc`.
+        questions: For metrics that are means over questions, the value at each, `[n]`, by the metric's name.
+        arrays: Small arrays for plots, by name.
     """
 
+    metrics: Mapping[str, Metric]
+    questions: Mapping[str, Tensor] = field(default_factory=dict)
+    arrays: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under measurement.
+
+    Attributes:
+        stage: `dense`, `pruned` or `patched`.
+        decoder: The model; all subjects of a run share their weights.
+        removed: Dense indices of the layers that it lacks.
+    """
+
+    stage: str
+    decoder: Decoder
+    removed: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One thing to measure: the perplexity of a corpus, the accuracy on a task. Each is cached by itself.
+
+    Attributes:
+        name: Such as `qa/arc_easy`.
+        key: What its results depend on beside the models.
+        total: Steps that one call of `run` takes.
+        run: Measures models, one answer for each; calls its second argument with the number of steps done.
+        together: Whether it takes the models of all stages in one call (dense first, always), or each alone.
+    """
+
+    name: str
     key: Mapping[str, Any]
-    total: int
-    run: Callable[[Decoder, Callable[[], None]], dict[str, Metric]]
+    total: float
+    run: Callable[[Sequence[Subject], Callable[[float], None]], Sequence[Measured]]
+    together: bool = False
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """A weighted mean of metrics that are means over questions.
+
+    Attributes:
+        name: Such as `qa/paper`.
+        weights: Weight of each metric in it; they sum to one.
+        protocol: What it is, in words.
+        pooled: Whether it is the mean over all their questions in one heap, so that weights follow their numbers.
+        retained: Whether retained performance is told for it.
+        headline: Whether short tables show it.
+    """
+
+    name: str
+    weights: Mapping[str, float]
+    protocol: str
+    pooled: bool = False
+    retained: bool = False
+    headline: bool = False
+
+
+# Makes the measurements, given the model's tokenizer.
+Preparation = Callable[[Any], Sequence[Measurement]]
 
 
 @dataclass(frozen=True)
@@ -62,14 +134,18 @@ class Evaluation(ABC):
     version: ClassVar[int] = 1
 
     @abstractmethod
-    def prepare(self, tokenizer: Any, reader: Reader) -> Prepared:
-        """Read what is needed, so that missing data is known before anything is computed.
+    def prepare(self, name: str, reader: Reader) -> Preparation:
+        """Read what is needed, so that missing data is known before a model is loaded.
 
         Args:
-            tokenizer: The model's.
+            name: First part of the names of its metrics.
             reader: The run's evaluation corpus.
         """
 
     def readers(self, reader: Reader) -> tuple[Reader, ...]:
         """The texts it reads, given the run's evaluation corpus."""
+        return ()
+
+    def aggregates(self, name: str, metrics: Mapping[str, Mapping[str, Any]]) -> Sequence[Aggregate]:
+        """Means over what it measured, given the metrics of one stage as the record holds them."""
         return ()

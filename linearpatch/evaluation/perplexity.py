@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,14 @@ from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.data.corpus import Corpus
 from linearpatch.data.reader import Reader
 from linearpatch.errors import require_range
-from linearpatch.evaluation.evaluation import Evaluation, Metric, Prepared
+from linearpatch.evaluation.evaluation import (
+    Evaluation,
+    Measured,
+    Measurement,
+    Metric,
+    Preparation,
+    Subject,
+)
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.loss import next_token_nll
 from linearpatch.registry import component
@@ -56,36 +63,42 @@ class Perplexity(Evaluation):
         named: Mapping[str, Corpus] = self.corpora
         return tuple(replace(reader, corpus=corpus) for corpus in named.values()) or (reader,)
 
-    def prepare(self, tokenizer: Any, reader: Reader) -> Prepared:
-        """Cut each corpus into windows."""
-        texts = {r.corpus.name: r.read(self._spec, tokenizer) for r in self.readers(reader)}
-        key = {
-            "version": self.version,
-            "protocol": self.protocol,
-            "tokens": {name: blocks.hash for name, blocks in texts.items()},
-        }
-        total = sum(-(-len(blocks.ids) // self.batch_size) for blocks in texts.values())
+    def prepare(self, name: str, reader: Reader) -> Preparation:
+        """Read each corpus; cut into windows, each is a measurement of its own."""
+        texts = [(r, r.text()) for r in self.readers(reader)]
 
-        def run(decoder: Decoder, on_step: Callable[[], None]) -> dict[str, Metric]:
-            return {f"ppl/{name}": self._measure(decoder, blocks, on_step) for name, blocks in texts.items()}
+        def measurements(tokenizer: Any) -> list[Measurement]:
+            return [
+                self._measurement(f"{name}/{r.corpus.name}", self._spec.cut(text, tokenizer, r.source))
+                for r, text in texts
+            ]
 
-        return Prepared(key, total, run)
+        return measurements
+
+    def _measurement(self, name: str, blocks: TokenBlocks) -> Measurement:
+        def run(subjects: Sequence[Subject], on_step: Callable[[float], None]) -> list[Measured]:
+            return [Measured({name: self._measure(subject.decoder, blocks, on_step)}) for subject in subjects]
+
+        key = {"version": self.version, "protocol": self.protocol, "tokens": {name: blocks.hash}}
+        return Measurement(name, key, len(blocks.ids), run)
 
     @property
     def _spec(self) -> BlockSpec:
         return BlockSpec(self.num_blocks, self.seq_len, "first", self.bos)
 
-    def _measure(self, decoder: Decoder, blocks: TokenBlocks, on_step: Callable[[], None]) -> Metric:
+    def _measure(self, decoder: Decoder, blocks: TokenBlocks, on_step: Callable[[float], None]) -> Metric:
         losses = window_losses(decoder, blocks.ids, batch_size=self.batch_size, on_step=on_step)
         value = losses.mean().exp().item()
         spread = losses.std(correction=1).item() if len(losses) > 1 else float("nan")
         predicted = blocks.ids[:, 1:].numel()
-        return Metric.of(value, value * spread / len(losses) ** 0.5, predicted, self.protocol, blocks.hash)
+        return Metric.of(
+            value, value * spread / len(losses) ** 0.5, predicted, self.protocol, blocks.hash, headline=True
+        )
 
 
 @torch.inference_mode()
 def window_losses(
-    decoder: Decoder, ids: Tensor, *, batch_size: int = 1, on_step: Callable[[], None] = lambda: None
+    decoder: Decoder, ids: Tensor, *, batch_size: int = 1, on_step: Callable[[float], object] = lambda count: None
 ) -> Tensor:
     """Mean next-token loss of each window, `[windows]` in fp64.
 
@@ -93,12 +106,12 @@ def window_losses(
         decoder: Any model or view.
         ids: `[windows, tokens]`.
         batch_size: Windows in one forward pass.
-        on_step: Called after each forward pass.
+        on_step: Called after each forward pass with the number of windows in it.
     """
     losses = []
     for batch in ids.split(batch_size):
         batch = batch.to(decoder.input_device)
         normed = decoder.model.base_model(input_ids=batch, use_cache=False).last_hidden_state
         losses.append(next_token_nll(decoder, normed, batch).mean(dim=1, dtype=torch.float64).cpu())
-        on_step()
+        on_step(len(batch))
     return torch.cat(losses)

@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_model
 
 from linearpatch.data.reader import Reader
-from linearpatch.evaluation.evaluation import Metric
+from linearpatch.evaluation.evaluation import Metric, Subject
 from linearpatch.evaluation.perplexity import Perplexity, window_losses
 from linearpatch.models import loss as loss_module
 from linearpatch.models.decoder import decoder_of
@@ -55,8 +55,9 @@ class FakeCorpus:
 
 def test_the_metric_is_the_protocols_formula(decoder):
     tokenizer = byte_tokenizer()
-    prepared = Perplexity(seq_len=100).prepare(tokenizer, Reader(FakeCorpus(), "evaluation"))
-    metric = prepared.run(decoder, lambda: None)["ppl/fake"]
+    (measurement,) = Perplexity(seq_len=100).prepare("ppl", Reader(FakeCorpus(), "evaluation"))(tokenizer)
+    (measured,) = measurement.run([Subject("dense", decoder)], lambda count: None)
+    metric = measured.metrics["ppl/fake"]
 
     ids = torch.tensor(tokenizer(FakeCorpus().text("")).input_ids)
     windows = ids[: len(ids) // 100 * 100].view(-1, 100)
@@ -76,8 +77,13 @@ def test_a_value_that_is_not_finite_becomes_null_with_the_reason():
 
 def test_the_version_is_part_of_the_measurements_identity_and_the_batch_size_is_not(monkeypatch):
     reader = Reader(FakeCorpus(), "evaluation")
-    keys = [Perplexity(seq_len=50, batch_size=b).prepare(byte_tokenizer(), reader).key for b in (1, 2)]
-    assert keys[0] == keys[1]
+
+    def key(**settings):
+        (measurement,) = Perplexity(**settings).prepare("ppl", reader)(byte_tokenizer())
+        return measurement.key
+
+    first = key(seq_len=50)
+    assert key(seq_len=50, batch_size=2) == first
+    assert key(seq_len=60) != first
     monkeypatch.setattr(Perplexity, "version", 2)
-    assert Perplexity(seq_len=50).prepare(byte_tokenizer(), reader).key != keys[0]
-    assert Perplexity(seq_len=60).prepare(byte_tokenizer(), reader).key != keys[0]
+    assert key(seq_len=50) != first

@@ -1,0 +1,195 @@
+"""What a pruned model keeps: averages over tasks, differences from dense with intervals, retained performance.
+
+Intervals are 95 % percentile intervals of the paired bootstrap: questions are drawn with replacement within each task,
+and both models answer the same draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+
+from linearpatch.cache import digest_of
+from linearpatch.evaluation.evaluation import Aggregate, Evaluation
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+MEMORY = 2**24  # counts that exist at a time
+
+BASES = {"dense": (), "pruned": ("dense",), "patched": ("dense", "pruned")}  # what each stage is compared with
+
+Floats = NDArray[numpy.float64]
+Retained = dict[str, dict[str, dict[str, float]]]  # by definition and average
+Formula = Callable[[Sequence[Any], Sequence[Any], Sequence[float]], Any]  # of numbers, or of draws
+
+
+def mean_of_ratios(dense: Sequence[float], other: Sequence[float], weights: Sequence[float]) -> float:
+    """Retained performance as LinearPatch defines it: the mean of each task's share of dense.
+
+    >>> round(mean_of_ratios([0.8, 0.5], [0.4, 0.5], [0.5, 0.5]), 3)
+    0.75
+    """
+    return sum(weight * value / base for weight, value, base in zip(weights, other, dense, strict=True))
+
+
+def ratio_of_means(dense: Sequence[float], other: Sequence[float], weights: Sequence[float]) -> float:
+    """Retained performance as Prune&Comp defines it: the mean's share of dense's mean.
+
+    >>> round(ratio_of_means([0.8, 0.5], [0.4, 0.5], [0.5, 0.5]), 3)
+    0.692
+    """
+    mean, base = (sum(w * v for w, v in zip(weights, values, strict=True)) for values in (other, dense))
+    return mean / base
+
+
+DEFINITIONS: Mapping[str, Formula] = {"mean_of_ratios": mean_of_ratios, "ratio_of_means": ratio_of_means}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one stage gave.
+
+    Attributes:
+        metrics: As the record holds them, by name.
+        answers: What each question gave, `[questions]`, by metric.
+    """
+
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answers: Mapping[str, Floats] = field(default_factory=dict)
+
+
+def compare(stages: Mapping[str, Results], evaluations: Mapping[str, Evaluation]) -> dict[str, Retained]:
+    """Add averages, and differences between stages (`versus`), to the metrics of all stages.
+
+    Args:
+        stages: By name; their metrics are changed.
+        evaluations: By the first part of their metrics' names.
+
+    Returns:
+        Retained performance of each stage but dense.
+    """
+    kept: dict[str, Retained] = {}
+    for stage, results in stages.items():
+        aggregates = [a for name, one in evaluations.items() for a in one.aggregates(name, results.metrics)]
+        results.metrics.update({aggregate.name: average(results, aggregate) for aggregate in aggregates})
+        for base in BASES[stage]:
+            for name, difference in differences(stages.get(base, Results()), results, aggregates).items():
+                results.metrics[name].setdefault("versus", {})[base] = difference
+        if stage != "dense" and (values := retained(stages.get("dense", Results()), results, aggregates)):
+            kept[stage] = values
+    return kept
+
+
+def average(results: Results, aggregate: Aggregate) -> dict[str, Any]:
+    """A weighted mean of metrics, as the record holds it.
+
+    Its standard error is that of the questions in one heap where they are pooled, else that of independent tasks.
+    """
+    parts = [(weight, results.metrics[name]) for name, weight in aggregate.weights.items()]
+    stderr = None
+    if aggregate.pooled and all(name in results.answers for name in aggregate.weights):
+        heap = numpy.concatenate([results.answers[name] for name in aggregate.weights])
+        stderr = float(heap.std(ddof=1) / len(heap) ** 0.5) if len(heap) > 1 else None
+    elif all(part["stderr"] is not None for _, part in parts):
+        stderr = float(sum((weight * part["stderr"]) ** 2 for weight, part in parts) ** 0.5)
+    hashes = {name: results.metrics[name]["token_hash"] for name in aggregate.weights}
+    return {
+        "value": sum(weight * part["value"] for weight, part in parts),
+        "stderr": stderr,
+        "n": sum(part["n"] for _, part in parts),
+        "protocol": aggregate.protocol,
+        "token_hash": digest_of(hashes)[:16],
+        "unit": parts[0][1]["unit"],
+        "counted": parts[0][1]["counted"],
+        "headline": aggregate.headline,
+        "reason": None,
+        "parts": list(aggregate.weights),
+    }
+
+
+def differences(base: Results, other: Results, aggregates: Sequence[Aggregate]) -> dict[str, dict[str, float]]:
+    """How far each metric of a stage is from that of another, where both answered the same questions."""
+    found = {
+        name: _difference(base, other, {name: 1.0}, pooled=True)
+        for name in other.answers
+        if _paired([name], base, other)
+    }
+    for aggregate in aggregates:
+        if _paired(aggregate.weights, base, other):
+            found[aggregate.name] = _difference(base, other, aggregate.weights, pooled=aggregate.pooled)
+    return found
+
+
+def retained(dense: Results, other: Results, aggregates: Sequence[Aggregate]) -> Retained:
+    """Retained performance in both published definitions, for the averages that ask for it, as fractions."""
+    found: Retained = {definition: {} for definition in DEFINITIONS}
+    for aggregate in aggregates:
+        names, weights = list(aggregate.weights), list(aggregate.weights.values())
+        if not aggregate.retained or not _same_questions(names, dense, other):
+            continue
+        bases, values = ([results.metrics[name]["value"] for name in names] for results in (dense, other))
+        if not all(bases):
+            continue  # a share of nothing
+        drawn = _paired(names, dense, other) and all(len(dense.answers[name]) > 1 for name in names)
+        draws = [resampled_means(dense.answers[name], other.answers[name]) for name in names] if drawn else []
+        for definition, formula in DEFINITIONS.items():
+            value: dict[str, float] = {"value": formula(bases, values, weights)}
+            if drawn:
+                with numpy.errstate(divide="ignore", invalid="ignore"):
+                    value |= _interval(formula([draw[0] for draw in draws], [draw[1] for draw in draws], weights))
+            found[definition][aggregate.name] = value
+    return {definition: values for definition, values in found.items() if values}
+
+
+def resampled_means(first: Floats, second: Floats, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """Means of two models' answers to the same random draws of questions, `[2, resamples]`.
+
+    Drawing questions with replacement is drawing how often each distinct pair of answers occurs: right and wrong
+    answers make four pairs, however many questions there are.
+    """
+    pairs, counts = numpy.unique(numpy.stack([first, second], axis=1), axis=0, return_counts=True)
+    generator = numpy.random.default_rng(seed)
+    at_once = max(1, MEMORY // len(pairs))
+    sizes = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
+    drawn = [generator.multinomial(len(first), counts / len(first), size=size) @ pairs for size in sizes]
+    means: Floats = numpy.concatenate(drawn).T / len(first)
+    return means
+
+
+def _difference(base: Results, other: Results, weights: Mapping[str, float], *, pooled: bool) -> dict[str, float]:
+    value = sum(w * (other.metrics[n]["value"] - base.metrics[n]["value"]) for n, w in weights.items())
+    pairs = [(base.answers[name], other.answers[name]) for name in weights]
+    if pooled:
+        pairs = [(numpy.concatenate([first for first, _ in pairs]), numpy.concatenate([second for _, second in pairs]))]
+    if min(len(first) for first, _ in pairs) < 2:  # one question has no spread to draw from
+        return {"difference": value}
+    shares = [1.0] if pooled else list(weights.values())
+    means = [resampled_means(first, second) for first, second in pairs]
+    return {"difference": value, **_interval(sum(w * (m[1] - m[0]) for w, m in zip(shares, means, strict=True)))}
+
+
+def _interval(draws: Any) -> dict[str, float]:
+    tail = (1 - CONFIDENCE) / 2
+    low, high = numpy.quantile(draws, [tail, 1 - tail])
+    if not (numpy.isfinite(low) and numpy.isfinite(high)):
+        return {}  # shares of nothing: dense fails all questions of some draw
+    return {"low": float(low), "high": float(high)}
+
+
+def _paired(names: Iterable[str], base: Results, other: Results) -> bool:
+    names = list(names)
+    answered = all(name in results.answers for name in names for results in (base, other))
+    return answered and _same_questions(names, base, other)
+
+
+def _same_questions(names: Iterable[str], base: Results, other: Results) -> bool:
+    return all(
+        name in base.metrics
+        and name in other.metrics
+        and all(base.metrics[name][key] == other.metrics[name][key] for key in ("n", "protocol", "token_hash"))
+        for name in names
+    )
