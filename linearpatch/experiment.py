@@ -52,6 +52,8 @@ class Experiment:
         distill: Refines the patches.
         eval: Measurements by name.
         stages: The models that are measured.
+        tasks: Names of tasks for `eval=[tasks]`.
+        missing_data: What evaluations do about tasks whose data can't be had: `error` or `skip`.
         tracker: Where the record is shown beside the run's folder.
         save_model: Write the pruned, patched model to the run's folder, as `model/`.
         save_format: `auto`, `plain`, `custom` or `adapter`; see `checkpoint.saving.save_checkpoint`.
@@ -73,6 +75,8 @@ class Experiment:
     distill: Distillation = MISSING
     eval: dict[str, Any] = field(default_factory=dict)
     stages: list[str] = field(default_factory=lambda: list(STAGES))
+    tasks: list[str] = field(default_factory=list)
+    missing_data: str = "error"
     tracker: Tracker = MISSING
     save_model: bool = False
     save_format: str = "auto"

@@ -16,8 +16,8 @@ console = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH_OF_F
 
 
 @contextmanager
-def steps(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar while a block runs; the block calls what it is given after each step."""
+def steps(description: str, total: float) -> Iterator[Callable[..., None]]:
+    """Show a bar while a block runs; the block calls what it is given after each step, or with a number of steps."""
     columns = (
         TextColumn("[progress.description]{task.description}"),
         BarColumn(),
@@ -26,4 +26,4 @@ def steps(description: str, total: int) -> Iterator[Callable[[], None]]:
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=total)
-        yield lambda: progress.advance(task)
+        yield lambda count=1: progress.advance(task, count)

@@ -7,6 +7,7 @@ Everything here takes values; the configuration stays in `config.py`, the comman
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,7 +19,8 @@ from linearpatch.calibration.workspace import Workspace
 from linearpatch.checkpoint.hub import push
 from linearpatch.checkpoint.saving import check_foldable, check_target, save_checkpoint
 from linearpatch.data.blocks import TokenBlocks
-from linearpatch.evaluation.evaluation import Prepared
+from linearpatch.evaluation.evaluation import Measurement, Subject
+from linearpatch.evaluation.retention import Results, compare
 from linearpatch.experiment import Experiment
 from linearpatch.models.decoder import Decoder, decoder_of
 from linearpatch.models.fingerprint import parameter_hash
@@ -28,6 +30,7 @@ from linearpatch.patches.patch import FittedPatch
 from linearpatch.progress import steps
 from linearpatch.pruners.pruner import Selection
 from linearpatch.registry import name_of
+from linearpatch.results.answers import Answers
 from linearpatch.results.record import Record, recording
 
 log = logging.getLogger(__name__)
@@ -58,6 +61,13 @@ def run(
         if experiment.save_model:
             check_target(folder / "model")
         n, cache = experiment.num_pruned_layers, Cache(experiment.cache_path)
+        answers = Answers(folder)
+
+        with record.step("read"):
+            preparations = [
+                evaluation.prepare(name, experiment.evaluation_reader)
+                for name, evaluation in experiment.evaluations.items()
+            ]
 
         with record.step("load"):
             model_config = experiment.model.config(experiment.cache_path)
@@ -71,10 +81,7 @@ def run(
 
         with record.step("data"):
             blocks = _calibration_blocks(experiment, model)
-            prepared = {
-                name: evaluation.prepare(model.tokenizer, experiment.evaluation_reader)
-                for name, evaluation in experiment.evaluations.items()
-            }
+            measurements = [one for prepare in preparations for one in prepare(model.tokenizer)]
         record.calibration = _describe_calibration(experiment, blocks)
 
         with record.step("rank"):
@@ -92,14 +99,23 @@ def run(
             patches = experiment.patch.fit(workspace, experiment.patch.place(gaps))
         record.patch = _describe_patch(experiment, patches)
 
-        for stage in experiment.stages:
-            if stage == "patched" and not patches:
-                continue
+        stages = [stage for stage in experiment.stages if stage != "patched" or patches]
+        keys = {stage: {"model": model.key, **_view_key(stage, selection.removed, patches)} for stage in stages}
+        subjects = {stage: _subject(stage, dense, selection.removed, patches) for stage in stages}
+        for stage in stages:
+            record.metrics.setdefault(stage, {})
             with record.step(f"evaluate {stage}"):
-                view = _view(stage, dense, selection.removed, patches)
-                key = {"model": model.key, **_view_key(stage, selection.removed, patches)}
-                measured = _evaluate(view, stage, key, prepared, cache)
-            record.metrics[stage] = record.metrics.get(stage, {}) | measured
+                for measurement in (one for one in measurements if not one.together):
+                    _measure(measurement, [subjects[stage]], [keys[stage]], cache, record, answers)
+        if together := [one for one in measurements if one.together]:
+            with record.step("evaluate together"):
+                for measurement in together:
+                    _measure(measurement, list(subjects.values()), list(keys.values()), cache, record, answers)
+        answers.write()
+        results = {
+            stage: Results(metrics, answers.questions.get(stage, {})) for stage, metrics in record.metrics.items()
+        }
+        record.retained |= compare(results, experiment.evaluations)
 
         if experiment.save_model:
             with record.step("save"):
@@ -112,12 +128,12 @@ def _calibration_blocks(experiment: Experiment, model: LoadedModel) -> TokenBloc
     return experiment.calibration_reader.read(spec, model.tokenizer)
 
 
-def _view(stage: str, dense: Decoder, removed: Sequence[int], patches: Sequence[FittedPatch]) -> Decoder:
+def _subject(stage: str, dense: Decoder, removed: Sequence[int], patches: Sequence[FittedPatch]) -> Subject:
     """The model of a stage; it shares the dense model's weights."""
     if stage == "dense":
-        return dense
+        return Subject(stage, dense)
     modules = [(patch.site, patch.module) for patch in patches] if stage == "patched" else []
-    return decoder_of(view_of(dense, removed, modules))
+    return Subject(stage, decoder_of(view_of(dense, removed, modules)), tuple(removed))
 
 
 def _view_key(stage: str, removed: Sequence[int], patches: Sequence[FittedPatch]) -> dict[str, Any]:
@@ -133,20 +149,35 @@ def _view_key(stage: str, removed: Sequence[int], patches: Sequence[FittedPatch]
     }
 
 
-def _evaluate(
-    decoder: Decoder, stage: str, key: Mapping[str, Any], prepared: Mapping[str, Prepared], cache: Cache
-) -> dict[str, Any]:
-    """All metrics of one model, from the cache where it was measured before."""
-    metrics: dict[str, Any] = {}
-    for name, measurement in prepared.items():
+def _measure(
+    measurement: Measurement,
+    subjects: Sequence[Subject],
+    keys: Sequence[Mapping[str, Any]],
+    cache: Cache,
+    record: Record,
+    answers: Answers,
+) -> None:
+    """Make one measurement, or take it from the cache, and enter what it found."""
 
-        def measure(name: str = name, measurement: Prepared = measurement) -> Entry:
-            with steps(f"{name}, {stage}", measurement.total) as on_step:
-                found = measurement.run(decoder, on_step)
-            return Entry(facts={metric: asdict(value) for metric, value in found.items()})
+    def measure() -> Entry:
+        with steps(f"{measurement.name}, {' '.join(s.stage for s in subjects)}", measurement.total) as on_step:
+            found = measurement.run(subjects, on_step)
+        tensors = {
+            f"{index}|{kind}|{name}": tensor
+            for index, measured in enumerate(found)
+            for kind in ("questions", "arrays")
+            for name, tensor in getattr(measured, kind).items()
+        }
+        metrics = [{name: asdict(metric) for name, metric in measured.metrics.items()} for measured in found]
+        return Entry(tensors, {"metrics": metrics})
 
-        metrics |= cache.get("evaluation", {**key, "evaluation": name, **measurement.key}, measure).facts
-    return metrics
+    key = {"models": list(keys), "evaluation": measurement.name, **measurement.key}
+    entry = cache.get("evaluation", key, measure)
+    for subject, metrics in zip(subjects, entry.facts["metrics"], strict=True):
+        record.metrics.setdefault(subject.stage, {}).update(copy.deepcopy(metrics))  # the cache keeps its own
+    for path, tensor in entry.tensors.items():
+        index, kind, name = path.split("|")
+        answers.add(subjects[int(index)].stage, kind, name, tensor)
 
 
 def _save(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from huggingface_hub import ModelCard, ModelCardData
 from omegaconf import OmegaConf
@@ -12,8 +11,9 @@ from omegaconf import OmegaConf
 from linearpatch.checkpoint.manifest import Manifest
 from linearpatch.models.views import interfaces_of
 from linearpatch.registry import components
+from linearpatch.results.display import STAGES, label, metric_names, notes, value_text
 from linearpatch.results.record import Record
-from linearpatch.results.tables import STAGES, layer_list, metric_names
+from linearpatch.results.tables import layer_list
 
 LOADING = {
     "plain": """\
@@ -97,17 +97,13 @@ def _results(record: Record) -> str:
     stages = [stage for stage in STAGES if stage in record.metrics]
     if not names:
         return "## Results\n\nNothing was measured."
-    rows = [[stage, *(_value(record.metrics[stage].get(name)) for name in names)] for stage in stages]
-    protocols = {
-        f"- {name}: {metric['protocol']}, {metric['n']:,} tokens"
-        for stage in stages
-        for name, metric in record.metrics[stage].items()
-    }
-    notes = [record.model.get("note"), *record.calibration.get("notes", ())]
-    lines = [*sorted(protocols), *(f"- {note}" for note in notes if note)]
+    rows = [
+        [label(name, [record]), *(value_text(record.metrics[stage].get(name)) for stage in stages)] for name in names
+    ]
+    lines = [f"- {line}" for line in notes([record], names)]
     if stages[-1] != ("patched" if record.patch["method"] != "none" else "pruned"):
         lines.append("- **The saved model itself was not measured**: the run's stages left it out.")
-    return "## Results\n\n" + _markdown(["stage", *names], rows) + "\n\n" + "\n".join(lines)
+    return "## Results\n\n" + _markdown(["", *stages], rows) + "\n\n" + "\n".join(lines)
 
 
 def _settings(record: Record) -> str:
@@ -130,15 +126,6 @@ def _origin(manifest: Manifest) -> str:
             f"{first['num_layers']}."
         )
     return "## Origin\n\n" + " ".join(lines)
-
-
-def _value(metric: Mapping[str, Any] | None) -> str:
-    if metric is None:
-        return ""
-    if metric["value"] is None:
-        return "not finite"
-    spread = f" ± {metric['stderr']:,.2f}" if metric["stderr"] is not None else ""
-    return f"{metric['value']:,.2f}{spread}"
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

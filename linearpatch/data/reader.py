@@ -55,9 +55,13 @@ class Reader:
         """Name of the text, such as `wikitext2/test`."""
         return f"{self.corpus.name}/{self.corpus.split(self.purpose)}"
 
+    def text(self) -> str:
+        """The text as a whole."""
+        return self.corpus.text(self.purpose, self.datasets_dir)
+
     def read(self, spec: BlockSpec, tokenizer: Any) -> TokenBlocks:
         """Read the text and cut it into blocks."""
-        return spec.cut(self.corpus.text(self.purpose, self.datasets_dir), tokenizer, self.source)
+        return spec.cut(self.text(), tokenizer, self.source)
 
 
 def check_disjoint(first: Reader, second: Reader) -> None:

@@ -125,6 +125,7 @@ def recording(record: Record, folder: Path) -> Iterator[None]:
                 "output_dir, or remove that folder."
             )
         record.metrics = earlier.metrics
+        record.retained = earlier.retained
         record.checkpoint = earlier.checkpoint
     make_folder(folder)
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record.config)).encode())

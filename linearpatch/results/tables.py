@@ -3,31 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.table import Table
 
+from linearpatch.results.display import (
+    STAGES,
+    headline_names,
+    label,
+    metric_names,
+    notes,
+    retained_text,
+    value_text,
+    versus_text,
+)
 from linearpatch.results.record import Record
-
-STAGES = ("dense", "pruned", "patched", "distilled")
 
 
 def run_table(record: Record) -> Table:
-    """One row for each stage: its metrics, their change against dense, its parameters."""
+    """One row for each metric, one column for each stage: its value, and how far it is from dense."""
     layers = layer_list(record.pruning["removed_layers"])
     title = (
         f"{record.model['name']}: {len(record.pruning['removed_layers'])} of {record.model['num_layers']} layers "
         f"removed by {record.pruning['method']} ({layers}), patch {record.patch['method']}"
     )
-    table = _table(title, _notes([record]))
     names = metric_names([record])
-    table.add_column("stage")
-    _metric_columns(table, names)
-    table.add_column("parameters", justify="right")
-    for stage in STAGES:
-        if stage in record.metrics:
-            table.add_row(stage, *_metric_cells(record, stage, names), _parameters(record, stage))
+    table = _table(title, notes([record], names))
+    stages = [stage for stage in STAGES if stage in record.metrics]
+    table.add_column("", no_wrap=True)
+    for stage in stages:
+        table.add_column(stage, justify="right")
+        if stage != "dense":
+            table.add_column("against dense", justify="right")
+    for evaluation, members in groupby(names, key=lambda name: name.partition("/")[0]):
+        rows = list(members)
+        if len(rows) > 1:
+            table.add_row(evaluation)
+        for name in rows:
+            short = label(name, [record])
+            _add_metric(table, record, stages, name, short if len(rows) == 1 else f"  {short.partition('/')[2]}")
+        table.add_section()
+    cells = ["parameters"]
+    for stage in stages:
+        count, change = _parameters(record, stage)
+        cells += [count] + ([change] if stage != "dense" else [])
+    table.add_row(*cells)
     return table
+
+
+def _add_metric(table: Table, record: Record, stages: Sequence[str], name: str, text: str) -> None:
+    """A metric's row; below an average that stands for its evaluation what is retained, in both definitions."""
+    cells = [text]
+    for stage in stages:
+        metric, dense = (record.metrics.get(which, {}).get(name) for which in (stage, "dense"))
+        cells += [value_text(metric)] + ([versus_text(metric, dense)] if stage != "dense" else [])
+    table.add_row(*cells)
+    for definition in ("mean_of_ratios", "ratio_of_means") if name in headline_names([record]) else ():
+        if any(name in kept.get(definition, {}) for kept in record.retained.values()):
+            cells = [f"  retained, {definition.replace('_', ' ')} %"]
+            for stage in stages:
+                cells += ["100"] if stage == "dense" else ["", retained_text(record, stage, name, definition)]
+            table.add_row(*cells)
 
 
 def comparison_table(records: Sequence[Record]) -> Table:
@@ -35,15 +72,17 @@ def comparison_table(records: Sequence[Record]) -> Table:
     records = sorted((record for record in records if record.metrics), key=_order)
     models = list(dict.fromkeys(record.model["name"] for record in records))
     title = f"{models[0]}, {records[0].model['num_layers']} layers" if len(models) == 1 else "Comparison"
-    table = _table(title, _notes(records))
-    names, varied = metric_names(records), _varied_settings(records)
+    names, varied = headline_names(records), _varied_settings(records)
+    table = _table(title, notes(records, names))
     columns = ["model", "pruner", "removed layers", "patch", "settings"]
     shown = [
         column for column in columns if (column != "model" or len(models) > 1) and (column != "settings" or varied)
     ]
     for column in shown:
         table.add_column(column)
-    _metric_columns(table, names)
+    for name in names:
+        table.add_column(label(name, records), justify="right")
+        table.add_column("retained %" if _is_retained(records, name) else "against dense", justify="right")
     table.add_column("parameters", justify="right")
     seen: set[tuple[str, ...]] = set()
     for record in records:
@@ -55,7 +94,7 @@ def comparison_table(records: Sequence[Record]) -> Table:
                 table.add_section()
             seen.add(cells)
             row = [cell for column, cell in zip(columns, cells, strict=True) if column in shown]
-            table.add_row(*row, *_metric_cells(record, stage, names), _parameters(record, stage))
+            table.add_row(*row, *_metric_cells(records, record, stage, names), _count_and_change(record, stage))
     return table
 
 
@@ -64,7 +103,7 @@ def failures_table(records: Sequence[Record]) -> Table | None:
     failed = [record for record in records if record.status != "completed"]
     if not failed:
         return None
-    table = _table("Not completed", None)
+    table = _table("Not completed")
     for column in ("run", "status", "reason"):
         table.add_column(column)
     for record in failed:
@@ -87,46 +126,41 @@ def layer_list(layers: Sequence[int]) -> str:
     return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
 
 
-def metric_names(records: Sequence[Record]) -> list[str]:
-    """All metrics that some stage of some run has, in order of appearance."""
-    names = (name for record in records for stage in record.metrics.values() for name in stage)
-    return list(dict.fromkeys(names))
-
-
-def _table(title: str, caption: str | None) -> Table:
+def _table(title: str, lines: Sequence[str] = ()) -> Table:
+    caption = "\n".join(lines) or None
     return Table(title=title, caption=caption, title_justify="left", caption_justify="left")
 
 
-def _metric_columns(table: Table, names: Sequence[str]) -> None:
-    for name in names:
-        table.add_column(name, justify="right")
-        table.add_column("× dense", justify="right")
+def _is_retained(records: Sequence[Record], name: str) -> bool:
+    return any(name in kept.get("mean_of_ratios", {}) for record in records for kept in record.retained.values())
 
 
-def _metric_cells(record: Record, stage: str, names: Sequence[str]) -> list[str]:
-    cells: list[str] = []
+def _metric_cells(records: Sequence[Record], record: Record, stage: str, names: Sequence[str]) -> list[str]:
+    dense, cells = record.metrics.get("dense", {}), []
     for name in names:
         metric = record.metrics[stage].get(name)
-        value = metric and metric["value"]
-        dense = record.metrics.get("dense", {}).get(name, {}).get("value")
-        if metric is None:
-            cells += ["", ""]
-        elif value is None:
-            cells += ["not finite", ""]
+        cells.append(value_text(metric))
+        if _is_retained(records, name):
+            cells.append("100" if stage == "dense" else retained_text(record, stage, name))
         else:
-            spread = f" ± {metric['stderr']:,.2f}" if metric["stderr"] is not None else ""
-            cells += [f"{value:,.2f}{spread}", f"{value / dense:.2f}" if dense else ""]
+            cells.append("" if stage == "dense" else versus_text(metric, dense.get(name)))
     return cells
 
 
-def _parameters(record: Record, stage: str) -> str:
+def _count_and_change(record: Record, stage: str) -> str:
+    count, change = _parameters(record, stage)
+    return f"{count} ({change})" if change else count
+
+
+def _parameters(record: Record, stage: str) -> tuple[str, str]:
+    """Number of parameters, and its change against dense."""
     dense = record.model["num_parameters"]
     count = dense
     if stage != "dense":
         count -= record.pruning["num_parameters_removed"]
     if stage in ("patched", "distilled"):
         count += record.patch["num_parameters"]
-    return f"{count / 1e6:,.1f} M" + ("" if stage == "dense" else f" ({count / dense - 1:+.1%})")
+    return f"{count / 1e6:,.1f} M", "" if stage == "dense" else f"{count / dense - 1:+.1%}"
 
 
 def _what(record: Record, stage: str) -> tuple[str, str, str]:
@@ -173,14 +207,3 @@ def _order(record: Record) -> tuple[Any, ...]:
         len(pruning["removed_layers"]),
         record.patch["method"] != "none",
     )
-
-
-def _notes(records: Sequence[Record]) -> str:
-    lines = [note for record in records for note in (record.model.get("note"), *record.calibration.get("notes", ()))]
-    protocols = [
-        f"{name}: {metric['protocol']}, {metric['n']:,} tokens"
-        for record in records
-        for stage in record.metrics.values()
-        for name, metric in stage.items()
-    ]
-    return "\n".join(dict.fromkeys(line for line in (*protocols, *lines) if line))

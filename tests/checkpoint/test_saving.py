@@ -255,8 +255,9 @@ def test_the_card_tells_what_was_done(tmp_path, model):
     record.model = {"name": "tiny", "note": "a note"}
     record.pruning = {"method": "streamline", "ratio": 0.25}
     record.patch = {"method": "rotate"}
-    metric = {"value": 12.345, "stderr": 0.5, "n": 1234, "protocol": "windows of 8"}
-    record.metrics = {"dense": {"ppl/x": metric}, "patched": {"ppl/x": metric | {"value": None}}}
+    metric = {"value": 12.345, "stderr": 0.5, "n": 1234, "protocol": "windows of 8", "reason": None}
+    broken = metric | {"value": None, "reason": "the value is inf"}
+    record.metrics = {"dense": {"ppl/x": metric}, "patched": {"ppl/x": broken}}
     save(tmp_path / "M", model, LinearMap(MATRIX), record=record, name="tiny", hub_id="someone/tiny", license="mit")
     card = ModelCard.load(tmp_path / "M" / "README.md")
     assert card.data.base_model == "someone/tiny"
@@ -264,8 +265,8 @@ def test_the_card_tells_what_was_done(tmp_path, model):
     for text in (
         "layers 1-2 of the dense model, counted from 0, chosen by `streamline` (25.0% of all parameters)",
         "**Patched** with `rotate` at each gap: x ↦ x P with P = H diag(d) Hᵀ",
-        "| dense | 12.35 ± 0.50 |",
-        "| patched | not finite |",
+        "|  | dense | patched |",
+        "| ppl/x | 12.35 ± 0.50 | not finite |",
         "ppl/x: windows of 8, 1,234 tokens",
         "linearpatch run patch=rotate",
         "sites: one_per_interface",

@@ -3,12 +3,16 @@ import io
 import pytest
 from rich.console import Console
 
+from linearpatch.results.display import value_text
 from linearpatch.results.record import Record
 from linearpatch.results.tables import comparison_table, failures_table, layer_list, run_table
 
 
 def metric(value, **more):
-    return {"value": value, "stderr": 0.5, "n": 10, "protocol": "p", "token_hash": "h", **more}
+    return {
+        "value": value, "stderr": 0.5, "n": 10, "protocol": "p", "token_hash": "h", "reason": None, "headline": True,
+        **more,
+    }  # fmt: skip
 
 
 def record(pruner="sleb", patch="rotate", removed=(3, 4, 9), **values):
@@ -36,9 +40,8 @@ def row(text, word):
 
 def test_a_runs_table_shows_each_stage_against_dense():
     text = printed(run_table(record()))
-    assert row(text, "dense ") == ["dense", "10.00 ± 0.50", "1.00", "10.0 M"]
-    assert row(text, "pruned ") == ["pruned", "20.00 ± 0.50", "2.00", "8.0 M (-20.0%)"]
-    assert row(text, "patched ") == ["patched", "15.00 ± 0.50", "1.50", "8.5 M (-15.0%)"]
+    assert row(text, "ppl/w") == ["ppl/w", "10.00 ± 0.50", "20.00 ± 0.50", "2.00 ×", "15.00 ± 0.50", "1.50 ×"]
+    assert row(text, "parameters") == ["parameters", "10.0 M", "8.0 M", "-20.0%", "8.5 M", "-15.0%"]
     assert "3-4, 9" in text
     assert "a note" in text
     assert "another note" in text
@@ -53,8 +56,8 @@ def test_a_comparison_shows_each_model_once():
     ]
     text = printed(comparison_table(records))
     assert text.count("20.00") == 1
-    assert row(text, "15.00") == ["sleb", "3-4, 9", "rotate", "15.00 ± 0.50", "1.50", "8.5 M (-15.0%)"]
-    assert row(text, "40.00") == ["tail", "8-10", "none", "40.00 ± 0.50", "4.00", "8.0 M (-20.0%)"]
+    assert row(text, "15.00") == ["sleb", "3-4, 9", "rotate", "15.00 ± 0.50", "1.50 ×", "8.5 M (-15.0%)"]
+    assert row(text, "40.00") == ["tail", "8-10", "none", "40.00 ± 0.50", "4.00 ×", "8.0 M (-20.0%)"]
 
 
 def test_runs_that_differ_in_a_setting_only_are_told_apart():
@@ -71,7 +74,70 @@ def test_runs_that_differ_in_a_setting_only_are_told_apart():
 def test_a_metric_without_value_says_so():
     broken = record()
     broken.metrics["pruned"]["ppl/w"] = metric(None, reason="the value is inf")
-    assert row(printed(run_table(broken)), "pruned ")[1] == "not finite"
+    assert row(printed(run_table(broken)), "ppl/w")[2] == "not finite"
+
+
+def accuracies(**by_name) -> dict:
+    found = {
+        name.replace("__", "/"): metric(value, stderr=0.01, unit="share", counted="questions", headline=False)
+        for name, value in by_name.items()
+    }
+    found["qa/paper"] = metric(0.5, stderr=0.01, unit="share", counted="questions", parts=list(found), protocol="mean")
+    return found
+
+
+def test_accuracies_are_shown_in_percent_with_differences_and_what_is_retained():
+    answered = record()
+    for stage in answered.metrics:
+        answered.metrics[stage] |= accuracies(qa__a__acc=0.25, qa__a__acc_norm=0.5)
+    difference = {"difference": -0.05, "low": -0.08, "high": -0.02}
+    answered.metrics["pruned"]["qa/paper"]["versus"] = {"dense": difference}
+    answered.retained = {
+        "pruned": {
+            "mean_of_ratios": {"qa/paper": {"value": 0.9, "low": 0.85, "high": 0.95}},
+            "ratio_of_means": {"qa/paper": {"value": 0.88}},
+        }
+    }
+    text = printed(run_table(answered))
+    assert row(text, "  a/acc %")[1] == "25.0 ± 1.0"
+    assert row(text, "  paper %")[:4] == ["paper %", "50.0 ± 1.0", "50.0 ± 1.0", "-5.0 [-8.0, -2.0]"]
+    assert row(text, "mean of ratios")[1:4] == ["100", "", "90.0 [85.0, 95.0]"]
+    assert row(text, "ratio of means")[1:4] == ["100", "", "88.0"]
+    assert "qa/a: p, 10 questions" in text
+
+    text = printed(comparison_table([answered]))
+    assert "qa/paper %" in text
+    assert "a/acc" not in text
+    assert "90.0 [85.0, 95.0]" in row(text, "sleb")
+
+
+def test_an_evaluation_with_very_many_metrics_shows_its_averages():
+    answered = record()
+    answered.metrics["dense"] |= accuracies(**{f"qa__task{number}__acc": 0.5 for number in range(30)})
+    text = printed(run_table(answered))
+    assert "task1" not in text
+    assert "paper %" in text
+
+
+def test_tasks_without_data_are_named_and_not_shown():
+    answered = record()
+    answered.metrics["dense"] |= {
+        f"qa/piqa/{kind}": metric(None, n=0, protocol="piqa", reason="no data: offline") for kind in ("acc", "acc_norm")
+    }
+    text = printed(run_table(answered))
+    assert "qa: no data for piqa\n" in text.replace(" \n", "\n").replace("  ", "")
+    assert "piqa/acc" not in text
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "shown"),
+    [
+        ("share", 0.5, "50.0"), ("bytes", 3 * 2**20, "3 MiB"), ("s", 0.0123, "12.3 ms"), ("1/s", 71.23, "71.2"),
+        ("FLOP", 2.5e9, "2.5 GFLOP"), ("count", 134_515_008, "134.5 M"), ("", 12.345, "12.35"), ("", 0.0123, "0.0123"),
+    ],
+)  # fmt: skip
+def test_each_unit_is_shown_as_people_write_it(unit, value, shown):
+    assert value_text(metric(value, stderr=None, unit=unit)) == shown
 
 
 def test_failures_are_listed_with_their_reasons():

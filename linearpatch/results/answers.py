@@ -1,0 +1,92 @@
+"""What lies beside `result.json`: what each question gave, and small arrays for plots.
+
+`questions.parquet` has one row for each metric and question and one column for each stage; the stages of a run answer
+the same questions, so that a row is a pair to compare. `diagnostics.safetensors` holds arrays named `STAGE/NAME`.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy
+import pandas
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from linearpatch.errors import StorageError
+from linearpatch.storage import write_atomically
+
+QUESTIONS = "questions.parquet"
+ARRAYS = "diagnostics.safetensors"
+
+
+class Answers:
+    """The answers and arrays of a run's stages, those of earlier runs in the same folder included.
+
+    Args:
+        folder: Of the run.
+
+    Attributes:
+        questions: By stage and metric, `[questions]`.
+        arrays: By stage and name.
+
+    Raises:
+        StorageError: a file that is there can't be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.questions: dict[str, dict[str, NDArray[numpy.float64]]] = {}
+        self.arrays: dict[str, Tensor] = {}
+        file = folder / QUESTIONS
+        try:
+            if file.exists():
+                self._read_questions(pandas.read_parquet(file))
+            file = folder / ARRAYS
+            if file.exists():
+                self.arrays = load(file.read_bytes())
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise StorageError(f"{file} can't be read: {error}. Move it away.") from error
+
+    def add(self, stage: str, kind: str, name: str, values: Tensor) -> None:
+        """Take what was found at a stage, in place of what was found earlier.
+
+        Args:
+            stage: Such as `dense`.
+            kind: `questions` or `arrays`.
+            name: Of the metric or array.
+            values: One for each question, or any small array.
+        """
+        if kind == "questions":
+            self.questions.setdefault(stage, {})[name] = values.double().numpy()
+        else:
+            self.arrays[f"{stage}/{name}"] = values
+
+    def write(self) -> None:
+        """Write both files, each whole or not at all; none where there is nothing to write.
+
+        Raises:
+            StorageError: the disk is full, or the folder can't be written.
+        """
+        columns = {
+            stage: pandas.concat({metric: pandas.Series(values) for metric, values in answers.items()})
+            for stage, answers in self.questions.items()
+        }
+        if columns:
+            table = pandas.DataFrame(columns, dtype="float32").rename_axis(["metric", "question"]).reset_index()
+            table = table.astype({"metric": "category", "question": "int32"})
+            content = io.BytesIO()
+            table.to_parquet(content, index=False, compression="zstd")
+            write_atomically(self._folder / QUESTIONS, content.getvalue())
+        if self.arrays:
+            write_atomically(self._folder / ARRAYS, save(self.arrays))
+
+    def _read_questions(self, table: pandas.DataFrame) -> None:
+        for stage in table.columns.drop(["metric", "question"]):
+            known = table[table[stage].notna()]
+            for metric, rows in known.groupby("metric", observed=True, sort=False):
+                values = rows[stage].to_numpy(dtype=numpy.float64)
+                self.questions.setdefault(str(stage), {})[str(metric)] = values

@@ -1,0 +1,140 @@
+"""Metrics as people read them: which to show, in which unit, measured how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from linearpatch.results.record import Record
+
+STAGES = ("dense", "pruned", "patched", "distilled")
+
+# Factor, digits and sign in which each unit is shown.
+UNITS = {
+    "share": (100, 1, ""),
+    "bytes": (2**-20, 0, " MiB"),
+    "s": (1000, 1, " ms"),
+    "1/s": (1, 1, ""),
+    "FLOP": (1e-9, 1, " GFLOP"),
+    "count": (1e-6, 1, " M"),
+}
+
+# An evaluation with more metrics than this (MMLU has 57 subjects) shows only its averages.
+MOST_SHOWN = 24
+
+
+def metric_names(records: Sequence[Record]) -> list[str]:
+    """Metrics of some stage of some run by evaluation, averages last; of one with very many the averages alone."""
+    found = {name: metric for name, metric in _found(records).items() if _has_data(metric)}
+    by_evaluation: dict[str, list[str]] = {}
+    for name in found:
+        by_evaluation.setdefault(_evaluation(name), []).append(name)
+    return [
+        name
+        for names in by_evaluation.values()
+        for name in sorted(names, key=lambda name: bool(found[name].get("parts")))
+        if len(names) <= MOST_SHOWN or found[name].get("parts")
+    ]
+
+
+def headline_names(records: Sequence[Record]) -> list[str]:
+    """The metrics that stand for each evaluation; all of them where none was chosen to."""
+    found = _found(records)
+    chosen = {_evaluation(name) for name, metric in found.items() if metric.get("headline")}
+    shown = [name for name, metric in found.items() if metric.get("headline") or _evaluation(name) not in chosen]
+    return [name for name in shown if _has_data(found[name])]
+
+
+def label(name: str, records: Sequence[Record]) -> str:
+    """A metric's name, with the unit that its values are shown in."""
+    return name + (" %" if _found(records)[name].get("unit") == "share" else "")
+
+
+def value_text(metric: Mapping[str, Any] | None) -> str:
+    """A metric's value with its standard error, in its unit; shares in percent.
+
+    >>> value_text({"value": 0.5, "stderr": 0.012, "unit": "share"})
+    '50.0 ± 1.2'
+    """
+    if metric is None:
+        return ""
+    if metric["value"] is None:
+        return "not finite" if str(metric.get("reason")).startswith("the value is") else "not known"
+    value, unit = metric["value"], metric.get("unit", "")
+    default = (1, 2 if abs(value) >= 0.1 else 4, "")
+    scale, digits, suffix = UNITS.get(unit, default)
+    spread = f" ± {metric['stderr'] * scale:,.{digits}f}" if metric["stderr"] is not None else ""
+    return f"{value * scale:,.{digits}f}{suffix}{spread}"
+
+
+def versus_text(metric: Mapping[str, Any] | None, dense: Mapping[str, Any] | None) -> str:
+    """How a metric compares with that of dense: the difference with its interval where known, else the ratio."""
+    if metric is None or metric["value"] is None:
+        return ""
+    versus = metric.get("versus", {}).get("dense")
+    if versus and "difference" in versus:
+        interval = f" [{100 * versus['low']:+.1f}, {100 * versus['high']:+.1f}]" if "low" in versus else ""
+        return f"{100 * versus['difference']:+.1f}{interval}"
+    if versus:
+        return f"{versus['ratio']:.2f} × [{versus['low']:.2f}, {versus['high']:.2f}]"
+    return f"{metric['value'] / dense['value']:.2f} ×" if dense and dense["value"] else ""
+
+
+def retained_text(record: Record, stage: str, name: str, definition: str = "mean_of_ratios") -> str:
+    """Retained performance of an average with its interval; LinearPatch's definition unless told."""
+    found = record.retained.get(stage, {}).get(definition, {}).get(name)
+    if not found:
+        return ""
+    interval = f" [{100 * found['low']:.1f}, {100 * found['high']:.1f}]" if "low" in found else ""
+    return f"{100 * found['value']:.1f}{interval}"
+
+
+def notes(records: Sequence[Record], names: Sequence[str]) -> list[str]:
+    """How the shown metrics were measured, and what readers of the numbers must know."""
+    measured: dict[str, list[str]] = {}
+    for record in records:
+        for stage in record.metrics.values():
+            for name in (name for name in names if name in stage):
+                metric = stage[name]
+                protocol = f"{metric['protocol']}, {metric['n']:,} {metric.get('counted', 'tokens')}"
+                measured.setdefault(protocol, []).append(name)
+    lines = [f"{_common_part(list(dict.fromkeys(found)))}: {protocol}" for protocol, found in measured.items()]
+    lines += _without_data(records)
+    lines += [note for record in records for note in (record.model.get("note"), *record.calibration.get("notes", ()))]
+    return list(dict.fromkeys(line for line in lines if line))
+
+
+def _without_data(records: Sequence[Record]) -> list[str]:
+    """Which tasks each evaluation had to leave out."""
+    left: dict[str, list[str]] = {}
+    for name, metric in _found(records).items():
+        if not _has_data(metric):
+            left.setdefault(_evaluation(name), []).append(metric["protocol"])
+    return [f"{evaluation}: no data for {', '.join(dict.fromkeys(tasks))}" for evaluation, tasks in left.items()]
+
+
+def _has_data(metric: Mapping[str, Any]) -> bool:
+    return metric["value"] is not None or metric["n"] > 0
+
+
+def _found(records: Sequence[Record]) -> dict[str, Mapping[str, Any]]:
+    metrics: dict[str, Mapping[str, Any]] = {}
+    for record in records:
+        for stage in record.metrics.values():
+            metrics |= {name: metric for name, metric in stage.items() if name not in metrics}
+    return metrics
+
+
+def _evaluation(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _common_part(names: Sequence[str]) -> str:
+    """What names begin with, part by part.
+
+    >>> _common_part(["qa/arc_easy/acc", "qa/arc_easy/acc_norm"])
+    'qa/arc_easy'
+    """
+    parts = [name.split("/") for name in names]
+    length = next((i for i, column in enumerate(zip(*parts, strict=False)) if len(set(column)) > 1), None)
+    return "/".join(parts[0] if length is None else parts[0][:length])
