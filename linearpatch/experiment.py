@@ -17,6 +17,7 @@ from linearpatch.data.reader import Calibration, Reader, check_disjoint
 from linearpatch.distillation.distillation import Distillation
 from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.evaluation.evaluation import Evaluation
+from linearpatch.evaluation.tasks import MISSING_DATA
 from linearpatch.models.model import Model
 from linearpatch.patches.patch import Patch
 from linearpatch.pruners.pruner import Pruner
@@ -92,6 +93,7 @@ class Experiment:
             require_choice("stages", stage, STAGES)
         if not self.stages:
             raise ConfigError(f"stages is empty. Allowed: some of {', '.join(STAGES)}.")
+        require_choice("missing_data", self.missing_data, MISSING_DATA)
         require_range("num_pruned_layers", self.num_pruned_layers, low=1)
         require_range("seed", self.seed, low=0, high=2**63 - 1)
         check_format(self.save_format, self.patch)

@@ -57,11 +57,10 @@ def run(
     folder = folder or experiment.folder()
     settings = {"choices": experiment.choices, **(config or asdict(experiment))}
     record = Record(experiment.run_id, experiment.group, command, experiment.seed, settings)
-    with recording(record, folder), experiment.tracker.follow(record, folder):
+    with recording(record, folder), experiment.tracker.follow(record, folder), Answers(folder) as answers:
         if experiment.save_model:
             check_target(folder / "model")
         n, cache = experiment.num_pruned_layers, Cache(experiment.cache_path)
-        answers = Answers(folder)
 
         with record.step("read"):
             preparations = [
@@ -111,7 +110,6 @@ def run(
             with record.step("evaluate together"):
                 for measurement in together:
                     _measure(measurement, list(subjects.values()), list(keys.values()), cache, record, answers)
-        answers.write()
         results = {
             stage: Results(metrics, answers.questions.get(stage, {})) for stage, metrics in record.metrics.items()
         }

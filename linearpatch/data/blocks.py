@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from linearpatch.errors import DataError, require_choice, require_range
 
-SAMPLINGS = ("first", "windows", "crops")
+SAMPLINGS = ("first", "windows", "crops", "document_crops")
 BOS_POLICIES = ("tokenizer", "each", "none")
 
 
@@ -43,7 +45,8 @@ class BlockSpec:
         num_blocks: How many; None takes all disjoint windows.
         block_length: Tokens in each.
         sampling: `first` takes the first disjoint windows, `windows` a seeded choice of them, `crops`
-            seeded random positions that may overlap (as 5,000 sequences of 2.7 million tokens must).
+            seeded random positions that may overlap (as 5,000 sequences of 2.7 million tokens must),
+            `document_crops` seeded random places in random documents that are long enough (GPTQ's C4).
         bos: `tokenizer` adds to the joined text what the tokenizer adds to any text, `each` starts every
             block with BOS, `none` adds nothing.
         seed: Of the choice; unused by `first`.
@@ -64,12 +67,38 @@ class BlockSpec:
         elif self.sampling != "first":
             raise DataError(f"sampling={self.sampling} needs num_blocks; only sampling=first can take all.")
 
-    def cut(self, text: str, tokenizer: Any, source: str) -> TokenBlocks:
-        """Tokenise a text as a whole and cut it.
+    def cut(self, documents: Sequence[str], separator: str, tokenizer: Any, source: str) -> TokenBlocks:
+        """Tokenise documents, joined to one text or each for itself, and cut them.
 
         Raises:
-            DataError: the text is empty or can't give so many blocks.
+            DataError: they are empty or can't give so many blocks.
         """
+        if self.sampling == "document_crops":
+            return self._crop(documents, tokenizer, source)
+        return self._cut(separator.join(documents), tokenizer, source)
+
+    def _crop(self, documents: Sequence[str], tokenizer: Any, source: str) -> TokenBlocks:
+        """Crops of random documents, drawn in the order and with the generator of GPTQ's protocol."""
+        generator = random.Random(self.seed)
+        body = self.block_length - (self.bos == "each")
+        crops: list[list[int]] = []
+        misses = 0
+        while len(crops) < (self.num_blocks or 0):
+            document = documents[generator.randint(0, len(documents) - 1)] if documents else ""
+            tokens = tokenizer(document, add_special_tokens=self.bos == "tokenizer", verbose=False).input_ids
+            if len(tokens) <= body:
+                misses += 1
+                if misses > 100 * max(len(documents), 100):
+                    raise DataError(
+                        f"{source} has no document of more than {body} tokens. Ask for shorter blocks, or join the "
+                        "documents (sampling=first)."
+                    )
+                continue
+            start = generator.randint(0, len(tokens) - body - 1)
+            crops.append(tokens[start : start + body])
+        return TokenBlocks(self._with_bos(torch.tensor(crops), tokenizer), source)
+
+    def _cut(self, text: str, tokenizer: Any, source: str) -> TokenBlocks:
         tokens = torch.tensor(tokenizer(text, add_special_tokens=self.bos == "tokenizer", verbose=False).input_ids)
         body = self.block_length - (self.bos == "each")
         available = len(tokens) // body
@@ -87,10 +116,12 @@ class BlockSpec:
             starts = torch.randperm(available, generator=self._generator())[:wanted].sort().values * body
         else:
             starts = torch.arange(wanted) * body
-        ids = tokens[starts[:, None] + torch.arange(body)]
-        if self.bos == "each":
-            ids = torch.cat([torch.full((wanted, 1), _bos_id(tokenizer)), ids], dim=1)
-        return TokenBlocks(ids, source)
+        return TokenBlocks(self._with_bos(tokens[starts[:, None] + torch.arange(body)], tokenizer), source)
+
+    def _with_bos(self, ids: Tensor, tokenizer: Any) -> Tensor:
+        if self.bos != "each":
+            return ids
+        return torch.cat([torch.full((len(ids), 1), _bos_id(tokenizer)), ids], dim=1)
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)

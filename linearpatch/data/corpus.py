@@ -58,17 +58,17 @@ class Corpus(ABC):
             DataError: the split doesn't exist or can't be read.
         """
 
-    def text(self, purpose: str, datasets_dir: Path | None = None) -> str:
-        """The text that a purpose reads, documents joined.
+    def read(self, purpose: str, datasets_dir: Path | None = None) -> list[str]:
+        """The documents that a purpose reads.
 
         Raises:
             DataError: there is none.
         """
         split = self.split(purpose)
-        joined = self.separator.join(self.documents(split, datasets_dir))
-        if not joined.strip():
+        documents = self.documents(split, datasets_dir)
+        if not any(document.strip() for document in documents):
             raise DataError(f"corpus {self.name}: the split {split!r} holds no text.")
-        return joined
+        return documents
 
 
 def overlap(first: str, second: str) -> bool:

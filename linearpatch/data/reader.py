@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,27 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Text:
+    """Documents that have been read.
+
+    Attributes:
+        documents: The texts.
+        separator: Joins them.
+        name: Of the corpus.
+        source: Of the text, such as `wikitext2/test`.
+    """
+
+    documents: Sequence[str]
+    separator: str
+    name: str
+    source: str
+
+    def cut(self, spec: BlockSpec, tokenizer: Any) -> TokenBlocks:
+        """Token blocks of the text."""
+        return spec.cut(self.documents, self.separator, tokenizer, self.source)
+
+
+@dataclass(frozen=True)
 class Reader:
     """A corpus for one purpose."""
 
@@ -55,13 +77,14 @@ class Reader:
         """Name of the text, such as `wikitext2/test`."""
         return f"{self.corpus.name}/{self.corpus.split(self.purpose)}"
 
-    def text(self) -> str:
-        """The text as a whole."""
-        return self.corpus.text(self.purpose, self.datasets_dir)
+    def open(self) -> Text:
+        """Read the documents."""
+        documents = self.corpus.read(self.purpose, self.datasets_dir)
+        return Text(documents, self.corpus.separator, self.corpus.name, self.source)
 
     def read(self, spec: BlockSpec, tokenizer: Any) -> TokenBlocks:
-        """Read the text and cut it into blocks."""
-        return spec.cut(self.text(), tokenizer, self.source)
+        """Read the documents and cut them into blocks."""
+        return self.open().cut(spec, tokenizer)
 
 
 def check_disjoint(first: Reader, second: Reader) -> None:

@@ -60,10 +60,10 @@ class Diagnostics(Evaluation):
 
     def prepare(self, name: str, reader: Reader) -> Preparation:
         """Read the corpus; all stages are measured in one go, beside dense."""
-        text = reader.text()
+        text = reader.open()
 
         def measurements(tokenizer: Any) -> list[Measurement]:
-            blocks = self._spec.cut(text, tokenizer, reader.source)
+            blocks = text.cut(self._spec, tokenizer)
 
             def run(subjects: Sequence[Subject], on_step: Callable[[float], None]) -> list[Measured]:
                 return self._run(name, blocks, subjects, on_step)

@@ -1,4 +1,4 @@
-"""Perplexity by the protocol that LinearPatch shares with GPTQ."""
+"""Perplexity by the protocols of GPTQ, LinearPatch and SparseGPT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.data.corpus import Corpus
 from linearpatch.data.reader import Reader
-from linearpatch.errors import require_range
+from linearpatch.errors import require_choice, require_range
 from linearpatch.evaluation.evaluation import (
     Evaluation,
     Measured,
@@ -29,7 +29,7 @@ from linearpatch.registry import component
 @component("eval", "ppl")
 @dataclass(frozen=True)
 class Perplexity(Evaluation):
-    """Perplexity on joined text in disjoint windows, each read without the one before.
+    """Perplexity on joined text in disjoint windows, or on crops of documents, each read by itself.
 
     The exponential of the mean next-token loss over all windows; a window of `seq_len` tokens predicts
     `seq_len − 1`. The standard error is that of the windows' mean losses, carried through the exponential.
@@ -37,7 +37,10 @@ class Perplexity(Evaluation):
     Attributes:
         corpora: Corpora by name; empty reads the run's evaluation corpus.
         seq_len: Tokens in a window; perplexities at different lengths don't compare.
-        num_blocks: Only the first so many windows; null takes all.
+        num_blocks: Only the first so many windows, or so many crops; null takes all windows.
+        sampling: `first` joins the documents and takes windows from the start, `document_crops` draws places in
+            documents that are long enough, as GPTQ's protocol for C4 does.
+        seed: Of the drawing.
         bos: `tokenizer`, `each` or `none`; see `BlockSpec`.
         batch_size: Windows in one forward pass.
     """
@@ -45,16 +48,21 @@ class Perplexity(Evaluation):
     corpora: dict[str, Any] = field(default_factory=dict)
     seq_len: int = 2048
     num_blocks: int | None = None
+    sampling: str = "first"
+    seed: int = 0
     bos: str = "tokenizer"
     batch_size: int = field(default=1, metadata={"identity": False})
 
     def __post_init__(self) -> None:
         require_range("eval.ppl.batch_size", self.batch_size, low=1)
+        require_choice("eval.ppl.sampling", self.sampling, ("first", "document_crops"))
         self._spec  # noqa: B018 — checks the rest
 
     @property
     def protocol(self) -> str:
         """The protocol in words."""
+        if self.sampling == "document_crops":
+            return f"{self.num_blocks} crops of {self.seq_len} tokens of random documents, bos={self.bos}"
         part = "" if self.num_blocks is None else f", first {self.num_blocks}"
         return f"joined text, disjoint windows of {self.seq_len} tokens{part}, bos={self.bos}"
 
@@ -65,13 +73,10 @@ class Perplexity(Evaluation):
 
     def prepare(self, name: str, reader: Reader) -> Preparation:
         """Read each corpus; cut into windows, each is a measurement of its own."""
-        texts = [(r, r.text()) for r in self.readers(reader)]
+        texts = [each.open() for each in self.readers(reader)]
 
         def measurements(tokenizer: Any) -> list[Measurement]:
-            return [
-                self._measurement(f"{name}/{r.corpus.name}", self._spec.cut(text, tokenizer, r.source))
-                for r, text in texts
-            ]
+            return [self._measurement(f"ppl/{text.name}", text.cut(self._spec, tokenizer)) for text in texts]
 
         return measurements
 
@@ -84,7 +89,7 @@ class Perplexity(Evaluation):
 
     @property
     def _spec(self) -> BlockSpec:
-        return BlockSpec(self.num_blocks, self.seq_len, "first", self.bos)
+        return BlockSpec(self.num_blocks, self.seq_len, self.sampling, self.bos, self.seed)
 
     def _measure(self, decoder: Decoder, blocks: TokenBlocks, on_step: Callable[[float], None]) -> Metric:
         losses = window_losses(decoder, blocks.ids, batch_size=self.batch_size, on_step=on_step)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Self
 
 import numpy
 import pandas
@@ -25,6 +26,8 @@ ARRAYS = "diagnostics.safetensors"
 
 class Answers:
     """The answers and arrays of a run's stages, those of earlier runs in the same folder included.
+
+    As a context it writes them when the block ends, however it ends.
 
     Args:
         folder: Of the run.
@@ -50,6 +53,12 @@ class Answers:
                 self.arrays = load(file.read_bytes())
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise StorageError(f"{file} can't be read: {error}. Move it away.") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.write()
 
     def add(self, stage: str, kind: str, name: str, values: Tensor) -> None:
         """Take what was found at a stage, in place of what was found earlier.

@@ -99,6 +99,12 @@ def summary(record: Record) -> dict[str, Any]:
         for stage, measured in record.metrics.items()
         for name, metric in measured.items()
     }
+    retained = {
+        f"{stage}/retained/{definition}/{name}": kept["value"]
+        for stage, definitions in record.retained.items()
+        for definition, values in definitions.items()
+        for name, kept in values.items()
+    }
     timings = {f"time/{step}": seconds for step, seconds in record.timings_s.items()}
     removed = record.pruning.get("removed_layers", [])
-    return {**metrics, **timings, "removed_layers": str(removed), "num_removed": len(removed)}
+    return {**metrics, **retained, **timings, "removed_layers": str(removed), "num_removed": len(removed)}

@@ -1,4 +1,5 @@
 import json
+import random
 
 import pandas
 import pytest
@@ -18,7 +19,7 @@ TEXT = "".join(chr(97 + i % 26) for i in range(1000))
 
 
 def cut(**settings):
-    return BlockSpec(**settings).cut(TEXT, byte_tokenizer(), "alphabet")
+    return BlockSpec(**settings).cut([TEXT[:400], TEXT[400:]], "", byte_tokenizer(), "alphabet")
 
 
 def test_first_takes_disjoint_windows_in_order():
@@ -39,6 +40,28 @@ def test_windows_are_a_seeded_choice_of_disjoint_windows():
 def test_crops_may_overlap_and_outnumber_the_windows():
     blocks = cut(num_blocks=300, block_length=10, sampling="crops")
     assert blocks.ids.shape == (300, 10)
+
+
+def test_document_crops_are_those_of_gptqs_protocol():
+    generator = random.Random(7)
+    documents = ["x" * generator.randint(1, 60) + TEXT[: generator.randint(1, 60)] for _ in range(50)]
+    tokenizer = byte_tokenizer()
+    spec = BlockSpec(num_blocks=20, block_length=30, sampling="document_crops", seed=0)
+
+    random.seed(0)  # the protocol, step by step, on the interpreter's own generator
+    expected = []
+    for _ in range(20):
+        while True:
+            tokens = tokenizer(documents[random.randint(0, len(documents) - 1)]).input_ids
+            if len(tokens) > 30:
+                break
+        start = random.randint(0, len(tokens) - 30 - 1)
+        expected.append(tokens[start : start + 30])
+
+    found = spec.cut(documents, "", tokenizer, "documents")
+    assert found.ids.tolist() == expected
+    with pytest.raises(DataError, match="no document of more than 30 tokens"):
+        spec.cut(["short"], "", tokenizer, "documents")
 
 
 def test_bos_policies():
@@ -84,7 +107,7 @@ def test_pydoc_splits_share_no_topic_and_miss_none():
 
 def test_pydoc_refuses_an_unknown_split():
     with pytest.raises(DataError, match="Allowed: calibration, distillation, evaluation"):
-        PydocCorpus(calibration="train").text("calibration")
+        PydocCorpus(calibration="train").read("calibration")
 
 
 @pytest.mark.parametrize(("suffix", "lines"), [("jsonl", True), ("json", False)])
@@ -118,12 +141,12 @@ def test_bad_files_are_named(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=message):
-        TextCorpus(path=str(tmp_path / name)).text("calibration")
+        TextCorpus(path=str(tmp_path / name)).read("calibration")
 
 
 def test_a_text_corpus_needs_a_path():
     with pytest.raises(ConfigError, match=r"add corpus\.path=FILE"):
-        TextCorpus().text("calibration")
+        TextCorpus().read("calibration")
 
 
 def test_local_data_sets_are_read_in_place_of_the_hub(tmp_path):
@@ -165,5 +188,5 @@ def test_wikitext_from_local_data(datasets_dir):
     from linearpatch.config import compose_experiment
 
     experiment = compose_experiment(["corpus=wikitext2_v1", f"datasets_dir={datasets_dir}"])
-    text = experiment.evaluation_reader.corpus.text("evaluation", datasets_dir)
-    assert "Robert <unk> is an English film" in text
+    text = experiment.evaluation_reader.open().documents
+    assert any("Robert <unk> is an English film" in document for document in text)

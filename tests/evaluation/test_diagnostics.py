@@ -18,12 +18,13 @@ from linearpatch.models.views import Site, view_of
 
 class FakeCorpus:
     name = "fake"
+    separator = "\n\n"
 
     def split(self, purpose):
         return purpose
 
-    def text(self, purpose, datasets_dir=None):
-        return "The quick brown fox jumps over the lazy dog. " * 20
+    def read(self, purpose, datasets_dir=None):
+        return ["The quick brown fox jumps over the lazy dog. " * 20]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def measured():
     )
     assert measurement.together
     found = measurement.run(subjects, lambda count: None)
-    ids = torch.tensor(byte_tokenizer()(FakeCorpus().text("")).input_ids)[:80].view(2, 40)
+    ids = torch.tensor(byte_tokenizer()(FakeCorpus().read("")[0]).input_ids)[:80].view(2, 40)
     streams = [[s.double().flatten(0, 1) for s in record(subject.decoder, ids).streams] for subject in subjects]
     return {s.stage: (one, own) for s, one, own in zip(subjects, found, streams, strict=True)}
 

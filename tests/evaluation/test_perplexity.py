@@ -45,12 +45,13 @@ def test_no_more_logits_exist_than_the_budget_allows(monkeypatch, decoder):
 
 class FakeCorpus:
     name = "fake"
+    separator = "\n\n"
 
     def split(self, purpose):
         return purpose
 
-    def text(self, purpose, datasets_dir=None):
-        return "The quick brown fox jumps over the lazy dog. " * 20
+    def read(self, purpose, datasets_dir=None):
+        return ["The quick brown fox jumps over the lazy dog. " * 20]
 
 
 def test_the_metric_is_the_protocols_formula(decoder):
@@ -59,7 +60,7 @@ def test_the_metric_is_the_protocols_formula(decoder):
     (measured,) = measurement.run([Subject("dense", decoder)], lambda count: None)
     metric = measured.metrics["ppl/fake"]
 
-    ids = torch.tensor(tokenizer(FakeCorpus().text("")).input_ids)
+    ids = torch.tensor(tokenizer(FakeCorpus().read("")[0]).input_ids)
     windows = ids[: len(ids) // 100 * 100].view(-1, 100)
     losses = plain_losses(decoder.model, windows)
     assert metric.value == pytest.approx(math.exp(losses.mean()), rel=1e-5)
