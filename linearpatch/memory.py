@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -76,15 +77,25 @@ class BatchSize:
         start = 0
         while start < len(items):
             batch = items[start : start + self.rows]
-            try:
-                result = work(batch)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._halve(len(batch), error)
-                continue
-            yield batch, result
-            start += len(batch)
+            fits, result = self.attempt(len(batch), partial(work, batch))
+            if fits:
+                assert result is not None
+                yield batch, result
+                start += len(batch)
+
+    def attempt(self, count: int, work: Callable[[], Result]) -> tuple[bool, Result | None]:
+        """Do some work on so many rows; False where memory didn't suffice, and half as many are to be tried.
+
+        Raises:
+            ModelError: one row alone doesn't fit, or the batch size was given and doesn't.
+        """
+        try:
+            return True, work()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._halve(count, error)
+            return False, None
 
     def _halve(self, tried: int, error: BaseException) -> None:
         if not self.automatic or tried == 1:

@@ -1,16 +1,17 @@
 """Log-likelihoods of continuations, reading what requests have in common once.
 
-The choices of a question share the question, the questions of a few-shot task its examples. Rows that begin alike are
-put side by side; a batch first reads their beginnings, then continues each with its rows from the key-value cache.
-Nothing is padded on the left and no position is shifted, so every family computes what it would compute row by row, up
-to rounding. Logits are made only where a continuation is predicted.
+The choices of a question share the question, the questions of a few-shot task its examples. Rows that begin alike form
+a group; a model reads the beginnings of some groups into a key-value cache, then continues each with its rows. Nothing
+is padded on the left and no position is shifted, so every family computes what it would compute row by row, up to
+rounding. Logits are made only where a continuation is predicted.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -25,8 +26,10 @@ from linearpatch.models.loss import LOGIT_BYTES
 Request = tuple[Sequence[int], Sequence[int]]  # tokens of the context, tokens of the continuation
 Score = tuple[float, bool]  # log-likelihood of the continuation, and whether greedy decoding gives it
 
-# Two passes cost more than one over as many tokens; beginnings are shared where they spare so much.
+# Two passes cost more than one over as many tokens: beginnings are shared where that leaves at most this share.
 WORTHWHILE = 0.9
+# Beginnings of about the same length are read together, cut to the shortest: this share of the longest at least.
+SIMILAR = 0.9
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,24 @@ class Row:
         tokens: Context and continuation without its last token.
         requests: Indices of the requests that they serve.
         predicts: The first token from which something is predicted.
-        common: So many first tokens are read together with those of the neighbours, at most `predicts`.
     """
 
     tokens: tuple[int, ...]
     requests: tuple[int, ...]
     predicts: int
-    common: int = 0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that begin with the same tokens.
+
+    Attributes:
+        rows: The rows.
+        common: How many first tokens they share, none of which predicts anything that is asked.
+    """
+
+    rows: tuple[Row, ...]
+    common: int
 
 
 def score(
@@ -60,7 +74,7 @@ def score(
     Args:
         decoder: Any model or view.
         requests: Contexts and continuations of at least one token each.
-        batch_size: Rows in one forward pass.
+        batch_size: Sequences in one forward pass.
         max_length: Longer sequences lose their first tokens.
         share: Read common beginnings once.
         on_requests: Called after each pass with the number of requests that it scored.
@@ -69,10 +83,9 @@ def score(
         Natural logarithms and greedy matches, in the order of the requests.
     """
     scores: list[Score] = [(0.0, False)] * len(requests)
-    rows = _rows(requests, max_length)
-    rows = arrange(rows) if share else sorted(rows, key=_longest_first)
-    reader = _Reader(decoder)
-    for batch, (hidden, offset) in batch_size.over(rows, reader.read):
+    rows = rows_of(requests, max_length)
+    groups = group(rows) if share else [Group((row,), 0) for row in rows]
+    for batch, hidden, offset in _read(decoder, groups, batch_size):
         found = _score_batch(decoder, batch, hidden, offset, requests)
         for index, value in found.items():
             scores[index] = value
@@ -80,68 +93,65 @@ def score(
     return scores
 
 
-def arrange(rows: Sequence[Row]) -> list[Row]:
-    """Order rows so that neighbours share beginnings, and set how much each shares with its neighbours.
-
-    In alphabetical order rows that begin alike are neighbours. Joining neighbours, those with the longest common
-    beginning first, a group of k rows spares k − 1 times what all of them share; two groups are joined where that is
-    more than they spare apart.
-    """
-    rows = sorted(rows, key=lambda row: row.tokens)
-    common = [_common(first, second) for first, second in pairwise(rows)]
-    segments = {index: _Segment(index, index + 1) for index in range(len(rows))}  # by first row
-    starts = list(range(len(rows)))  # first row of the segment that ends with a row
-    for boundary in sorted(range(len(common)), key=lambda index: -common[index]):
-        left, right = segments[starts[boundary]], segments[boundary + 1]
-        joint = left.join(right, common[boundary])
-        segments[joint.start] = joint
-        starts[joint.end - 1] = joint.start
-    groups = sorted(segments[0].groups() if rows else [], key=lambda group: -group.common)
-    return [
-        replace(row, common=group.common if group.end - group.start > 1 else row.predicts)
-        for group in groups
-        for row in sorted(rows[group.start : group.end], key=_longest_first)
-    ]
-
-
-@dataclass(frozen=True)
-class _Segment:
-    """Consecutive rows: one group, or what two segments hold."""
-
-    start: int
-    end: int
-    common: int = 0
-    spared: int = 0
-    parts: tuple[_Segment, ...] = ()
-
-    def join(self, other: _Segment, common: int) -> _Segment:
-        """The segment of both; `common` is what all its rows share."""
-        spared = (other.end - self.start - 1) * common
-        if spared > self.spared + other.spared:
-            return _Segment(self.start, other.end, common, spared)
-        return _Segment(self.start, other.end, 0, self.spared + other.spared, (self, other))
-
-    def groups(self) -> list[_Segment]:
-        """The groups in it."""
-        found, open_segments = [], [self]
-        while open_segments:
-            segment = open_segments.pop()
-            open_segments += segment.parts
-            if not segment.parts:
-                found.append(segment)
-        return found
-
-
-def _rows(requests: Sequence[Request], max_length: int) -> list[Row]:
+def rows_of(requests: Sequence[Request], max_length: int) -> list[Row]:
     """One row for each distinct sequence; continuations of one token share that of their context."""
     served: dict[tuple[int, ...], list[int]] = {}
     for index, (context, continuation) in enumerate(requests):
-        tokens = tuple(context) + tuple(continuation)
+        tokens = (*context, *continuation)
         served.setdefault(tokens[-(max_length + 1) :][:-1], []).append(index)
     return [
         Row(tokens, tuple(indices), len(tokens) - max(len(requests[index][1]) for index in indices))
         for tokens, indices in served.items()
     ]
+
+
+def group(rows: Sequence[Row]) -> list[Group]:
+    """Divide rows into groups such that reading each beginning once spares the most tokens.
+
+    In alphabetical order rows that begin alike are neighbours. Joining neighbours, those with the longest common
+    beginning first, k rows spare k − 1 times what all of them share; two parts become one group where that is more
+    than they spare apart.
+    """
+    rows = sorted(rows, key=lambda row: row.tokens)
+    if not rows:
+        return []
+    common = [_common(first, second) for first, second in pairwise(rows)]
+    parts = {index: _Part(index, index + 1) for index in range(len(rows))}  # by first row
+    starts = list(range(len(rows)))  # first row of the part that ends with a row
+    for boundary in sorted(range(len(common)), key=lambda index: -common[index]):
+        joint = parts[starts[boundary]].join(parts[boundary + 1], common[boundary])
+        parts[joint.start] = joint
+        starts[joint.end - 1] = joint.start
+    groups = [Group(tuple(rows[part.start : part.end]), part.common) for part in parts[0].whole()]
+    return [each if len(each.rows) > 1 else Group(each.rows, each.rows[0].predicts) for each in groups]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Consecutive rows: one group, or what two parts hold."""
+
+    start: int
+    end: int
+    common: int = 0
+    spared: int = 0
+    parts: tuple[_Part, ...] = ()
+
+    def join(self, other: _Part, common: int) -> _Part:
+        """The part of both; `common` is what all its rows share."""
+        spared = (other.end - self.start - 1) * common
+        if spared > self.spared + other.spared:
+            return _Part(self.start, other.end, common, spared)
+        return _Part(self.start, other.end, 0, self.spared + other.spared, (self, other))
+
+    def whole(self) -> list[_Part]:
+        """The groups in it."""
+        found, left = [], [self]
+        while left:
+            part = left.pop()
+            left += part.parts
+            if not part.parts:
+                found.append(part)
+        return found
 
 
 def _common(first: Row, second: Row) -> int:
@@ -153,55 +163,105 @@ def _common(first: Row, second: Row) -> int:
     return limit
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """Groups whose beginnings are read in one pass, cut to one length.
+
+    Attributes:
+        common: That length.
+        owners: Each row, with the number of its beginning.
+        beginnings: The distinct beginnings.
+    """
+
+    common: int
+    owners: dict[Row, int] = field(default_factory=dict)
+    beginnings: list[tuple[int, ...]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, groups: Sequence[Group]) -> _Reading:
+        """The reading of some groups."""
+        reading = cls(min(each.common for each in groups))
+        numbers: dict[tuple[int, ...], int] = {}
+        for row in (row for each in groups for row in each.rows):
+            reading.owners[row] = numbers.setdefault(row.tokens[: reading.common], len(numbers))
+        reading.beginnings.extend(numbers)
+        return reading
+
+    @property
+    def is_worthwhile(self) -> bool:
+        """Whether sharing spares enough."""
+        apart = sum(len(row.tokens) for row in self.owners)
+        together = apart - (len(self.owners) - len(self.beginnings)) * self.common
+        return together <= WORTHWHILE * apart
+
+
+def _read(
+    decoder: Decoder, groups: Sequence[Group], batch_size: BatchSize
+) -> Iterator[tuple[Sequence[Row], Tensor, int]]:
+    """Read all rows, in batches: the rows, their normed hidden states, and how many first tokens these leave out."""
+    alone: list[Row] = []
+    groups = sorted(groups, key=lambda each: -each.common)  # the longest first: memory runs out at once or never
+    start = 0
+    while start < len(groups):
+        end = start + 1
+        shortest = SIMILAR * groups[start].common
+        while end < min(len(groups), start + batch_size.rows) and groups[end].common >= shortest:
+            end += 1
+        reading = _Reading.of(groups[start:end])
+        if not reading.is_worthwhile:
+            alone += reading.owners
+            start = end
+            continue
+        filled, cache = batch_size.attempt(len(reading.beginnings), partial(_fill, decoder, reading))
+        if not filled:
+            continue  # with fewer at a time
+        start = end
+        if cache is None:
+            alone += reading.owners
+            continue
+
+        def extend(batch: Sequence[Row], reading: _Reading = reading, cache: Any = cache) -> Tensor:
+            owners = torch.tensor([reading.owners[row] for row in batch], device=decoder.input_device)
+            return _forward(decoder, [row.tokens[reading.common :] for row in batch], _select(cache, owners))
+
+        for batch, hidden in batch_size.over(sorted(reading.owners, key=_longest_first), extend):
+            yield batch, hidden, reading.common
+    plain = batch_size.over(
+        sorted(alone, key=_longest_first), lambda batch: _forward(decoder, [row.tokens for row in batch])
+    )
+    for batch, hidden in plain:
+        yield batch, hidden, 0
+
+
 def _longest_first(row: Row) -> int:
     return -len(row.tokens)
 
 
-class _Reader:
-    """Forward passes over batches of rows; keeps the cache of the last beginning while batches share it."""
+@torch.inference_mode()
+def _fill(decoder: Decoder, reading: _Reading) -> Any:
+    """A cache that has read the beginnings; None where the family's can't be selected by row."""
+    ids = torch.tensor(reading.beginnings, device=decoder.input_device)
+    cache = decoder.model.base_model(input_ids=ids, use_cache=True).past_key_values
+    selectable = all(hasattr(layer, "batch_select_indices") for layer in getattr(cache, "layers", [None]))
+    return cache if selectable else None
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
-        self._shares = True  # until a cache turns out not to be selectable by row
-        self._kept: tuple[tuple[int, ...], Any] | None = None
 
-    @torch.inference_mode()
-    def read(self, batch: Sequence[Row]) -> tuple[Tensor, int]:
-        """Normed hidden states `[rows, tokens, hidden_size]`, and how many first tokens of each row they leave out."""
-        common = min(row.common for row in batch)
-        beginnings = list(dict.fromkeys(row.tokens[:common] for row in batch))
-        longest = max(len(row.tokens) for row in batch)
-        apart, together = len(batch) * longest, len(beginnings) * common + len(batch) * (longest - common)
-        cache = self._cache(beginnings) if self._shares and together < WORTHWHILE * apart else None
-        if cache is None:
-            return self._forward([row.tokens for row in batch]), 0
-        position = {beginning: index for index, beginning in enumerate(beginnings)}
-        owners = torch.tensor([position[row.tokens[:common]] for row in batch], device=self._decoder.input_device)
-        cache.batch_select_indices(owners)
-        return self._forward([row.tokens[common:] for row in batch], cache), common
+@torch.inference_mode()
+def _select(cache: Any, owners: Tensor) -> Any:
+    """A cache with the beginning of each row, by number; the one given stays as it is."""
+    selected = copy.copy(cache)
+    selected.layers = [copy.copy(layer) for layer in cache.layers]
+    selected.batch_select_indices(owners)
+    return selected
 
-    def _cache(self, beginnings: Sequence[tuple[int, ...]]) -> Any:
-        """A cache that has read the beginnings, for the caller to change; None where the family's can't be shared."""
-        if len(beginnings) > 1:
-            self._kept = None
-            return self._prefill(beginnings)
-        if self._kept is None or self._kept[0] != beginnings[0]:
-            self._kept = None  # freed before the next is made
-            self._kept = (beginnings[0], self._prefill(beginnings))
-        return copy.deepcopy(self._kept[1])
 
-    def _prefill(self, beginnings: Sequence[tuple[int, ...]]) -> Any:
-        ids = torch.tensor(beginnings, device=self._decoder.input_device)
-        cache = self._decoder.model.base_model(input_ids=ids, use_cache=True).past_key_values
-        self._shares = all(hasattr(layer, "batch_select_indices") for layer in getattr(cache, "layers", [None]))
-        return cache if self._shares else None
-
-    def _forward(self, rows: Sequence[Sequence[int]], cache: Any = None) -> Tensor:
-        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)  # on the right, where nobody looks
-        ids = ids.to(self._decoder.input_device)
-        output = self._decoder.model.base_model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+@torch.inference_mode()
+def _forward(decoder: Decoder, rows: Sequence[Sequence[int]], cache: Any = None) -> Tensor:
+    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)  # on the right, where nobody looks
+    ids = ids.to(decoder.input_device)
+    output = decoder.model.base_model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
+    hidden: Tensor = output.last_hidden_state
+    return hidden
 
 
 @torch.inference_mode()
