@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from linearpatch.bench import perplexity, sleb, statistics, taylor
+from linearpatch.bench import harness, perplexity, sleb, statistics, taylor
 from linearpatch.bench.measure import Claim
 
 BENCHMARKS: Mapping[str, Callable[[], Sequence[Claim]]] = {
@@ -15,4 +15,5 @@ BENCHMARKS: Mapping[str, Callable[[], Sequence[Claim]]] = {
     "sleb": sleb.claims,
     "taylor": taylor.claims,
     "perplexity": perplexity.claims,
+    "harness": harness.claims,
 }

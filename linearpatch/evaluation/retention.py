@@ -18,6 +18,7 @@ from linearpatch.evaluation.evaluation import Aggregate, Evaluation
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+SEED = 0
 MEMORY = 2**24  # counts that exist at a time
 
 BASES = {"dense": (), "pruned": ("dense",), "patched": ("dense", "pruned")}  # what each stage is compared with
@@ -135,7 +136,8 @@ def retained(dense: Results, other: Results, aggregates: Sequence[Aggregate]) ->
         if not all(bases):
             continue  # a share of nothing
         drawn = _paired(names, dense, other) and all(len(dense.answers[name]) > 1 for name in names)
-        draws = [resampled_means(dense.answers[name], other.answers[name]) for name in names] if drawn else []
+        generator = numpy.random.default_rng(SEED)  # one for all tasks: their draws are independent
+        draws = [resampled_means(dense.answers[n], other.answers[n], generator) for n in names] if drawn else []
         for definition, formula in DEFINITIONS.items():
             value: dict[str, float] = {"value": formula(bases, values, weights)}
             if drawn:
@@ -145,14 +147,15 @@ def retained(dense: Results, other: Results, aggregates: Sequence[Aggregate]) ->
     return {definition: values for definition, values in found.items() if values}
 
 
-def resampled_means(first: Floats, second: Floats, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+def resampled_means(
+    first: Floats, second: Floats, generator: numpy.random.Generator, resamples: int = RESAMPLES
+) -> Floats:
     """Means of two models' answers to the same random draws of questions, `[2, resamples]`.
 
     Drawing questions with replacement is drawing how often each distinct pair of answers occurs: right and wrong
     answers make four pairs, however many questions there are.
     """
     pairs, counts = numpy.unique(numpy.stack([first, second], axis=1), axis=0, return_counts=True)
-    generator = numpy.random.default_rng(seed)
     at_once = max(1, MEMORY // len(pairs))
     sizes = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
     drawn = [generator.multinomial(len(first), counts / len(first), size=size) @ pairs for size in sizes]
@@ -168,7 +171,8 @@ def _difference(base: Results, other: Results, weights: Mapping[str, float], *, 
     if min(len(first) for first, _ in pairs) < 2:  # one question has no spread to draw from
         return {"difference": value}
     shares = [1.0] if pooled else list(weights.values())
-    means = [resampled_means(first, second) for first, second in pairs]
+    generator = numpy.random.default_rng(SEED)
+    means = [resampled_means(first, second, generator) for first, second in pairs]
     return {"difference": value, **_interval(sum(w * (m[1] - m[0]) for w, m in zip(shares, means, strict=True)))}
 
 

@@ -94,7 +94,7 @@ def test_the_interval_is_that_of_scipys_paired_bootstrap():
 
 def test_draws_of_answers_that_all_differ_are_those_of_a_bootstrap_too():
     values = numpy.random.default_rng(0).normal(size=(2, 60))
-    first, second = resampled_means(*values, resamples=20_000)
+    first, second = resampled_means(*values, numpy.random.default_rng(1), resamples=20_000)
     assert first.mean() == pytest.approx(values[0].mean(), abs=0.01)
     assert first.std() == pytest.approx(values[0].std() / 60**0.5, rel=0.03)
     correlation = numpy.corrcoef(first, second)[0, 1]
@@ -120,6 +120,12 @@ def test_an_averages_interval_draws_within_tasks_and_a_pooled_one_from_all_quest
     spread = (sum(part.var() / len(part) for part in parts) / 4) ** 0.5
     assert found["difference"] == pytest.approx(sum(part.mean() for part in parts) / 2)
     assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * spread, rel=0.05)
+
+    alike = [results(**{name: answers(seed + i, share) for i, name in enumerate("abcd")}) for seed, share in
+             ((10, 0.8), (20, 0.6))]  # fmt: skip
+    found = differences(*alike, [Aggregate("mean", dict.fromkeys("abcd", 0.25), "p")])["mean"]
+    spread = sum((alike[1].answers[n] - alike[0].answers[n]).var() / 400 / 16 for n in "abcd") ** 0.5
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * spread, rel=0.05)  # tasks are drawn independently
 
     weights = {"a": 0.8, "b": 0.2}
     aggregate = Aggregate("all", weights, "p", pooled=True)
