@@ -25,6 +25,7 @@ examples:
   linearpatch run pruner=sleb num_pruned_layers=7       override a choice and a value
   linearpatch run -m pruner=sleb,shortgpt patch=none,rotate     every combination
   linearpatch run --cfg job                             print the configuration and stop
+  linearpatch run 'eval=[ppl,smoke,speed]'              measure more than perplexity
   linearpatch run save_model=true output_dir=small      write the pruned, patched model to small/model
   linearpatch generate small "The sea is"               continue a text with it
   linearpatch list pruner                               every pruner with a line about it

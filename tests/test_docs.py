@@ -46,8 +46,8 @@ def commands():
 def test_every_command_runs_or_composes(arguments, tmp_path, monkeypatch, session_cache):
     monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))
     monkeypatch.chdir(ROOT)  # documents name files from the top
-    command, *rest = arguments
-    needs_data = any(word in " ".join(rest) for word in ("llama2_7b", "relative_weighting"))
+    command, *rest = (word.replace("FOLDER", str(tmp_path)) for word in arguments)
+    needs_data = any(word in " ".join(rest) for word in ("llama2_7b", "experiment=relative", "experiment=retention"))
     if command == "run" and needs_data:
         overrides = [re.sub(r"^(\w+)=(\w+),.*", r"\1=\2", word) for word in rest if word != "-m"]
         compose_experiment(overrides)

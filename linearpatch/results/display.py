@@ -73,7 +73,7 @@ def versus_text(metric: Mapping[str, Any] | None, dense: Mapping[str, Any] | Non
         return ""
     versus = metric.get("versus", {}).get("dense")
     if versus and "difference" in versus:
-        interval = f" [{100 * versus['low']:+.1f}, {100 * versus['high']:+.1f}]" if "low" in versus else ""
+        interval = f" [{100 * versus['low']:.1f}, {100 * versus['high']:.1f}]" if "low" in versus else ""
         return f"{100 * versus['difference']:+.1f}{interval}"
     if versus:
         return f"{versus['ratio']:.2f} × [{versus['low']:.2f}, {versus['high']:.2f}]"
