@@ -9,6 +9,7 @@ from typing import Any
 
 from linearpatch.data.corpus import Corpus, parse_split, take_slice
 from linearpatch.data.files import read_rows, text_column
+from linearpatch.data.reach import without_waiting
 from linearpatch.errors import DataError
 from linearpatch.registry import component
 
@@ -60,8 +61,9 @@ class HubCorpus(Corpus):
         if self.data_files:
             settings |= {"data_files": dict(self.data_files), "verification_mode": "no_checks"}
         try:
-            rows = load_dataset(self.path, self.config, streaming=self.max_documents is not None, **settings)
-            return [row[self.column] for row in itertools.islice(rows, self.max_documents)]
+            with without_waiting():
+                rows = load_dataset(self.path, self.config, streaming=self.max_documents is not None, **settings)
+                return [row[self.column] for row in itertools.islice(rows, self.max_documents)]
         except Exception as error:
             raise DataError(
                 f"corpus {self.name}: can't load {self.path} ({self.config or 'default'}, {split}) from the hub: "

@@ -72,12 +72,17 @@ def versus_text(metric: Mapping[str, Any] | None, dense: Mapping[str, Any] | Non
     if metric is None or metric["value"] is None:
         return ""
     versus = metric.get("versus", {}).get("dense")
-    if versus and "difference" in versus:
-        interval = f" [{100 * versus['low']:.1f}, {100 * versus['high']:.1f}]" if "low" in versus else ""
-        return f"{100 * versus['difference']:+.1f}{interval}"
     if versus:
-        return f"{versus['ratio']:.2f} × [{versus['low']:.2f}, {versus['high']:.2f}]"
+        return _versus_text(versus)
     return f"{metric['value'] / dense['value']:.2f} ×" if dense and dense["value"] else ""
+
+
+def _versus_text(versus: Mapping[str, float]) -> str:
+    """A difference in points or a ratio, with its interval where that is known."""
+    if "ratio" in versus:
+        return f"{versus['ratio']:.2f} × [{versus['low']:.2f}, {versus['high']:.2f}]"
+    interval = f" [{100 * versus['low']:.1f}, {100 * versus['high']:.1f}]" if "low" in versus else ""
+    return f"{100 * versus['difference']:+.1f}{interval}"
 
 
 def retained_text(record: Record, stage: str, name: str, definition: str = "mean_of_ratios") -> str:
@@ -100,6 +105,8 @@ def notes(records: Sequence[Record], names: Sequence[str]) -> list[str]:
                 measured.setdefault(protocol, []).append(name)
     lines = [f"{_common_part(list(dict.fromkeys(found)))}: {protocol}" for protocol, found in measured.items()]
     lines += _without_data(records)
+    if len(records) == 1:
+        lines += _patched_against_pruned(records[0])
     lines += [note for record in records for note in (record.model.get("note"), *record.calibration.get("notes", ()))]
     return list(dict.fromkeys(line for line in lines if line))
 
@@ -110,7 +117,22 @@ def _without_data(records: Sequence[Record]) -> list[str]:
     for name, metric in _found(records).items():
         if not _has_data(metric):
             left.setdefault(_evaluation(name), []).append(metric["protocol"])
-    return [f"{evaluation}: no data for {', '.join(dict.fromkeys(tasks))}" for evaluation, tasks in left.items()]
+    return [f"{evaluation}: no data for {_listed(list(dict.fromkeys(tasks)))}" for evaluation, tasks in left.items()]
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:3])} and {len(names) - 3} more tasks"
+
+
+def _patched_against_pruned(record: Record) -> list[str]:
+    """What the patch gains, and what it costs, where both models did the same."""
+    lines = []
+    for name in headline_names([record]):
+        metric = record.metrics.get("patched", {}).get(name, {})
+        versus = metric.get("versus", {}).get("pruned")
+        if versus:
+            lines.append(f"{name}: patched against pruned {_versus_text(versus)}")
+    return lines
 
 
 def _has_data(metric: Mapping[str, Any]) -> bool:

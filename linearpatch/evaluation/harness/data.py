@@ -6,7 +6,7 @@ import json
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy
 import torch
 
 from linearpatch.data.hub import SUFFIXES
+from linearpatch.data.reach import without_waiting
 from linearpatch.errors import DataError
 from linearpatch.evaluation.harness.catalogue import Entry
 
@@ -54,7 +55,7 @@ def load(entry: Entry, datasets_dir: Path | None, num_fewshot: int | None) -> An
         changes = {split: None for split in SPLITS if split in config and config[split] not in local}
         changes |= {"custom_dataset": lambda **_: _read(local), "dataset_kwargs": None}
     try:
-        with _seeded():
+        with _seeded(), nullcontext() if local else without_waiting():
             task = entry.load(changes)
     except DataError:
         raise
