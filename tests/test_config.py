@@ -33,7 +33,7 @@ def test_the_command_in_every_yaml_composes(file):
 
     command = next(line for line in file.read_text().splitlines() if line.startswith("#   linearpatch run"))
     words = shlex.split(command.removeprefix("#   linearpatch run").replace("FOLDER", ".").replace("-m ", ""))
-    compose_experiment([re.sub(r"^(pruner|patch)=(\w+),.*", r"\1=\2", word) for word in words])
+    compose_experiment([re.sub(r"^(pruner|patch|num_pruned_layers)=(\w+),.*", r"\1=\2", word) for word in words])
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -67,7 +67,7 @@ def test_no_target_strings_anywhere():
         ("stages=[dens]", "Did you mean 'dense'?"),
         ("model.dtype=int4", "Allowed: auto, bfloat16, float16, float32"),
         ("model.device=gpu", "Allowed: auto, cpu, cuda"),
-        ("calibration.sampling=all", "Allowed: crops, first, windows"),
+        ("calibration.sampling=all", "Allowed: crops, document_crops, first, windows"),
         ("tracker.mode=on", "Allowed: offline, online"),
         ("datasets_dir=/nonexistent", "not a folder"),
         ("corpus.calibration=evaluation", "share text"),
