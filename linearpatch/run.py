@@ -129,9 +129,9 @@ def _calibration_blocks(experiment: Experiment, model: LoadedModel) -> TokenBloc
 def _subject(stage: str, dense: Decoder, removed: Sequence[int], patches: Sequence[FittedPatch]) -> Subject:
     """The model of a stage; it shares the dense model's weights."""
     if stage == "dense":
-        return Subject(stage, dense)
+        return Subject(stage, dense, dense)
     modules = [(patch.site, patch.module) for patch in patches] if stage == "patched" else []
-    return Subject(stage, decoder_of(view_of(dense, removed, modules)), tuple(removed))
+    return Subject(stage, decoder_of(view_of(dense, removed, modules)), dense, tuple(removed))
 
 
 def _view_key(stage: str, removed: Sequence[int], patches: Sequence[FittedPatch]) -> dict[str, Any]:

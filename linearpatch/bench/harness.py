@@ -65,7 +65,7 @@ def _mine(settings: Tasks, model: LoadedModel, folder: Path | None) -> tuple[flo
     reader = Reader(compose_experiment(["corpus=pydoc"]).corpus, "evaluation", folder)
     answers: dict[str, list[float]] = {}
     for measurement in settings.prepare("qa", reader)(model.tokenizer):
-        (found,) = measurement.run([Subject("dense", model.decoder)], lambda count: None)
+        (found,) = measurement.run([Subject("dense", model.decoder, model.decoder)], lambda count: None)
         task = measurement.name.partition("/")[2]
         answers[task] = found.questions[f"qa/{task}/acc"].tolist()
     return time.perf_counter() - started, answers

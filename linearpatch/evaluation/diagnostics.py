@@ -77,7 +77,7 @@ class Diagnostics(Evaluation):
         self, name: str, blocks: TokenBlocks, subjects: Sequence[Subject], on_step: Callable[[float], None]
     ) -> list[Measured]:
         removed = next((subject.removed for subject in subjects if subject.removed), ())
-        dense = subjects[0].decoder
+        dense = subjects[0].dense
         profiles = [_Profile(subject.decoder, subject.removed, removed, dense.num_layers) for subject in subjects]
         for ids in blocks.ids.split(1):
             expected = _streams(dense, ids)

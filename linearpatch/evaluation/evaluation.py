@@ -13,6 +13,9 @@ from torch import Tensor
 from linearpatch.data.reader import Reader
 from linearpatch.models.decoder import Decoder
 
+# What each stage is compared with.
+BASES: Mapping[str, Sequence[str]] = {"dense": (), "pruned": ("dense",), "patched": ("dense", "pruned")}
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -75,11 +78,13 @@ class Subject:
     Attributes:
         stage: `dense`, `pruned` or `patched`.
         decoder: The model; all subjects of a run share their weights.
+        dense: The model that it came from; itself at stage `dense`.
         removed: Dense indices of the layers that it lacks.
     """
 
     stage: str
     decoder: Decoder
+    dense: Decoder
     removed: Sequence[int] = ()
 
 
@@ -92,7 +97,7 @@ class Measurement:
         key: What its results depend on beside the models.
         total: Steps that one call of `run` takes.
         run: Measures models, one answer for each; calls its second argument with the number of steps done.
-        together: Whether it takes the models of all stages in one call (dense first, always), or each alone.
+        together: Whether it takes the models of all stages in one call, or each alone.
     """
 
     name: str

@@ -14,14 +14,12 @@ import numpy
 from numpy.typing import NDArray
 
 from linearpatch.cache import digest_of
-from linearpatch.evaluation.evaluation import Aggregate, Evaluation
+from linearpatch.evaluation.evaluation import BASES, Aggregate, Evaluation
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 SEED = 0
 MEMORY = 2**24  # counts that exist at a time
-
-BASES = {"dense": (), "pruned": ("dense",), "patched": ("dense", "pruned")}  # what each stage is compared with
 
 Floats = NDArray[numpy.float64]
 Retained = dict[str, dict[str, dict[str, float]]]  # by definition and average

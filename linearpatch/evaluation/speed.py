@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,13 +16,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from linearpatch.data.reader import Reader
 from linearpatch.errors import require_range
-from linearpatch.evaluation.evaluation import Evaluation, Measured, Measurement, Metric, Preparation, Subject
+from linearpatch.evaluation.evaluation import (
+    BASES,
+    Evaluation,
+    Measured,
+    Measurement,
+    Metric,
+    Preparation,
+    Subject,
+)
 from linearpatch.memory import peak_growth
 from linearpatch.models.decoder import Decoder
 from linearpatch.registry import component
-
-# What each timing is against, beside dense: patched against pruned is what the patch costs.
-BASES = {"dense": (), "pruned": ("dense",), "patched": ("dense", "pruned")}
 
 
 @component("eval", "speed")
@@ -75,72 +81,73 @@ class Speed(Evaluation):
         key = {
             "version": self.version,
             "setting": [batch, length, self.new_tokens, self.rounds, self.warmup],
-            "machine": _machine(),
+            "machine": [_machine(), platform.node()],
         }
         return Measurement(name, key, self.rounds + self.warmup, run, together=True)
 
     def _run(
         self, name: str, batch: int, length: int, subjects: Sequence[Subject], on_step: Callable[[float], None]
     ) -> list[Measured]:
-        decoders = [subject.decoder for subject in subjects]
-        generator = torch.Generator().manual_seed(0)
-        prompt = torch.randint(decoders[0].vocab_size, (batch, length), generator=generator)
-        times: list[list[tuple[float, float]]] = [[] for _ in subjects]
+        vocabulary = subjects[0].decoder.vocab_size
+        prompt = torch.randint(vocabulary, (batch, length), generator=torch.Generator().manual_seed(0))
+        times = {subject.stage: Times() for subject in subjects}
         for turn in range(self.warmup + self.rounds):
             for offset in range(len(subjects)):  # nobody is always first, or always after the same one
-                index = (turn + offset) % len(subjects)
-                found = _generate(decoders[index], prompt, self.new_tokens)
+                subject = subjects[(turn + offset) % len(subjects)]
+                prefill, decode = _generate(subject.decoder, prompt, self.new_tokens)
                 if turn >= self.warmup:
-                    times[index].append(found)
+                    times[subject.stage].prefill.append(prefill)
+                    times[subject.stage].decode.append(decode / self.new_tokens)
             on_step(1)
         protocol = (
             f"batch {batch}, {length} tokens, {self.new_tokens} decoded, {_machine()}; medians of rounds in which the "
             "stages take turns"
         )
-        costs = [_costs(decoder, prompt) for decoder in decoders]
-        stages = [subject.stage for subject in subjects]
         return [
-            self._measured(name, protocol, stage, times[index], costs[index], dict(zip(stages, times, strict=True)))
-            for index, stage in enumerate(stages)
+            Measured(
+                {
+                    f"{name}/{metric}": replace(value, headline=value.headline and "/" not in name)
+                    for metric, value in _metrics(subject, prompt, times, protocol).items()
+                }
+            )
+            for subject in subjects
         ]
 
-    def _measured(
-        self,
-        name: str,
-        protocol: str,
-        stage: str,
-        times: Sequence[tuple[float, float]],
-        costs: Costs,
-        all_times: dict[str, list[tuple[float, float]]],
-    ) -> Measured:
-        tokens = costs.batch * costs.length
-        prefill, decode = zip(*times, strict=True)
-        per_step = [seconds / self.new_tokens for seconds in decode]
-        metrics: dict[str, Metric] = {}
 
-        def add(metric: str, value: float | None, unit: str, **more: Any) -> None:
-            reason = None if value is not None else "this system has no record of it"
-            metrics[f"{name}/{metric}"] = Metric(
-                value, more.pop("stderr", None), len(times), protocol, "", unit, "rounds", reason=reason, **more
-            )
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each round: to read the prompt, and to decode a token."""
 
-        headline = "/" not in name
-        rates = [[tokens / t for t in prefill], [costs.batch / t for t in per_step]]
-        seconds = {"prefill": 0, "decode": 1}
-        for index, (phase, rate) in enumerate(zip(seconds, rates, strict=True)):
-            versus = {
-                base: ratio_of_rounds([t[index] for t in all_times[base]], [t[index] for t in times])
-                for base in BASES[stage]
-                if base in all_times
-            }
-            add(f"{phase}_tokens_per_s", statistics.median(rate), "1/s", stderr=_error(rate), headline=headline,
-                versus=versus)  # fmt: skip
-        add("prefill_s", statistics.median(prefill), "s", stderr=_error(prefill))
-        add("decode_step_s", statistics.median(per_step), "s", stderr=_error(per_step))
-        add("peak_memory_bytes", costs.memory, "bytes")
-        add("num_parameters", costs.parameters, "count")
-        add("prefill_flops", costs.flops, "FLOP")
-        return Measured(metrics)
+    prefill: list[float] = field(default_factory=list)
+    decode: list[float] = field(default_factory=list)
+
+
+def _metrics(subject: Subject, prompt: Tensor, times: Mapping[str, Times], protocol: str) -> dict[str, Metric]:
+    own, costs = times[subject.stage], _costs(subject.decoder, prompt)
+    rounds = len(own.prefill)
+
+    def metric(value: float | None, unit: str, stderr: float | None = None, **more: Any) -> Metric:
+        reason = None if value is not None else "this system keeps no record of it"
+        return Metric(value, stderr, rounds, protocol, "", unit, "rounds", reason=reason, **more)
+
+    def rate(tokens: int, phase: str) -> Metric:
+        rates = [tokens / seconds for seconds in getattr(own, phase)]
+        versus = {
+            base: ratio_of_rounds(getattr(times[base], phase), getattr(own, phase))
+            for base in BASES[subject.stage]
+            if base in times
+        }
+        return metric(statistics.median(rates), "1/s", _error(rates), headline=True, versus=versus)
+
+    return {
+        "prefill_tokens_per_s": rate(prompt.numel(), "prefill"),
+        "decode_tokens_per_s": rate(len(prompt), "decode"),
+        "prefill_s": metric(statistics.median(own.prefill), "s", _error(own.prefill)),
+        "decode_step_s": metric(statistics.median(own.decode), "s", _error(own.decode)),
+        "peak_memory_bytes": metric(costs.memory, "bytes"),
+        "num_parameters": metric(costs.parameters, "count"),
+        "prefill_flops": metric(costs.flops, "FLOP"),
+    }
 
 
 @dataclass(frozen=True)
@@ -148,15 +155,11 @@ class Costs:
     """What doesn't vary from round to round.
 
     Attributes:
-        batch: Sequences.
-        length: Tokens of each.
         parameters: Of the model.
         flops: Operations of reading the prompt (a multiplication and an addition are two).
         memory: Bytes of its parameters and of what reading the prompt needs at its peak; None where unknown.
     """
 
-    batch: int
-    length: int
     parameters: int
     flops: int
     memory: int | None
@@ -214,8 +217,6 @@ def _costs(decoder: Decoder, prompt: Tensor) -> Costs:
     parameters = list(decoder.model.parameters())
     weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     return Costs(
-        batch=len(prompt),
-        length=prompt.shape[1],
         parameters=sum(parameter.numel() for parameter in parameters),
         flops=counter.get_total_flops(),
         memory=None if growth is None else weights + growth,

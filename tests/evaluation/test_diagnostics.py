@@ -33,12 +33,17 @@ def measured():
     scale = torch.rand(32, generator=torch.Generator().manual_seed(0)) + 0.5
     patch = (Site(2, 4, reader=4), ChannelScale(scale))
     pruned, patched = (decoder_of(view_of(dense, [2, 3], patches)) for patches in ([], [patch]))
-    subjects = [Subject("dense", dense), Subject("pruned", pruned, (3, 2)), Subject("patched", patched, (3, 2))]
-    (measurement,) = Diagnostics(num_blocks=2, seq_len=40).prepare("diagnostics", Reader(FakeCorpus(), "evaluation"))(
-        byte_tokenizer()
-    )
+    subjects = [
+        Subject("dense", dense, dense),
+        Subject("pruned", pruned, dense, (3, 2)),
+        Subject("patched", patched, dense, (3, 2)),
+    ]
+    settings = Diagnostics(num_blocks=2, seq_len=40)
+    (measurement,) = settings.prepare("diagnostics", Reader(FakeCorpus(), "evaluation"))(byte_tokenizer())
     assert measurement.together
+    alone = measurement.run(subjects[1:], lambda count: None)
     found = measurement.run(subjects, lambda count: None)
+    assert [one.metrics for one in alone] == [one.metrics for one in found[1:]]  # dense need not be asked for
     ids = torch.tensor(byte_tokenizer()(FakeCorpus().read("")[0]).input_ids)[:80].view(2, 40)
     streams = [[s.double().flatten(0, 1) for s in record(subject.decoder, ids).streams] for subject in subjects]
     return {s.stage: (one, own) for s, one, own in zip(subjects, found, streams, strict=True)}

@@ -57,7 +57,7 @@ class FakeCorpus:
 def test_the_metric_is_the_protocols_formula(decoder):
     tokenizer = byte_tokenizer()
     (measurement,) = Perplexity(seq_len=100).prepare("ppl", Reader(FakeCorpus(), "evaluation"))(tokenizer)
-    (measured,) = measurement.run([Subject("dense", decoder)], lambda count: None)
+    (measured,) = measurement.run([Subject("dense", decoder, decoder)], lambda count: None)
     metric = measured.metrics["ppl/fake"]
 
     ids = torch.tensor(tokenizer(FakeCorpus().read("")[0]).input_ids)

@@ -20,7 +20,11 @@ def stages() -> list[Subject]:
     dense = decoder_of(tiny_model())
     patch = (Site(2, 4, reader=4), LinearMap(torch.eye(32)))
     pruned, patched = (decoder_of(view_of(dense, [2, 3], patches)) for patches in ([], [patch]))
-    return [Subject("dense", dense), Subject("pruned", pruned, (2, 3)), Subject("patched", patched, (2, 3))]
+    return [
+        Subject("dense", dense, dense),
+        Subject("pruned", pruned, dense, (2, 3)),
+        Subject("patched", patched, dense, (2, 3)),
+    ]
 
 
 def measure(subjects=None, **settings):

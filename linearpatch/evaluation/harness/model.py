@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,9 +13,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
+from linearpatch.errors import ConfigError
 from linearpatch.evaluation.harness.scoring import Score, score
 from linearpatch.memory import BatchSize
 from linearpatch.models.decoder import Decoder
+
+log = logging.getLogger(__name__)
 
 
 class HarnessModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
@@ -79,9 +83,23 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None
     ) -> list[Score]:
+        longest, too_long = 0, 0
         for _, context, continuation in requests:
             self._hash(context)
             self._hash(continuation)
+            longest = max(longest, len(continuation))
+            too_long += len(context) + len(continuation) > self.max_length + 1
+        if longest > self.max_length:
+            raise ConfigError(
+                f"An answer has {longest} tokens, more than max_length={self.max_length}. Set a larger max_length."
+            )
+        if too_long:
+            log.warning(
+                "%d of %d requests are longer than %d tokens and lose their first ones",
+                too_long,
+                len(requests),
+                self.max_length,
+            )
         return score(
             self._decoder,
             [(context, continuation) for _, context, continuation in requests],

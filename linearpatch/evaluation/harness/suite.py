@@ -67,7 +67,7 @@ def prepare(settings: Tasks, name: str, datasets_dir: Path | None) -> Preparatio
         return [
             _left_out(name, task, missing[task])
             if (task := entry.name) in missing
-            else harness.measurement(name, task, loaded[task])
+            else harness.measurement(name, loaded[task])
             for entry in selection.entries
         ]
 
@@ -81,15 +81,16 @@ class _Harness:
         self._settings, self._tokenizer = settings, tokenizer
         self._model: HarnessModel | None = None
 
-    def measurement(self, name: str, task_name: str, task: Any) -> Measurement:
-        settings = self._settings
-        questions = len(task.eval_docs) if settings.limit is None else min(settings.limit, len(task.eval_docs))
-        shots = task.get_config("num_fewshot")
+    def measurement(self, name: str, task: Any) -> Measurement:
+        """A task as a measurement, `name/TASK`."""
+        settings, shots = self._settings, task.get_config("num_fewshot")
+        available = len(task.eval_docs)
+        questions = available if settings.limit is None else min(settings.limit, available)
         extras = [f"{shots}-shot"]
-        extras += [f"first {settings.limit}"] if settings.limit is not None else []
+        extras += [f"first {questions}"] if questions < available else []
         extras += ["chat template"] if settings.chat_template else []
         extras += ["system instruction"] if settings.system_instruction else []
-        protocol = f"lm_eval {lm_eval.__version__}, {task_name} v{task.VERSION}, {', '.join(extras)}"
+        protocol = f"lm_eval {lm_eval.__version__}, {task.task_name} v{task.VERSION}, {', '.join(extras)}"
         key = {
             "version": settings.version,
             "harness": lm_eval.__version__,
@@ -102,42 +103,37 @@ class _Harness:
         }
 
         def run(subjects: Sequence[Subject], on_step: Callable[[float], None]) -> list[Measured]:
-            return [self._measure(name, task_name, task, protocol, subject, on_step, questions) for subject in subjects]
+            found = []
+            for subject in subjects:
+                results, token_hash = self._evaluate(task, subject, lambda share: on_step(share * questions))
+                found.append(_measured(name, task.task_name, results, protocol, token_hash))
+            return found
 
-        return Measurement(f"{name}/{task_name}", key, questions, run)
+        return Measurement(f"{name}/{task.task_name}", key, questions, run)
 
-    def _measure(
-        self,
-        name: str,
-        task_name: str,
-        task: Any,
-        protocol: str,
-        subject: Subject,
-        on_step: Callable[[float], None],
-        questions: int,
-    ) -> Measured:
+    def _evaluate(self, task: Any, subject: Subject, on_step: Callable[[float], None]) -> tuple[Mapping[str, Any], str]:
+        """lm_eval's results on one model, and the hash of the tokens it read."""
         settings = self._settings
         with _quiet():
             if self._model is None:
-                rows = BatchSize(settings.batch_size, subject.decoder.input_device.type)
                 self._model = HarnessModel(
                     subject.decoder,
                     self._tokenizer,
-                    batch_size=rows,
+                    batch_size=BatchSize(settings.batch_size, subject.decoder.input_device.type),
                     max_length=settings.max_length,
                     share=settings.share_prefixes,
                 )
-            self._model.measure(subject.decoder, lambda share: on_step(share * questions))
+            self._model.measure(subject.decoder, on_step)
             found = evaluator.evaluate(
                 self._model,
-                {"tasks": {task_name: task}},
+                {"tasks": {task.task_name: task}},
                 limit=settings.limit,
                 bootstrap_iters=0,
                 apply_chat_template=settings.chat_template,
                 fewshot_as_multiturn=settings.chat_template,
                 system_instruction=settings.system_instruction,
             )
-        return _measured(name, task_name, found, protocol, self._model.token_hash)
+        return found, self._model.token_hash
 
 
 def _measured(name: str, task: str, found: Mapping[str, Any], protocol: str, token_hash: str) -> Measured:
@@ -149,17 +145,16 @@ def _measured(name: str, task: str, found: Mapping[str, Any], protocol: str, tok
         if not filtered or metric.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
         label = metric_name(name, task, metric if filtered == "none" else f"{metric}/{filtered}")
-        samples = [sample for sample in found["samples"][task] if sample["filter"] == filtered]
-        values = [sample.get(metric) for sample in samples]
-        stderr = None
+        values = [sample.get(metric) for sample in found["samples"][task] if sample["filter"] == filtered]
+        stderr, unit = None, ""
         if all(isinstance(item, (int, float)) for item in values):
             each = torch.tensor(values, dtype=torch.float64)
             if math.isclose(each.mean().item(), value, abs_tol=1e-9):  # else the metric isn't a mean over questions
                 stderr = each.std(correction=1).item() / math.sqrt(len(each)) if len(each) > 1 else None
+                unit = "share" if each.min() >= 0 and each.max() <= 1 else ""
                 questions[label] = each.float()
-        unit = "share" if label in questions and each.min() >= 0 and each.max() <= 1 else ""
         metrics[label] = Metric.of(
-            float(value), stderr, len(samples), protocol, token_hash, unit=unit, counted="questions"
+            float(value), stderr, len(values), protocol, token_hash, unit=unit, counted="questions"
         )
     return Measured(metrics, questions)
 

@@ -49,12 +49,17 @@ def datasets_dir(tmp_path) -> Path:
     return folder
 
 
+def dense_subject() -> Subject:
+    decoder = decoder_of(tiny_model())
+    return Subject("dense", decoder, decoder)
+
+
 def measure(settings: Tasks, datasets_dir: Path | None = None, model=None, name="qa"):
     """Metrics, and what each question gave."""
     decoder = decoder_of(model or tiny_model())
     metrics, questions = {}, {}
     for measurement in settings.prepare(name, Reader(None, "evaluation", datasets_dir))(byte_tokenizer()):
-        (found,) = measurement.run([Subject("dense", decoder)], lambda count: None)
+        (found,) = measurement.run([Subject("dense", decoder, decoder)], lambda count: None)
         metrics |= found.metrics
         questions |= found.questions
     return metrics, questions
@@ -123,7 +128,7 @@ def test_a_chat_template_changes_the_prompt(datasets_dir):
     tokenizer.chat_template = "{% for m in messages %}<{{m.role}}>{{m.content}}{% endfor %}"
     settings = Tasks(["arc_easy"], chat_template=True)
     (measurement,) = settings.prepare("qa", Reader(None, "evaluation", datasets_dir))(tokenizer)
-    (found,) = measurement.run([Subject("dense", decoder_of(tiny_model()))], lambda count: None)
+    (found,) = measurement.run([dense_subject()], lambda count: None)
     plain, _ = measure(Tasks(["arc_easy"]), datasets_dir)
     metric = found.metrics["qa/arc_easy/acc"]
     assert "chat template" in metric.protocol
@@ -159,7 +164,7 @@ def test_generation_equals_that_of_lm_eval(tmp_path, batch_size):
     steps = []
     settings = Tasks(["say"], include_path=str(folder), batch_size=batch_size)
     (measurement,) = settings.prepare("generation", Reader(None, "evaluation", None))(byte_tokenizer())
-    (found,) = measurement.run([Subject("dense", decoder_of(tiny_model()))], steps.append)
+    (found,) = measurement.run([dense_subject()], steps.append)
     metric = found.metrics["generation/say/exact_match/first"]
     assert metric.value == expected["results"]["say"]["exact_match,first"]
     assert metric.n == 5
@@ -169,7 +174,7 @@ def test_generation_equals_that_of_lm_eval(tmp_path, batch_size):
 def test_progress_counts_questions(datasets_dir):
     (measurement,) = Tasks(["arc_easy"]).prepare("qa", Reader(None, "evaluation", datasets_dir))(byte_tokenizer())
     steps = []
-    measurement.run([Subject("dense", decoder_of(tiny_model()))], steps.append)
+    measurement.run([dense_subject()], steps.append)
     assert measurement.total == 9
     assert sum(steps) == pytest.approx(9)
 
