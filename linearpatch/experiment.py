@@ -17,7 +17,7 @@ from linearpatch.data.reader import Calibration, Reader, check_disjoint
 from linearpatch.distillation.distillation import Distillation
 from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.evaluation.evaluation import Evaluation
-from linearpatch.evaluation.tasks import MISSING_DATA
+from linearpatch.evaluation.harness.asking import MISSING_DATA
 from linearpatch.models.model import Model
 from linearpatch.patches.patch import Patch
 from linearpatch.pruners.pruner import Pruner

@@ -1,4 +1,4 @@
-"""Tasks as measurements: one for each task, with a key that changes with its text, its data and its settings."""
+"""Tasks as measurements: one for each task, with a key that changes with its text, its data and its asking."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 import lm_eval
@@ -19,21 +19,19 @@ from lm_eval import evaluator
 
 from linearpatch.cache import canonical
 from linearpatch.errors import ConfigError, DataError
+from linearpatch.evaluation.averages import metric_name
 from linearpatch.evaluation.evaluation import Measured, Measurement, Metric, Preparation, Subject
+from linearpatch.evaluation.harness.asking import Asking
 from linearpatch.evaluation.harness.catalogue import Selection, select
 from linearpatch.evaluation.harness.data import Missing, load
 from linearpatch.evaluation.harness.model import HarnessModel
-from linearpatch.evaluation.tasks import metric_name
 from linearpatch.memory import BatchSize
 from linearpatch.models.fingerprint import tokenizer_hash
-
-if TYPE_CHECKING:
-    from linearpatch.evaluation.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
 
-def prepare(settings: Tasks, name: str, datasets_dir: Path | None) -> Preparation:
+def prepare(asking: Asking, name: str, datasets_dir: Path | None) -> Preparation:
     """Find and load the tasks.
 
     Raises:
@@ -41,12 +39,12 @@ def prepare(settings: Tasks, name: str, datasets_dir: Path | None) -> Preparatio
         DataError: a task's data can't be had, or isn't what the task reads.
     """
     with _quiet():
-        selection = select(tuple(settings.tasks), settings.own_folder)
-        loaded = {entry.name: load(entry, datasets_dir, settings.num_fewshot) for entry in selection.entries}
+        selection = select(tuple(asking.tasks), asking.own_folder)
+        loaded = {entry.name: load(entry, datasets_dir, asking.num_fewshot) for entry in selection.entries}
     missing = {task: found for task, found in loaded.items() if isinstance(found, Missing)}
     if missing:
         names = ", ".join(_names(selection, missing))
-        if settings.missing_data == "error":
+        if asking.missing_data == "error":
             first = next(iter(missing.values()))
             places = [place for found in missing.values() for place in found.places]
             more = f" and {len(places) - 3} more" if len(places) > 3 else ""
@@ -61,9 +59,9 @@ def prepare(settings: Tasks, name: str, datasets_dir: Path | None) -> Preparatio
             raise ConfigError(f"The task {task} runs code that the model writes, which this package never does.")
 
     def measurements(tokenizer: Any) -> list[Measurement]:
-        if settings.chat_template and not tokenizer.chat_template:
+        if asking.chat_template and not tokenizer.chat_template:
             raise ConfigError(f"eval.{name}.chat_template=true: this model's tokenizer has none. Use a chat model.")
-        harness = _Harness(settings, tokenizer)
+        harness = _Harness(asking, tokenizer)
         return [
             _left_out(name, task, missing[task])
             if (task := entry.name) in missing
@@ -77,29 +75,29 @@ def prepare(settings: Tasks, name: str, datasets_dir: Path | None) -> Preparatio
 class _Harness:
     """Runs tasks on one model after the other, with one wrapper and one tokenisation for all."""
 
-    def __init__(self, settings: Tasks, tokenizer: Any) -> None:
-        self._settings, self._tokenizer = settings, tokenizer
+    def __init__(self, asking: Asking, tokenizer: Any) -> None:
+        self._asking, self._tokenizer = asking, tokenizer
         self._model: HarnessModel | None = None
 
     def measurement(self, name: str, task: Any) -> Measurement:
         """A task as a measurement, `name/TASK`."""
-        settings, shots = self._settings, task.get_config("num_fewshot")
+        asking, shots = self._asking, task.get_config("num_fewshot")
         available = len(task.eval_docs)
-        questions = available if settings.limit is None else min(settings.limit, available)
+        questions = available if asking.limit is None else min(asking.limit, available)
         extras = [f"{shots}-shot"]
         extras += [f"first {questions}"] if questions < available else []
-        extras += ["chat template"] if settings.chat_template else []
-        extras += ["system instruction"] if settings.system_instruction else []
+        extras += ["chat template"] if asking.chat_template else []
+        extras += ["system instruction"] if asking.system_instruction else []
         protocol = f"lm_eval {lm_eval.__version__}, {task.task_name} v{task.VERSION}, {', '.join(extras)}"
         key = {
-            "version": settings.version,
+            "version": asking.version,
             "harness": lm_eval.__version__,
             "task": _definition(task),
             "questions": _content(task, questions, shots),
             "tokenizer": tokenizer_hash(self._tokenizer),
-            "max_length": settings.max_length,
-            "chat_template": self._tokenizer.chat_template if settings.chat_template else None,
-            "system_instruction": settings.system_instruction,
+            "max_length": asking.max_length,
+            "chat_template": self._tokenizer.chat_template if asking.chat_template else None,
+            "system_instruction": asking.system_instruction,
         }
 
         def run(subjects: Sequence[Subject], on_step: Callable[[float], None]) -> list[Measured]:
@@ -113,25 +111,25 @@ class _Harness:
 
     def _evaluate(self, task: Any, subject: Subject, on_step: Callable[[float], None]) -> tuple[Mapping[str, Any], str]:
         """lm_eval's results on one model, and the hash of the tokens it read."""
-        settings = self._settings
+        asking = self._asking
         with _quiet():
             if self._model is None:
                 self._model = HarnessModel(
                     subject.decoder,
                     self._tokenizer,
-                    batch_size=BatchSize(settings.batch_size, subject.decoder.input_device.type),
-                    max_length=settings.max_length,
-                    share=settings.share_prefixes,
+                    batch_size=BatchSize(asking.batch_size, subject.decoder.input_device.type),
+                    max_length=asking.max_length,
+                    share=asking.share_prefixes,
                 )
             self._model.measure(subject.decoder, on_step)
             found = evaluator.evaluate(
                 self._model,
                 {"tasks": {task.task_name: task}},
-                limit=settings.limit,
+                limit=asking.limit,
                 bootstrap_iters=0,
-                apply_chat_template=settings.chat_template,
-                fewshot_as_multiturn=settings.chat_template,
-                system_instruction=settings.system_instruction,
+                apply_chat_template=asking.chat_template,
+                fewshot_as_multiturn=asking.chat_template,
+                system_instruction=asking.system_instruction,
             )
         return found, self._model.token_hash
 
