@@ -95,6 +95,8 @@ def _run(arguments: list[str]) -> int:
     jobs = Jobs()
     # Hydra would print a bad override in its own way and exit; with this it raises, and we say it in a sentence.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Hydra takes its flags before overrides only.
+    arguments = sorted(arguments, key=lambda word: word not in ("-m", "--multirun"))
     previous, sys.argv = sys.argv, ["linearpatch run", *arguments]
     try:
         with readable_errors():

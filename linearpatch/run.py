@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from linearpatch.checkpoint.hub import push
 from linearpatch.checkpoint.saving import check_foldable, check_target, save_checkpoint
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.evaluation.evaluation import Measurement, Subject
-from linearpatch.evaluation.retention import Results, compare
+from linearpatch.evaluation.retention import Results, Retained, compare
 from linearpatch.experiment import Experiment
 from linearpatch.models.decoder import Decoder, decoder_of
 from linearpatch.models.fingerprint import parameter_hash
@@ -34,6 +35,8 @@ from linearpatch.results.answers import Answers
 from linearpatch.results.record import Record, recording
 
 log = logging.getLogger(__name__)
+
+WORTH_A_LINE_S = 20  # in the log, where no bar shows progress
 
 
 def run(
@@ -113,7 +116,7 @@ def run(
         results = {
             stage: Results(metrics, answers.questions.get(stage, {})) for stage, metrics in record.metrics.items()
         }
-        record.retained |= compare(results, experiment.evaluations)
+        record.retained = _merged(record.retained, compare(results, experiment.evaluations), experiment.evaluations)
 
         if experiment.save_model:
             with record.step("save"):
@@ -158,12 +161,16 @@ def _measure(
     """Make one measurement, or take it from the cache, and enter what it found."""
 
     def measure() -> Entry:
-        with steps(f"{measurement.name}, {' '.join(s.stage for s in subjects)}", measurement.total) as on_step:
+        what = f"{measurement.name}, {' '.join(subject.stage for subject in subjects)}"
+        started = time.perf_counter()
+        with steps(what, measurement.total) as on_step:
             found = measurement.run(subjects, on_step)
+        if (seconds := time.perf_counter() - started) > WORTH_A_LINE_S:
+            log.info("%s: measured in %.0f s", what, seconds)
         tensors = {
             f"{index}|{kind}|{name}": tensor
             for index, measured in enumerate(found)
-            for kind in ("questions", "arrays")
+            for kind in ("questions", "documents", "arrays")
             for name, tensor in getattr(measured, kind).items()
         }
         metrics = [{name: asdict(metric) for name, metric in measured.metrics.items()} for measured in found]
@@ -176,6 +183,21 @@ def _measure(
     for path, tensor in entry.tensors.items():
         index, kind, name = path.split("|")
         answers.add(subjects[int(index)].stage, kind, name, tensor)
+
+
+def _merged(
+    earlier: Mapping[str, Retained], found: Mapping[str, Retained], evaluations: Iterable[str]
+) -> dict[str, Retained]:
+    """What is retained, with the evaluations of this run in place of what an earlier one found."""
+    merged: dict[str, Retained] = {}
+    for stage, definitions in earlier.items():
+        for definition, values in definitions.items():
+            kept = {name: value for name, value in values.items() if name.partition("/")[0] not in evaluations}
+            merged.setdefault(stage, {})[definition] = kept
+    for stage, definitions in found.items():
+        for definition, values in definitions.items():
+            merged.setdefault(stage, {}).setdefault(definition, {}).update(values)
+    return merged
 
 
 def _save(

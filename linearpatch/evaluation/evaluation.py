@@ -63,11 +63,13 @@ class Measured:
     Attributes:
         metrics: By name, such as `qa/arc_easy/acc`.
         questions: For metrics that are means over questions, the value at each, `[n]`, by the metric's name.
+        documents: Which questions these are: a hash of each one's text, int64 `[n]`, by the metric's name.
         arrays: Small arrays for plots, by name.
     """
 
     metrics: Mapping[str, Metric]
     questions: Mapping[str, Tensor] = field(default_factory=dict)
+    documents: Mapping[str, Tensor] = field(default_factory=dict)
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
 
 

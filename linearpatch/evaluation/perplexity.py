@@ -55,6 +55,7 @@ class Perplexity(Evaluation):
 
     def __post_init__(self) -> None:
         require_range("eval.ppl.batch_size", self.batch_size, low=1)
+        require_range("eval.ppl.seq_len", self.seq_len, low=2)
         require_choice("eval.ppl.sampling", self.sampling, ("first", "document_crops"))
         self._spec  # noqa: B018 — checks the rest
 

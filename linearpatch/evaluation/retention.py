@@ -6,6 +6,7 @@ and both models answer the same draw.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 from linearpatch.cache import digest_of
 from linearpatch.evaluation.evaluation import BASES, Aggregate, Evaluation
+
+log = logging.getLogger(__name__)
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -72,15 +75,33 @@ def compare(stages: Mapping[str, Results], evaluations: Mapping[str, Evaluation]
         Retained performance of each stage but dense.
     """
     kept: dict[str, Retained] = {}
+    for results in stages.values():
+        for metric in results.metrics.values():  # those of an earlier run may be of other questions
+            metric["versus"] = {b: found for b, found in metric.get("versus", {}).items() if "ratio" in found}
     for stage, results in stages.items():
         aggregates = [a for name, one in evaluations.items() for a in one.aggregates(name, results.metrics)]
         results.metrics.update({aggregate.name: average(results, aggregate) for aggregate in aggregates})
         for base in BASES[stage]:
+            _warn_of_other_questions(stages.get(base, Results()), results, base, stage)
             for name, difference in differences(stages.get(base, Results()), results, aggregates).items():
                 results.metrics[name].setdefault("versus", {})[base] = difference
         if stage != "dense" and (values := retained(stages.get("dense", Results()), results, aggregates)):
             kept[stage] = values
     return kept
+
+
+def _warn_of_other_questions(base: Results, other: Results, base_name: str, name: str) -> None:
+    """Say which metrics two stages have but can't be compared in."""
+    both = [metric for metric in other.answers if metric in base.answers and metric in base.metrics]
+    apart = [metric for metric in both if not _same_questions([metric], base, other)]
+    if apart:
+        log.warning(
+            "%s and %s answered other questions in %s%s: they are not compared. Measure both in one run.",
+            base_name,
+            name,
+            ", ".join(apart[:3]),
+            f" and {len(apart) - 3} more" if len(apart) > 3 else "",
+        )
 
 
 def average(results: Results, aggregate: Aggregate) -> dict[str, Any]:
@@ -132,7 +153,9 @@ def retained(dense: Results, other: Results, aggregates: Sequence[Aggregate]) ->
             continue
         bases, values = ([results.metrics[name]["value"] for name in names] for results in (dense, other))
         if not all(bases):
-            continue  # a share of nothing
+            nothing = [name for name, value in zip(names, bases, strict=True) if not value]
+            log.warning("what %s retains can't be told: dense gets nothing right in %s", aggregate.name, nothing)
+            continue
         drawn = _paired(names, dense, other) and all(len(dense.answers[name]) > 1 for name in names)
         generator = numpy.random.default_rng(SEED)  # one for all tasks: their draws are independent
         draws = [resampled_means(dense.answers[n], other.answers[n], generator) for n in names] if drawn else []
@@ -177,8 +200,8 @@ def _difference(base: Results, other: Results, weights: Mapping[str, float], *, 
 def _interval(draws: Any) -> dict[str, float]:
     tail = (1 - CONFIDENCE) / 2
     low, high = numpy.quantile(draws, [tail, 1 - tail])
-    if not (numpy.isfinite(low) and numpy.isfinite(high)):
-        return {}  # shares of nothing: dense fails all questions of some draw
+    if low == high or not (numpy.isfinite(low) and numpy.isfinite(high)):
+        return {}  # nothing differs that could be drawn; or dense fails all questions of some draw
     return {"low": float(low), "high": float(high)}
 
 

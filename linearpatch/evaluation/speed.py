@@ -101,7 +101,7 @@ class Speed(Evaluation):
             on_step(1)
         protocol = (
             f"batch {batch}, {length} tokens, {self.new_tokens} decoded, {_machine()}; medians of rounds in which the "
-            "stages take turns"
+            "stages take turns, ratios within rounds [quartiles]"
         )
         return [
             Measured(
@@ -124,6 +124,7 @@ class Times:
 
 def _metrics(subject: Subject, prompt: Tensor, times: Mapping[str, Times], protocol: str) -> dict[str, Metric]:
     own, costs = times[subject.stage], _costs(subject.decoder, prompt)
+    bases = [base for base in BASES[subject.stage] if base in times]
     rounds = len(own.prefill)
 
     def metric(value: float | None, unit: str, stderr: float | None = None, **more: Any) -> Metric:
@@ -132,18 +133,19 @@ def _metrics(subject: Subject, prompt: Tensor, times: Mapping[str, Times], proto
 
     def rate(tokens: int, phase: str) -> Metric:
         rates = [tokens / seconds for seconds in getattr(own, phase)]
-        versus = {
-            base: ratio_of_rounds(getattr(times[base], phase), getattr(own, phase))
-            for base in BASES[subject.stage]
-            if base in times
-        }
+        versus = {base: ratio_of_rounds(getattr(times[base], phase), getattr(own, phase)) for base in bases}
         return metric(statistics.median(rates), "1/s", _error(rates), headline=True, versus=versus)
+
+    def duration(phase: str) -> Metric:
+        seconds = getattr(own, phase)
+        versus = {base: ratio_of_rounds(seconds, getattr(times[base], phase)) for base in bases}
+        return metric(statistics.median(seconds), "s", _error(seconds), versus=versus)
 
     return {
         "prefill_tokens_per_s": rate(prompt.numel(), "prefill"),
         "decode_tokens_per_s": rate(len(prompt), "decode"),
-        "prefill_s": metric(statistics.median(own.prefill), "s", _error(own.prefill)),
-        "decode_step_s": metric(statistics.median(own.decode), "s", _error(own.decode)),
+        "prefill_s": duration("prefill"),
+        "decode_step_s": duration("decode"),
         "peak_memory_bytes": metric(costs.memory, "bytes"),
         "num_parameters": metric(costs.parameters, "count"),
         "prefill_flops": metric(costs.flops, "FLOP"),
@@ -166,10 +168,10 @@ class Costs:
 
 
 def ratio_of_rounds(base: Sequence[float], other: Sequence[float]) -> dict[str, float]:
-    """How many times faster than a base: the median of the rounds' own ratios, with their quartiles.
+    """How many times longer one takes than another: the median of the rounds' own ratios, with their quartiles.
 
     Args:
-        base: Seconds of the base, by round.
+        base: Seconds of the one, by round.
         other: Seconds of the other, by round.
     """
     ratios = sorted(first / second for first, second in zip(base, other, strict=True))

@@ -1,7 +1,8 @@
 """What lies beside `result.json`: what each question gave, and small arrays for plots.
 
-`questions.parquet` has one row for each metric and question and one column for each stage; the stages of a run answer
-the same questions, so that a row is a pair to compare. `diagnostics.safetensors` holds arrays named `STAGE/NAME`.
+`questions.parquet` has one row for each metric and question (its number in the task, and a hash of its text) and one
+column for each stage: the answers to compare stand side by side. `diagnostics.safetensors` holds arrays named
+`STAGE/NAME`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from linearpatch.storage import write_atomically
 
 QUESTIONS = "questions.parquet"
 ARRAYS = "diagnostics.safetensors"
+INDEX = ("metric", "question", "document")
 
 
 class Answers:
@@ -34,6 +36,7 @@ class Answers:
 
     Attributes:
         questions: By stage and metric, `[questions]`.
+        documents: Hashes of the questions' texts, in the same order.
         arrays: By stage and name.
 
     Raises:
@@ -43,6 +46,7 @@ class Answers:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.questions: dict[str, dict[str, NDArray[numpy.float64]]] = {}
+        self.documents: dict[str, dict[str, list[str]]] = {}
         self.arrays: dict[str, Tensor] = {}
         file = folder / QUESTIONS
         try:
@@ -65,12 +69,16 @@ class Answers:
 
         Args:
             stage: Such as `dense`.
-            kind: `questions` or `arrays`.
+            kind: `questions`, `documents` or `arrays`.
             name: Of the metric or array.
             values: One for each question, or any small array.
         """
         if kind == "questions":
             self.questions.setdefault(stage, {})[name] = values.double().numpy()
+            if len(self.documents.get(stage, {}).get(name, values)) != len(values):
+                del self.documents[stage][name]  # of other questions
+        elif kind == "documents":
+            self.documents.setdefault(stage, {})[name] = [f"{value:015x}" for value in values.tolist()]
         else:
             self.arrays[f"{stage}/{name}"] = values
 
@@ -81,12 +89,12 @@ class Answers:
             StorageError: the disk is full, or the folder can't be written.
         """
         columns = {
-            stage: pandas.concat({metric: pandas.Series(values) for metric, values in answers.items()})
+            stage: pandas.concat({metric: self._column(stage, metric) for metric in answers})
             for stage, answers in self.questions.items()
         }
         if columns:
-            table = pandas.DataFrame(columns, dtype="float32").rename_axis(["metric", "question"]).reset_index()
-            table = table.astype({"metric": "category", "question": "int32"})
+            table = pandas.DataFrame(columns, dtype="float32").rename_axis(list(INDEX)).reset_index()
+            table = table.astype({"metric": "category", "question": "int32", "document": "category"})
             content = io.BytesIO()
             table.to_parquet(content, index=False, compression="zstd")
             write_atomically(self._folder / QUESTIONS, content.getvalue())
@@ -94,8 +102,15 @@ class Answers:
             write_atomically(self._folder / ARRAYS, save(self.arrays))
 
     def _read_questions(self, table: pandas.DataFrame) -> None:
-        for stage in table.columns.drop(["metric", "question"]):
+        for stage in table.columns.drop(list(INDEX)):
             known = table[table[stage].notna()]
             for metric, rows in known.groupby("metric", observed=True, sort=False):
                 values = rows[stage].to_numpy(dtype=numpy.float64)
                 self.questions.setdefault(str(stage), {})[str(metric)] = values
+                self.documents.setdefault(str(stage), {})[str(metric)] = rows["document"].astype(str).tolist()
+
+    def _column(self, stage: str, metric: str) -> pandas.Series:
+        """A stage's answers, by number and hash of the question."""
+        values = self.questions[stage][metric]
+        documents = self.documents.get(stage, {}).get(metric, [""] * len(values))
+        return pandas.Series(values, index=pandas.MultiIndex.from_arrays([range(len(values)), documents]))

@@ -74,7 +74,10 @@ def versus_text(metric: Mapping[str, Any] | None, dense: Mapping[str, Any] | Non
     versus = metric.get("versus", {}).get("dense")
     if versus:
         return _versus_text(versus)
-    return f"{metric['value'] / dense['value']:.2f} ×" if dense and dense["value"] else ""
+    if not dense or not dense["value"]:
+        return ""
+    same = all(metric.get(key) == dense.get(key) for key in ("protocol", "token_hash"))
+    return f"{metric['value'] / dense['value']:.2f} ×" if same else "other data"
 
 
 def _versus_text(versus: Mapping[str, float]) -> str:
@@ -103,7 +106,7 @@ def notes(records: Sequence[Record], names: Sequence[str]) -> list[str]:
                 metric = stage[name]
                 protocol = f"{metric['protocol']}, {metric['n']:,} {metric.get('counted', 'tokens')}"
                 measured.setdefault(protocol, []).append(name)
-    lines = [f"{_common_part(list(dict.fromkeys(found)))}: {protocol}" for protocol, found in measured.items()]
+    lines = [f"{_in_short(list(dict.fromkeys(found)))}: {protocol}" for protocol, found in measured.items()]
     lines += _without_data(records)
     if len(records) == 1:
         lines += _patched_against_pruned(records[0])
@@ -151,12 +154,14 @@ def _evaluation(name: str) -> str:
     return name.partition("/")[0]
 
 
-def _common_part(names: Sequence[str]) -> str:
-    """What names begin with, part by part.
+def _in_short(names: Sequence[str]) -> str:
+    """Names that share a line.
 
-    >>> _common_part(["qa/arc_easy/acc", "qa/arc_easy/acc_norm"])
-    'qa/arc_easy'
+    >>> _in_short(["qa/arc_easy/acc", "qa/arc_easy/acc_norm"]), _in_short(["mmlu/other/acc", "mmlu/humanities/acc"])
+    ('qa/arc_easy', 'mmlu/other/acc, mmlu/humanities/acc')
     """
     parts = [name.split("/") for name in names]
-    length = next((i for i, column in enumerate(zip(*parts, strict=False)) if len(set(column)) > 1), None)
-    return "/".join(parts[0] if length is None else parts[0][:length])
+    common = [column[0] for column in zip(*parts, strict=False) if len(set(column)) == 1]
+    if len(names) > 1 and len(common) > 1 and parts[0][: len(common)] == common:
+        return "/".join(common)
+    return ", ".join(names) if len(names) <= 3 else f"{_evaluation(names[0])}/…"

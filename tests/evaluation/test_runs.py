@@ -51,7 +51,7 @@ def test_the_record_holds_tasks_averages_differences_and_what_is_retained(tmp_pa
         assert set(metrics["smoke/acc"].get("versus", {})) == bases
         assert set(metrics["smoke/facts/acc"].get("versus", {})) == bases
     table = pandas.read_parquet(tmp_path / "D" / "questions.parquet")
-    assert list(table.columns) == ["metric", "question", "dense", "pruned", "patched"]
+    assert list(table.columns) == ["metric", "question", "document", "dense", "pruned", "patched"]
     facts = table[table.metric == "smoke/facts/acc"]
     for stage in ("dense", "pruned", "patched"):
         assert facts[stage].mean() == pytest.approx(found["metrics"][stage]["smoke/facts/acc"]["value"])
@@ -108,6 +108,31 @@ def test_tasks_that_were_finished_before_an_interruption_are_kept(tmp_path, meas
     found = run(tmp_path / "D", "eval=[smoke]")
     assert measured.count(DENSE) == 2
     assert found["metrics"]["dense"]["smoke/acc"]["n"] == 16
+
+
+def test_stages_that_answered_other_questions_are_not_compared(tmp_path, capsys):
+    folder = tmp_path / "data" / "ai2_arc" / "ARC-Easy"
+    folder.mkdir(parents=True)
+
+    def ask(word: str, stages: str) -> dict:
+        rows = [
+            {"question": f"{word} {number}?", "answerKey": "A", "choices": {"text": ["x", "yy"], "label": ["A", "B"]}}
+            for number in range(12)
+        ]
+        (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        chosen = ["eval=[tasks]", "tasks=[arc_easy]", "eval.tasks.limit=12", f"datasets_dir={tmp_path}/data"]
+        return run(tmp_path / "D", *chosen, f"stages=[{stages}]")
+
+    first = ask("Which", "dense,pruned")
+    assert "dense" in first["metrics"]["pruned"]["tasks/arc_easy/acc"]["versus"]
+    capsys.readouterr()
+    later = ask("What", "dense")
+    assert later["metrics"]["pruned"]["tasks/arc_easy/acc"]["versus"] == {}
+    captured = capsys.readouterr()
+    assert "dense and pruned answered other questions in tasks/arc_easy/acc" in " ".join(captured.err.split())
+    assert "other data" in captured.out
+    table = pandas.read_parquet(tmp_path / "D" / "questions.parquet")
+    assert not (table.dense.notna() & table.pruned.notna()).any()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def test_a_row_holds_what_all_stages_gave_to_a_question(tmp_path):
     answers.add("pruned", "questions", "qa/b/acc", torch.tensor([0.5]))
     answers.write()
     table = pandas.read_parquet(tmp_path / "questions.parquet")
-    assert list(table.columns) == ["metric", "question", "dense", "pruned"]
+    assert list(table.columns) == ["metric", "question", "document", "dense", "pruned"]
     first = table[table.metric == "qa/a/acc"]
     assert first.question.tolist() == [0, 1, 2]
     assert (first.pruned - first.dense).tolist() == [0, 0, -1]
@@ -37,6 +37,20 @@ def test_answers_of_earlier_runs_stay_and_new_ones_replace_their_like(tmp_path):
     assert found.questions["dense"]["qa/a/acc"].tolist() == [0, 0, 0]
     assert found.questions["dense"]["qa/b/acc"].tolist() == [0, 0]
     assert set(load_file(tmp_path / "diagnostics.safetensors")) == {"dense/magnitude", "patched/magnitude"}
+
+
+def test_answers_to_other_questions_stand_in_other_rows(tmp_path):
+    answers = Answers(tmp_path)
+    for stage, documents in (("dense", [1, 2]), ("pruned", [1, 3])):
+        answers.add(stage, "questions", "qa/a/acc", torch.ones(2))
+        answers.add(stage, "documents", "qa/a/acc", torch.tensor(documents))
+    answers.write()
+    table = pandas.read_parquet(tmp_path / "questions.parquet")
+    assert len(table) == 3
+    assert table.dense.notna().tolist() == [True, True, False]
+    found = Answers(tmp_path)
+    assert found.documents == answers.documents
+    assert found.questions["pruned"]["qa/a/acc"].tolist() == [1, 1]
 
 
 def test_nothing_is_written_where_there_is_nothing(tmp_path):

@@ -47,13 +47,13 @@ class Asking:
             raise ConfigError(
                 "eval=tasks needs names of tasks, such as 'tasks=[arc_easy,hellaswag]'. `lm_eval ls tasks` prints all."
             )
-        check_batch_size("batch_size of tasks", self.batch_size)
+        check_batch_size("batch_size", self.batch_size)
         require_choice("missing_data", self.missing_data, MISSING_DATA)
         for what, value, low in (
             ("num_fewshot", self.num_fewshot, 0), ("limit", self.limit, 1), ("max_length", self.max_length, 2),
         ):  # fmt: skip
             if value is not None:
-                require_range(f"{what} of tasks", value, low=low)
+                require_range(what, value, low=low)
         if self.include_path is not None and not Path(self.include_path).expanduser().is_dir():
             raise ConfigError(f"include_path={self.include_path} is not a folder (looked in {Path.cwd()}).")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval.tasks
+import yaml
 from lm_eval.tasks import TaskManager
 
 from linearpatch.errors import ConfigError
@@ -89,6 +90,7 @@ def _manager_of(name: str, include_path: Path | None) -> TaskManager:
             return manager
     manager = _full_index(include_path)
     if name not in manager.task_index:
+        _check_syntax(include_path)
         near = get_close_matches(name, manager.all_tasks, n=5)
         hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
         where = f" and in {include_path}" if include_path else ""
@@ -98,6 +100,15 @@ def _manager_of(name: str, include_path: Path | None) -> TaskManager:
             "include_path=FOLDER."
         )
     return manager
+
+
+def _check_syntax(folder: Path | None) -> None:
+    """Refuse a folder with YAML that can't be read; lm_eval's index leaves it out without a word."""
+    for file in folder.rglob("*.yaml") if folder else ():
+        try:
+            yaml.compose(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ConfigError(f"{file} can't be read as YAML: {' '.join(str(error).split())}.") from error
 
 
 def _folders(name: str, include_path: Path | None) -> Iterator[Path]:

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy
 import torch
+from huggingface_hub import constants
 
 from linearpatch.data.hub import SUFFIXES
-from linearpatch.data.reach import without_waiting
+from linearpatch.data.reach import hub_answers, without_waiting
 from linearpatch.errors import DataError
 from linearpatch.evaluation.harness.catalogue import Entry
 
@@ -30,11 +31,13 @@ class Missing:
         entry: The task.
         places: Where a local copy would be.
         reason: Why the hub can't help.
+        examples_only: Whether it has its questions, and lacks the examples before them.
     """
 
     entry: Entry
     places: Sequence[str]
     reason: str
+    examples_only: bool = False
 
 
 def load(entry: Entry, datasets_dir: Path | None, num_fewshot: int | None) -> Any | Missing:
@@ -116,13 +119,23 @@ def _rows(file: Path) -> list[dict[str, Any]]:
             rows: list[dict[str, Any]] = pyarrow.parquet.read_table(file).to_pylist()
             return rows
         text = file.read_text(encoding="utf-8")
-        # Not splitlines: text may hold other characters that end a line.
-        rows = json.loads(text) if file.suffix == ".json" else [json.loads(line) for line in text.split("\n") if line]
+        if file.suffix == ".json":
+            rows = json.loads(text)
+        else:
+            # Not splitlines: text may hold other characters that end a line.
+            rows = [_row(line, number) for number, line in enumerate(text.split("\n"), start=1) if line]
     except (OSError, ValueError) as error:
         raise DataError(f"{file} can't be read as {file.suffix[1:]}: {error}.") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{file} doesn't hold rows: expected an object for each question.")
     return rows
+
+
+def _row(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"row {number}: {error}") from error
 
 
 def _wrong_rows(entry: Entry, config: Mapping[str, Any], files: Mapping[str, Path], error: Exception) -> str:
@@ -133,23 +146,27 @@ def _wrong_rows(entry: Entry, config: Mapping[str, Any], files: Mapping[str, Pat
     split = config.get("test_split") or config.get("validation_split")
     file = files[str(split)]
     columns = ", ".join(_rows(file)[0])
-    what = f"has no column {column!r}" if column else f"doesn't fit ({type(error).__name__}: {error})"
+    what = f"has no column {column!r}" if column else f"has rows that don't fit ({type(error).__name__}: {error})"
     return (
-        f"{file} {what}, which the task {entry.name} reads. Its columns: {columns}. The task is written for the rows "
-        f"of the data set {config['dataset_path']} on the hub."
+        f"{file} {what}. Its columns: {columns}. The task {entry.name} reads rows as the data set "
+        f"{config['dataset_path']} has them on the hub."
     )
 
 
 def _missing(entry: Entry, datasets_dir: Path | None, num_fewshot: int | None, error: Exception) -> Missing:
     config = {**entry.config, **entry.changes}
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if not constants.HF_HUB_OFFLINE and not hub_answers():
+        reason = "it doesn't answer"
     if not config.get("dataset_path"):
         return Missing(entry, (), reason)
     folder = _folder(config, datasets_dir or Path("<datasets_dir>"))
     needed = sorted(str(split) for split in _needed(config, num_fewshot))
     if datasets_dir is not None:
         needed = [split for split in needed if _file(config, datasets_dir, split) is None]
-    return Missing(entry, tuple(f"{folder}/{split}.jsonl" for split in needed), reason)
+    questions = config.get("test_split") or config.get("validation_split")
+    places = tuple(f"{folder}/{split}.jsonl" for split in needed)
+    return Missing(entry, places, reason, examples_only=str(questions) not in needed)
 
 
 @contextmanager

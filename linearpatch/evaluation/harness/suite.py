@@ -138,12 +138,14 @@ def _measured(name: str, task: str, found: Mapping[str, Any], protocol: str, tok
     """lm_eval's results as metrics, with what each question gave where a metric is a mean over questions."""
     metrics: dict[str, Metric] = {}
     questions: dict[str, torch.Tensor] = {}
+    documents: dict[str, torch.Tensor] = {}
     for key, value in found["results"][task].items():
         metric, _, filtered = key.partition(",")
         if not filtered or metric.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
         label = metric_name(name, task, metric if filtered == "none" else f"{metric}/{filtered}")
-        values = [sample.get(metric) for sample in found["samples"][task] if sample["filter"] == filtered]
+        samples = [sample for sample in found["samples"][task] if sample["filter"] == filtered]
+        values = [sample.get(metric) for sample in samples]
         stderr, unit = None, ""
         if all(isinstance(item, (int, float)) for item in values):
             each = torch.tensor(values, dtype=torch.float64)
@@ -151,10 +153,11 @@ def _measured(name: str, task: str, found: Mapping[str, Any], protocol: str, tok
                 stderr = each.std(correction=1).item() / math.sqrt(len(each)) if len(each) > 1 else None
                 unit = "share" if each.min() >= 0 and each.max() <= 1 else ""
                 questions[label] = each.float()
+                documents[label] = torch.tensor([int(sample["doc_hash"][:15], 16) for sample in samples])
         metrics[label] = Metric.of(
             float(value), stderr, len(values), protocol, token_hash, unit=unit, counted="questions"
         )
-    return Measured(metrics, questions)
+    return Measured(metrics, questions, documents)
 
 
 def _left_out(name: str, task: str, missing: Missing) -> Measurement:
@@ -171,7 +174,7 @@ def _left_out(name: str, task: str, missing: Missing) -> Measurement:
 
 def _names(selection: Selection, missing: Mapping[str, Missing]) -> list[str]:
     """The tasks without data; a group that lacks all of its own is named in one word."""
-    names = list(missing)
+    names = [f"the examples of {task}" if found.examples_only else task for task, found in missing.items()]
     for group, members in selection.groups.items():
         if members and all(task in names for task in members):
             at = names.index(members[0])

@@ -103,7 +103,7 @@ def test_a_missing_split_that_nothing_needs_is_no_obstacle(datasets_dir):
     assert set(metrics) == {"qa/arc_easy/acc", "qa/arc_easy/acc_norm"}
     assert metrics["qa/arc_easy/acc"].n == len(questions["qa/arc_easy/acc"]) == 9
     assert "arc_easy v1.0, 0-shot" in metrics["qa/arc_easy/acc"].protocol
-    with pytest.raises(DataError, match=r"train\.jsonl"):
+    with pytest.raises(DataError, match=r"the examples of arc_easy.*train\.jsonl"):
         measure(Tasks(["arc_easy"], num_fewshot=2), datasets_dir)
 
 
@@ -231,7 +231,7 @@ def test_tasks_without_data_are_skipped_where_asked(datasets_dir):
             lambda row: {"id": "1", "query": row["question"], "choices": row["choices"]},
             "has no column 'question'.*query",
         ),
-        (lambda row: {**row, "choices": ["no", "labels"]}, "doesn't fit"),
+        (lambda row: {**row, "choices": ["no", "labels"]}, "rows that don't fit"),
     ],
 )
 def test_a_wrong_column_is_named_with_its_file(datasets_dir, change, message):
@@ -248,6 +248,21 @@ def test_a_file_that_holds_no_rows_is_named(datasets_dir, text):
     file.write_text(text)
     with pytest.raises(DataError, match=r"ARC-Easy/test\.jsonl"):
         measure(Tasks(["arc_easy"]), datasets_dir)
+
+
+def test_the_row_that_cannot_be_read_is_told(datasets_dir):
+    file = datasets_dir / "ai2_arc" / "ARC-Easy" / "test.jsonl"
+    lines = file.read_text().split("\n")
+    file.write_text("\n".join([*lines[:3], "{oops", *lines[4:]]))
+    with pytest.raises(DataError, match="row 4"):
+        measure(Tasks(["arc_easy"]), datasets_dir)
+
+
+def test_a_task_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "oops.yaml").write_text("task: [oops\n")
+    with pytest.raises(ConfigError, match=r"oops\.yaml can't be read as YAML"):
+        measure(Tasks(["oops"], include_path=str(tmp_path / "own")))
 
 
 def test_groups_and_tags_become_tasks_without_the_whole_index(monkeypatch):
