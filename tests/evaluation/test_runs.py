@@ -110,6 +110,24 @@ def test_tasks_that_were_finished_before_an_interruption_are_kept(tmp_path, meas
     assert found["metrics"]["dense"]["smoke/acc"]["n"] == 16
 
 
+def test_text_is_written_for_gsm8k_and_triviaqa(tmp_path):
+    sums = [{"question": f"What is {n} and 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(6)]
+    colours = [{"question": f"What colour is {n}", "answer": {"aliases": ["red", "Red"]}} for n in range(3)]
+    for path, rows in {
+        "gsm8k/main/train": sums, "gsm8k/main/test": sums, "trivia_qa/rc.nocontext/validation": colours,
+    }.items():  # fmt: skip
+        file = tmp_path / "data" / f"{path}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = run(tmp_path / "D", "eval=[generation]", f"datasets_dir={tmp_path}/data", "stages=[dense,pruned]")
+    for metrics in found["metrics"].values():
+        assert {name: metric["n"] for name, metric in metrics.items()} == {
+            "generation/gsm8k/exact_match/strict-match": 2, "generation/gsm8k/exact_match/flexible-extract": 2,
+            "generation/triviaqa/exact_match/remove_whitespace": 2,
+        }  # fmt: skip
+        assert "5-shot" in metrics["generation/gsm8k/exact_match/strict-match"]["protocol"]
+
+
 def test_stages_that_answered_other_questions_are_not_compared(tmp_path, capsys):
     folder = tmp_path / "data" / "ai2_arc" / "ARC-Easy"
     folder.mkdir(parents=True)

@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import numpy
 import torch
 from huggingface_hub import constants
 
 from linearpatch.data.hub import SUFFIXES
 from linearpatch.data.reach import hub_answers, without_waiting
-from linearpatch.errors import DataError
+from linearpatch.errors import ConfigError, DataError
 from linearpatch.evaluation.harness.catalogue import Entry
 
+# What the loading of data sets raises where the hub or a file on it can't be had.
+UNREACHABLE = (OSError, ValueError, RuntimeError)
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
@@ -50,6 +53,7 @@ def load(entry: Entry, datasets_dir: Path | None, num_fewshot: int | None) -> An
 
     Raises:
         DataError: a local copy can't be read, or lacks what the task reads.
+        ConfigError: the task's own code fails.
     """
     config = {**entry.config, **entry.changes}
     local = _local_files(config, datasets_dir, num_fewshot)
@@ -62,9 +66,13 @@ def load(entry: Entry, datasets_dir: Path | None, num_fewshot: int | None) -> An
             task = entry.load(changes)
     except DataError:
         raise
+    except ImportError as error:
+        raise ConfigError(_broken(entry, error)) from error
     except Exception as error:
         if local:
             raise DataError(_wrong_rows(entry, config, local, error)) from error
+        if not isinstance(error, UNREACHABLE):
+            raise ConfigError(_broken(entry, error)) from error
         return _missing(entry, datasets_dir, num_fewshot, error)
     # The rules of lm_eval's own command: a task that says 0 keeps it, and all draw examples with one seed.
     own = task.get_config("num_fewshot")
@@ -150,6 +158,13 @@ def _wrong_rows(entry: Entry, config: Mapping[str, Any], files: Mapping[str, Pat
     return (
         f"{file} {what}. Its columns: {columns}. The task {entry.name} reads rows as the data set "
         f"{config['dataset_path']} has them on the hub."
+    )
+
+
+def _broken(entry: Entry, error: Exception) -> str:
+    return (
+        f"The task {entry.name} of lm_eval {lm_eval.__version__} can't be made: {type(error).__name__}: {error}. Leave "
+        "it out, or install what it needs."
     )
 
 

@@ -265,6 +265,17 @@ def test_a_task_file_that_cannot_be_read_is_named(tmp_path):
         measure(Tasks(["oops"], include_path=str(tmp_path / "own")))
 
 
+def test_a_task_whose_code_fails_is_no_missing_data(tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "mine.py").write_text("import no_such_package\n\ndef text(doc): return ''\n")
+    (folder / "mine.yaml").write_text(
+        "task: mine\ndataset_path: json\ntest_split: test\ndoc_to_text: !function mine.text\n"
+    )
+    with pytest.raises(ConfigError, match=r"mine of lm_eval .* can't be made: .*no_such_package"):
+        measure(Tasks(["mine"], include_path=str(folder), missing_data="skip"))
+
+
 def test_groups_and_tags_become_tasks_without_the_whole_index(monkeypatch):
     monkeypatch.setattr(catalogue, "_full_index", lambda _: pytest.fail("the whole index was built"))
     catalogue.select.cache_clear()
@@ -274,7 +285,7 @@ def test_groups_and_tags_become_tasks_without_the_whole_index(monkeypatch):
     assert sum(len(members) for name, members in mmlu.groups.items() if name != "mmlu") == 57
     nine = ("arc_challenge", "arc_easy", "boolq", "hellaswag", "piqa", "winogrande", "wsc273", "race", "copa")
     assert [entry.name for entry in select(nine).entries] == list(nine)
-    assert [entry.name for entry in select(("gsm8k", "coqa")).entries] == ["gsm8k", "coqa"]
+    assert [entry.name for entry in select(("gsm8k", "triviaqa")).entries] == ["gsm8k", "triviaqa"]
 
 
 @pytest.mark.slow
