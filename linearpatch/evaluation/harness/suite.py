@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -76,7 +77,8 @@ class _Harness:
     """Runs tasks on one model after the other, with one wrapper and one tokenisation for all."""
 
     def __init__(self, asking: Asking, tokenizer: Any) -> None:
-        self._asking, self._tokenizer = asking, tokenizer
+        self._asking = asking
+        self._tokenizer = copy.deepcopy(tokenizer)  # lm_eval gives it a padding token
         self._model: HarnessModel | None = None
 
     def measurement(self, name: str, task: Any) -> Measurement:

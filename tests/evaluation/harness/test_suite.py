@@ -171,6 +171,14 @@ def test_generation_equals_that_of_lm_eval(tmp_path, batch_size):
     assert sum(steps) == pytest.approx(5)
 
 
+def test_the_models_tokenizer_stays_as_it_is(datasets_dir):
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = None
+    (measurement,) = Tasks(["arc_easy"]).prepare("qa", Reader(None, "evaluation", datasets_dir))(tokenizer)
+    measurement.run([dense_subject()], lambda count: None)
+    assert tokenizer.pad_token is None
+
+
 def test_progress_counts_questions(datasets_dir):
     (measurement,) = Tasks(["arc_easy"]).prepare("qa", Reader(None, "evaluation", datasets_dir))(byte_tokenizer())
     steps = []
