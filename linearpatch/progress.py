@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 # Bars and log lines share one console, so that they don't overwrite each other. Where there is no terminal
 # to ask for its width (a file, CI), lines may be as long as a wide one's.
-WIDTH_OF_FILES = 120
+WIDTH_OF_FILES = 140
 console = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH_OF_FILES)
 
 

@@ -101,6 +101,17 @@ def test_evaluations_asked_for_later_join_the_record(tmp_path):
     assert set(result(tmp_path / "D")["metrics"]) == {"dense", "patched"}
 
 
+def test_a_rerun_that_fails_loses_nothing_of_the_record(tmp_path):
+    assert run(f"output_dir={tmp_path}/D") == 0
+    first = result(tmp_path / "D")
+    (tmp_path / "D" / "questions.parquet").write_bytes(b"broken")
+    assert run(f"output_dir={tmp_path}/D") == 1
+    second = result(tmp_path / "D")
+    assert second["status"] == "failed"
+    for name in ("model", "pruning", "patch", "metrics", "retained"):
+        assert second[name] == first[name]
+
+
 def test_a_checkpoint_asked_for_later_joins_the_record(tmp_path):
     assert run(f"output_dir={tmp_path}/D") == 0
     measured = result(tmp_path / "D")["metrics"]

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 FILE_NAME = "result.json"
+# What a run of the same folder finds again or adds to; it must not be lost where the run fails before that.
+KEPT = ("model", "calibration", "pruning", "patch", "metrics", "retained", "checkpoint")
 PACKAGES = (
     "linearpatch",
     "torch",
@@ -124,9 +126,8 @@ def recording(record: Record, folder: Path) -> Iterator[None]:
                 f"{folder} holds the run {earlier.run_id}; this one is {record.run_id}. Choose another "
                 "output_dir, or remove that folder."
             )
-        record.metrics = earlier.metrics
-        record.retained = earlier.retained
-        record.checkpoint = earlier.checkpoint
+        for name in KEPT:
+            setattr(record, name, getattr(earlier, name))
     make_folder(folder)
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record.config)).encode())
 

@@ -69,15 +69,16 @@ def _add_metric(table: Table, record: Record, stages: Sequence[str], name: str, 
 
 def comparison_table(records: Sequence[Record]) -> Table:
     """One row for dense, one for each distinct pruned model, one for each patched model."""
-    records = sorted((record for record in records if record.metrics), key=_order)
+    records = sorted((record for record in records if record.metrics and record.pruning), key=_order)
     models = list(dict.fromkeys(record.model["name"] for record in records))
+    pruners = list(dict.fromkeys(record.pruning["method"] for record in records))
     title = f"{models[0]}, {records[0].model['num_layers']} layers" if len(models) == 1 else "Comparison"
+    title += f", pruned by {pruners[0]}" if len(pruners) == 1 else ""
     names, varied = headline_names(records), _varied_settings(records)
     table = _table(title, notes(records, names))
     columns = ["model", "pruner", "removed layers", "patch", "settings"]
-    shown = [
-        column for column in columns if (column != "model" or len(models) > 1) and (column != "settings" or varied)
-    ]
+    alike = {"model": len(models) == 1, "pruner": len(pruners) == 1, "settings": not varied}
+    shown = [column for column in columns if not alike.get(column)]
     for column in shown:
         table.add_column(column)
     for name in names:
@@ -139,10 +140,11 @@ def _metric_cells(records: Sequence[Record], record: Record, stage: str, names: 
     dense, cells = record.metrics.get("dense", {}), []
     for name in names:
         metric = record.metrics[stage].get(name)
-        cells.append(value_text(metric))
-        if _is_retained(records, name):
+        if _is_retained(records, name):  # the interval says more than the standard error
+            cells.append(value_text(metric and {**metric, "stderr": None}))
             cells.append("100" if stage == "dense" else retained_text(record, stage, name))
         else:
+            cells.append(value_text(metric))
             cells.append("" if stage == "dense" else versus_text(metric, dense.get(name)))
     return cells
 
@@ -165,7 +167,7 @@ def _parameters(record: Record, stage: str) -> tuple[str, str]:
 
 def _what(record: Record, stage: str) -> tuple[str, str, str]:
     if stage == "dense":
-        return "dense", "", ""
+        return "", "dense", ""
     patch = "none" if stage == "pruned" else record.patch["method"]
     return record.pruning["method"], layer_list(record.pruning["removed_layers"]), patch
 

@@ -77,6 +77,12 @@ def test_a_metric_without_value_says_so():
     assert row(printed(run_table(broken)), "ppl/w")[2] == "not finite"
 
 
+def test_a_run_that_failed_early_is_no_row_of_the_comparison():
+    failed = record()
+    failed.status, failed.model, failed.pruning = "failed", {}, {}
+    assert "15.00" in printed(comparison_table([failed, record()]))
+
+
 def accuracies(**by_name) -> dict:
     found = {
         name.replace("__", "/"): metric(value, stderr=0.01, unit="share", counted="questions", headline=False)
@@ -108,7 +114,8 @@ def test_accuracies_are_shown_in_percent_with_differences_and_what_is_retained()
     text = printed(comparison_table([answered]))
     assert "qa/paper %" in text
     assert "a/acc" not in text
-    assert "90.0 [85.0, 95.0]" in row(text, "sleb")
+    assert "pruned by sleb" in text
+    assert row(text, "3-4, 9")[4:6] == ["50.0", "90.0 [85.0, 95.0]"]
 
 
 def test_an_evaluation_with_very_many_metrics_shows_its_averages():
