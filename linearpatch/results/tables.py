@@ -95,6 +95,8 @@ def comparison_table(records: Sequence[Record]) -> Table:
                 table.add_section()
             seen.add(cells)
             row = [cell for column, cell in zip(columns, cells, strict=True) if column in shown]
+            if stage == "dense":
+                row[len(models) > 1] = "dense"  # in the first column that says what was done to the model
             table.add_row(*row, *_metric_cells(records, record, stage, names), _count_and_change(record, stage))
     return table
 
@@ -167,7 +169,7 @@ def _parameters(record: Record, stage: str) -> tuple[str, str]:
 
 def _what(record: Record, stage: str) -> tuple[str, str, str]:
     if stage == "dense":
-        return "", "dense", ""
+        return "", "", ""
     patch = "none" if stage == "pruned" else record.patch["method"]
     return record.pruning["method"], layer_list(record.pruning["removed_layers"]), patch
 
