@@ -69,6 +69,19 @@ def tiny_model(family: str = "llama", **overrides: object) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
+class FakeCorpus:
+    """A corpus of one document, for every purpose the same."""
+
+    name = "fake"
+    separator = "\n\n"
+
+    def split(self, purpose):
+        return purpose
+
+    def read(self, purpose, datasets_dir=None):
+        return ["The quick brown fox jumps over the lazy dog. " * 20]
+
+
 def lm_eval_task(name: str, file: Path) -> str:
     """A task of lm_eval that reads the documents of a local file, as YAML."""
     return f"""\

@@ -49,10 +49,7 @@ class HubCorpus(Corpus):
 
     def local_file(self, split: str, datasets_dir: Path | None) -> Path | None:
         """The local copy of a split, if there is one."""
-        if datasets_dir is None:
-            return None
-        folder = datasets_dir / self.path.rpartition("/")[2] / (self.config or "")
-        return next((file for suffix in SUFFIXES if (file := folder / f"{split}.{suffix}").is_file()), None)
+        return None if datasets_dir is None else local_copy(local_folder(datasets_dir, self.path, self.config), split)
 
     def _from_hub(self, split: str) -> list[str]:
         from datasets import load_dataset
@@ -70,3 +67,13 @@ class HubCorpus(Corpus):
                 f"{str(error).splitlines()[0]}. Offline, set datasets_dir=FOLDER (or LINEARPATCH_DATASETS) to a "
                 f"folder with {self.path.rpartition('/')[2]}/{self.config or ''}/{split}.jsonl, or use corpus=pydoc."
             ) from error
+
+
+def local_folder(datasets_dir: Path, path: str, config: str | None) -> Path:
+    """Where the local copy of a data set of the hub is, if there is one."""
+    return datasets_dir / path.rpartition("/")[2] / (config or "")
+
+
+def local_copy(folder: Path, split: str) -> Path | None:
+    """The file of a split in a local copy, if there is one."""
+    return next((file for suffix in SUFFIXES if (file := folder / f"{split}.{suffix}").is_file()), None)

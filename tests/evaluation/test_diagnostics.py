@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import FakeCorpus, tiny_model
 
 from linearpatch.data.reader import Reader
 from linearpatch.evaluation.diagnostics import Diagnostics
@@ -14,17 +14,6 @@ from linearpatch.models.modeling_linearpatch import ChannelScale
 from linearpatch.models.passes import record
 from linearpatch.models.random import byte_tokenizer
 from linearpatch.models.views import Site, view_of
-
-
-class FakeCorpus:
-    name = "fake"
-    separator = "\n\n"
-
-    def split(self, purpose):
-        return purpose
-
-    def read(self, purpose, datasets_dir=None):
-        return ["The quick brown fox jumps over the lazy dog. " * 20]
 
 
 @pytest.fixture(scope="module")

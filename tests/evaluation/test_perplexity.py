@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import FakeCorpus, tiny_model
 
 from linearpatch.data.reader import Reader
 from linearpatch.evaluation.evaluation import Metric, Subject
@@ -41,17 +41,6 @@ def test_no_more_logits_exist_than_the_budget_allows(monkeypatch, decoder):
     window_losses(decoder, torch.randint(3, 300, (2, 90)), batch_size=2)
     handle.remove()
     assert max(sizes) <= 300 * 20
-
-
-class FakeCorpus:
-    name = "fake"
-    separator = "\n\n"
-
-    def split(self, purpose):
-        return purpose
-
-    def read(self, purpose, datasets_dir=None):
-        return ["The quick brown fox jumps over the lazy dog. " * 20]
 
 
 def test_the_metric_is_the_protocols_formula(decoder):

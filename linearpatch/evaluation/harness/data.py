@@ -16,7 +16,7 @@ import numpy
 import torch
 from huggingface_hub import constants
 
-from linearpatch.data.hub import SUFFIXES
+from linearpatch.data.hub import local_copy, local_folder
 from linearpatch.data.reach import hub_answers, without_waiting
 from linearpatch.errors import ConfigError, DataError
 from linearpatch.evaluation.harness.catalogue import Entry
@@ -73,7 +73,7 @@ def load(entry: Entry, datasets_dir: Path | None, num_fewshot: int | None) -> An
             raise DataError(_wrong_rows(entry, config, local, error)) from error
         if not isinstance(error, UNREACHABLE):
             raise ConfigError(_broken(entry, error)) from error
-        return _missing(entry, datasets_dir, num_fewshot, error)
+        return _missing(entry, config, datasets_dir, num_fewshot, error)
     # The rules of lm_eval's own command: a task that says 0 keeps it, and all draw examples with one seed.
     own = task.get_config("num_fewshot")
     if num_fewshot is not None and own != 0:
@@ -89,13 +89,14 @@ def _local_files(config: Mapping[str, Any], datasets_dir: Path | None, num_fewsh
     if datasets_dir is None or not config.get("dataset_path") or "custom_dataset" in config:
         return {}
     named = {config[key] for key in SPLITS if config.get(key)}
-    files = {split: file for split in named if (file := _file(config, datasets_dir, split))}
+    folder = _folder(config, datasets_dir)
+    files = {split: file for split in named if (file := local_copy(folder, split))}
     return files if _needed(config, num_fewshot) <= set(files) else {}
 
 
 def _needed(config: Mapping[str, Any], num_fewshot: int | None) -> set[Any]:
     """The splits without which a task can't run: that of the questions, and that of the examples before them."""
-    questions = config.get("test_split") or config.get("validation_split")
+    questions = _questions(config)
     own = config.get("num_fewshot")
     if not (own if num_fewshot is None or own == 0 else num_fewshot):
         return {questions}
@@ -103,13 +104,13 @@ def _needed(config: Mapping[str, Any], num_fewshot: int | None) -> set[Any]:
     return {questions, examples or config.get("training_split") or config.get("validation_split") or questions}
 
 
-def _file(config: Mapping[str, Any], datasets_dir: Path, split: str) -> Path | None:
-    files = (_folder(config, datasets_dir) / f"{split}.{suffix}" for suffix in SUFFIXES)
-    return next((file for file in files if file.is_file()), None)
+def _questions(config: Mapping[str, Any]) -> Any:
+    """The split that holds the questions."""
+    return config.get("test_split") or config.get("validation_split")
 
 
 def _folder(config: Mapping[str, Any], datasets_dir: Path) -> Path:
-    return datasets_dir / str(config["dataset_path"]).rpartition("/")[2] / (config.get("dataset_name") or "")
+    return local_folder(datasets_dir, str(config["dataset_path"]), config.get("dataset_name"))
 
 
 def _read(files: Mapping[str, Path]) -> Any:
@@ -151,8 +152,7 @@ def _wrong_rows(entry: Entry, config: Mapping[str, Any], files: Mapping[str, Pat
     column = error.args[0] if isinstance(error, KeyError) and error.args else None
     undefined = re.match(r"'(\w+)' is undefined", str(error))
     column = undefined[1] if undefined else column
-    split = config.get("test_split") or config.get("validation_split")
-    file = files[str(split)]
+    file = files[str(_questions(config))]
     columns = ", ".join(_rows(file)[0])
     what = f"has no column {column!r}" if column else f"has rows that don't fit ({type(error).__name__}: {error})"
     return (
@@ -168,8 +168,9 @@ def _broken(entry: Entry, error: Exception) -> str:
     )
 
 
-def _missing(entry: Entry, datasets_dir: Path | None, num_fewshot: int | None, error: Exception) -> Missing:
-    config = {**entry.config, **entry.changes}
+def _missing(
+    entry: Entry, config: Mapping[str, Any], datasets_dir: Path | None, num_fewshot: int | None, error: Exception
+) -> Missing:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if not constants.HF_HUB_OFFLINE and not hub_answers():
         reason = "it doesn't answer"
@@ -178,10 +179,9 @@ def _missing(entry: Entry, datasets_dir: Path | None, num_fewshot: int | None, e
     folder = _folder(config, datasets_dir or Path("<datasets_dir>"))
     needed = sorted(str(split) for split in _needed(config, num_fewshot))
     if datasets_dir is not None:
-        needed = [split for split in needed if _file(config, datasets_dir, split) is None]
-    questions = config.get("test_split") or config.get("validation_split")
+        needed = [split for split in needed if local_copy(folder, split) is None]
     places = tuple(f"{folder}/{split}.jsonl" for split in needed)
-    return Missing(entry, places, reason, examples_only=str(questions) not in needed)
+    return Missing(entry, places, reason, examples_only=str(_questions(config)) not in needed)
 
 
 @contextmanager

@@ -79,6 +79,7 @@ class _Harness:
     def __init__(self, asking: Asking, tokenizer: Any) -> None:
         self._asking = asking
         self._tokenizer = copy.deepcopy(tokenizer)  # lm_eval gives it a padding token
+        self._tokenizer_hash = tokenizer_hash(tokenizer)  # once: a vocabulary takes a while to write out
         self._model: HarnessModel | None = None
 
     def measurement(self, name: str, task: Any) -> Measurement:
@@ -96,7 +97,7 @@ class _Harness:
             "harness": lm_eval.__version__,
             "task": _definition(task),
             "questions": _content(task, questions, shots),
-            "tokenizer": tokenizer_hash(self._tokenizer),
+            "tokenizer": self._tokenizer_hash,
             "max_length": asking.max_length,
             "chat_template": self._tokenizer.chat_template if asking.chat_template else None,
             "system_instruction": asking.system_instruction,
