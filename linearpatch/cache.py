@@ -71,8 +71,14 @@ class Cache:
                 self.put(kind, key, found)
         return found
 
-    def find(self, kind: str, key: Mapping[str, Any]) -> Entry | None:
-        """Return the entry of a key, or None where there is none or it is damaged."""
+    def find(self, kind: str, key: Mapping[str, Any], *, remember: bool = True) -> Entry | None:
+        """Return the entry of a key, or None where there is none or it is damaged.
+
+        Args:
+            kind: Folder of the entry.
+            key: All that the result depends on.
+            remember: Keep it in memory; no for large ones.
+        """
         digest = digest_of(key)
         if digest in self._memory or self.root is None:
             return self._memory.get(digest)
@@ -84,13 +90,22 @@ class Cache:
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             log.warning("cache entry %s is damaged (%s); it is computed anew", path, error)
             return None
-        self._memory[digest] = entry
+        if remember:
+            self._memory[digest] = entry
         return entry
 
-    def put(self, kind: str, key: Mapping[str, Any], entry: Entry) -> None:
-        """Store an entry; it appears whole or not at all."""
+    def put(self, kind: str, key: Mapping[str, Any], entry: Entry, *, remember: bool = True) -> None:
+        """Store an entry; it appears whole or not at all.
+
+        Args:
+            kind: Folder of the entry.
+            key: All that the result depends on.
+            entry: What was computed.
+            remember: Keep it in memory as well; no for large ones (without a folder memory is all there is).
+        """
         digest = digest_of(key)
-        self._memory[digest] = entry
+        if remember or self.root is None:
+            self._memory[digest] = entry
         if self.root is None:
             return
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in entry.tensors.items()}
@@ -100,6 +115,13 @@ class Cache:
             "sha256": _checksum(tensors),
         }
         write_atomically(self._path(kind, digest), save(tensors, metadata))
+
+    def remove(self, kind: str, key: Mapping[str, Any]) -> None:
+        """Forget an entry that isn't needed any more."""
+        digest = digest_of(key)
+        self._memory.pop(digest, None)
+        if self.root is not None:
+            self._path(kind, digest).unlink(missing_ok=True)
 
     @contextmanager
     def locked(self, kind: str, key: Mapping[str, Any]) -> Iterator[None]:

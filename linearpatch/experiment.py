@@ -13,8 +13,8 @@ from linearpatch.cache import canonical, default_cache_dir
 from linearpatch.checkpoint.hub import check_repository
 from linearpatch.checkpoint.saving import check_format
 from linearpatch.data.corpus import Corpus
-from linearpatch.data.reader import Calibration, Reader, check_disjoint
-from linearpatch.distillation.distillation import Distillation
+from linearpatch.data.reader import Calibration, DistillationText, Reader, check_disjoint
+from linearpatch.distillation.distillation import Distillation, Training
 from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.evaluation.evaluation import Evaluation
 from linearpatch.evaluation.harness.asking import MISSING_DATA
@@ -24,7 +24,7 @@ from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import identity, name_of
 from linearpatch.tracking.tracker import Tracker
 
-STAGES = ("dense", "pruned", "patched")
+STAGES = ("dense", "pruned", "patched", "distilled")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Experiment:
         num_pruned_layers: How many layers go.
         patch: Bridges the gaps.
         distill: Refines the patches.
+        distillation: The text that they are trained on.
         eval: Measurements by name.
         stages: The models that are measured.
         tasks: Names of tasks for `eval=[tasks]`.
@@ -74,6 +75,7 @@ class Experiment:
     num_pruned_layers: int = 5
     patch: Patch = MISSING
     distill: Distillation = MISSING
+    distillation: DistillationText = field(default_factory=DistillationText)
     eval: dict[str, Any] = field(default_factory=dict)
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     tasks: list[str] = field(default_factory=list)
@@ -96,16 +98,33 @@ class Experiment:
         require_choice("missing_data", self.missing_data, MISSING_DATA)
         require_range("num_pruned_layers", self.num_pruned_layers, low=1)
         require_range("seed", self.seed, low=0, high=2**63 - 1)
-        check_format(self.save_format, self.patch)
+        check_format(self.save_format, self.patch, distilled=self.training is not None)
+        if self.training is not None and name_of(self.patch) == "none":
+            raise ConfigError(
+                f"distill={name_of(self.distill)} trains patches, and patch=none has none. Choose a patch to begin "
+                "with, such as rotate or lstsq, or use distill=none."
+            )
+        if self.training is None and set(self.stages) == {"distilled"}:
+            raise ConfigError("stages=[distilled] needs a distillation, and distill is none. Use distill=output_kl.")
         if self.push_to_hub is not None:
             if not self.save_model:
                 raise ConfigError(f"push_to_hub={self.push_to_hub} needs a checkpoint to push: set save_model=true.")
             check_repository(self.push_to_hub)
         if self.datasets_dir is not None and not Path(self.datasets_dir).expanduser().is_dir():
             raise ConfigError(f"datasets_dir={self.datasets_dir} is not a folder (looked in {Path.cwd()}).")
+        readers = [self.calibration_reader]
+        if self.training is not None:
+            check_disjoint(self.calibration_reader, self.distillation_reader)
+            readers.append(self.distillation_reader)
         for evaluation in self.evaluations.values():
             for reader in evaluation.readers(self.evaluation_reader):
-                check_disjoint(self.calibration_reader, reader)
+                for other in readers:
+                    check_disjoint(other, reader)
+
+    @property
+    def training(self) -> Training | None:
+        """The distillation, where there is one."""
+        return self.distill if isinstance(self.distill, Training) else None
 
     @property
     def evaluations(self) -> dict[str, Evaluation]:
@@ -121,6 +140,11 @@ class Experiment:
     def calibration_reader(self) -> Reader:
         """The text for choosing layers and fitting patches."""
         return self._reader("calibration", self.calibration.corpus)
+
+    @property
+    def distillation_reader(self) -> Reader:
+        """The text on which patches are trained."""
+        return self._reader("distillation", self.distillation.corpus)
 
     @property
     def evaluation_reader(self) -> Reader:
@@ -139,6 +163,9 @@ class Experiment:
             "distill": identity(self.distill),
             "seed": self.seed,
         }
+        if self.training is not None:
+            own = self.distillation_reader.corpus
+            makes["distillation"] = identity(replace(self.distillation, corpus=own))
         digest = hashlib.sha256(canonical(makes).encode()).hexdigest()[:8]
         return f"{self.model.label}-{name_of(self.pruner)}-{self.num_pruned_layers}-{name_of(self.patch)}-{digest}"
 

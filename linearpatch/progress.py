@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 # Bars and log lines share one console, so that they don't overwrite each other. Where there is no terminal
 # to ask for its width (a file, CI), lines may be as long as a wide one's.
@@ -18,12 +18,29 @@ console = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH_OF_F
 @contextmanager
 def steps(description: str, total: float) -> Iterator[Callable[..., None]]:
     """Show a bar while a block runs; the block calls what it is given after each step, or with a number of steps."""
+    with _bar() as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda count=1: progress.advance(task, count)
+
+
+@contextmanager
+def training_bar(description: str, total: int, done: int) -> Iterator[Callable[[int, float, float, float], None]]:
+    """The same with what a training is at: the block tells steps done, loss, learning rate and tokens a second."""
+    with _bar(TextColumn("{task.fields[state]}")) as progress:
+        task = progress.add_task(description, total=total, completed=done, state="")
+
+        def show(step: int, loss: float, learning_rate: float, tokens_per_s: float) -> None:
+            state = f"loss {loss:.4f} · lr {learning_rate:.2g} · {tokens_per_s:,.0f} tokens/s"
+            progress.update(task, completed=step, state=state)
+
+        yield show
+
+
+def _bar(*more: ProgressColumn) -> Progress:
     columns = (
         TextColumn("[progress.description]{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda count=1: progress.advance(task, count)
+    return Progress(*columns, *more, console=console, transient=True, disable=not console.is_terminal)

@@ -1,6 +1,7 @@
 """One experiment from top to bottom.
 
-    load -> token blocks -> ranking pass -> removed layers -> fit pass -> patches -> views -> evaluation -> checkpoint
+    load -> token blocks -> ranking pass -> removed layers -> fit pass -> patches -> distillation
+    -> views -> evaluation -> checkpoint
 
 Everything here takes values; the configuration stays in `config.py`, the command line in `cli.py`.
 """
@@ -11,28 +12,40 @@ import copy
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from linearpatch.cache import Cache, Entry
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.checkpoint.hub import push
-from linearpatch.checkpoint.saving import check_foldable, check_target, save_checkpoint
+from linearpatch.checkpoint.saving import Patches, check_foldable, check_target, save_checkpoint
 from linearpatch.data.blocks import TokenBlocks
+from linearpatch.data.reader import Text
+from linearpatch.describe import (
+    describe_calibration,
+    describe_distillation,
+    describe_model,
+    describe_patch,
+    describe_pruning,
+)
+from linearpatch.distillation.distill import Distilled, TrainingFailed, distill
+from linearpatch.errors import NumericsError
 from linearpatch.evaluation.evaluation import Measurement, Subject
 from linearpatch.evaluation.retention import Results, Retained, compare
 from linearpatch.experiment import Experiment
 from linearpatch.models.decoder import Decoder, decoder_of
 from linearpatch.models.fingerprint import parameter_hash
 from linearpatch.models.model import LoadedModel
-from linearpatch.models.views import Interface, interfaces_of, view_of
-from linearpatch.patches.patch import FittedPatch
+from linearpatch.models.views import interfaces_of, view_of
 from linearpatch.progress import steps
 from linearpatch.pruners.pruner import Selection
 from linearpatch.registry import name_of
 from linearpatch.results.answers import Answers
 from linearpatch.results.record import Record, recording
+from linearpatch.tracking.tracker import NoTracker
+from linearpatch.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -57,34 +70,47 @@ def run(
     Returns:
         The completed record. A run that fails leaves its record with the reason, and raises.
     """
-    folder = folder or experiment.folder()
-    settings = {"choices": experiment.choices, **(config or asdict(experiment))}
+    folder, settings = folder or experiment.folder(), {"choices": experiment.choices, **(config or asdict(experiment))}
     record = Record(experiment.run_id, experiment.group, command, experiment.seed, settings)
-    with recording(record, folder), experiment.tracker.follow(record, folder), Answers(folder) as answers:
+    workers = Workers.launched()
+    if workers.is_main:
+        return _run(experiment, folder, record, workers)
+    with TemporaryDirectory() as scratch:  # helps with the distillation; there is nothing else to do or to tell
+        helping = replace(experiment, eval={}, save_model=False, push_to_hub=None, tracker=NoTracker())
+        return _run(helping, Path(scratch), record, workers)
+
+
+def _run(experiment: Experiment, folder: Path, record: Record, workers: Workers) -> Record:
+    with recording(record, folder), experiment.tracker.follow(record, folder) as curve, Answers(folder) as answers:
         if experiment.save_model:
             check_target(folder / "model")
         n, cache = experiment.num_pruned_layers, Cache(experiment.cache_path)
+        training = experiment.training
 
         with record.step("read"):
             preparations = [
                 evaluation.prepare(name, experiment.evaluation_reader)
                 for name, evaluation in experiment.evaluations.items()
             ]
+            training_text = experiment.distillation_reader.open() if training else None
 
         with record.step("load"):
             model_config = experiment.model.config(experiment.cache_path)
             experiment.pruner.check(model_config.get_text_config(decoder=True).num_hidden_layers, n)
             model = experiment.model.load(experiment.cache_path)
             experiment.patch.check(model.decoder)
+            if training:
+                training.check(model.decoder)
             if experiment.save_model and experiment.save_format == "plain" and name_of(experiment.patch) != "none":
                 check_foldable(model.decoder)
         dense = model.decoder
-        record.model = _describe_model(experiment, model)
+        record.model = describe_model(experiment, model)
 
         with record.step("data"):
             blocks = _calibration_blocks(experiment, model)
             measurements = [one for prepare in preparations for one in prepare(model.tokenizer)]
-        record.calibration = _describe_calibration(experiment, blocks)
+            lessons = _training_blocks(experiment, training_text, model) if training_text else None
+        record.calibration = describe_calibration(experiment, blocks)
 
         with record.step("rank"):
             workspace = Workspace(
@@ -95,15 +121,31 @@ def run(
             workspace.release()
         gaps = interfaces_of(selection.removed)
         log.info("removed layers %s: interfaces %s", list(selection.removed), [(g.start, g.end) for g in gaps])
-        record.pruning = _describe_pruning(experiment, dense, selection, gaps)
+        record.pruning = describe_pruning(experiment, dense, selection, gaps)
 
         with record.step("fit"):
-            patches = experiment.patch.fit(workspace, experiment.patch.place(gaps))
-        record.patch = _describe_patch(experiment, patches)
+            fitted = experiment.patch.fit(workspace, experiment.patch.place(gaps))
+        record.patch = describe_patch(experiment, fitted)
 
-        stages = [stage for stage in experiment.stages if stage != "patched" or patches]
-        keys = {stage: {"model": model.key, **_view_key(stage, selection.removed, patches)} for stage in stages}
-        subjects = {stage: _subject(stage, dense, selection.removed, patches) for stage in stages}
+        patches: dict[str, Patches] = {"dense": [], "pruned": [], "patched": [(p.site, p.module) for p in fitted]}
+        if training and lessons:
+            try:
+                with record.step("distill"):
+                    distilled = distill(
+                        training, dense, selection.removed, patches["patched"], *lessons,
+                        cache=cache, model_key=model.key, seed=experiment.seed, workers=workers,
+                        report=lambda point: curve({f"distill/{name}": value for name, value in point.items()}),
+                    )  # fmt: skip
+            except TrainingFailed as error:
+                record.distillation = describe_distillation(experiment, *lessons, error.distilled)
+                kept = _keep_best(experiment, folder / "best_patch", model, selection, error.distilled, record)
+                raise NumericsError(f"{error} {kept}") from error
+            record.distillation = describe_distillation(experiment, *lessons, distilled)
+            patches["distilled"] = distilled.patches
+
+        stages = [stage for stage in experiment.stages if patches.get(stage) or stage in ("dense", "pruned")]
+        keys = {stage: {"model": model.key, **_view_key(stage, selection.removed, patches[stage])} for stage in stages}
+        subjects = {stage: _subject(stage, dense, selection.removed, patches[stage]) for stage in stages}
         for stage in stages:
             record.metrics.setdefault(stage, {})
             with record.step(f"evaluate {stage}"):
@@ -120,7 +162,8 @@ def run(
 
         if experiment.save_model:
             with record.step("save"):
-                record.checkpoint = _save(experiment, folder / "model", model, selection, patches, record)
+                last = patches.get("distilled", patches["patched"])
+                record.checkpoint = _save(experiment, folder / "model", model, selection, last, record)
     return record
 
 
@@ -129,24 +172,29 @@ def _calibration_blocks(experiment: Experiment, model: LoadedModel) -> TokenBloc
     return experiment.calibration_reader.read(spec, model.tokenizer)
 
 
-def _subject(stage: str, dense: Decoder, removed: Sequence[int], patches: Sequence[FittedPatch]) -> Subject:
+def _training_blocks(experiment: Experiment, text: Text, model: LoadedModel) -> tuple[TokenBlocks, TokenBlocks]:
+    """What patches are trained on, and what decides which are best."""
+    spec = experiment.distillation.blocks(experiment.seed)
+    return text.cut_apart(spec, model.tokenizer, experiment.distillation.validation_blocks)
+
+
+def _subject(stage: str, dense: Decoder, removed: Sequence[int], patches: Patches) -> Subject:
     """The model of a stage; it shares the dense model's weights."""
     if stage == "dense":
         return Subject(stage, dense, dense)
-    modules = [(patch.site, patch.module) for patch in patches] if stage == "patched" else []
-    return Subject(stage, decoder_of(view_of(dense, removed, modules)), dense, tuple(removed))
+    return Subject(stage, decoder_of(view_of(dense, removed, patches)), dense, tuple(removed))
 
 
-def _view_key(stage: str, removed: Sequence[int], patches: Sequence[FittedPatch]) -> dict[str, Any]:
+def _view_key(stage: str, removed: Sequence[int], patches: Patches) -> dict[str, Any]:
     """What tells the model of a stage from the other models with the same weights."""
     if stage == "dense":
         return {"removed": [], "patches": None}
-    if stage == "pruned":
+    if not patches:
         return {"removed": sorted(removed), "patches": None}
-    sites = [asdict(patch.site) for patch in patches]
+    sites = [asdict(site) for site, _ in patches]
     return {
         "removed": sorted(removed),
-        "patches": [sites, parameter_hash([patch.module for patch in patches])],
+        "patches": [sites, parameter_hash([module for _, module in patches])],
     }
 
 
@@ -200,12 +248,23 @@ def _merged(
     return merged
 
 
+def _keep_best(
+    experiment: Experiment, folder: Path, model: LoadedModel, selection: Selection, distilled: Distilled, record: Record
+) -> str:
+    """Write the best patches of a training that failed, where any is better than the fitted ones; say where."""
+    if distilled.best_step == 0:
+        return "No step was better than the fitted patch."
+    adapter = replace(experiment, save_format="adapter", push_to_hub=None)
+    _save(adapter, folder, model, selection, distilled.patches, record)
+    return f"The best patch is kept as an adapter: {folder}."
+
+
 def _save(
     experiment: Experiment,
     folder: Path,
     model: LoadedModel,
     selection: Selection,
-    patches: Sequence[FittedPatch],
+    patches: Patches,
     record: Record,
 ) -> dict[str, Any]:
     """Write the last stage's model, push it where asked, and say what was written."""
@@ -214,7 +273,7 @@ def _save(
         folder,
         model,
         selection.removed,
-        [(patch.site, patch.module) for patch in patches],
+        patches,
         save_format=experiment.save_format,
         name=settings.label,
         source=settings.origin,
@@ -225,51 +284,3 @@ def _save(
     address = push(folder, experiment.push_to_hub) if experiment.push_to_hub else None
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return {"folder": folder.name, "format": manifest.format, "bytes": size, "pushed_to": address}
-
-
-def _describe_model(experiment: Experiment, model: LoadedModel) -> dict[str, Any]:
-    decoder = model.decoder
-    return {
-        "name": experiment.model.label,
-        "fingerprint": model.fingerprint,
-        "num_layers": decoder.num_layers,
-        "num_parameters": _num_parameters(decoder),
-        "dtype": model.dtype,
-        "note": experiment.model.note,
-    }
-
-
-def _describe_calibration(experiment: Experiment, blocks: TokenBlocks) -> dict[str, Any]:
-    readers = [experiment.calibration_reader, experiment.evaluation_reader]
-    return {
-        "corpus": blocks.source,
-        "num_blocks": len(blocks.ids),
-        "block_length": blocks.ids.shape[1],
-        "token_hash": blocks.hash,
-        "notes": list(dict.fromkeys(reader.corpus.note for reader in readers if reader.corpus.note)),
-    }
-
-
-def _describe_pruning(
-    experiment: Experiment, dense: Decoder, selection: Selection, gaps: Sequence[Interface]
-) -> dict[str, Any]:
-    removed = sum(p.numel() for layer in selection.removed for p in dense.layers[layer].parameters())
-    return {
-        "method": name_of(experiment.pruner),
-        "removed_layers": list(selection.removed),
-        "interfaces": [[gap.start, gap.end] for gap in gaps],
-        "scores": dict(selection.scores),
-        "num_parameters_removed": removed,
-        "ratio": removed / _num_parameters(dense),
-    }
-
-
-def _describe_patch(experiment: Experiment, patches: Sequence[FittedPatch]) -> dict[str, Any]:
-    sites = [{"start": p.site.start, "end": p.site.end, **p.diagnostics} for p in patches]
-    own = [] if experiment.patch.foldable else [patch.module for patch in patches]
-    count = sum(parameter.numel() for module in own for parameter in module.parameters())
-    return {"method": name_of(experiment.patch), "num_parameters": count, "sites": sites}
-
-
-def _num_parameters(decoder: Decoder) -> int:
-    return sum(parameter.numel() for parameter in decoder.model.parameters())

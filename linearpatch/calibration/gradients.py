@@ -40,9 +40,9 @@ def first_order_importance(
     importance = torch.zeros(decoder.num_layers, dtype=torch.float64)
     for batch in batches:
         recording = record(decoder, batch)
-        gradient = stream_gradient(decoder, recording.streams.pop(), batch)
+        gradient = stream_gradient(decoder, recording.streams.pop(decoder.num_layers), batch)
         for index in reversed(range(decoder.num_layers)):
-            stream = recording.streams.pop().detach().requires_grad_()
+            stream = recording.streams.pop(index).detach().requires_grad_()
             layer, call = decoder.layers[index], recording.calls[index]
             with _gradients_for(layer_weights(layer)) as weights:
                 with torch.enable_grad():

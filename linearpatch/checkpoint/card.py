@@ -81,6 +81,8 @@ def _what(manifest: Manifest, record: Record | None) -> str:
         removed += f", chosen by `{record.pruning['method']}` ({record.pruning['ratio']:.1%} of all parameters)"
     if record and manifest.patches:
         patched = f"`{record.patch['method']}` at each gap: {_purpose(record.patch['method'])}"
+    if record and record.distillation:
+        patched += f", then distilled from the dense model (`{record.distillation['method']}`)"
     if manifest.patches and manifest.format == "plain":
         patched += ", folded into existing weights"
     return f"- **Removed**: {removed}. Gaps (first removed, next kept): {gaps}.\n- **Patched** with {patched}."
@@ -101,7 +103,8 @@ def _results(record: Record) -> str:
         [label(name, [record]), *(value_text(record.metrics[stage].get(name)) for stage in stages)] for name in names
     ]
     lines = [f"- {line}" for line in notes([record], names)]
-    if stages[-1] != ("patched" if record.patch["method"] != "none" else "pruned"):
+    last = "distilled" if record.distillation else "patched" if record.patch["method"] != "none" else "pruned"
+    if stages[-1] != last:
         lines.append("- **The saved model itself was not measured**: the run's stages left it out.")
     return "## Results\n\n" + _markdown(["", *stages], rows) + "\n\n" + "\n".join(lines)
 

@@ -37,13 +37,23 @@ EXPERTS_FROM_DISK = Version("5.14")
 Patches = Sequence[tuple[Site, nn.Module]]
 
 
-def check_format(save_format: str, patch: Patch) -> None:
+def check_format(save_format: str, patch: Patch, *, distilled: bool) -> None:
     """Refuse early a format that can't hold what a patch will be.
+
+    Args:
+        save_format: As of `save_checkpoint`.
+        patch: Settings of the patch.
+        distilled: Whether it will be trained.
 
     Raises:
         ConfigError: says which formats remain.
     """
     require_choice("save_format", save_format, FORMATS)
+    if save_format == "plain" and patch.foldable and distilled and not patch.foldable_distilled:
+        raise ConfigError(
+            f"save_format=plain can't hold patch={name_of(patch)} once it has been distilled: it is one factor for all "
+            "channels no more. Remaining formats: custom, adapter."
+        )
     if save_format == "plain" and not patch.foldable:
         foldable = sorted(name for name, cls in components("patch").items() if cls.foldable)  # type: ignore[attr-defined]
         raise ConfigError(
@@ -207,6 +217,6 @@ def _provenance(record: Record | None, source: str) -> dict[str, object]:
     parent = parent_of(source)
     found: dict[str, object] = {"parent": parent} if parent else {}
     if record is not None:
-        names = ("run_id", "command", "seed", "pruning", "patch", "config", "environment")
+        names = ("run_id", "command", "seed", "pruning", "patch", "distillation", "config", "environment")
         found |= {name: getattr(record, name) for name in names}
     return found

@@ -98,8 +98,42 @@ class BlockSpec:
             crops.append(tokens[start : start + body])
         return TokenBlocks(self._with_bos(torch.tensor(crops), tokenizer), source)
 
+    def cut_apart(
+        self, documents: Sequence[str], separator: str, tokenizer: Any, source: str, held_out: int
+    ) -> tuple[TokenBlocks, TokenBlocks]:
+        """Cut all but the end of the joined documents, and the end into disjoint blocks for validation.
+
+        Args:
+            documents: The texts.
+            separator: Joins them.
+            tokenizer: Of the model.
+            source: Name of the text.
+            held_out: Number of blocks at the end; no token of theirs is in the other blocks.
+
+        Raises:
+            DataError: they can't give so many blocks.
+        """
+        tokens = self._tokens(separator.join(documents), tokenizer)
+        body = self.block_length - (self.bos == "each")
+        if len(tokens) < (held_out + 1) * body:
+            raise DataError(
+                f"{source} has {len(tokens):,} tokens: too few for {held_out} blocks of {self.block_length} for "
+                "validation and at least one for training. Ask for fewer or shorter blocks, or choose a longer corpus."
+            )
+        rest, end = tokens[: -held_out * body], tokens[-held_out * body :]
+        validation = BlockSpec(held_out, self.block_length, "first", self.bos)
+        return (
+            self._cut_tokens(rest, tokenizer, f"{source} without its end"),
+            validation._cut_tokens(end, tokenizer, f"{source}, its end"),
+        )
+
     def _cut(self, text: str, tokenizer: Any, source: str) -> TokenBlocks:
-        tokens = torch.tensor(tokenizer(text, add_special_tokens=self.bos == "tokenizer", verbose=False).input_ids)
+        return self._cut_tokens(self._tokens(text, tokenizer), tokenizer, source)
+
+    def _tokens(self, text: str, tokenizer: Any) -> Tensor:
+        return torch.tensor(tokenizer(text, add_special_tokens=self.bos == "tokenizer", verbose=False).input_ids)
+
+    def _cut_tokens(self, tokens: Tensor, tokenizer: Any, source: str) -> TokenBlocks:
         body = self.block_length - (self.bos == "each")
         available = len(tokens) // body
         wanted = available if self.num_blocks is None else self.num_blocks

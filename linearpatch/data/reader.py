@@ -9,7 +9,7 @@ from typing import Any
 
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.data.corpus import Corpus, overlap
-from linearpatch.errors import ConfigError, require_range
+from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.registry import component, identity
 
 
@@ -44,6 +44,36 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class DistillationText:
+    """The text on which patches are trained, and that on which training is watched.
+
+    Attributes:
+        corpus: A corpus of its own; null reads the run's.
+        num_blocks: Number of token blocks for training; null takes all disjoint ones (`sampling=first`).
+        block_length: Tokens in each.
+        sampling: `crops`, `windows` or `first`; see `BlockSpec`.
+        bos: `tokenizer`, `each` or `none`; see `BlockSpec`.
+        validation_blocks: Disjoint blocks at the end of the text, of which training sees no token.
+    """
+
+    corpus: Any = None
+    num_blocks: int | None = 5000
+    block_length: int = 2048
+    sampling: str = "crops"
+    bos: str = "tokenizer"
+    validation_blocks: int = 16
+
+    def __post_init__(self) -> None:
+        require_range("distillation.validation_blocks", self.validation_blocks, low=1)
+        require_choice("distillation.sampling", self.sampling, ("crops", "windows", "first"))
+        self.blocks(seed=0)
+
+    def blocks(self, seed: int) -> BlockSpec:
+        """The cut, with the run's seed."""
+        return BlockSpec(self.num_blocks, self.block_length, self.sampling, self.bos, seed)
+
+
+@dataclass(frozen=True)
 class Text:
     """Documents that have been read.
 
@@ -62,6 +92,10 @@ class Text:
     def cut(self, spec: BlockSpec, tokenizer: Any) -> TokenBlocks:
         """Token blocks of the text."""
         return spec.cut(self.documents, self.separator, tokenizer, self.source)
+
+    def cut_apart(self, spec: BlockSpec, tokenizer: Any, held_out: int) -> tuple[TokenBlocks, TokenBlocks]:
+        """Token blocks of the text but its end, and so many of its end."""
+        return spec.cut_apart(self.documents, self.separator, tokenizer, self.source, held_out)
 
 
 @dataclass(frozen=True)

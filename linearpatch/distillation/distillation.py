@@ -1,16 +1,60 @@
-"""What every distillation is: training of the patches against the dense model."""
+"""What every distillation is: training of the patches against the dense model.
+
+A new one is one file here with its loss, one YAML in `conf/distill/` and one test; the rest is `training.py`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+from torch import Tensor
+
+from linearpatch.distillation.student import Student
+from linearpatch.errors import ConfigError, require_choice, require_range
+from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.registry import component
+
+TRAINABLE = ("full", "diagonal", "low_rank")
+BASES = ("hadamard", "channel")
+DECAY_TOWARD = ("zero", "initial")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A batch for the student.
+
+    Attributes:
+        stream: The dense model's stream where the student begins, `[batch, tokens, hidden_size]`.
+        calls: What each layer is given beside the stream.
+        targets: What `Training.teach` made of the dense model's pass, by name.
+    """
+
+    stream: Tensor
+    calls: Mapping[int, LayerCall]
+    targets: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Targets that are kept for further epochs and runs.
+
+    Attributes:
+        key: What they depend on beside the model and the text.
+        bytes_per_token: What they take on disk.
+        states: Whether the stream where the student begins is kept, too: 2 bytes a token and channel.
+    """
+
+    key: Mapping[str, Any]
+    bytes_per_token: int
+    states: bool
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """Refines fitted patches."""
+    """Refines fitted patches, or leaves them."""
 
     version: ClassVar[int] = 1
 
@@ -19,3 +63,94 @@ class Distillation:
 @dataclass(frozen=True)
 class NoDistillation(Distillation):
     """The patches stay as they were fitted."""
+
+
+@dataclass(frozen=True)
+class Training(Distillation, ABC):
+    """Trains patches by a loss against the dense model; all other weights stay.
+
+    Attributes:
+        trainable: `full` matrices, a `diagonal` (one scale in some basis), or what `low_rank` adds.
+        basis: Of `diagonal`: `hadamard`, as in the paper's patch, or `channel`.
+        rank: Of `low_rank`.
+        learning_rate: Of AdamW at the beginning; it follows a cosine.
+        final_learning_rate: At the end, as a share of that at the beginning.
+        weight_decay: Of AdamW.
+        decay_toward: What weight decay pulls to: `zero` (the paper's code) or the `initial` patch; null is zero,
+            for `low_rank` initial.
+        max_grad_norm: Longer gradients are scaled down to this norm; null leaves them.
+        epochs: Passes over the sequences.
+        batch_size: Sequences in one forward pass, on each device.
+        accumulation: Forward passes in one step.
+        validations: How many times the validation loss is measured after the first.
+        recompute: Gradient checkpointing: less memory for a longer backward pass.
+        checkpoint_minutes: Save the training so often; null never.
+        checkpoint_steps: Save it after so many steps as well; null doesn't.
+    """
+
+    trainable: str = "full"
+    basis: str = "hadamard"
+    rank: int = 16
+    learning_rate: float = 1e-4
+    final_learning_rate: float = 0.05
+    weight_decay: float = 1e-4
+    decay_toward: str | None = None
+    max_grad_norm: float | None = 1.0
+    epochs: int = 1
+    batch_size: int = 1
+    accumulation: int = 1
+    validations: int = 10
+    recompute: bool = field(default=False, metadata={"identity": False})
+    checkpoint_minutes: float | None = field(default=5.0, metadata={"identity": False})
+    checkpoint_steps: int | None = field(default=None, metadata={"identity": False})
+
+    def __post_init__(self) -> None:
+        require_choice("distill.trainable", self.trainable, TRAINABLE)
+        require_choice("distill.basis", self.basis, BASES)
+        if self.decay_toward is not None:
+            require_choice("distill.decay_toward", self.decay_toward, DECAY_TOWARD)
+        if self.trainable == "low_rank" and self.decay_toward == "zero":
+            raise ConfigError(
+                "distill.decay_toward is 'zero', but with distill.trainable=low_rank the initial patch is fixed, so "
+                "decay pulls to it. Leave decay_toward out, or use trainable=full."
+            )
+        for name in ("rank", "epochs", "batch_size", "accumulation", "validations"):
+            require_range(f"distill.{name}", getattr(self, name), low=1)
+        if not 0 < self.learning_rate < float("inf"):
+            raise ConfigError(f"distill.learning_rate is {self.learning_rate}. Allowed: more than 0, such as 1e-4.")
+        require_range("distill.final_learning_rate", self.final_learning_rate, low=0, high=1)
+        require_range("distill.weight_decay", self.weight_decay, low=0)
+        for name in ("max_grad_norm", "checkpoint_minutes", "checkpoint_steps"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"distill.{name} is {value}. Allowed: more than 0, or null for none.")
+
+    @property
+    def decays_to_start(self) -> bool:
+        """Whether weight decay pulls to the initial patch."""
+        return (self.decay_toward or ("initial" if self.trainable == "low_rank" else "zero")) == "initial"
+
+    @property
+    def keeping(self) -> Keeping | None:
+        """What is kept of the targets; None where the dense model runs in every step."""
+        return None
+
+    def check(self, decoder: Decoder) -> None:
+        """Refuse a model that this loss can't be computed for, before anything is."""
+
+    @abstractmethod
+    def streams(self, student: Student) -> set[int]:
+        """The dense model's streams from which targets are made."""
+
+    @abstractmethod
+    def teach(self, decoder: Decoder, streams: Mapping[int, Tensor]) -> dict[str, Tensor]:
+        """Make the targets of a batch, each `[batch, …]`.
+
+        Args:
+            decoder: The dense model.
+            streams: Those asked for, `[batch, tokens, hidden_size]`.
+        """
+
+    @abstractmethod
+    def loss(self, student: Student, lesson: Lesson) -> Tensor:
+        """Mean loss of the student on a batch, a scalar in at least fp32 with a graph back to the patches."""

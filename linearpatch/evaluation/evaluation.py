@@ -14,7 +14,12 @@ from linearpatch.data.reader import Reader
 from linearpatch.models.decoder import Decoder
 
 # What each stage is compared with.
-BASES: Mapping[str, Sequence[str]] = {"dense": (), "pruned": ("dense",), "patched": ("dense", "pruned")}
+BASES: Mapping[str, Sequence[str]] = {
+    "dense": (),
+    "pruned": ("dense",),
+    "patched": ("dense", "pruned"),
+    "distilled": ("dense", "pruned", "patched"),
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Subject:
     """A model under measurement.
 
     Attributes:
-        stage: `dense`, `pruned` or `patched`.
+        stage: `dense`, `pruned`, `patched` or `distilled`.
         decoder: The model; all subjects of a run share their weights.
         dense: The model that it came from; itself at stage `dense`.
         removed: Dense indices of the layers that it lacks.

@@ -99,7 +99,25 @@ class Decoder:
 
     def logits(self, normed: Tensor) -> Tensor:
         """Logits of hidden states that have passed the final norm, with the family's own scaling."""
-        logits: Tensor = self.head(normed)
+        return self.scaled(self.head(normed))
+
+    def logits_at(self, normed: Tensor, indices: Tensor) -> Tensor:
+        """Logits of a few tokens of the vocabulary only, without those of all others.
+
+        Args:
+            normed: Hidden states after the final norm, `[rows, hidden_size]`.
+            indices: Which logits of each row, `[rows, k]`.
+
+        Returns:
+            `[rows, k]`.
+        """
+        weight: Tensor = self.head.get_parameter("weight")
+        products = torch.bmm(weight[indices], normed[:, :, None]).squeeze(-1)
+        bias = getattr(self.head, "bias", None)
+        return self.scaled(products if bias is None else products + bias[indices])
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """What the family does to the head's products: each is scaled or capped by itself."""
         if divisor := getattr(self.config, "logits_scaling", None):  # Granite
             logits = logits / divisor
         if factor := getattr(self.config, "logit_scale", None):  # Cohere

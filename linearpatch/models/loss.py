@@ -67,11 +67,16 @@ def _chunks(decoder: Decoder, normed: Tensor, input_ids: Tensor) -> Iterator[tup
     """
     hidden = normed[:, :-1].reshape(-1, normed.shape[-1])
     labels = input_ids[:, 1:].reshape(-1)
-    budget = LOGIT_BYTES.get(hidden.device.type, LOGIT_BYTES["cuda"])
-    step = max(16, budget // (4 * decoder.vocab_size))
+    step = logit_rows(decoder, hidden.device)
     for start in range(0, len(labels), step):
         part = slice(start, start + step)
         yield part, hidden[part], labels[part]
+
+
+def logit_rows(decoder: Decoder, device: torch.device) -> int:
+    """Tokens whose logits over the whole vocabulary may exist at a time."""
+    budget = LOGIT_BYTES.get(device.type, LOGIT_BYTES["cuda"])
+    return max(16, budget // (4 * decoder.vocab_size))
 
 
 def _nll_in_place(logits: Tensor, labels: Tensor) -> Tensor:

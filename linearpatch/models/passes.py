@@ -7,7 +7,7 @@ depends on who registered a hook first).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +36,7 @@ class Recording:
         calls: What each layer was given beside it.
     """
 
-    streams: list[Tensor]
+    streams: dict[int, Tensor]
     calls: dict[int, LayerCall]
 
 
@@ -102,14 +102,21 @@ def mlp_outputs(decoder: Decoder, layers: Iterable[int]) -> Iterator[dict[int, T
             handle.remove()
 
 
-def record(decoder: Decoder, input_ids: Tensor) -> Recording:
-    """Run one forward pass and keep every stream and call; memory is one stream per layer."""
-    streams: list[Tensor] = []
+def record(decoder: Decoder, input_ids: Tensor, wanted: Collection[int] | None = None) -> Recording:
+    """Run one forward pass and keep streams and calls.
+
+    Args:
+        decoder: The model.
+        input_ids: Token ids without padding, `[batch, tokens]`.
+        wanted: Streams to keep; the pass ends at the last of them. None keeps all: one stream per layer.
+    """
+    streams: dict[int, Tensor] = {}
     calls: dict[int, LayerCall] = {}
 
     def keep(index: int, hidden: Tensor, call: LayerCall) -> None:
-        streams.append(hidden)
+        if wanted is None or index in wanted:
+            streams[index] = hidden
         calls[index] = call
 
-    walk(decoder, input_ids, keep)
+    walk(decoder, input_ids, keep, stop=None if wanted is None else max(wanted))
     return Recording(streams, calls)

@@ -28,6 +28,7 @@ class MlpLeastSquares(LeastSquaresPatch):
     """
 
     foldable: ClassVar[bool] = True
+    foldable_distilled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

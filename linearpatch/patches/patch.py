@@ -47,7 +47,8 @@ class Patch(ABC):
     """
 
     version: ClassVar[int] = 1
-    foldable: ClassVar[bool] = False  # whether weights of the stock model can absorb it
+    foldable: ClassVar[bool] = False  # whether weights of the stock model can absorb it …
+    foldable_distilled: ClassVar[bool] = False  # … and still can when it has been trained
 
     sites: str = "one_per_interface"
 

@@ -109,7 +109,7 @@ def notes(records: Sequence[Record], names: Sequence[str]) -> list[str]:
     lines = [f"{_in_short(list(dict.fromkeys(found)))}: {protocol}" for protocol, found in measured.items()]
     lines += _without_data(records)
     if len(records) == 1:
-        lines += _patched_against_pruned(records[0])
+        lines += _gains(records[0])
     lines += [note for record in records for note in (record.model.get("note"), *record.calibration.get("notes", ()))]
     return list(dict.fromkeys(line for line in lines if line))
 
@@ -127,14 +127,15 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names) if len(names) <= most else f"{', '.join(names[:3])} and {len(names) - 3} more tasks"
 
 
-def _patched_against_pruned(record: Record) -> list[str]:
-    """What the patch gains, and what it costs, where both models did the same."""
+def _gains(record: Record) -> list[str]:
+    """What the patch gains, what its distillation does, and what they cost, where both models did the same."""
     lines = []
     for name in headline_names([record]):
-        metric = record.metrics.get("patched", {}).get(name, {})
-        versus = metric.get("versus", {}).get("pruned")
-        if versus:
-            lines.append(f"{name}: patched against pruned {_versus_text(versus)}")
+        for stage, base in (("patched", "pruned"), ("distilled", "patched")):
+            metric = record.metrics.get(stage, {}).get(name, {})
+            versus = metric.get("versus", {}).get(base)
+            if versus:
+                lines.append(f"{name}: {stage} against {base} {_versus_text(versus)}")
     return lines
 
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 FILE_NAME = "result.json"
 # What a run of the same folder finds again or adds to; it must not be lost where the run fails before that.
-KEPT = ("model", "calibration", "pruning", "patch", "metrics", "retained", "checkpoint")
+KEPT = ("model", "calibration", "pruning", "patch", "distillation", "metrics", "retained", "checkpoint")
 PACKAGES = (
     "linearpatch",
     "torch",
@@ -142,8 +142,8 @@ def recording(record: Record, folder: Path) -> Iterator[None]:
     try:
         yield
         record.status = "completed"
-    except KeyboardInterrupt:
-        record.status, record.error = "interrupted", "interrupted by the user (Ctrl-C)"
+    except KeyboardInterrupt as error:
+        record.status, record.error = "interrupted", str(error) or "interrupted by the user (Ctrl-C)"
         raise
     except BaseException as error:
         record.status = "failed"

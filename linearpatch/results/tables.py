@@ -162,8 +162,10 @@ def _parameters(record: Record, stage: str) -> tuple[str, str]:
     count = dense
     if stage != "dense":
         count -= record.pruning["num_parameters_removed"]
-    if stage in ("patched", "distilled"):
+    if stage == "patched":
         count += record.patch["num_parameters"]
+    if stage == "distilled" and record.distillation:
+        count += record.distillation["num_parameters"]
     return f"{count / 1e6:,.1f} M", "" if stage == "dense" else f"{count / dense - 1:+.1%}"
 
 
@@ -171,6 +173,8 @@ def _what(record: Record, stage: str) -> tuple[str, str, str]:
     if stage == "dense":
         return "", "", ""
     patch = "none" if stage == "pruned" else record.patch["method"]
+    if stage == "distilled" and record.distillation:
+        patch += f" + {record.distillation['method']}"
     return record.pruning["method"], layer_list(record.pruning["removed_layers"]), patch
 
 
@@ -191,7 +195,12 @@ def _varied_settings(records: Sequence[Record]) -> list[str]:
 
 def _settings(record: Record, stage: str, varied: Sequence[str]) -> str:
     """Those of the varied settings that matter to a stage."""
-    past = {"dense": ("patch.", "pruner.", "calibration.", "seed"), "pruned": ("patch.",)}.get(stage, ())
+    training = ("distill.", "distillation.")
+    past = {
+        "dense": ("patch.", "pruner.", "calibration.", "seed", *training),
+        "pruned": ("patch.", *training),
+        "patched": training,
+    }.get(stage, ())
     config = _flat(record.config)
     return ", ".join(f"{key}={config[key]}" for key in varied if key in config and not key.startswith(past))
 

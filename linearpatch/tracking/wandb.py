@@ -12,7 +12,7 @@ from typing import Any
 from linearpatch.errors import ConfigError, StorageError, require_choice
 from linearpatch.registry import component
 from linearpatch.results.record import Record
-from linearpatch.tracking.tracker import Tracker
+from linearpatch.tracking.tracker import Curve, Tracker
 
 MODES = ("offline", "online")
 
@@ -38,7 +38,7 @@ class WandbTracker(Tracker):
         require_choice("tracker.mode", self.mode, MODES)
 
     @contextmanager
-    def follow(self, record: Record, folder: Path) -> Iterator[None]:
+    def follow(self, record: Record, folder: Path) -> Iterator[Curve]:
         """Open a W&B run, and show the record when the block ends, however it ends."""
         try:
             import wandb
@@ -63,7 +63,8 @@ class WandbTracker(Tracker):
             ) from error
         completed = False
         try:
-            yield
+            tracked.define_metric("distill/*", step_metric="distill/step")
+            yield lambda point: tracked.log(dict(point))
             completed = True
         finally:
             if record.metrics:

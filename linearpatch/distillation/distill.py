@@ -1,0 +1,233 @@
+"""From fitted patches to distilled ones: the student, where its lessons come from, and what is kept of it all."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from linearpatch.cache import Cache, Entry
+from linearpatch.data.blocks import TokenBlocks
+from linearpatch.distillation.distillation import Keeping, Training
+from linearpatch.distillation.loop import Diverged, Loop, State
+from linearpatch.distillation.sources import SHARD, Cached, Online, Source
+from linearpatch.distillation.student import Student
+from linearpatch.distillation.trainable import (
+    DiagonalPatch,
+    FullPatch,
+    LowRankPatch,
+    TrainablePatch,
+    dense_form,
+)
+from linearpatch.errors import ConfigError, StorageError
+from linearpatch.models.decoder import Decoder
+from linearpatch.models.fingerprint import parameter_hash
+from linearpatch.models.modeling_linearpatch import empty_patch
+from linearpatch.models.patched import operator_of
+from linearpatch.models.views import Site
+from linearpatch.progress import steps
+from linearpatch.registry import identity
+from linearpatch.workers import Workers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """Patches after training.
+
+    Attributes:
+        patches: The operator at each site, with the lowest validation loss.
+        history: What was measured on the way; see `Loop.history`.
+        num_steps: Steps done.
+        best_step: After which of them the validation loss was lowest; 0 is the fitted patch.
+    """
+
+    patches: Sequence[tuple[Site, nn.Module]]
+    history: Sequence[Mapping[str, float]]
+    num_steps: int
+    best_step: int
+
+
+class TrainingFailed(Diverged):
+    """A loss that isn't finite any more, with the best patches up to then.
+
+    Attributes:
+        distilled: What was reached.
+    """
+
+    def __init__(self, cause: Diverged, distilled: Distilled) -> None:
+        super().__init__(str(cause), cause.step)
+        self.distilled = distilled
+
+
+def distill(
+    training: Training,
+    decoder: Decoder,
+    removed: Sequence[int],
+    patches: Sequence[tuple[Site, nn.Module]],
+    text: TokenBlocks,
+    validation: TokenBlocks,
+    *,
+    cache: Cache | None = None,
+    model_key: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    workers: Workers | None = None,
+    report: Callable[[Mapping[str, float]], None] = lambda point: None,
+) -> Distilled:
+    """Train fitted patches against the dense model.
+
+    A training that was interrupted goes on from its last saved state, and one that was finished is read from the
+    cache.
+
+    Args:
+        training: Loss and settings.
+        decoder: The dense model; never changed.
+        removed: Dense indices of the layers that the student lacks.
+        patches: The fitted operators at their sites.
+        text: What is trained on.
+        validation: What decides which patches are best.
+        cache: Where results, states and targets are kept; by default in memory.
+        model_key: What identifies the dense model (`LoadedModel.key`).
+        seed: Of the order of the sequences.
+        workers: Processes that share the work.
+        report: Told of every new point of the history.
+
+    Raises:
+        ConfigError: there is no patch to train, or its operator isn't known.
+        TrainingFailed: a loss isn't finite.
+        Terminated: there was a request to stop; the state is saved.
+    """
+    cache, workers, model_key = cache or Cache(), workers or Workers(), dict(model_key or {})
+    modules = [module for _, module in patches]
+    sites = [site for site, _ in patches]
+    key = {
+        "model": model_key,
+        "removed": sorted(removed),
+        "sites": [asdict(site) for site in sites],
+        "patches": parameter_hash(modules),
+        "text": [text.hash, validation.hash],
+        "training": identity(training),
+        "seed": seed,
+        "processes": workers.count,
+    }
+    with cache.locked("distillation", key) if workers.is_main else nullcontext():
+        workers.wait()
+        found = cache.find("distillation", key)
+        if found is None:
+            student = Student(
+                decoder, tuple(removed), tuple(sites), _trainable(training, decoder, modules, seed), training.recompute
+            )
+            loop = _loop(training, student, text, validation, cache, model_key, seed, workers)
+            found = _train(loop, cache, key, report)
+            if workers.is_main:
+                cache.put("distillation", key, found)
+                cache.remove("distillation_state", key)
+        else:
+            for point in found.facts["history"]:
+                report(point)
+        workers.wait()
+    return _distilled(found, sites)
+
+
+def _trainable(training: Training, decoder: Decoder, modules: Sequence[nn.Module], seed: int) -> nn.ModuleList:
+    if not modules:
+        raise ConfigError("There is no patch to distil. Use another patch than none.")
+    patches: list[TrainablePatch] = []
+    for index, module in enumerate(modules):
+        matrix, bias = dense_form(module, decoder.hidden_size)
+        matrix, bias = matrix.to(decoder.input_device), None if bias is None else bias.to(decoder.input_device)
+        if training.trainable == "full":
+            patches.append(FullPatch(matrix, bias, around_start=training.decays_to_start))
+        elif training.trainable == "diagonal":
+            patches.append(DiagonalPatch(matrix, bias, training.basis, around_start=training.decays_to_start))
+        else:
+            patches.append(LowRankPatch(matrix, bias, training.rank, seed + index))
+    return nn.ModuleList(patches)
+
+
+def _loop(
+    training: Training,
+    student: Student,
+    text: TokenBlocks,
+    validation: TokenBlocks,
+    cache: Cache,
+    model_key: Mapping[str, Any],
+    seed: int,
+    workers: Workers,
+) -> Loop:
+    ids = torch.cat([text.ids, validation.ids])
+    source: Source = Online(training, student, ids)
+    if training.keeping is not None:
+        cached = Cached(training, student, ids, training.keeping, cache, model_key)
+        _check_room(training.keeping, student, ids.numel(), cache)
+        mine = workers.share(range(cached.num_shards))
+        with steps(f"targets, {SHARD} sequences each", len(mine)) as on_step:
+            cached.prepare(mine, on_step)
+        workers.wait()
+        source = cached
+    return Loop(training, student, source, len(validation.ids), seed=seed, workers=workers)
+
+
+def _check_room(keeping: Keeping, student: Student, tokens: int, cache: Cache) -> None:
+    """Refuse targets that the disk has no room for, before they are computed."""
+    if cache.root is None:
+        return
+    needed = tokens * (keeping.bytes_per_token + (2 * student.decoder.hidden_size if keeping.states else 0))
+    cache.root.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(cache.root).free
+    if needed > free:
+        raise StorageError(
+            f"Targets of {tokens:,} tokens take {needed / 2**30:.1f} GiB, and {cache.root} has {free / 2**30:.1f} GiB "
+            "free. Use distill.targets=online, which takes none, a smaller distill.top_k, or another cache_dir."
+        )
+
+
+def _train(loop: Loop, cache: Cache, key: Mapping[str, Any], report: Callable[[Mapping[str, float]], None]) -> Entry:
+    state = cache.find("distillation_state", key, remember=False)
+    if state is not None:
+        loop.restore(State(state.tensors, state.facts))
+        log.info("distill: going on after step %d of %d", loop.step, loop.total)
+
+    def save(current: State) -> None:
+        cache.put("distillation_state", key, Entry(current.tensors, current.facts), remember=False)
+
+    try:
+        operators = loop.run(save=save, report=report)
+    except Diverged as error:
+        operators = loop.best_operators()
+        raise TrainingFailed(error, _distilled(_entry(loop, operators), loop.student.sites)) from error
+    return _entry(loop, operators)
+
+
+def _entry(loop: Loop, operators: Sequence[nn.Module]) -> Entry:
+    tensors = {
+        f"{index}.{name}": values.detach().cpu().float()
+        for index, operator in enumerate(operators)
+        for name, values in operator.named_parameters()
+    }
+    facts = {
+        "operators": [operator_of(operator) for operator in operators],
+        "history": loop.history,
+        "num_steps": loop.step,
+        "best_step": loop.best_step,
+    }
+    return Entry(tensors, facts)
+
+
+def _distilled(entry: Entry, sites: Sequence[Site]) -> Distilled:
+    patches = []
+    for index, (site, operator) in enumerate(zip(sites, entry.facts["operators"], strict=True)):
+        module = empty_patch(**operator)
+        prefix = f"{index}."
+        module.load_state_dict(
+            {name.removeprefix(prefix): values for name, values in entry.tensors.items() if name.startswith(prefix)}
+        )
+        patches.append((site, module))
+    return Distilled(patches, entry.facts["history"], entry.facts["num_steps"], entry.facts["best_step"])

@@ -1,0 +1,42 @@
+"""Distillation of the stream where the cut is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from linearpatch.distillation.chunks import at_least_fp32
+from linearpatch.distillation.distillation import Lesson, Training
+from linearpatch.distillation.student import Student
+from linearpatch.models.decoder import Decoder
+from linearpatch.registry import component
+
+
+@component("distill", "feature_mse")
+@dataclass(frozen=True)
+class FeatureMSE(Training):
+    """Squared error of the patched stream at each interface, against what the next layer used to read.
+
+    The paper's comparison (table 5), which overfits there; LLM-Streamline trains its replacement layer so.
+    """
+
+    def streams(self, student: Student) -> set[int]:
+        """What the layer behind each interface reads in the dense model."""
+        return {site.reader for site in student.sites}
+
+    def teach(self, decoder: Decoder, streams: Mapping[int, Tensor]) -> dict[str, Tensor]:
+        """Those streams themselves."""
+        return {str(reader): stream for reader, stream in streams.items()}
+
+    def loss(self, student: Student, lesson: Lesson) -> Tensor:
+        """Mean over interfaces, tokens and channels; no layer after the last interface runs."""
+        found = student.streams(lesson.stream, lesson.calls, self.streams(student))
+        errors = []
+        for reader, stream in found.items():
+            precision = at_least_fp32(stream)
+            target = lesson.targets[str(reader)].to(stream.device, precision)
+            errors.append((stream.to(precision) - target).square().mean())
+        return torch.stack(errors).mean()

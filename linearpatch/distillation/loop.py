@@ -1,0 +1,363 @@
+"""The training loop: steps, validation, the best patch so far, and a state from which it goes on bit by bit."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from linearpatch.distillation.distillation import Lesson, Training
+from linearpatch.distillation.sources import SHARD, Source
+from linearpatch.distillation.student import Student
+from linearpatch.distillation.trainable import TrainablePatch, parameters_of
+from linearpatch.errors import NumericsError
+from linearpatch.progress import training_bar
+from linearpatch.stopping import Terminated, stop_requests
+from linearpatch.workers import Workers
+
+log = logging.getLogger(__name__)
+
+POINTS = 200  # of the training loss curve, at most
+VALIDATION_STREAM_BYTES = 2**30  # lessons of the validation text that are kept in memory, at most
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a training needs to go on: tensors, and facts that JSON can hold."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+class Diverged(NumericsError):
+    """A loss isn't finite any more.
+
+    Attributes:
+        step: At which step.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class Loop:
+    """One training, from its first step or from a saved state to the end.
+
+    Args:
+        training: Loss and settings.
+        student: What is trained; its patches are `TrainablePatch`es.
+        source: Lessons of the training sequences, followed by those of the validation sequences.
+        num_validation: How many of its sequences are for validation.
+        seed: Of the order of the sequences.
+        workers: Processes that share each step's sequences.
+
+    Attributes:
+        step: Steps done.
+        history: What was measured on the way: `step` with `loss`, `learning_rate`, `tokens_per_s`, or with
+            `validation_loss`.
+        best_step: After which step the validation loss was lowest …
+        best_loss: … that loss …
+        best: … and the parameters then.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        student: Student,
+        source: Source,
+        num_validation: int,
+        *,
+        seed: int = 0,
+        workers: Workers | None = None,
+    ) -> None:
+        self.training = training
+        self.student = student
+        self.source = source
+        self.seed = seed
+        self.workers = workers or Workers()
+        self.num_training = len(source.ids) - num_validation
+        self.sequences_per_step = training.batch_size * training.accumulation * self.workers.count
+        self.steps_per_epoch = math.ceil(self.num_training / self.sequences_per_step)
+        self.total = self.steps_per_epoch * training.epochs
+
+        self.patches = [patch for patch in student.patches if isinstance(patch, TrainablePatch)]
+        self.parameters = parameters_of(self.patches)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=training.learning_rate, weight_decay=training.weight_decay
+        )
+        self.schedule = CosineAnnealingLR(
+            self.optimizer, self.total, eta_min=training.learning_rate * training.final_learning_rate
+        )
+        # Gradients in fp16 overflow or vanish unless the loss is scaled; other dtypes need nothing.
+        device = student.decoder.input_device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=student.decoder.model.dtype == torch.float16)
+        self.scaler.scale(torch.zeros(1, device=device))  # so that a process without a sequence has a scale, too
+
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.best_step = 0
+        self.best_loss = math.inf
+        self.best: list[Tensor] = []
+        self._validation: list[Lesson] = []
+
+    def run(
+        self,
+        *,
+        save: Callable[[State], None] = lambda state: None,
+        report: Callable[[Mapping[str, float]], None] = lambda point: None,
+    ) -> list[nn.Module]:
+        """Train to the end.
+
+        Args:
+            save: Keeps a state; called now and then, and when the user or the cluster asks to stop.
+            report: Told of every new point of the history.
+
+        Returns:
+            The operators with the lowest validation loss, one for each site.
+
+        Raises:
+            Diverged: the loss isn't finite.
+            Terminated: there was a request to stop; the state is saved.
+        """
+        for point in self.history:
+            report(point)
+        with stop_requests() as stop, training_bar("distill", self.total, self.step) as show:
+            if not self.history:
+                self._validate(report)
+            clock = _Clock(self.training.checkpoint_minutes, self.training.checkpoint_steps)
+            marks = {round(self.total * part / self.training.validations) for part in range(self.training.validations)}
+            since: list[float] = []
+            while self.step < self.total:
+                since.append(self._train())
+                clock.tick(self.sequences_per_step * self.source.ids.shape[1])
+                show(self.step, since[-1], self.learning_rate, clock.tokens_per_s)
+                if self.step % math.ceil(self.total / POINTS) == 0 or self.step == self.total:
+                    self._enter(report, loss=math.fsum(since) / len(since), tokens_per_s=clock.tokens_per_s)
+                    since = []
+                if self.step in marks or self.step == self.total:
+                    with clock.paused():
+                        self._validate(report)
+                        self._tell(clock.tokens_per_s)
+                asked = self._asked_to_stop(stop())
+                if asked or (clock.is_due() and self.step < self.total):
+                    if self.workers.is_main:
+                        save(self.state())
+                    clock.saved()
+                if asked:
+                    raise Terminated(
+                        f"{asked} after step {self.step} of {self.total} of the distillation; the same command goes "
+                        "on there"
+                    )
+        return self.best_operators()
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the next step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def best_operators(self) -> list[nn.Module]:
+        """The patches as they were when the validation loss was lowest."""
+        now = [parameter.detach().clone() for parameter in self.parameters]
+        self._put(self.best)
+        operators = [patch.operator() for patch in self.patches]
+        self._put(now)
+        return operators
+
+    def state(self) -> State:
+        """Everything that the next step depends on."""
+        moments = {
+            f"{index}.{name}": values
+            for index, entries in self.optimizer.state_dict()["state"].items()
+            for name, values in entries.items()
+        }
+        tensors = {
+            **{f"parameter.{index}": values.detach() for index, values in enumerate(self.parameters)},
+            **{f"best.{index}": values for index, values in enumerate(self.best)},
+            **{f"moment.{name}": torch.as_tensor(values) for name, values in moments.items()},
+            "rng": torch.get_rng_state(),
+        }
+        facts = {
+            "step": self.step,
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "history": self.history,
+            "best_step": self.best_step,
+            "best_loss": self.best_loss,
+        }
+        return State({name: tensor.clone() for name, tensor in tensors.items()}, facts)
+
+    def restore(self, state: State) -> None:
+        """Go on from a saved state."""
+        device = self.parameters[0].device
+        self._put([state.tensors[f"parameter.{index}"] for index in range(len(self.parameters))])
+        self.best = [state.tensors[f"best.{index}"].to(device) for index in range(len(self.parameters))]
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, values in state.tensors.items():
+            if name.startswith("moment."):
+                _, index, kind = name.split(".", 2)
+                moments.setdefault(int(index), {})[kind] = values
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.schedule.load_state_dict(state.facts["schedule"])
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        if state.facts["scaler"]:
+            self.scaler.load_state_dict(state.facts["scaler"])
+        torch.set_rng_state(state.tensors["rng"])
+        self.step = state.facts["step"]
+        self.history = list(state.facts["history"])
+        self.best_step, self.best_loss = state.facts["best_step"], state.facts["best_loss"]
+
+    def _train(self) -> float:
+        """One step; the answer is its loss."""
+        total = torch.zeros((), dtype=torch.float64)
+        rows = self._rows(self.step)
+        mine = self.workers.share(rows)
+        size = self.training.batch_size
+        for start in range(0, len(mine), size):
+            part = mine[start : start + size]
+            loss = self.training.loss(self.student, self.source.lesson(part))
+            share = len(part) / len(rows)  # all sequences are equally long
+            self.scaler.scale(loss * share).backward()
+            total += loss.detach().cpu().double() * share
+        value = float(self.workers.sum(total))
+        if not math.isfinite(value):
+            self._diverge("the loss", self.step + 1, value)
+        self._sum_gradients()
+        self.scaler.unscale_(self.optimizer)
+        if self.training.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return value
+
+    def _rows(self, step: int) -> Sequence[int]:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = order_of_epoch(self.num_training, epoch, self.seed)
+        return order[position * self.sequences_per_step : (position + 1) * self.sequences_per_step]
+
+    def _sum_gradients(self) -> None:
+        if self.workers.count == 1:
+            return
+        for parameter in self.parameters:  # a process may have had no sequence in the last step of an epoch
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = self.workers.sum(gradient)
+
+    def _validate(self, report: Callable[[Mapping[str, float]], None]) -> None:
+        value = self._validation_loss()
+        if not math.isfinite(value):
+            self._diverge("the validation loss", self.step, value)
+        if value < self.best_loss:
+            self.best_step, self.best_loss = self.step, value
+            self.best = [parameter.detach().clone() for parameter in self.parameters]
+        self._enter(report, validation_loss=value)
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        rows = self.workers.share(range(self.num_training, len(self.source.ids)))
+        total = torch.zeros((), dtype=torch.float64)
+        for lesson in self._validation_lessons(rows):
+            total += self.training.loss(self.student, lesson).cpu().double()
+        return float(self.workers.sum(total)) / (len(self.source.ids) - self.num_training)
+
+    def _validation_lessons(self, rows: Sequence[int]) -> Iterator[Lesson]:
+        """Lessons of one sequence each; made once where memory suffices, since the teacher stays the same."""
+        yield from self._validation
+        for row in rows[len(self._validation) :]:
+            lesson = self.source.lesson([row])
+            size = lesson.stream.numel() * lesson.stream.element_size()
+            if len(rows) * size <= VALIDATION_STREAM_BYTES:
+                self._validation.append(lesson)
+            yield lesson
+
+    def _diverge(self, what: str, step: int, value: float) -> None:
+        kept = f"The best patch is that after step {self.best_step}" if self.best else "There is no trained patch"
+        raise Diverged(
+            f"{what} is {value} at step {step} of {self.total} of the distillation. {kept}. Use a lower "
+            f"distill.learning_rate (now {self.training.learning_rate:g}) or model.dtype=bfloat16 or float32.",
+            step,
+        )
+
+    def _enter(self, report: Callable[[Mapping[str, float]], None], **values: float) -> None:
+        point = {"step": self.step, "learning_rate": self.learning_rate, **values}
+        self.history.append(point)
+        report(point)
+
+    def _tell(self, tokens_per_s: float) -> None:
+        losses = [point["loss"] for point in self.history if "loss" in point]
+        left = (self.total - self.step) * self.sequences_per_step * self.source.ids.shape[1] / max(tokens_per_s, 1e-9)
+        log.info(
+            "distill: step %d of %d, loss %.4f, validation %.4f (best %.4f after step %d), %.0f tokens/s, %.0f s left",
+            self.step, self.total, losses[-1] if losses else math.nan, self.history[-1]["validation_loss"],
+            self.best_loss, self.best_step, tokens_per_s, left,
+        )  # fmt: skip
+
+    def _asked_to_stop(self, asked: str | None) -> str | None:
+        """Whether any process was asked to; all stop after the same step."""
+        flag = self.workers.sum(torch.tensor(float(asked is not None)))
+        return (asked or "a request to stop") if float(flag) else None
+
+    @torch.no_grad()
+    def _put(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+@lru_cache(maxsize=2)
+def order_of_epoch(count: int, epoch: int, seed: int) -> tuple[int, ...]:
+    """A random order in which groups of `SHARD` sequences stay together, so that few files are open at a time."""
+    generator = torch.Generator().manual_seed(seed + epoch)
+    groups = torch.arange(count).split(SHARD)
+    shuffled = [groups[int(index)] for index in torch.randperm(len(groups), generator=generator)]
+    inside = [group[torch.randperm(len(group), generator=generator)] for group in shuffled]
+    return tuple(torch.cat(inside).tolist())
+
+
+class _Clock:
+    """Speed of training, and when its state is to be saved next."""
+
+    def __init__(self, minutes: float | None, steps: int | None) -> None:
+        self._minutes, self._steps = minutes, steps
+        self._started = self._saved = time.monotonic()
+        self._tokens = self._since = 0
+
+    def tick(self, tokens: int) -> None:
+        """A step is done."""
+        self._tokens += tokens
+        self._since += 1
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Since training began or went on, validation left out."""
+        return self._tokens / max(time.monotonic() - self._started, 1e-9)
+
+    def is_due(self) -> bool:
+        """Whether to save now."""
+        minutes = (time.monotonic() - self._saved) / 60
+        return (self._minutes is not None and minutes >= self._minutes) or (
+            self._steps is not None and self._since >= self._steps
+        )
+
+    def saved(self) -> None:
+        """It was saved."""
+        self._saved, self._since = time.monotonic(), 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A block whose time doesn't count."""
+        began = time.monotonic()
+        yield
+        self._started += time.monotonic() - began

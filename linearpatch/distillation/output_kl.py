@@ -1,0 +1,77 @@
+"""The paper's distillation: the dense model's likeliest tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from linearpatch.distillation.distillation import Keeping, Lesson, Training
+from linearpatch.distillation.student import Student
+from linearpatch.distillation.top_k import TopK, top_k_kl, top_k_targets
+from linearpatch.errors import ConfigError, require_choice, require_range
+from linearpatch.models.decoder import Decoder
+from linearpatch.registry import component
+
+TARGETS = ("online", "cached")
+TARGETS_VERSION = 1  # of what is kept; raise it when that changes
+
+
+@component("distill", "output_kl")
+@dataclass(frozen=True)
+class OutputKL(Training):
+    """KL divergence from the dense model's top-K probabilities, renormalised (LinearPatch, section 3.4).
+
+    Attributes:
+        top_k: K.
+        temperature: Divides both models' logits.
+        targets: `online` computes them in each step and needs no disk; `cached` keeps them for further epochs and
+            runs: 6 K bytes a token.
+        keep_states: Keep the stream before the first interface as well, in bf16: 2 bytes a token and channel, and
+            further epochs and runs skip the dense model.
+    """
+
+    top_k: int = 100
+    temperature: float = 1.0
+    targets: str = field(default="online", metadata={"identity": False})
+    keep_states: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range("distill.top_k", self.top_k, low=2)
+        require_choice("distill.targets", self.targets, TARGETS)
+        if not self.temperature > 0:
+            raise ConfigError(f"distill.temperature is {self.temperature}. Allowed: more than 0.")
+        if self.keep_states and self.targets != "cached":
+            raise ConfigError("distill.keep_states=true keeps nothing with targets=online. Use distill.targets=cached.")
+
+    def check(self, decoder: Decoder) -> None:
+        """Refuse a K that exceeds the vocabulary."""
+        if self.top_k > decoder.vocab_size:
+            raise ConfigError(
+                f"distill.top_k is {self.top_k}, but the model's vocabulary has {decoder.vocab_size} tokens. Allowed: "
+                f"2 to {decoder.vocab_size}."
+            )
+
+    @property
+    def keeping(self) -> Keeping | None:
+        """Targets in fp16 and int32, where they are to be kept."""
+        key = {"top_k": self.top_k, "temperature": self.temperature, "version": TARGETS_VERSION}
+        return Keeping(key, 6 * self.top_k, self.keep_states) if self.targets == "cached" else None
+
+    def streams(self, student: Student) -> set[int]:
+        """What enters the final norm."""
+        return {student.decoder.num_layers}
+
+    def teach(self, decoder: Decoder, streams: Mapping[int, Tensor]) -> dict[str, Tensor]:
+        """Top-K probabilities (fp16) and indices (int32), `[batch, tokens, K]`."""
+        normed = decoder.final_norm(streams[decoder.num_layers])
+        targets = top_k_targets(decoder, normed, self.top_k, self.temperature)
+        return {"probabilities": targets.probabilities, "indices": targets.indices}
+
+    def loss(self, student: Student, lesson: Lesson) -> Tensor:
+        """KL at the K indices."""
+        normed = student.decoder.final_norm(student.run(lesson.stream, lesson.calls))
+        targets = TopK(lesson.targets["probabilities"], lesson.targets["indices"])
+        return top_k_kl(student.decoder, normed, targets, self.temperature)

@@ -1,0 +1,81 @@
+"""The loss of the paper: KL divergence over the dense model's K likeliest tokens (section 3.4).
+
+Neither side ever holds the logits of a whole sequence: the teacher's are made for a few tokens at a time and
+only their K largest are kept, the student's are made at those K places only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from linearpatch.distillation.chunks import at_least_fp32, mean_loss
+from linearpatch.models.decoder import Decoder
+from linearpatch.models.loss import logit_rows
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The dense model's likeliest tokens after each token.
+
+    Attributes:
+        probabilities: `[batch, tokens, k]` in fp16, each row summing to one.
+        indices: Which tokens they are, `[batch, tokens, k]` int32.
+    """
+
+    probabilities: Tensor
+    indices: Tensor
+
+
+@torch.no_grad()
+def top_k_targets(decoder: Decoder, normed: Tensor, k: int, temperature: float) -> TopK:
+    """Softmax over the K largest logits of each token.
+
+    Args:
+        decoder: The dense model.
+        normed: Its hidden states after the final norm, `[batch, tokens, hidden_size]`.
+        k: How many.
+        temperature: Divides the logits.
+    """
+    hidden = normed.flatten(0, -2)
+    probabilities = torch.empty(len(hidden), k, dtype=torch.float16, device=hidden.device)
+    indices = torch.empty(len(hidden), k, dtype=torch.int32, device=hidden.device)
+    rows = logit_rows(decoder, hidden.device)
+    for start in range(0, len(hidden), rows):
+        part = slice(start, start + rows)
+        largest = decoder.logits(hidden[part]).topk(k, dim=-1)
+        probabilities[part] = (largest.values.float() / temperature).softmax(dim=-1)
+        indices[part] = largest.indices
+    shape = (*normed.shape[:-1], k)
+    return TopK(probabilities.view(shape), indices.view(shape))
+
+
+def top_k_kl(decoder: Decoder, normed: Tensor, targets: TopK, temperature: float) -> Tensor:
+    """Mean over tokens of KL(teacher ‖ student), both renormalised over the teacher's K tokens, times τ².
+
+    Args:
+        decoder: Whose head both use.
+        normed: The student's hidden states after the final norm, `[batch, tokens, hidden_size]`.
+        targets: The teacher's side.
+        temperature: τ; its square keeps the gradient's size (Hinton et al., section 2).
+    """
+    k = targets.indices.shape[-1]
+    probabilities, indices = targets.probabilities.view(-1, k), targets.indices.view(-1, k)
+
+    def loss_of(part: slice, hidden: Tensor) -> Tensor:
+        logits = decoder.logits_at(hidden, indices[part].to(hidden.device, torch.int64))
+        # Rounded to fp16 a row's probabilities don't quite sum to one any more.
+        teacher = probabilities[part].to(hidden.device, at_least_fp32(logits))
+        teacher = teacher / teacher.sum(dim=-1, keepdim=True)
+        student = (logits.to(teacher.dtype) / temperature).log_softmax(dim=-1)
+        return temperature**2 * functional.kl_div(student, teacher, reduction="sum")
+
+    return mean_loss(normed.flatten(0, -2), loss_of, _rows(decoder, normed, k))
+
+
+def _rows(decoder: Decoder, normed: Tensor, k: int) -> int:
+    """Tokens whose K rows of the head may be gathered at a time."""
+    return max(16, logit_rows(decoder, normed.device) * decoder.vocab_size // (k * decoder.hidden_size))

@@ -1,0 +1,170 @@
+"""Patches while they are trained: master copies in fp32, and which part of them may move.
+
+Each turns a fitted operator P₀ into a matrix with parameters, and back into an ordinary operator when
+training is over. The matrix is cast to the stream's dtype at every use, so bf16 and fp16 models get updates
+that are too small for their own dtype.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from linearpatch.errors import ConfigError
+from linearpatch.hadamard import hadamard_matrix
+from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap
+
+
+class TrainablePatch(nn.Module, ABC):
+    """x ↦ x P + b with P and b made of parameters, fp32 `[hidden_size, hidden_size]` and `[hidden_size]`."""
+
+    @abstractmethod
+    def matrix(self) -> Tensor:
+        """P, for row vectors."""
+
+    @abstractmethod
+    def bias(self) -> Tensor | None:
+        """b, where there is one."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map `[…, hidden_size]` in the stream's dtype."""
+        bias = self.bias()
+        weight = self.matrix().T.to(hidden.dtype)
+        return functional.linear(hidden, weight, None if bias is None else bias.to(hidden.dtype))
+
+    @torch.no_grad()
+    def operator(self) -> nn.Module:
+        """The patch as it is now, as an operator of its own."""
+        bias = self.bias()
+        return LinearMap(self.matrix().detach().clone(), None if bias is None else bias.detach().clone())
+
+
+class FullPatch(TrainablePatch):
+    """Every entry moves: P = A + W, with W trained and A fixed.
+
+    Args:
+        matrix: P₀.
+        bias: b₀, trained as well.
+        around_start: A is P₀ and W begins at zero, so that weight decay pulls to P₀; else A is zero.
+    """
+
+    def __init__(self, matrix: Tensor, bias: Tensor | None, *, around_start: bool) -> None:
+        super().__init__()
+        self.moved = nn.ParameterDict({"matrix": matrix} if bias is None else {"matrix": matrix, "bias": bias})
+        self.around_start = around_start
+        for name, parameter in self.moved.items():
+            self.register_buffer(f"start_{name}", parameter.detach().clone() if around_start else None)
+            if around_start:
+                nn.init.zeros_(parameter)
+
+    def matrix(self) -> Tensor:
+        """A + W."""
+        return self._value("matrix")
+
+    def bias(self) -> Tensor | None:
+        """The same for b."""
+        return self._value("bias") if "bias" in self.moved else None
+
+    def _value(self, name: str) -> Tensor:
+        moved: Tensor = self.moved[name]
+        return self.get_buffer(f"start_{name}") + moved if self.around_start else moved
+
+
+class DiagonalPatch(TrainablePatch):
+    """Only a scale in some basis moves: P = P₀ B diag(s) Bᵀ, with s beginning at one.
+
+    With B the Hadamard matrix and P₀ the paper's patch H diag(d) Hᵀ this trains d; with B = I a `diag` patch's.
+
+    Args:
+        matrix: P₀.
+        bias: b₀.
+        basis: `hadamard` or `channel`.
+        around_start: Weight decay pulls s to one; else to zero.
+    """
+
+    def __init__(self, matrix: Tensor, bias: Tensor | None, basis: str, *, around_start: bool) -> None:
+        super().__init__()
+        size = len(matrix)
+        turn = hadamard_matrix(size).to(matrix.device) if basis == "hadamard" else None
+        self.register_buffer("turn", None if turn is None else turn.float())
+        self.register_buffer("turned", matrix if turn is None else (matrix.double() @ turn).float())
+        self.register_buffer("turned_bias", bias if bias is None or turn is None else (bias.double() @ turn).float())
+        self.offset = 1.0 if around_start else 0.0
+        self.scale = nn.Parameter(torch.full((size,), 1.0 - self.offset, device=matrix.device))
+
+    def matrix(self) -> Tensor:
+        """P₀ B diag(s) Bᵀ."""
+        return self._scaled(self.get_buffer("turned"))
+
+    def bias(self) -> Tensor | None:
+        """b₀ B diag(s) Bᵀ."""
+        return None if self.turned_bias is None else self._scaled(self.get_buffer("turned_bias"))
+
+    def _scaled(self, turned: Tensor) -> Tensor:
+        scaled = turned * (self.offset + self.scale)
+        return scaled if self.turn is None else scaled @ self.get_buffer("turn").T
+
+    @torch.no_grad()
+    def operator(self) -> nn.Module:
+        """A scale for each channel stays one; anything else is a map."""
+        matrix = self.matrix()
+        if self.turn is None and self.turned_bias is None and torch.equal(matrix, matrix.diagonal().diag()):
+            return ChannelScale(matrix.diagonal().clone())
+        return super().operator()
+
+
+class LowRankPatch(TrainablePatch):
+    """P = P₀ + U V with U `[hidden_size, rank]` random and V zero at the beginning; P₀ and b₀ stay.
+
+    Args:
+        matrix: P₀.
+        bias: b₀.
+        rank: Of what is added.
+        seed: Of U.
+    """
+
+    def __init__(self, matrix: Tensor, bias: Tensor | None, rank: int, seed: int) -> None:
+        super().__init__()
+        size = len(matrix)
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("start_matrix", matrix)
+        self.register_buffer("start_bias", bias)
+        self.up = nn.Parameter((torch.randn(size, rank, generator=generator) / size**0.5).to(matrix.device))
+        self.down = nn.Parameter(torch.zeros(rank, size, device=matrix.device))
+
+    def matrix(self) -> Tensor:
+        """P₀ + U V."""
+        return torch.addmm(self.get_buffer("start_matrix"), self.up, self.down)
+
+    def bias(self) -> Tensor | None:
+        """b₀."""
+        return None if self.start_bias is None else self.get_buffer("start_bias")
+
+
+def dense_form(operator: nn.Module, size: int) -> tuple[Tensor, Tensor | None]:
+    """P for row vectors and b of an operator, in fp32.
+
+    Args:
+        operator: A fitted `ChannelScale` or `LinearMap`.
+        size: Of the stream.
+
+    Raises:
+        ConfigError: it is another operator, which isn't known to be linear.
+    """
+    if isinstance(operator, ChannelScale):
+        return operator.scale.detach().float().expand(size).diag(), None
+    if isinstance(operator, LinearMap):
+        bias = operator.bias
+        return operator.weight.detach().float().T.contiguous(), None if bias is None else bias.detach().float().clone()
+    raise ConfigError(
+        f"A patch of the kind {type(operator).__name__} can't be distilled. Allowed: ChannelScale and LinearMap."
+    )
+
+
+def parameters_of(patches: Sequence[TrainablePatch]) -> list[nn.Parameter]:
+    """What is trained, in a fixed order."""
+    return [parameter for patch in patches for parameter in patch.parameters()]

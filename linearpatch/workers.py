@@ -1,0 +1,61 @@
+"""Processes that work on one run together, as `accelerate launch` starts them; usually there is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes of a run and which of them this is.
+
+    Attributes:
+        rank: This process, from 0.
+        count: How many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def launched(cls) -> Workers:
+        """Those that a launcher started; joins them. One process where none did."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls()
+        from accelerate import PartialState
+
+        state = PartialState()
+        return cls(state.process_index, state.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what there is to write."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This process' part of some items."""
+        return items[self.rank :: self.count]
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, the same in each."""
+        if self.count == 1:
+            return values
+        from accelerate.utils import reduce
+
+        total: Any = reduce(values, reduction="sum")
+        return torch.as_tensor(total)
