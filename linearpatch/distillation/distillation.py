@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from linearpatch.distillation.student import Student
-from linearpatch.errors import ConfigError, require_choice, require_range
+from linearpatch.errors import ConfigError, ModelError, require_choice, require_range
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.registry import component
 
@@ -136,7 +136,16 @@ class Training(Distillation, ABC):
         return None
 
     def check(self, decoder: Decoder) -> None:
-        """Refuse a model that this loss can't be computed for, before anything is."""
+        """Refuse a model that this loss can't be computed for, before anything is.
+
+        Raises:
+            ModelError: weights are on disk, where no gradient can pass.
+        """
+        if any(parameter.is_meta for parameter in decoder.model.parameters()):
+            raise ModelError(
+                "Patches can't be distilled while weights of the model are on disk or in another memory "
+                "(model.device_map). Use a device with more memory, a smaller dtype, or distill=none."
+            )
 
     @abstractmethod
     def streams(self, student: Student) -> set[int]:

@@ -47,7 +47,8 @@ class OutputKL(Training):
             raise ConfigError("distill.keep_states=true keeps nothing with targets=online. Use distill.targets=cached.")
 
     def check(self, decoder: Decoder) -> None:
-        """Refuse a K that exceeds the vocabulary."""
+        """Refuse a K that exceeds the vocabulary as well."""
+        super().check(decoder)
         if self.top_k > decoder.vocab_size:
             raise ConfigError(
                 f"distill.top_k is {self.top_k}, but the model's vocabulary has {decoder.vocab_size} tokens. Allowed: "

@@ -31,10 +31,9 @@ class TrainablePatch(nn.Module, ABC):
         """b, where there is one."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Map `[…, hidden_size]` in the stream's dtype."""
+        """Map `[…, hidden_size]`, in the stream's dtype and where it is."""
         bias = self.bias()
-        weight = self.matrix().T.to(hidden.dtype)
-        return functional.linear(hidden, weight, None if bias is None else bias.to(hidden.dtype))
+        return functional.linear(hidden, self.matrix().T.to(hidden), None if bias is None else bias.to(hidden))
 
     @torch.no_grad()
     def operator(self) -> nn.Module:

@@ -1,0 +1,247 @@
+"""Loss and gradients of the student against the plain procedure: a whole pruned model, all logits, fp64."""
+
+import pytest
+import torch
+from conftest import FAMILIES, tiny_model
+from torch import nn
+from torch.nn import functional
+
+from linearpatch.distillation.distillation import Lesson
+from linearpatch.distillation.feature_mse import FeatureMSE
+from linearpatch.distillation.full_kl import FullKL
+from linearpatch.distillation.output_kl import OutputKL
+from linearpatch.distillation.sources import Online
+from linearpatch.distillation.student import Student
+from linearpatch.distillation.top_k import TopK, top_k_kl, top_k_targets
+from linearpatch.distillation.trainable import FullPatch
+from linearpatch.errors import ConfigError, ModelError
+from linearpatch.models.decoder import decoder_of
+from linearpatch.models.modeling_linearpatch import LinearMap
+from linearpatch.models.passes import record
+from linearpatch.models.views import Site, interfaces_of, view_of
+from linearpatch.models.writers import mlp_writer
+
+IDS = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(0))
+SIZE = 32
+
+
+def maps(count, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.eye(SIZE, dtype=dtype) + 0.1 * torch.randn(SIZE, SIZE, generator=generator).to(dtype) for _ in range(count)]
+
+
+def student_of(decoder, removed, branch="stream", **settings):
+    sites = [Site(gap.start, gap.end, gap.end, branch) for gap in interfaces_of(removed)]
+    matrices = maps(len(sites))
+    patches = nn.ModuleList([FullPatch(matrix, None, around_start=False).double() for matrix in matrices])
+    return Student(decoder, removed, sites, patches, **settings), list(zip(sites, matrices, strict=True))
+
+
+def whole_view(decoder, removed, patches):
+    """The pruned model as a Hugging Face model, with trainable patches in fp64; and its patches' weights."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        view = view_of(decoder, removed, [(site, LinearMap(matrix)) for site, matrix in patches])
+    finally:
+        torch.set_default_dtype(before)
+    weights = [weight for name, weight in view.named_parameters() if "linear_patch_" in name]
+    return view, [weight.requires_grad_() for weight in weights]
+
+
+def in_fp64(family):
+    model = tiny_model(family).double()
+    if "moe" in family:
+        model.set_experts_implementation("eager")  # the others know no fp64
+    return decoder_of(model)
+
+
+def has_plain_mlp(decoder):
+    try:
+        return mlp_writer(decoder.layers[0]) is not None
+    except ModelError:
+        return False
+
+
+CASES = {"one gap": (2, 3), "two gaps": (1, 3, 4), "at the front": (0, 1), "at the end": (4, 5)}
+
+
+@pytest.mark.parametrize("removed", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_student_is_the_patched_model(family, removed):
+    decoder = in_fp64(family)
+    for branch in ["stream", "mlp"] if has_plain_mlp(decoder) and 0 not in removed else ["stream"]:
+        student, patches = student_of(decoder, removed, branch)
+        recording = record(decoder, IDS, {student.entry, decoder.num_layers})
+        logits = decoder.logits(decoder.final_norm(student.run(recording.streams[student.entry], recording.calls)))
+        view, _ = whole_view(decoder, removed, patches)
+        assert torch.allclose(logits, view(input_ids=IDS, use_cache=False).logits, atol=1e-9)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_top_k_loss_and_gradients_are_the_plain_ones(family, recompute):
+    decoder = in_fp64(family)
+    training, removed = OutputKL(top_k=20, temperature=1.5), (1, 3)
+    student, patches = student_of(decoder, removed, recompute=recompute)
+    loss = training.loss(student, Online(training, student, IDS).lesson([0, 1]))
+    loss.backward()
+
+    view, weights = whole_view(decoder, removed, patches)
+    with torch.no_grad():
+        largest = decoder.model(input_ids=IDS, use_cache=False).logits.topk(20, dim=-1)
+    teacher = (largest.values / 1.5).softmax(dim=-1).half().double()
+    teacher = teacher / teacher.sum(dim=-1, keepdim=True)
+    student_logits = view(input_ids=IDS, use_cache=False).logits.gather(-1, largest.indices)
+    q = (student_logits / 1.5).softmax(dim=-1)
+    expected = 1.5**2 * (teacher * (teacher / q).log()).sum(dim=-1).mean()
+    expected.backward()
+
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for patch, weight in zip(student.patches, weights, strict=True):
+        gradient = patch.moved["matrix"].grad
+        assert gradient.abs().max() > 0
+        assert torch.allclose(gradient, weight.grad.T, atol=1e-6 * weight.grad.abs().max())
+
+
+@pytest.mark.parametrize("family", ["llama", "granite", "gemma2", "gptj"])
+def test_full_kl_is_the_plain_one(family):
+    decoder = in_fp64(family)
+    training, removed = FullKL(temperature=2.0), (2, 3)
+    student, patches = student_of(decoder, removed)
+    loss = training.loss(student, Online(training, student, IDS).lesson([0, 1]))
+    loss.backward()
+    view, (weight,) = whole_view(decoder, removed, patches)
+    with torch.no_grad():
+        p = (decoder.model(input_ids=IDS, use_cache=False).logits / 2).softmax(dim=-1)
+    q = (view(input_ids=IDS, use_cache=False).logits / 2).softmax(dim=-1)
+    expected = 4 * (p * (p / q).log()).sum(dim=-1).mean()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+    assert torch.allclose(student.patches[0].moved["matrix"].grad, weight.grad.T, atol=1e-12)
+
+
+def test_feature_mse_is_the_error_behind_each_gap(monkeypatch):
+    decoder = decoder_of(tiny_model().double())
+    student, patches = student_of(decoder, (1, 3))
+    training = FeatureMSE()
+    lesson = Online(training, student, IDS).lesson([0, 1])
+    loss = training.loss(student, lesson)
+    streams = record(decoder, IDS).streams
+    first = streams[1] @ patches[0][1]
+    calls = record(decoder, IDS).calls
+    second = decoder.run_layers(first, calls, [2]) @ patches[1][1]
+    expected = ((first - streams[2]).square().mean() + (second - streams[4]).square().mean()) / 2
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+    loss.backward()
+    assert all(patch.moved["matrix"].grad.abs().sum() > 0 for patch in student.patches)
+
+
+def test_no_logits_of_a_whole_sequence_exist(monkeypatch):
+    """Neither side's: the head is called on a few tokens at a time, and never for the student."""
+    from linearpatch.models import loss as losses
+
+    decoder = decoder_of(tiny_model())
+    monkeypatch.setitem(losses.LOGIT_BYTES, "cpu", 1)  # 16 tokens, the least
+    seen = []
+    decoder.head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
+    ids = torch.randint(3, 300, (2, 64))
+    training = OutputKL(top_k=10)
+    student = Student(decoder, (2,), [Site(2, 3, 3)], nn.ModuleList([FullPatch(torch.eye(SIZE), None, around_start=True)]))
+    lesson = Online(training, student, ids).lesson([0, 1])
+    assert sum(seen) == ids.numel()
+    assert max(seen) == 16
+    training.loss(student, lesson).backward()
+    assert sum(seen) == ids.numel()
+
+
+def test_chunks_change_nothing(monkeypatch):
+    from linearpatch.models import loss as losses
+
+    decoder = decoder_of(tiny_model().double())
+    normed = torch.randn(2, 40, SIZE, dtype=torch.float64)
+    targets = top_k_targets(decoder, torch.randn(2, 40, SIZE, dtype=torch.float64), 12, 1.0)
+    found = []
+    for budget in (1, 2**20):
+        monkeypatch.setitem(losses.LOGIT_BYTES, "cpu", budget)
+        leaf = normed.clone().requires_grad_()
+        loss = top_k_kl(decoder, leaf, targets, 1.0)
+        found.append((loss.item(), torch.autograd.grad(3 * loss, leaf)[0]))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-12)
+
+
+def test_targets_are_small_and_sorted_out_by_the_teacher():
+    decoder = decoder_of(tiny_model())
+    normed = torch.randn(2, 5, SIZE)
+    targets = top_k_targets(decoder, normed, 7, 1.0)
+    assert (targets.probabilities.dtype, targets.indices.dtype) == (torch.float16, torch.int32)
+    logits = decoder.logits(normed)
+    for row in range(2):
+        for token in range(5):
+            expected = logits[row, token].sort(descending=True)
+            assert set(targets.indices[row, token].tolist()) == set(expected.indices[:7].tolist())
+    assert torch.allclose(targets.probabilities.float().sum(-1), torch.ones(2, 5), atol=2e-3)
+
+
+def test_a_student_equal_to_its_teacher_has_no_loss():
+    decoder = decoder_of(tiny_model())
+    normed = torch.randn(1, 9, SIZE)
+    targets = top_k_targets(decoder, normed, 50, 1.0)
+    assert top_k_kl(decoder, normed, targets, 1.0).item() == pytest.approx(0, abs=1e-5)
+    worse = top_k_kl(decoder, normed + torch.randn_like(normed), targets, 1.0).item()
+    assert worse > 1e-3
+
+
+def test_gradients_go_through_a_leaf_only_once():
+    """Without a graph the loss is a plain number, as in validation."""
+    decoder = decoder_of(tiny_model())
+    normed = torch.randn(1, 9, SIZE)
+    targets = top_k_targets(decoder, normed, 5, 1.0)
+    assert not top_k_kl(decoder, normed, targets, 1.0).requires_grad
+    leaf = normed.clone().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x: top_k_kl(decoder_of(DOUBLE), x, TopK(targets.probabilities, targets.indices), 1.0),
+        (leaf.double().detach().requires_grad_(),),
+    )
+
+
+DOUBLE = tiny_model().double()
+
+
+def test_k_is_at_most_the_vocabulary():
+    decoder = decoder_of(tiny_model())
+    OutputKL(top_k=300).check(decoder)
+    with pytest.raises(ConfigError, match=r"top_k is 301.*300 tokens"):
+        OutputKL(top_k=301).check(decoder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"top_k": 1}, "top_k"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"targets": "offline"}, "Allowed: cached, online"),
+        ({"keep_states": True}, "targets=cached"),
+        ({"trainable": "lowrank"}, "low_rank"),
+        ({"trainable": "low_rank", "decay_toward": "zero"}, "initial patch is fixed"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"max_grad_norm": 0.0}, "null for none"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        OutputKL(**settings)
+
+
+def test_lessons_hold_what_the_student_needs():
+    decoder = decoder_of(tiny_model())
+    training = OutputKL(top_k=5)
+    student, _ = student_of(decoder, (2, 3))
+    lesson = Online(training, student, IDS).lesson([1])
+    assert isinstance(lesson, Lesson)
+    assert torch.equal(lesson.stream, record(decoder, IDS[1:]).streams[2])
+    assert lesson.targets["indices"].shape == (1, 12, 5)
+    assert functional.softmax(lesson.targets["probabilities"].float(), -1).isfinite().all()
