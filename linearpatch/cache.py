@@ -86,7 +86,7 @@ class Cache:
         if not path.exists():
             return None
         try:
-            entry = _read(path)
+            entry = _read(path, canonical(key))
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             log.warning("cache entry %s is damaged (%s); it is computed anew", path, error)
             return None
@@ -157,10 +157,12 @@ def digest_of(key: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(key).encode()).hexdigest()[:32]
 
 
-def _read(path: Path) -> Entry:
+def _read(path: Path, key: str) -> Entry:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if metadata["key"] != key:
+        raise ValueError("it holds what was computed with other settings")
     if _checksum(tensors) != metadata["sha256"]:
         raise ValueError("its checksum doesn't match")
     return Entry(tensors, json.loads(metadata["facts"]))

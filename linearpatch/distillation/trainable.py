@@ -53,12 +53,12 @@ class FullPatch(TrainablePatch):
 
     def __init__(self, matrix: Tensor, bias: Tensor | None, *, around_start: bool) -> None:
         super().__init__()
-        self.moved = nn.ParameterDict({"matrix": matrix} if bias is None else {"matrix": matrix, "bias": bias})
+        start = {"matrix": matrix} if bias is None else {"matrix": matrix, "bias": bias}
         self.around_start = around_start
-        for name, parameter in self.moved.items():
-            self.register_buffer(f"start_{name}", parameter.detach().clone() if around_start else None)
-            if around_start:
-                nn.init.zeros_(parameter)
+        self.moved = nn.ParameterDict()
+        for name, values in start.items():
+            self.register_buffer(f"start_{name}", values if around_start else None)
+            self.moved[name] = torch.zeros_like(values) if around_start else values.clone()
 
     def matrix(self) -> Tensor:
         """A + W."""

@@ -1,0 +1,287 @@
+"""Training as a whole: it learns, it goes on where it was, it reads what it kept, it stops where it must."""
+
+import math
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from linearpatch.cache import Cache
+from linearpatch.data.blocks import TokenBlocks
+from linearpatch.distillation import distill as module
+from linearpatch.distillation.distill import TrainingFailed, distill
+from linearpatch.distillation.feature_mse import FeatureMSE
+from linearpatch.distillation.full_kl import FullKL
+from linearpatch.distillation.loop import order_of_epoch
+from linearpatch.distillation.output_kl import OutputKL
+from linearpatch.distillation.sources import SHARD, calls_of_shape
+from linearpatch.errors import ConfigError, ModelError, StorageError
+from linearpatch.models.decoder import decoder_of
+from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap
+from linearpatch.models.views import Site
+from linearpatch.stopping import Terminated
+
+TRAINING = OutputKL(top_k=20, learning_rate=3e-3, batch_size=2, validations=3, checkpoint_minutes=None)
+REMOVED, SITE, SIZE = (2, 3), Site(2, 4, 4), 32
+PATCH = [(SITE, LinearMap(torch.eye(SIZE)))]
+
+
+def tokens(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return TokenBlocks(torch.randint(3, 300, (count, 12), generator=generator), f"random/{seed}")
+
+
+TEXT, VALIDATION = tokens(20, 1), tokens(4, 2)
+
+
+def train(training=TRAINING, *, decoder=None, patches=PATCH, removed=REMOVED, text=TEXT, **settings):
+    decoder = decoder or decoder_of(tiny_model())
+    return distill(training, decoder, removed, patches, text, VALIDATION, **settings)
+
+
+def weights(distilled):
+    return [operator.weight for _, operator in distilled.patches]
+
+
+def validation_losses(distilled):
+    return [point["validation_loss"] for point in distilled.history if "validation_loss" in point]
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        TRAINING,
+        replace(TRAINING, trainable="diagonal", learning_rate=3e-2),
+        replace(TRAINING, trainable="diagonal", basis="channel", learning_rate=3e-2),
+        replace(TRAINING, trainable="low_rank", rank=4),
+        replace(TRAINING, decay_toward="initial", weight_decay=0.1),
+        replace(TRAINING, accumulation=2, max_grad_norm=None, recompute=True),
+        replace(TRAINING, temperature=2.0, epochs=2),
+        FullKL(learning_rate=1e-2, batch_size=2),
+        FeatureMSE(learning_rate=1e-2, batch_size=2),
+    ],
+    ids=lambda training: f"{type(training).__name__} {training.trainable}",
+)
+def test_the_validation_loss_falls(training):
+    found = train(replace(training, epochs=3))
+    losses = validation_losses(found)
+    assert min(losses) < 0.995 * losses[0]
+    assert losses[0] == found.history[0]["validation_loss"]
+    assert found.best_step > 0
+    assert found.num_steps == 3 * math.ceil(20 / (2 * training.accumulation))
+
+
+def test_several_interfaces_and_kinds_of_operators_train_together():
+    sites = [Site(1, 2, 2), Site(3, 5, 5)]
+    patches = [(sites[0], ChannelScale(torch.ones(SIZE))), (sites[1], LinearMap(torch.eye(SIZE), torch.zeros(SIZE)))]
+    found = train(patches=patches, removed=(1, 3, 4))
+    assert min(validation_losses(found)) < validation_losses(found)[0]
+    assert [site for site, _ in found.patches] == sites
+    assert all(not torch.equal(weight, torch.eye(SIZE)) for weight in weights(found))
+    assert found.patches[1][1].bias.abs().sum() > 0
+
+
+def test_two_patches_at_one_place_train_together():
+    patches = [(Site(layer, layer + 1, 4), LinearMap(torch.eye(SIZE))) for layer in (2, 3)]
+    found = train(patches=patches)
+    assert all(not torch.equal(weight, torch.eye(SIZE)) for weight in weights(found))
+
+
+def test_the_best_patch_is_kept_not_the_last():
+    found = train(replace(TRAINING, learning_rate=3.0, max_grad_norm=None))
+    losses = validation_losses(found)
+    assert losses[-1] > min(losses)
+    again = train(replace(TRAINING, learning_rate=1e-30), patches=found.patches)
+    assert validation_losses(again)[0] == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_accumulation_is_a_larger_batch():
+    large = train(replace(TRAINING, batch_size=4))
+    small = train(replace(TRAINING, batch_size=1, accumulation=4))
+    assert torch.allclose(weights(large)[0], weights(small)[0], atol=1e-5)
+
+
+def test_online_and_cached_give_the_same_patch(tmp_path):
+    online = train()
+    cached = train(replace(TRAINING, targets="cached"), cache=Cache(tmp_path))
+    assert torch.equal(weights(online)[0], weights(cached)[0])
+    assert online.history[0] == cached.history[0]
+
+
+def test_kept_states_give_the_same_patch_in_bf16(tmp_path):
+    decoder = decoder_of(tiny_model().bfloat16())
+    online = train(decoder=decoder)
+    kept = replace(TRAINING, targets="cached", keep_states=True)
+    cached = train(kept, decoder=decoder, cache=Cache(tmp_path))
+    assert torch.equal(weights(online)[0], weights(cached)[0])
+
+
+def test_kept_targets_are_small_and_serve_every_patch_and_epoch(tmp_path, monkeypatch):
+    kept = replace(TRAINING, targets="cached", keep_states=True)
+    text = tokens(2 * SHARD + 5, 3)
+    train(kept, text=text, cache=Cache(tmp_path))
+    all_tokens = (len(text.ids) + len(VALIDATION.ids)) * 12
+    header = 1024  # of a file
+    sizes = {kind: [f.stat().st_size for f in (tmp_path / kind).glob("*.safetensors")] for kind in ("targets", "states")}
+    assert len(sizes["targets"]) == len(sizes["states"]) == 3
+    assert sum(sizes["targets"]) <= 6 * TRAINING.top_k * all_tokens + 3 * header
+    assert sum(sizes["states"]) <= 2 * SIZE * all_tokens + 3 * header
+
+    class NoTeacher:
+        def __init__(self, *arguments):
+            raise AssertionError("the dense model was asked again")
+
+    monkeypatch.setattr("linearpatch.distillation.sources.Online", NoTeacher)
+    other = [(SITE, ChannelScale(torch.full((SIZE,), 1.1)))]
+    train(replace(kept, epochs=2, learning_rate=1e-3), text=text, patches=other, cache=Cache(tmp_path))
+
+
+def test_targets_serve_other_layers_too(tmp_path):
+    kept = replace(TRAINING, targets="cached")
+    train(kept, cache=Cache(tmp_path))
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "targets").glob("*.safetensors")}
+    site = Site(1, 2, 2)
+    train(kept, removed=(1,), patches=[(site, LinearMap(torch.eye(SIZE)))], cache=Cache(tmp_path))
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "targets").glob("*.safetensors")} == before
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip"])
+def test_a_damaged_shard_is_told_and_made_anew(tmp_path, caplog, damage):
+    kept = replace(TRAINING, targets="cached")
+    expected = train(kept, cache=Cache(tmp_path))
+    for file in (tmp_path / "targets").glob("*.safetensors"):
+        content = bytearray(file.read_bytes())
+        if damage == "flip":
+            content[-5] ^= 1
+        file.write_bytes(content if damage == "flip" else content[: len(content) // 2])
+    for file in (tmp_path / "distillation").glob("*.safetensors"):
+        file.unlink()
+    found = train(kept, cache=Cache(tmp_path))
+    assert torch.equal(weights(found)[0], weights(expected)[0])
+    assert "is damaged" in caplog.text
+    assert str(tmp_path / "targets") in caplog.text
+
+
+def test_targets_that_the_disk_has_no_room_for_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
+    with pytest.raises(StorageError, match="targets=online"):
+        train(replace(TRAINING, targets="cached"), cache=Cache(tmp_path))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_calls_that_depend_on_the_tokens_are_refused(monkeypatch):
+    decoder = decoder_of(tiny_model())
+    assert set(calls_of_shape(decoder, 2, 12)) == set(range(7))
+    forward = type(decoder.body).forward
+
+    def strange(self, input_ids, **settings):
+        return forward(self, input_ids, position_ids=input_ids % 7, **settings)
+
+    monkeypatch.setattr(type(decoder.body), "forward", strange)
+    with pytest.raises(ModelError, match="targets=online"):
+        calls_of_shape(decoder, 2, 12)
+
+
+@pytest.mark.parametrize("trainable", ["full", "low_rank"])
+@pytest.mark.parametrize("stop_after", [1, 7, 10, 13])
+def test_a_training_that_was_stopped_ends_as_if_it_hadnt(tmp_path, stop_after, trainable):
+    training = replace(TRAINING, epochs=2, trainable=trainable)
+    whole = train(training)
+
+    class Counter:
+        steps = 0
+
+    def stopping(point):
+        Counter.steps = max(Counter.steps, int(point["step"]))
+        if point["step"] == stop_after and "loss" in point:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    cache = Cache(tmp_path)
+    with pytest.raises(Terminated, match=f"SIGTERM after step {stop_after} of 20"):
+        train(training, cache=cache, report=stopping)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    points = []
+    again = train(training, cache=Cache(tmp_path), report=points.append)
+    assert torch.equal(weights(again)[0], weights(whole)[0])
+    assert points == list(again.history)
+    strip = [{name: value for name, value in point.items() if name != "tokens_per_s"} for point in again.history]
+    assert strip == [{n: v for n, v in point.items() if n != "tokens_per_s"} for point in whole.history]
+    assert not list((tmp_path / "distillation_state").glob("*.safetensors"))
+
+
+def test_a_finished_training_isnt_repeated(tmp_path, monkeypatch):
+    first = train(cache=Cache(tmp_path))
+    monkeypatch.setattr(module, "Loop", None)
+    points = []
+    again = train(cache=Cache(tmp_path), report=points.append)
+    assert torch.equal(weights(again)[0], weights(first)[0])
+    assert points == list(first.history)
+
+
+def test_a_state_of_another_training_isnt_taken(tmp_path, caplog):
+    def stopping(point):
+        if point["step"] == 3 and "loss" in point:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    for training in (TRAINING, replace(TRAINING, learning_rate=1e-3)):
+        with pytest.raises(Terminated):
+            train(training, cache=Cache(tmp_path), report=stopping)
+    first, second = (tmp_path / "distillation_state").glob("*.safetensors")
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+    found = train(cache=Cache(tmp_path))
+    assert "holds what was computed with other settings" in caplog.text
+    assert torch.equal(weights(found)[0], weights(train())[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_trains_a_master_copy(dtype):
+    decoder = decoder_of(tiny_model().to(dtype))
+    found = train(replace(TRAINING, learning_rate=3e-3), decoder=decoder)
+    assert min(validation_losses(found)) < validation_losses(found)[0]
+    assert weights(found)[0].dtype == torch.float32
+
+
+def test_a_loss_that_isnt_finite_ends_it_with_the_best_patch(monkeypatch):
+    real, calls = OutputKL.loss, []
+
+    def breaking(self, student, lesson):
+        loss = real(self, student, lesson)
+        calls.append(loss.requires_grad)
+        return loss * math.nan if calls.count(True) == 8 else loss
+
+    monkeypatch.setattr(OutputKL, "loss", breaking)
+    with pytest.raises(TrainingFailed, match=r"nan at step 8 of 10.*lower\s+distill.learning_rate \(now 0.003\)") as caught:
+        train()
+    best = caught.value.distilled
+    assert 0 < best.best_step < 8
+    monkeypatch.setattr(OutputKL, "loss", real)
+    again = train(replace(TRAINING, learning_rate=1e-30), patches=best.patches)
+    assert validation_losses(again)[0] == pytest.approx(min(validation_losses(best)), rel=1e-4)
+
+
+def test_no_patch_is_no_training():
+    with pytest.raises(ConfigError, match="no patch to distil"):
+        train(patches=[])
+
+
+def test_every_epoch_has_every_sequence_once_and_groups_stay_together():
+    count = 3 * SHARD + 7
+    first, second = order_of_epoch(count, 0, 5), order_of_epoch(count, 1, 5)
+    assert sorted(first) == sorted(second) == list(range(count))
+    assert first != second
+    assert first != order_of_epoch(count, 0, 6)
+    groups = [row // SHARD for row in first]
+    assert sum(before != after for before, after in zip(groups, groups[1:], strict=False)) == 3
+
+
+def test_the_dense_model_doesnt_change():
+    model = tiny_model()
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    train(decoder=decoder_of(model))
+    assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in model.parameters())
