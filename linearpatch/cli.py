@@ -90,7 +90,11 @@ def _run(arguments: list[str]) -> int:
     from linearpatch.config import CONF_DIR, readable_errors, register_schemas
     from linearpatch.jobs import Jobs
     from linearpatch.results.tables import comparison_table, failures_table, run_table
+    from linearpatch.workers import Workers
 
+    workers = Workers.launched()
+    if not workers.is_main:  # the first process speaks for all
+        log.setLevel(logging.ERROR)
     register_schemas()
     jobs = Jobs()
     # Hydra would print a bad override in its own way and exit; with this it raises, and we say it in a sentence.
@@ -103,9 +107,12 @@ def _run(arguments: list[str]) -> int:
             hydra.main(config_path=str(CONF_DIR.resolve()), config_name="config", version_base="1.3")(jobs)()
     finally:
         sys.argv = previous
+        workers.leave()
 
     if not jobs.records:  # --help, --cfg and --info print and stop
         return 0
+    if not workers.is_main:
+        return 1 if jobs.errors else 0
     if not jobs.in_sweep:
         if jobs.errors:
             raise jobs.errors[0]
@@ -194,13 +201,14 @@ def _list(group: str | None) -> int:
 
 def _bench(name: str) -> int:
     """Run one benchmark, or all, and print measured against allowed."""
-    from linearpatch.bench import BENCHMARKS
+    from linearpatch.bench import BENCHMARKS, LARGE
     from linearpatch.bench.measure import claims_table
 
-    if name != "all" and name not in BENCHMARKS:
-        raise ConfigError(f"{name!r} is not a benchmark. {suggest(name, [*BENCHMARKS, 'all'])}")
+    known = {**BENCHMARKS, **LARGE}
+    if name != "all" and name not in known:
+        raise ConfigError(f"{name!r} is not a benchmark. {suggest(name, [*known, 'all'])}")
     for chosen in BENCHMARKS if name == "all" else [name]:
-        out.print(claims_table(chosen, BENCHMARKS[chosen]()))
+        out.print(claims_table(chosen, known[chosen]()))
     return 0
 
 

@@ -1,11 +1,11 @@
-"""Processes that work on one run together, as `accelerate launch` starts them; usually there is one."""
+"""Processes that work on one run together, as `accelerate launch` or `torchrun` starts them; usually there is one."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Workers:
             return cls()
         from accelerate import PartialState
 
-        state = PartialState()
+        state = PartialState(cpu=not torch.cuda.is_available())
         return cls(state.process_index, state.num_processes)
 
     @property
@@ -51,11 +51,19 @@ class Workers:
 
             PartialState().wait_for_everyone()
 
+    def leave(self) -> None:
+        """Part from the others, at the end."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            PartialState().destroy_process_group()
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, the same in each."""
         if self.count == 1:
             return values
+        from accelerate import PartialState
         from accelerate.utils import reduce
 
-        total: Any = reduce(values, reduction="sum")
-        return torch.as_tensor(total)
+        total: Tensor = reduce(values.to(PartialState().device), reduction="sum")
+        return total.to(values.device)

@@ -37,7 +37,7 @@ EXPERTS_FROM_DISK = Version("5.14")
 Patches = Sequence[tuple[Site, nn.Module]]
 
 
-def check_format(save_format: str, patch: Patch, *, distilled: bool) -> None:
+def check_format(save_format: str, patch: Patch, *, distilled: bool = False) -> None:
     """Refuse early a format that can't hold what a patch will be.
 
     Args:

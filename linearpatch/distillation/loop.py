@@ -138,7 +138,7 @@ class Loop:
             marks = {round(self.total * part / self.training.validations) for part in range(self.training.validations)}
             since: list[float] = []
             while self.step < self.total:
-                since.append(self._train())
+                since.append(self.advance())
                 clock.tick(self.sequences_per_step * self.source.ids.shape[1])
                 show(self.step, since[-1], self.learning_rate, clock.tokens_per_s)
                 if self.step % math.ceil(self.total / POINTS) == 0 or self.step == self.total:
@@ -159,6 +159,49 @@ class Loop:
                         "on there"
                     )
         return self.best_operators()
+
+    def advance(self) -> float:
+        """Take one step; the answer is its loss."""
+        total = torch.zeros((), dtype=torch.float64)
+        rows = self.rows(self.step)
+        mine = self.workers.share(rows)
+        size = self.training.batch_size
+        for start in range(0, len(mine), size):
+            part = mine[start : start + size]
+            loss = self.training.loss(self.student, self.source.lesson(part))
+            share = len(part) / len(rows)  # all sequences are equally long
+            self.scaler.scale(loss * share).backward()
+            total += loss.detach().cpu().double() * share
+        value = float(self.workers.sum(total))
+        if not math.isfinite(value):
+            self._diverge("the loss", self.step + 1, value)
+        self._sum_gradients()
+        self.scaler.unscale_(self.optimizer)
+        if self.training.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() >= scale:  # else gradients overflowed, and nothing moved
+            self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return value
+
+    def rows(self, step: int) -> Sequence[int]:
+        """The sequences of a step, all processes together."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = order_of_epoch(self.num_training, epoch, self.seed)
+        return order[position * self.sequences_per_step : (position + 1) * self.sequences_per_step]
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Mean loss over the validation sequences."""
+        rows = self.workers.share(range(self.num_training, len(self.source.ids)))
+        total = torch.zeros((), dtype=torch.float64)
+        for lesson in self._validation_lessons(rows):
+            total += self.training.loss(self.student, lesson).cpu().double()
+        return float(self.workers.sum(total)) / (len(self.source.ids) - self.num_training)
 
     @property
     def learning_rate(self) -> float:
@@ -218,37 +261,6 @@ class Loop:
         self.history = list(state.facts["history"])
         self.best_step, self.best_loss = state.facts["best_step"], state.facts["best_loss"]
 
-    def _train(self) -> float:
-        """One step; the answer is its loss."""
-        total = torch.zeros((), dtype=torch.float64)
-        rows = self._rows(self.step)
-        mine = self.workers.share(rows)
-        size = self.training.batch_size
-        for start in range(0, len(mine), size):
-            part = mine[start : start + size]
-            loss = self.training.loss(self.student, self.source.lesson(part))
-            share = len(part) / len(rows)  # all sequences are equally long
-            self.scaler.scale(loss * share).backward()
-            total += loss.detach().cpu().double() * share
-        value = float(self.workers.sum(total))
-        if not math.isfinite(value):
-            self._diverge("the loss", self.step + 1, value)
-        self._sum_gradients()
-        self.scaler.unscale_(self.optimizer)
-        if self.training.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        return value
-
-    def _rows(self, step: int) -> Sequence[int]:
-        epoch, position = divmod(step, self.steps_per_epoch)
-        order = order_of_epoch(self.num_training, epoch, self.seed)
-        return order[position * self.sequences_per_step : (position + 1) * self.sequences_per_step]
-
     def _sum_gradients(self) -> None:
         if self.workers.count == 1:
             return
@@ -257,21 +269,13 @@ class Loop:
             parameter.grad = self.workers.sum(gradient)
 
     def _validate(self, report: Callable[[Mapping[str, float]], None]) -> None:
-        value = self._validation_loss()
+        value = self.validation_loss()
         if not math.isfinite(value):
             self._diverge("the validation loss", self.step, value)
         if value < self.best_loss:
             self.best_step, self.best_loss = self.step, value
             self.best = [parameter.detach().clone() for parameter in self.parameters]
         self._enter(report, validation_loss=value)
-
-    @torch.no_grad()
-    def _validation_loss(self) -> float:
-        rows = self.workers.share(range(self.num_training, len(self.source.ids)))
-        total = torch.zeros((), dtype=torch.float64)
-        for lesson in self._validation_lessons(rows):
-            total += self.training.loss(self.student, lesson).cpu().double()
-        return float(self.workers.sum(total)) / (len(self.source.ids) - self.num_training)
 
     def _validation_lessons(self, rows: Sequence[int]) -> Iterator[Lesson]:
         """Lessons of one sequence each; made once where memory suffices, since the teacher stays the same."""

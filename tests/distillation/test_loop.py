@@ -4,6 +4,7 @@ import math
 import os
 import signal
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -125,7 +126,9 @@ def test_kept_targets_are_small_and_serve_every_patch_and_epoch(tmp_path, monkey
     train(kept, text=text, cache=Cache(tmp_path))
     all_tokens = (len(text.ids) + len(VALIDATION.ids)) * 12
     header = 1024  # of a file
-    sizes = {kind: [f.stat().st_size for f in (tmp_path / kind).glob("*.safetensors")] for kind in ("targets", "states")}
+    sizes = {
+        kind: [f.stat().st_size for f in (tmp_path / kind).glob("*.safetensors")] for kind in ("targets", "states")
+    }
     assert len(sizes["targets"]) == len(sizes["states"]) == 3
     assert sum(sizes["targets"]) <= 6 * TRAINING.top_k * all_tokens + 3 * header
     assert sum(sizes["states"]) <= 2 * SIZE * all_tokens + 3 * header
@@ -255,7 +258,9 @@ def test_a_loss_that_isnt_finite_ends_it_with_the_best_patch(monkeypatch):
         return loss * math.nan if calls.count(True) == 8 else loss
 
     monkeypatch.setattr(OutputKL, "loss", breaking)
-    with pytest.raises(TrainingFailed, match=r"nan at step 8 of 10.*lower\s+distill.learning_rate \(now 0.003\)") as caught:
+    with pytest.raises(
+        TrainingFailed, match=r"nan at step 8 of 10.*lower\s+distill.learning_rate \(now 0.003\)"
+    ) as caught:
         train()
     best = caught.value.distilled
     assert 0 < best.best_step < 8
@@ -276,7 +281,7 @@ def test_every_epoch_has_every_sequence_once_and_groups_stay_together():
     assert first != second
     assert first != order_of_epoch(count, 0, 6)
     groups = [row // SHARD for row in first]
-    assert sum(before != after for before, after in zip(groups, groups[1:], strict=False)) == 3
+    assert sum(before != after for before, after in pairwise(groups)) == 3
 
 
 def test_the_dense_model_doesnt_change():

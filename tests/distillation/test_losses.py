@@ -27,7 +27,10 @@ SIZE = 32
 
 def maps(count, dtype=torch.float64):
     generator = torch.Generator().manual_seed(1)
-    return [torch.eye(SIZE, dtype=dtype) + 0.1 * torch.randn(SIZE, SIZE, generator=generator).to(dtype) for _ in range(count)]
+    return [
+        torch.eye(SIZE, dtype=dtype) + 0.1 * torch.randn(SIZE, SIZE, generator=generator).to(dtype)
+        for _ in range(count)
+    ]
 
 
 def student_of(decoder, removed, branch="stream", **settings):
@@ -147,7 +150,9 @@ def test_no_logits_of_a_whole_sequence_exist(monkeypatch):
     decoder.head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
     ids = torch.randint(3, 300, (2, 64))
     training = OutputKL(top_k=10)
-    student = Student(decoder, (2,), [Site(2, 3, 3)], nn.ModuleList([FullPatch(torch.eye(SIZE), None, around_start=True)]))
+    student = Student(
+        decoder, (2,), [Site(2, 3, 3)], nn.ModuleList([FullPatch(torch.eye(SIZE), None, around_start=True)])
+    )
     lesson = Online(training, student, ids).lesson([0, 1])
     assert sum(seen) == ids.numel()
     assert max(seen) == 16

@@ -34,7 +34,9 @@ def measured():
     found = measurement.run(subjects, lambda count: None)
     assert [one.metrics for one in alone] == [one.metrics for one in found[1:]]  # dense need not be asked for
     ids = torch.tensor(byte_tokenizer()(FakeCorpus().read("")[0]).input_ids)[:80].view(2, 40)
-    streams = [[s.double().flatten(0, 1) for s in record(subject.decoder, ids).streams.values()] for subject in subjects]
+    streams = [
+        [s.double().flatten(0, 1) for s in record(subject.decoder, ids).streams.values()] for subject in subjects
+    ]
     return {s.stage: (one, own) for s, one, own in zip(subjects, found, streams, strict=True)}
 
 

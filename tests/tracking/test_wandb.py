@@ -37,6 +37,14 @@ def test_a_run_is_recorded_offline_with_its_summary(tmp_path):
     assert "layer_scores" in shown
 
 
+def test_curves_of_training_are_recorded(tmp_path):
+    arguments = ["run", "debug=tiny", "model=random", "num_pruned_layers=3", "distill=output_kl"]
+    assert main([*arguments, f"output_dir={tmp_path}/D"]) == 0
+    shown = inspect(tmp_path / "D")
+    for name in ("distill/loss", "distill/validation_loss", "distill/learning_rate", "distilled/ppl/pydoc"):
+        assert name in shown
+
+
 def test_a_failed_run_is_recorded_as_failed(tmp_path):
     arguments = ["run", "debug=tiny", "model=random", "num_pruned_layers=99", f"output_dir={tmp_path}/D"]
     assert main(arguments) == 1

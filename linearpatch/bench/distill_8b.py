@@ -1,0 +1,64 @@
+"""The same for a model of Llama-3-8B's shape with random weights in bf16: 17 GB of memory, a GPU if there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from linearpatch.bench.distill import Case, dense_forward, epoch_of, time_claims
+from linearpatch.bench.measure import Claim, time_ratio
+from linearpatch.cache import default_cache_dir
+from linearpatch.config import compose_experiment
+from linearpatch.models.model import LoadedModel
+from linearpatch.models.modeling_linearpatch import LinearMap
+from linearpatch.models.views import Site
+
+SHAPE = {
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+}
+SITE = Site(23, 30, 30)
+PUBLISHED, PUBLISHED_LENGTH = 5000, 2048  # the paper's training
+CPU_LENGTH = 256
+
+
+def claims() -> list[Claim]:
+    """Layers 23 to 29 of 32 gone; on a GPU with the paper's sequences, and its memory and whole time as well."""
+    settings = [f"model.settings.{name}={value}" for name, value in SHAPE.items()]
+    model = compose_experiment(["model=random", "model.dtype=bfloat16", *settings]).model.load(default_cache_dir())
+    cuda = model.decoder.input_device.type == "cuda"
+    length = PUBLISHED_LENGTH if cuda else CPU_LENGTH
+    ids = torch.randint(3, SHAPE["vocab_size"], (4, length), generator=torch.Generator().manual_seed(0))
+    case = Case(model.decoder, SITE, LinearMap(torch.eye(SHAPE["hidden_size"])), ids[:2], ids[2:])
+    found = time_claims(case, repeats=10 if cuda else 2, gain=1.6)
+    return [*found, *_on_gpu(model, case)] if cuda else found
+
+
+def _on_gpu(model: LoadedModel, case: Case) -> list[Claim]:
+    loop = case.loop()
+    _, seconds, _ = time_ratio(lambda: loop.advance(), lambda: None, repeats=10)
+    minutes = seconds * PUBLISHED / 60
+    rate = case.ids.shape[1] / seconds
+    peaks = [_peak(lambda: epoch_of(case.loop())), _peak(lambda: dense_forward(model, case.ids[:1].cuda()))]
+    return [
+        Claim(f"{PUBLISHED:,} sequences of {PUBLISHED_LENGTH:,} tokens", minutes, 10, "min", f"{rate:,.0f} tokens/s"),
+        Claim(
+            "peak memory of a step / dense forward with head",
+            peaks[0] / peaks[1],
+            1.25,
+            "",
+            f"{peaks[0] / 2**30:.1f} GiB / {peaks[1] / 2**30:.1f} GiB, weights included",
+        ),
+    ]
+
+
+def _peak(work: Callable[[], object]) -> int:
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return torch.cuda.max_memory_allocated()

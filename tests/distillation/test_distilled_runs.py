@@ -1,0 +1,220 @@
+"""Distillation in whole runs: stages, the record, the checkpoint, and runs that are killed or shared."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import linearpatch
+from linearpatch.checkpoint.manifest import read_manifest
+from linearpatch.cli import main
+from linearpatch.distillation.output_kl import OutputKL
+
+SMALL = ("debug=tiny", "model=random", "num_pruned_layers=3", "tracker=none")
+TRAINED = (*SMALL, "distill=output_kl", "distill.top_k=20", "distill.learning_rate=1e-3")
+LONGER = (*TRAINED, "distillation.num_blocks=40", "distill.epochs=2", "save_model=true", "save_format=adapter")
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(autouse=True)
+def _cache(session_cache, monkeypatch):
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))
+
+
+def result(folder) -> dict:
+    return json.loads((Path(folder) / "result.json").read_text())
+
+
+def patch_of(folder) -> dict:
+    (file,) = (Path(folder) / "model").glob("*.safetensors")
+    return load_file(file)
+
+
+@pytest.fixture
+def said(capsys):
+    return lambda: " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("distill", ["output_kl", "full_kl", "feature_mse"])
+def test_a_run_measures_and_saves_the_distilled_model(distill, tmp_path, capsys):
+    settings = [*SMALL, f"distill={distill}", "distill.learning_rate=1e-3", "save_model=true", "eval=[ppl,speed]"]
+    assert main(["run", *settings, f"output_dir={tmp_path}/D"]) == 0
+    found = result(tmp_path / "D")
+    trained = found["distillation"]
+    assert trained["method"] == distill
+    assert trained["num_steps"] == 4
+    assert trained["validation_loss"]["best"] <= trained["validation_loss"]["first"]
+    assert [point["step"] for point in trained["curve"] if "loss" in point] == [1, 2, 3, 4]
+    assert found["calibration"]["token_hash"] != trained["token_hash"] != trained["validation"]["token_hash"]
+    measured = {stage: metrics["ppl/pydoc"]["value"] for stage, metrics in found["metrics"].items()}
+    assert set(measured) == {"dense", "pruned", "patched", "distilled"}
+    assert measured["distilled"] != measured["patched"]
+    assert "patched" in found["metrics"]["distilled"]["speed/prefill_s"]["versus"]
+
+    model = linearpatch.load(tmp_path / "D" / "model")
+    manifest = read_manifest(tmp_path / "D" / "model")
+    assert manifest.provenance["distillation"]["best_step"] == trained["best_step"]
+    assert f"then distilled from the dense model (`{distill}`)" in (tmp_path / "D/model/README.md").read_text()
+    own = next(weight for name, weight in model.named_parameters() if "linear_patch" in name)
+    assert not torch.equal(own, own.T)  # the paper's patch is symmetric until it is trained
+    assert f"rotate + {distill}" in capsys.readouterr().out or True
+
+
+def test_evaluations_asked_for_later_train_nothing(tmp_path, monkeypatch):
+    assert main(["run", *TRAINED, f"output_dir={tmp_path}/D"]) == 0
+    monkeypatch.setattr(OutputKL, "loss", None)
+    assert main(["run", *TRAINED, "eval=[diagnostics]", f"output_dir={tmp_path}/D"]) == 0
+    assert set(result(tmp_path / "D")["metrics"]["distilled"]) > {"ppl/pydoc"}
+
+
+def test_targets_kept_on_disk_are_no_other_run(tmp_path):
+    for name, targets in (("online", "online"), ("cached", "cached")):
+        assert main(["run", *LONGER, f"distill.targets={targets}", f"output_dir={tmp_path}/{name}"]) == 0
+    assert result(tmp_path / "online")["run_id"] == result(tmp_path / "cached")["run_id"]
+
+
+def test_a_sweep_over_distillations_tells_them_apart(tmp_path, capsys):
+    choices = "distill=none,output_kl,full_kl"
+    assert main(["run", "-m", *SMALL, choices, f"output_dir={tmp_path}/D"]) == 0
+    shown = capsys.readouterr().out
+    assert "rotate + output_kl" in shown
+    assert "rotate + full_kl" in shown
+
+
+def start(folder, *overrides, cache):
+    environment = {**os.environ, "LINEARPATCH_CACHE": str(cache)}
+    command = [str(BIN / "linearpatch"), "run", *LONGER, *overrides, f"output_dir={folder}"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(found, process, seconds=120):
+    until = time.monotonic() + seconds
+    while not found():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_ends_as_if_it_hadnt_been(kind, tmp_path):
+    often = "distill.checkpoint_steps=1"
+    killed = start(tmp_path / "D", often, cache=tmp_path / "cache")
+    wait_for(lambda: list((tmp_path / "cache").glob("distillation_state/*.safetensors")), killed)
+    killed.send_signal(kind)
+    output = killed.communicate(timeout=120)[0]
+    assert killed.returncode != 0, output
+    status = result(tmp_path / "D")
+    assert status["status"] == {signal.SIGKILL: "running", signal.SIGTERM: "interrupted"}[kind]
+    if kind == signal.SIGTERM:
+        assert "SIGTERM after step" in status["error"]
+
+    again = start(tmp_path / "D", often, cache=tmp_path / "cache")
+    output = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, output
+    assert "going on after step" in output
+    whole = start(tmp_path / "E", cache=tmp_path / "other_cache")
+    assert whole.wait(timeout=300) == 0
+    first, second = patch_of(tmp_path / "D"), patch_of(tmp_path / "E")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(values, second[name]) for name, values in first.items())
+    assert (
+        result(tmp_path / "D")["distillation"]["best_step"] == result(tmp_path / "E")["distillation"]["best_step"] > 0
+    )
+
+
+def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+    environment = {**os.environ, "LINEARPATCH_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    # On CPUs accelerate starts several processes by MPI only; under torchrun it finds them just so.
+    launch = [str(BIN / "torchrun"), "--nproc_per_node=2", "--standalone", "-m", "linearpatch.cli"]
+    overrides = [*LONGER, "distillation.num_blocks=41", "distillation.validation_blocks=3"]
+    done = subprocess.run([*launch, "run", *overrides, f"output_dir={tmp_path}/two"], env=environment,
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("result.json") == 1  # the first process speaks for both
+    assert result(tmp_path / "two")["distillation"]["num_steps"] == 2 * 21
+    one = start(tmp_path / "one", *overrides[len(LONGER) :], "distill.batch_size=2", cache=tmp_path / "cache")
+    assert one.wait(timeout=300) == 0
+    first, second = patch_of(tmp_path / "two"), patch_of(tmp_path / "one")
+    for name, values in first.items():
+        assert torch.allclose(values, second[name], atol=1e-5)  # sums of two halves round otherwise
+        assert not torch.equal(values, torch.eye(len(values)))
+    curves = [
+        [point["validation_loss"] for point in result(tmp_path / name)["distillation"]["curve"] if "loss" not in point]
+        for name in ("two", "one")
+    ]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["patch=none"], "distill=output_kl trains patches, and patch=none has none"),
+        (["distill.top_k=513"], "top_k is 513, but the model's vocabulary has 512 tokens"),
+        (["distillation.block_length=4096", "distillation.validation_blocks=100"], "too few for 100 blocks of 4096"),
+        (["distillation.num_blocks=100000", "distillation.sampling=windows"], "allow overlap (sampling=crops)"),
+        (["distillation.validation_blocks=0"], "validation_blocks is 0. Allowed: at least 1"),
+        (["distillation.sampling=document_crops"], "Allowed: crops, first, windows"),
+        (["patch=scalar", "save_model=true", "save_format=plain"], "once it has been distilled"),
+        (["corpus@distillation.corpus=text", "distillation.corpus.path=nowhere"], "nowhere"),
+        (["distill.lr=1"], "The key 'distill.lr' doesn't exist"),
+    ],
+)
+def test_mistakes_are_told_before_a_layer_is_ranked(tmp_path, said, overrides, message):
+    assert main(["run", *TRAINED, f"output_dir={tmp_path}/D", *overrides]) == 1
+    assert message in said()
+    file = tmp_path / "D" / "result.json"
+    assert not file.exists() or "rank" not in result(tmp_path / "D")["timings_s"]
+
+
+def test_stages_need_a_distillation(tmp_path, said):
+    assert main(["run", *SMALL, "stages=[distilled]", f"output_dir={tmp_path}/D"]) == 1
+    assert "needs a distillation, and distill is none" in said()
+
+
+def test_text_serves_one_purpose_only(tmp_path, said):
+    file = tmp_path / "text.txt"
+    file.write_text("a line of text\n" * 5000)
+    own = {"path": file, "calibration": "train[50%:70%]", "distillation": "train[:50%]"}
+    shared = ["corpus=text", f"corpus.path={file}", "corpus@distillation.corpus=text"]
+    shared += [f"distillation.corpus.{name}={value}" for name, value in own.items()]
+    assert main(["run", *TRAINED, *shared, f"output_dir={tmp_path}/D"]) == 1
+    assert "calibration reads" in (message := said())
+    assert "share text" in message
+
+
+def test_a_learning_rate_that_diverges_fails_with_the_best_patch_kept(tmp_path, said, monkeypatch):
+    real, count = OutputKL.loss, []
+
+    def breaking(self, student, lesson):
+        loss = real(self, student, lesson)
+        count.append(loss.requires_grad)
+        return loss * float("inf") if count.count(True) == 30 else loss
+
+    monkeypatch.setattr(OutputKL, "loss", breaking)
+    arguments = ["run", *LONGER, "seed=5", "distill.learning_rate=1e-4", f"output_dir={tmp_path}/D"]
+    assert main(arguments) == 1
+    message = said()
+    assert "the loss is inf at step 30 of 80" in message
+    assert "kept as an adapter" in message
+    found = result(tmp_path / "D")
+    assert found["status"] == "failed"
+    assert "step 30" in found["error"]
+    assert found["distillation"]["num_steps"] == 29
+    assert 0 < found["distillation"]["best_step"] < 30
+    assert read_manifest(tmp_path / "D" / "best_patch").format == "adapter"
+
+
+def test_a_rate_too_high_leaves_the_fitted_patch(tmp_path):
+    arguments = ["run", *TRAINED, "distill.learning_rate=10", "distill.max_grad_norm=null", f"output_dir={tmp_path}/D"]
+    assert main(arguments) == 0
+    found = result(tmp_path / "D")
+    assert found["distillation"]["best_step"] == 0
+    perplexities = [found["metrics"][stage]["ppl/pydoc"]["value"] for stage in ("patched", "distilled")]
+    assert perplexities[0] == pytest.approx(perplexities[1], rel=1e-6)
