@@ -102,9 +102,7 @@ def time_claims(case: Case, *, repeats: int, gain: float) -> list[Claim]:
     epoch, ours, published = time_ratio(lambda: epoch_of(case.loop()), lambda: published_epoch(case), repeats=repeats)
     with tempfile.TemporaryDirectory() as folder:
         kept, size = _kept(case, Path(folder))
-        further, again, _ = time_ratio(
-            lambda: epoch_of(case.loop(kept)), lambda: published_epoch(case), repeats=repeats
-        )
+        further, again, _ = time_ratio(lambda: epoch_of(kept), lambda: published_epoch(case), repeats=repeats)
     loop = case.loop()
     epoch_of(loop)
     difference = abs(loop.validation_loss() - _validation_loss(case, published_epoch(case)))
@@ -210,25 +208,26 @@ def _trainable_view(case: Case) -> tuple[nn.Module, FullPatch]:
 
 
 def epoch_of(loop: Loop) -> None:
-    """All steps of a training, without validation."""
-    for _ in range(loop.total):
+    """As many steps as an epoch has, without validation."""
+    for _ in range(loop.steps_per_epoch):
         loop.advance()
 
 
-def _kept(case: Case, folder: Path) -> tuple[Callable[[OutputKL, Student, Tensor], Source], float]:
-    """A source of kept targets and states, made in advance; and their bytes for each token."""
+def _kept(case: Case, folder: Path) -> tuple[Loop, float]:
+    """A training whose targets and states were made in advance; and their bytes for each token."""
     keeping = replace(TRAINING, targets="cached", keep_states=True).keeping
     assert keeping is not None
 
     def source(training: OutputKL, student: Student, ids: Tensor) -> Source:
         return Cached(training, student, ids, keeping, Cache(folder), {"model": "bench"})
 
-    made = case.loop(source).source
+    loop = case.loop(source)
+    made = loop.source
     assert isinstance(made, Cached)
     made.prepare(range(made.num_shards), lambda: None)
     files: Sequence[Path] = [file for kind in made.kinds for file in (folder / kind).glob("*.safetensors")]
     header = 1024  # of a file
-    return source, (sum(file.stat().st_size for file in files) - header * len(files)) / made.ids.numel()
+    return loop, (sum(file.stat().st_size for file in files) - header * len(files)) / made.ids.numel()
 
 
 def _validation_loss(case: Case, operator: nn.Module) -> float:

@@ -16,6 +16,11 @@ from linearpatch.distillation.chunks import at_least_fp32, mean_loss
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.loss import logit_rows
 
+# Rows of the head that are gathered at a time, in bytes. On the CPU large ones would come as fresh pages from the
+# system each time, which takes longer than the arithmetic.
+GATHER_BYTES = {"cpu": 12 * 2**20, "cuda": 256 * 2**20}
+GROUP = 32  # tokens of the vocabulary among which one maximum is taken first
+
 
 @dataclass(frozen=True)
 class TopK:
@@ -46,11 +51,27 @@ def top_k_targets(decoder: Decoder, normed: Tensor, k: int, temperature: float) 
     rows = logit_rows(decoder, hidden.device)
     for start in range(0, len(hidden), rows):
         part = slice(start, start + rows)
-        largest = decoder.logits(hidden[part]).topk(k, dim=-1)
-        probabilities[part] = (largest.values.float() / temperature).softmax(dim=-1)
-        indices[part] = largest.indices
+        values, indices[part] = largest(decoder.logits(hidden[part]), k)
+        probabilities[part] = (values.float() / temperature).softmax(dim=-1)
     shape = (*normed.shape[:-1], k)
     return TopK(probabilities.view(shape), indices.view(shape))
+
+
+def largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The K largest entries of each row and where they are, in no order: `[rows, k]` each.
+
+    The K largest lie in the K groups with the largest maxima, so only those are searched: half the time of
+    `torch.topk` on a large vocabulary, the same entries.
+    """
+    rows, size = logits.shape
+    if size % GROUP or size // GROUP < 4 * k:
+        found = logits.topk(k, dim=-1, sorted=False)
+        return found.values, found.indices
+    grouped = logits.view(rows, -1, GROUP)
+    groups = grouped.amax(dim=-1).topk(k, dim=-1, sorted=False).indices
+    candidates = grouped.gather(1, groups[:, :, None].expand(-1, -1, GROUP)).flatten(1)
+    found = candidates.topk(k, dim=-1, sorted=False)
+    return found.values, groups.gather(1, found.indices // GROUP) * GROUP + found.indices % GROUP
 
 
 def top_k_kl(decoder: Decoder, normed: Tensor, targets: TopK, temperature: float) -> Tensor:
@@ -78,4 +99,5 @@ def top_k_kl(decoder: Decoder, normed: Tensor, targets: TopK, temperature: float
 
 def _rows(decoder: Decoder, normed: Tensor, k: int) -> int:
     """Tokens whose K rows of the head may be gathered at a time."""
-    return max(16, logit_rows(decoder, normed.device) * decoder.vocab_size // (k * decoder.hidden_size))
+    budget = GATHER_BYTES.get(normed.device.type, GATHER_BYTES["cuda"])
+    return max(16, budget // (k * decoder.hidden_size * normed.element_size()))

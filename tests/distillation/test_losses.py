@@ -12,7 +12,7 @@ from linearpatch.distillation.full_kl import FullKL
 from linearpatch.distillation.output_kl import OutputKL
 from linearpatch.distillation.sources import Online
 from linearpatch.distillation.student import Student
-from linearpatch.distillation.top_k import TopK, top_k_kl, top_k_targets
+from linearpatch.distillation.top_k import TopK, largest, top_k_kl, top_k_targets
 from linearpatch.distillation.trainable import FullPatch
 from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.decoder import decoder_of
@@ -92,10 +92,10 @@ def test_top_k_loss_and_gradients_are_the_plain_ones(family, recompute):
 
     view, weights = whole_view(decoder, removed, patches)
     with torch.no_grad():
-        largest = decoder.model(input_ids=IDS, use_cache=False).logits.topk(20, dim=-1)
-    teacher = (largest.values / 1.5).softmax(dim=-1).half().double()
+        likeliest = decoder.model(input_ids=IDS, use_cache=False).logits.topk(20, dim=-1)
+    teacher = (likeliest.values / 1.5).softmax(dim=-1).half().double()
     teacher = teacher / teacher.sum(dim=-1, keepdim=True)
-    student_logits = view(input_ids=IDS, use_cache=False).logits.gather(-1, largest.indices)
+    student_logits = view(input_ids=IDS, use_cache=False).logits.gather(-1, likeliest.indices)
     q = (student_logits / 1.5).softmax(dim=-1)
     expected = 1.5**2 * (teacher * (teacher / q).log()).sum(dim=-1).mean()
     expected.backward()
@@ -161,14 +161,14 @@ def test_no_logits_of_a_whole_sequence_exist(monkeypatch):
 
 
 def test_chunks_change_nothing(monkeypatch):
-    from linearpatch.models import loss as losses
+    from linearpatch.distillation import top_k
 
     decoder = decoder_of(tiny_model().double())
     normed = torch.randn(2, 40, SIZE, dtype=torch.float64)
     targets = top_k_targets(decoder, torch.randn(2, 40, SIZE, dtype=torch.float64), 12, 1.0)
     found = []
     for budget in (1, 2**20):
-        monkeypatch.setitem(losses.LOGIT_BYTES, "cpu", budget)
+        monkeypatch.setitem(top_k.GATHER_BYTES, "cpu", budget)
         leaf = normed.clone().requires_grad_()
         loss = top_k_kl(decoder, leaf, targets, 1.0)
         found.append((loss.item(), torch.autograd.grad(3 * loss, leaf)[0]))
@@ -187,6 +187,15 @@ def test_targets_are_small_and_sorted_out_by_the_teacher():
             expected = logits[row, token].sort(descending=True)
             assert set(targets.indices[row, token].tolist()) == set(expected.indices[:7].tolist())
     assert torch.allclose(targets.probabilities.float().sum(-1), torch.ones(2, 5), atol=2e-3)
+
+
+@pytest.mark.parametrize(("size", "k"), [(4096, 5), (4096, 32), (4096, 33), (4100, 5), (64, 64)])
+def test_the_search_in_groups_finds_the_largest(size, k):
+    logits = torch.randn(7, size, generator=torch.Generator().manual_seed(0))
+    values, indices = largest(logits, k)
+    assert torch.equal(values, logits.gather(1, indices))
+    assert torch.equal(values.sort(descending=True).values, logits.topk(k).values)
+    assert all(len(set(row)) == k for row in indices.tolist())
 
 
 def test_a_student_equal_to_its_teacher_has_no_loss():
