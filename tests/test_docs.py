@@ -47,12 +47,16 @@ def test_every_command_runs_or_composes(arguments, tmp_path, monkeypatch, sessio
     monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))
     monkeypatch.chdir(ROOT)  # documents name files from the top
     command, *rest = (word.replace("FOLDER", str(tmp_path)) for word in arguments)
-    needs_data = any(word in " ".join(rest) for word in ("llama2_7b", "experiment=relative", "experiment=retention"))
+    needs_data = any(
+        word in " ".join(rest)
+        for word in ("llama2_7b", "experiment=relative", "experiment=retention", "experiment=distillation")
+    )
     if command == "run" and needs_data:
         overrides = [re.sub(r"^(\w+)=(\w+),.*", r"\1=\2", word) for word in rest if word != "-m"]
         compose_experiment(overrides)
     elif command == "run":
-        small = ["patch.ridge=0.01"] if any("patch=lstsq" in word for word in rest) else []
+        small = ["patch.ridge=0.01"] if any(re.match("patch=.*lstsq", word) for word in rest) else []
+        small += ["distillation.num_blocks=4", "distillation.block_length=64"] if "distill" in " ".join(rest) else []
         assert main(["run", *rest, *SMALL, *small, f"output_dir={tmp_path}/D"]) == 0
     elif command == "list":
         assert main(arguments) == 0

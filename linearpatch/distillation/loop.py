@@ -107,7 +107,8 @@ class Loop:
         self.history: list[dict[str, float]] = []
         self.best_step = 0
         self.best_loss = math.inf
-        self.best: list[Tensor] = []
+        self.best = [parameter.detach().clone() for parameter in self.parameters]
+        self._recent: list[float] = []  # losses of the steps since the last point of the history
         self._validation: list[Lesson] = []
 
     def run(
@@ -136,14 +137,14 @@ class Loop:
                 self._validate(report)
             clock = _Clock(self.training.checkpoint_minutes, self.training.checkpoint_steps)
             marks = {round(self.total * part / self.training.validations) for part in range(self.training.validations)}
-            since: list[float] = []
             while self.step < self.total:
-                since.append(self.advance())
+                self._recent.append(self.advance())
                 clock.tick(self.sequences_per_step * self.source.ids.shape[1])
-                show(self.step, since[-1], self.learning_rate, clock.tokens_per_s)
+                show(self.step, self._recent[-1], self.learning_rate, clock.tokens_per_s)
                 if self.step % math.ceil(self.total / POINTS) == 0 or self.step == self.total:
-                    self._enter(report, loss=math.fsum(since) / len(since), tokens_per_s=clock.tokens_per_s)
-                    since = []
+                    mean = math.fsum(self._recent) / len(self._recent)
+                    self._enter(report, loss=mean, tokens_per_s=clock.tokens_per_s)
+                    self._recent = []
                 if self.step in marks or self.step == self.total:
                     with clock.paused():
                         self._validate(report)
@@ -234,6 +235,7 @@ class Loop:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "history": self.history,
+            "recent": self._recent,
             "best_step": self.best_step,
             "best_loss": self.best_loss,
         }
@@ -258,7 +260,7 @@ class Loop:
             self.scaler.load_state_dict(state.facts["scaler"])
         torch.set_rng_state(state.tensors["rng"])
         self.step = state.facts["step"]
-        self.history = list(state.facts["history"])
+        self.history, self._recent = list(state.facts["history"]), list(state.facts["recent"])
         self.best_step, self.best_loss = state.facts["best_step"], state.facts["best_loss"]
 
     def _sum_gradients(self) -> None:
@@ -288,7 +290,7 @@ class Loop:
             yield lesson
 
     def _diverge(self, what: str, step: int, value: float) -> None:
-        kept = f"The best patch is that after step {self.best_step}" if self.best else "There is no trained patch"
+        kept = f"The best patch is that after step {self.best_step}" if self.best_step else "No step improved the patch"
         raise Diverged(
             f"{what} is {value} at step {step} of {self.total} of the distillation. {kept}. Use a lower "
             f"distill.learning_rate (now {self.training.learning_rate:g}) or model.dtype=bfloat16 or float32.",

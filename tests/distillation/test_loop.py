@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 
@@ -190,21 +191,20 @@ def test_calls_that_depend_on_the_tokens_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("trainable", ["full", "low_rank"])
 @pytest.mark.parametrize("stop_after", [1, 7, 10, 13])
-def test_a_training_that_was_stopped_ends_as_if_it_hadnt(tmp_path, stop_after, trainable):
+def test_a_training_that_was_stopped_ends_as_if_it_hadnt(tmp_path, stop_after, trainable, monkeypatch):
+    monkeypatch.setattr("linearpatch.distillation.loop.POINTS", 7)  # each point of the curve is a mean of three steps
     training = replace(TRAINING, epochs=2, trainable=trainable)
     whole = train(training)
 
-    class Counter:
-        steps = 0
-
-    def stopping(point):
-        Counter.steps = max(Counter.steps, int(point["step"]))
-        if point["step"] == stop_after and "loss" in point:
+    def stopping(step, *_):
+        if step == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    monkeypatch.setattr("linearpatch.distillation.loop.training_bar", lambda *_: nullcontext(stopping))
     cache = Cache(tmp_path)
     with pytest.raises(Terminated, match=f"SIGTERM after step {stop_after} of 20"):
-        train(training, cache=cache, report=stopping)
+        train(training, cache=cache)
+    monkeypatch.setattr("linearpatch.distillation.loop.training_bar", lambda *_: nullcontext(lambda *_: None))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     points = []
     again = train(training, cache=Cache(tmp_path), report=points.append)
@@ -267,6 +267,12 @@ def test_a_loss_that_isnt_finite_ends_it_with_the_best_patch(monkeypatch):
     monkeypatch.setattr(OutputKL, "loss", real)
     again = train(replace(TRAINING, learning_rate=1e-30), patches=best.patches)
     assert validation_losses(again)[0] == pytest.approx(min(validation_losses(best)), rel=1e-4)
+
+
+def test_a_patch_that_is_broken_from_the_beginning_is_told(monkeypatch):
+    broken = [(SITE, LinearMap(torch.full((SIZE, SIZE), math.nan)))]
+    with pytest.raises(TrainingFailed, match=r"validation loss is nan at step 0 of 10.*No step improved"):
+        train(patches=broken)
 
 
 def test_no_patch_is_no_training():
