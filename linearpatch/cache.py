@@ -51,7 +51,7 @@ class Cache:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root
-        self._memory: dict[str, Entry] = {}
+        self._memory: dict[tuple[str, str], Entry] = {}
 
     def get(self, kind: str, key: Mapping[str, Any], compute: Callable[[], Entry]) -> Entry:
         """Return the entry of a key; compute and store it if there is none, or none that can be read.
@@ -80,8 +80,8 @@ class Cache:
             remember: Keep it in memory; no for large ones.
         """
         digest = digest_of(key)
-        if digest in self._memory or self.root is None:
-            return self._memory.get(digest)
+        if (kind, digest) in self._memory or self.root is None:
+            return self._memory.get((kind, digest))
         path = self._path(kind, digest)
         if not path.exists():
             return None
@@ -91,7 +91,7 @@ class Cache:
             log.warning("cache entry %s is damaged (%s); it is computed anew", path, error)
             return None
         if remember:
-            self._memory[digest] = entry
+            self._memory[kind, digest] = entry
         return entry
 
     def put(self, kind: str, key: Mapping[str, Any], entry: Entry, *, remember: bool = True) -> None:
@@ -105,7 +105,7 @@ class Cache:
         """
         digest = digest_of(key)
         if remember or self.root is None:
-            self._memory[digest] = entry
+            self._memory[kind, digest] = entry
         if self.root is None:
             return
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in entry.tensors.items()}
@@ -116,10 +116,15 @@ class Cache:
         }
         write_atomically(self._path(kind, digest), save(tensors, metadata))
 
+    def holds(self, kind: str, key: Mapping[str, Any]) -> bool:
+        """Whether there is an entry of a key, as far as that can be told without reading it."""
+        digest = digest_of(key)
+        return (kind, digest) in self._memory or (self.root is not None and self._path(kind, digest).exists())
+
     def remove(self, kind: str, key: Mapping[str, Any]) -> None:
         """Forget an entry that isn't needed any more."""
         digest = digest_of(key)
-        self._memory.pop(digest, None)
+        self._memory.pop((kind, digest), None)
         if self.root is not None:
             self._path(kind, digest).unlink(missing_ok=True)
 

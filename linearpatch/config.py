@@ -133,6 +133,8 @@ def _bad_value(error: OmegaConfBaseException) -> str:
     if is_dataclass(owner) and isinstance(owner, type) and str(error.msg or "").startswith("Key '"):
         group = key.rpartition(".")[0]
         names = [field.name for field in fields(owner)] + ([] if group else list(PRESET_GROUPS))
+        if not names:
+            return f"The key {key!r} doesn't exist: this choice of {group} has no settings. Choose another {group}."
         return f"The key {key!r} doesn't exist. {suggest(str(error.key), names)}"
     reason = str(error).split("\n")[0]
     return f"{key}: {reason}."

@@ -14,7 +14,7 @@ from linearpatch.checkpoint.hub import check_repository
 from linearpatch.checkpoint.saving import check_format
 from linearpatch.data.corpus import Corpus
 from linearpatch.data.reader import Calibration, DistillationText, Reader, check_disjoint
-from linearpatch.distillation.distillation import Distillation, Training
+from linearpatch.distillation.training import Distillation, Training
 from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.evaluation.evaluation import Evaluation
 from linearpatch.evaluation.harness.asking import MISSING_DATA

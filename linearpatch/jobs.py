@@ -15,6 +15,7 @@ from linearpatch.config import resolved, to_experiment
 from linearpatch.errors import LinearPatchError
 from linearpatch.results.record import Record, read_record
 from linearpatch.run import run
+from linearpatch.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ class Jobs:
         except Exception as error:
             self.errors.append(error)
             record = self._failed(record, error)
+            if self.in_sweep and Workers.launched().count > 1:
+                raise  # the other processes may wait for this one in the middle of the job
             if self.in_sweep:
                 log.error("%s", error, exc_info=None if isinstance(error, LinearPatchError) else error)
         self.records.append(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,10 +38,11 @@ def training_bar(description: str, total: int, done: int) -> Iterator[Callable[[
 
 
 def _bar(*more: ProgressColumn) -> Progress:
+    shown = console.is_terminal and os.environ.get("RANK", "0") == "0"  # one process shows what all are doing
     columns = (
         TextColumn("[progress.description]{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    return Progress(*columns, *more, console=console, transient=True, disable=not console.is_terminal)
+    return Progress(*columns, *more, console=console, transient=True, disable=not shown)

@@ -44,6 +44,7 @@ from linearpatch.pruners.pruner import Selection
 from linearpatch.registry import name_of
 from linearpatch.results.answers import Answers
 from linearpatch.results.record import Record, recording
+from linearpatch.stopping import Terminated
 from linearpatch.tracking.tracker import NoTracker
 from linearpatch.workers import Workers
 
@@ -77,7 +78,10 @@ def run(
         return _run(experiment, folder, record, workers)
     with TemporaryDirectory() as scratch:  # helps with the distillation; there is nothing else to do or to tell
         helping = replace(experiment, eval={}, save_model=False, push_to_hub=None, tracker=NoTracker())
-        return _run(helping, Path(scratch), record, workers)
+        try:
+            return _run(helping, Path(scratch), record, workers)
+        except (TrainingFailed, Terminated):  # the first process has it, too, and tells
+            return record
 
 
 def _run(experiment: Experiment, folder: Path, record: Record, workers: Workers) -> Record:
@@ -137,6 +141,8 @@ def _run(experiment: Experiment, folder: Path, record: Record, workers: Workers)
                         report=lambda point: curve({f"distill/{name}": value for name, value in point.items()}),
                     )  # fmt: skip
             except TrainingFailed as error:
+                if not workers.is_main:
+                    raise
                 record.distillation = describe_distillation(experiment, *lessons, error.distilled)
                 kept = _keep_best(experiment, folder / "best_patch", model, selection, error.distilled, record)
                 raise NumericsError(f"{error} {kept}") from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -32,7 +34,8 @@ class Workers:
             return cls()
         from accelerate import PartialState
 
-        state = PartialState(cpu=not torch.cuda.is_available())
+        # Processes may wait for hours: for the first one's evaluations, or for another run that computes the same.
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
         return cls(state.process_index, state.num_processes)
 
     @property
@@ -43,6 +46,15 @@ class Workers:
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
         """This process' part of some items."""
         return items[self.rank :: self.count]
+
+    def agree(self, value: str) -> bool:
+        """Whether a text is the same in all processes."""
+        if self.count == 1:
+            return True
+        number = int(hashlib.sha256(value.encode()).hexdigest()[:12], 16)
+        mine = torch.zeros(self.count, dtype=torch.float64)
+        mine[self.rank] = number  # 48 bits are exact in fp64
+        return bool((self.sum(mine) == number).all())
 
     def wait(self) -> None:
         """Go on when all processes are here."""

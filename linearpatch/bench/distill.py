@@ -102,7 +102,7 @@ def time_claims(case: Case, *, repeats: int, gain: float) -> list[Claim]:
     epoch, ours, published = time_ratio(lambda: epoch_of(case.loop()), lambda: published_epoch(case), repeats=repeats)
     with tempfile.TemporaryDirectory() as folder:
         kept, size = _kept(case, Path(folder))
-        further, again, _ = time_ratio(lambda: epoch_of(kept), lambda: published_epoch(case), repeats=repeats)
+        further, again, _ = time_ratio(lambda: _read_epoch(kept), lambda: published_epoch(case), repeats=repeats)
     loop = case.loop()
     epoch_of(loop)
     difference = abs(loop.validation_loss() - _validation_loss(case, published_epoch(case)))
@@ -118,7 +118,7 @@ def time_claims(case: Case, *, repeats: int, gain: float) -> list[Claim]:
         ),
         Claim("difference of their validation losses", difference, 1e-3, "", f"{loop.validation_loss():.4f}"),
         Claim(
-            "epoch with kept targets and states / the published procedure's epoch",
+            "epoch with kept targets and states / the published procedure's epoch, targets included",
             further, 1 / 3, "", f"{again:.2f} s: {1 / further:.2f} × faster",
         ),
         Claim(
@@ -130,7 +130,7 @@ def time_claims(case: Case, *, repeats: int, gain: float) -> list[Claim]:
 
 def memory_claims() -> list[Claim]:
     """Peak memory of a step against that of the dense forward pass with head."""
-    step, dense = (peak_memory(work, 1, LENGTH) for work in (one_step, dense_forward))
+    step, dense = (peak_memory(work, 1, LENGTH) for work in (two_steps, dense_forward))
     return [
         Claim(
             "peak memory of a step / dense forward with head",
@@ -148,10 +148,10 @@ def dense_forward(model: LoadedModel, ids: Tensor) -> None:
     model.decoder.model(input_ids=ids, use_cache=False)
 
 
-def one_step(model: LoadedModel, ids: Tensor) -> None:
-    """Two steps of training behind the middle of the model, so that the optimiser's moments exist in the second."""
-    identity, middle = LinearMap(torch.eye(model.decoder.hidden_size)), model.decoder.num_layers * END // 30
-    loop = Case(model.decoder, Site(middle - 7, middle, middle), identity, ids.cpu().repeat(2, 1), ids.cpu()).loop()
+def two_steps(model: LoadedModel, ids: Tensor) -> None:
+    """What training needs; the optimiser's moments exist from the second step on."""
+    identity = LinearMap(torch.eye(model.decoder.hidden_size))
+    loop = Case(model.decoder, Site(START, END, END), identity, ids.cpu().repeat(2, 1), ids.cpu()).loop()
     with torch.enable_grad():
         epoch_of(loop)
 
@@ -163,7 +163,7 @@ def published_epoch(case: Case) -> nn.Module:
     forward and backward with logits over the whole vocabulary. What the official code writes to disk stays in memory
     here, and its softmax over the vocabulary is left out.
     """
-    decoder, order = case.decoder, case.loop()
+    decoder, rows = case.decoder, case.loop().rows
     device = decoder.input_device
     targets = []
     with torch.no_grad():
@@ -178,8 +178,8 @@ def published_epoch(case: Case) -> nn.Module:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, len(case.ids), eta_min=TRAINING.learning_rate * TRAINING.final_learning_rate
     )
-    for step in range(order.total):
-        (row,) = order.rows(step)
+    for step in range(len(case.ids)):
+        (row,) = rows(step)
         probabilities, indices = targets[row]
         teacher = probabilities.float() / probabilities.float().sum(dim=-1, keepdim=True)
         logits = view(input_ids=case.ids[row][None].to(device), use_cache=False).logits
@@ -213,6 +213,13 @@ def epoch_of(loop: Loop) -> None:
         loop.advance()
 
 
+def _read_epoch(loop: Loop) -> None:
+    """An epoch for which what was kept is read from disk."""
+    assert isinstance(loop.source, Cached)
+    loop.source.forget()
+    epoch_of(loop)
+
+
 def _kept(case: Case, folder: Path) -> tuple[Loop, float]:
     """A training whose targets and states were made in advance; and their bytes for each token."""
     keeping = replace(TRAINING, targets="cached", keep_states=True).keeping
@@ -224,7 +231,7 @@ def _kept(case: Case, folder: Path) -> tuple[Loop, float]:
     loop = case.loop(source)
     made = loop.source
     assert isinstance(made, Cached)
-    made.prepare(range(made.num_shards), lambda: None)
+    made.prepare(made.missing(), lambda: None)
     files: Sequence[Path] = [file for kind in made.kinds for file in (folder / kind).glob("*.safetensors")]
     header = 1024  # of a file
     return loop, (sum(file.stat().st_size for file in files) - header * len(files)) / made.ids.numel()

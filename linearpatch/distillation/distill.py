@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from linearpatch.cache import Cache, Entry
+from linearpatch.cache import Cache, Entry, digest_of
 from linearpatch.data.blocks import TokenBlocks
-from linearpatch.distillation.distillation import Keeping, Training
 from linearpatch.distillation.loop import Diverged, Loop, State
 from linearpatch.distillation.sources import SHARD, Cached, Online, Source
 from linearpatch.distillation.student import Student
@@ -25,14 +24,16 @@ from linearpatch.distillation.trainable import (
     TrainablePatch,
     dense_form,
 )
+from linearpatch.distillation.training import Keeping, Training
 from linearpatch.errors import ConfigError, StorageError
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.fingerprint import parameter_hash
+from linearpatch.models.fingerprint import parameter_hash, weights_hash
 from linearpatch.models.modeling_linearpatch import empty_patch
 from linearpatch.models.patched import operator_of
 from linearpatch.models.views import Site
 from linearpatch.progress import steps
 from linearpatch.registry import identity
+from linearpatch.storage import make_folder
 from linearpatch.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,8 @@ def distill(
         TrainingFailed: a loss isn't finite.
         Terminated: there was a request to stop; the state is saved.
     """
-    cache, workers, model_key = cache or Cache(), workers or Workers(), dict(model_key or {})
+    cache, workers = cache or Cache(), workers or Workers()
+    model_key = dict(model_key or {"weights": weights_hash(decoder.model)})
     modules = [module for _, module in patches]
     sites = [site for site, _ in patches]
     key = {
@@ -115,25 +117,48 @@ def distill(
         "text": [text.hash, validation.hash],
         "training": identity(training),
         "seed": seed,
-        "processes": workers.count,
     }
-    with cache.locked("distillation", key) if workers.is_main else nullcontext():
+    if training.batch_size * training.accumulation < workers.count:
+        raise ConfigError(
+            f"{workers.count} processes share each step, and a step has {training.batch_size * training.accumulation} "
+            f"sequences. Use distill.accumulation={workers.count}, or fewer processes."
+        )
+    with cache.locked("distillation", key) if workers.is_main else nullcontext(), _frozen(decoder):
         workers.wait()
         found = cache.find("distillation", key)
+        if not workers.agree(f"{digest_of(key)} {found is None}"):
+            raise StorageError(
+                "The processes of this run don't train the same patches, or don't share a cache. Give all of them the "
+                "same command, and a cache_dir that all can read."
+            )
         if found is None:
             student = Student(
                 decoder, tuple(removed), tuple(sites), _trainable(training, decoder, modules, seed), training.recompute
             )
             loop = _loop(training, student, text, validation, cache, model_key, seed, workers)
-            found = _train(loop, cache, key, report)
+            found = _train(loop, modules, cache, key, report)
             if workers.is_main:
                 cache.put("distillation", key, found)
-                cache.remove("distillation_state", key)
         else:
             for point in found.facts["history"]:
                 report(point)
         workers.wait()
+        if workers.is_main:
+            cache.remove("distillation_state", key)
     return _distilled(found, sites)
+
+
+@contextmanager
+def _frozen(decoder: Decoder) -> Iterator[None]:
+    """No weight of the dense model gets a gradient meanwhile."""
+    trained = [parameter for parameter in decoder.model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _trainable(training: Training, decoder: Decoder, modules: Sequence[nn.Module], seed: int) -> nn.ModuleList:
@@ -166,8 +191,10 @@ def _loop(
     source: Source = Online(training, student, ids)
     if training.keeping is not None:
         cached = Cached(training, student, ids, training.keeping, cache, model_key)
-        _check_room(training.keeping, student, ids.numel(), cache)
-        mine = workers.share(range(cached.num_shards))
+        missing = cached.missing()
+        _check_room(training.keeping, student, len(missing) * SHARD * ids.shape[1], cache)
+        workers.wait()
+        mine = workers.share(missing)
         with steps(f"targets, {SHARD} sequences each", len(mine)) as on_step:
             cached.prepare(mine, on_step)
         workers.wait()
@@ -180,7 +207,7 @@ def _check_room(keeping: Keeping, student: Student, tokens: int, cache: Cache) -
     if cache.root is None:
         return
     needed = tokens * (keeping.bytes_per_token + (2 * student.decoder.hidden_size if keeping.states else 0))
-    cache.root.mkdir(parents=True, exist_ok=True)
+    make_folder(cache.root)
     free = shutil.disk_usage(cache.root).free
     if needed > free:
         raise StorageError(
@@ -189,7 +216,13 @@ def _check_room(keeping: Keeping, student: Student, tokens: int, cache: Cache) -
         )
 
 
-def _train(loop: Loop, cache: Cache, key: Mapping[str, Any], report: Callable[[Mapping[str, float]], None]) -> Entry:
+def _train(
+    loop: Loop,
+    fitted: Sequence[nn.Module],
+    cache: Cache,
+    key: Mapping[str, Any],
+    report: Callable[[Mapping[str, float]], None],
+) -> Entry:
     state = cache.find("distillation_state", key, remember=False)
     if state is not None:
         loop.restore(State(state.tensors, state.facts))
@@ -199,14 +232,15 @@ def _train(loop: Loop, cache: Cache, key: Mapping[str, Any], report: Callable[[M
         cache.put("distillation_state", key, Entry(current.tensors, current.facts), remember=False)
 
     try:
-        operators = loop.run(save=save, report=report)
+        loop.run(save=save, report=report)
     except Diverged as error:
-        operators = loop.best_operators()
-        raise TrainingFailed(error, _distilled(_entry(loop, operators), loop.student.sites)) from error
-    return _entry(loop, operators)
+        raise TrainingFailed(error, _distilled(_entry(loop, fitted), loop.student.sites)) from error
+    return _entry(loop, fitted)
 
 
-def _entry(loop: Loop, operators: Sequence[nn.Module]) -> Entry:
+def _entry(loop: Loop, fitted: Sequence[nn.Module]) -> Entry:
+    """What was reached: the best operators, which are the fitted ones where no step improved them."""
+    operators = loop.best_operators() if loop.best_step else fitted
     tensors = {
         f"{index}.{name}": values.detach().cpu().float()
         for index, operator in enumerate(operators)

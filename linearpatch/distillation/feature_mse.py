@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from linearpatch.distillation.chunks import at_least_fp32
-from linearpatch.distillation.distillation import Lesson, Training
 from linearpatch.distillation.student import Student
+from linearpatch.distillation.training import Lesson, Training
 from linearpatch.models.decoder import Decoder
 from linearpatch.registry import component
 

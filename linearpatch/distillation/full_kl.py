@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from linearpatch.distillation.chunks import at_least_fp32, mean_loss
-from linearpatch.distillation.distillation import Lesson, Training
 from linearpatch.distillation.student import Student
+from linearpatch.distillation.training import Lesson, Training
 from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.loss import logit_rows

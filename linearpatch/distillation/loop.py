@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from linearpatch.distillation.distillation import Lesson, Training
 from linearpatch.distillation.sources import SHARD, Source
 from linearpatch.distillation.student import Student
 from linearpatch.distillation.trainable import TrainablePatch, parameters_of
+from linearpatch.distillation.training import Lesson, Training
 from linearpatch.errors import NumericsError
 from linearpatch.progress import training_bar
 from linearpatch.stopping import Terminated, stop_requests
@@ -27,7 +27,7 @@ from linearpatch.workers import Workers
 log = logging.getLogger(__name__)
 
 POINTS = 200  # of the training loss curve, at most
-VALIDATION_STREAM_BYTES = 2**30  # lessons of the validation text that are kept in memory, at most
+VALIDATION_BYTES = 2**30  # lessons of the validation text that are kept in memory, at most
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Loop:
 
     Attributes:
         step: Steps done.
+        skipped: Those of them in which gradients overflowed (fp16 only), so that nothing moved.
         history: What was measured on the way: `step` with `loss`, `learning_rate`, `tokens_per_s`, or with
             `validation_loss`.
         best_step: After which step the validation loss was lowest …
@@ -86,11 +87,11 @@ class Loop:
         self.seed = seed
         self.workers = workers or Workers()
         self.num_training = len(source.ids) - num_validation
-        self.sequences_per_step = training.batch_size * training.accumulation * self.workers.count
+        self.sequences_per_step = training.batch_size * training.accumulation
         self.steps_per_epoch = math.ceil(self.num_training / self.sequences_per_step)
         self.total = self.steps_per_epoch * training.epochs
 
-        self.patches = [patch for patch in student.patches if isinstance(patch, TrainablePatch)]
+        self.patches: list[TrainablePatch] = list(student.patches)  # type: ignore[arg-type]
         self.parameters = parameters_of(self.patches)
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=training.learning_rate, weight_decay=training.weight_decay
@@ -104,6 +105,7 @@ class Loop:
         self.scaler.scale(torch.zeros(1, device=device))  # so that a process without a sequence has a scale, too
 
         self.step = 0
+        self.skipped = 0
         self.history: list[dict[str, float]] = []
         self.best_step = 0
         self.best_loss = math.inf
@@ -116,15 +118,12 @@ class Loop:
         *,
         save: Callable[[State], None] = lambda state: None,
         report: Callable[[Mapping[str, float]], None] = lambda point: None,
-    ) -> list[nn.Module]:
+    ) -> None:
         """Train to the end.
 
         Args:
             save: Keeps a state; called now and then, and when the user or the cluster asks to stop.
             report: Told of every new point of the history.
-
-        Returns:
-            The operators with the lowest validation loss, one for each site.
 
         Raises:
             Diverged: the loss isn't finite.
@@ -159,7 +158,12 @@ class Loop:
                         f"{asked} after step {self.step} of {self.total} of the distillation; the same command goes "
                         "on there"
                     )
-        return self.best_operators()
+        if self.skipped:
+            log.warning(
+                "distill: in %d of %d steps gradients overflowed and nothing moved; model.dtype=bfloat16 has the range",
+                self.skipped,
+                self.total,
+            )
 
     def advance(self) -> float:
         """Take one step; the answer is its loss."""
@@ -183,8 +187,10 @@ class Loop:
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.scaler.get_scale() >= scale:  # else gradients overflowed, and nothing moved
+        if self.scaler.get_scale() >= scale:
             self.schedule.step()
+        else:  # gradients overflowed, and nothing moved
+            self.skipped += 1
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return value
@@ -232,6 +238,7 @@ class Loop:
         }
         facts = {
             "step": self.step,
+            "skipped": self.skipped,
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "history": self.history,
@@ -259,7 +266,7 @@ class Loop:
         if state.facts["scaler"]:
             self.scaler.load_state_dict(state.facts["scaler"])
         torch.set_rng_state(state.tensors["rng"])
-        self.step = state.facts["step"]
+        self.step, self.skipped = state.facts["step"], state.facts["skipped"]
         self.history, self._recent = list(state.facts["history"]), list(state.facts["recent"])
         self.best_step, self.best_loss = state.facts["best_step"], state.facts["best_loss"]
 
@@ -284,16 +291,19 @@ class Loop:
         yield from self._validation
         for row in rows[len(self._validation) :]:
             lesson = self.source.lesson([row])
-            size = lesson.stream.numel() * lesson.stream.element_size()
-            if len(rows) * size <= VALIDATION_STREAM_BYTES:
+            size = sum(values.nbytes for values in (lesson.stream, *lesson.targets.values()))
+            if len(rows) * size <= VALIDATION_BYTES:
                 self._validation.append(lesson)
             yield lesson
 
     def _diverge(self, what: str, step: int, value: float) -> None:
         kept = f"The best patch is that after step {self.best_step}" if self.best_step else "No step improved the patch"
+        advice = f"Use a lower distill.learning_rate (now {self.training.learning_rate:g})"
+        if step == 0:
+            advice = "Nothing has been trained yet: look at the fitted patch, or use another"
         raise Diverged(
-            f"{what} is {value} at step {step} of {self.total} of the distillation. {kept}. Use a lower "
-            f"distill.learning_rate (now {self.training.learning_rate:g}) or model.dtype=bfloat16 or float32.",
+            f"{what} is {value} at step {step} of {self.total} of the distillation. {kept}. {advice}, or "
+            "model.dtype=bfloat16 or float32.",
             step,
         )
 
@@ -325,7 +335,7 @@ class Loop:
 @lru_cache(maxsize=2)
 def order_of_epoch(count: int, epoch: int, seed: int) -> tuple[int, ...]:
     """A random order in which groups of `SHARD` sequences stay together, so that few files are open at a time."""
-    generator = torch.Generator().manual_seed(seed + epoch)
+    generator = torch.Generator().manual_seed(seed + 1_000_003 * epoch)  # far from other seeds' orders
     groups = torch.arange(count).split(SHARD)
     shuffled = [groups[int(index)] for index in torch.randperm(len(groups), generator=generator)]
     inside = [group[torch.randperm(len(group), generator=generator)] for group in shuffled]

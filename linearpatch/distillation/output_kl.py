@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from linearpatch.distillation.distillation import Keeping, Lesson, Training
 from linearpatch.distillation.student import Student
 from linearpatch.distillation.top_k import TopK, top_k_kl, top_k_targets
+from linearpatch.distillation.training import Keeping, Lesson, Training
 from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.models.decoder import Decoder
 from linearpatch.registry import component
 
 TARGETS = ("online", "cached")
-TARGETS_VERSION = 1  # of what is kept; raise it when that changes
 
 
 @component("distill", "output_kl")
@@ -58,7 +57,7 @@ class OutputKL(Training):
     @property
     def keeping(self) -> Keeping | None:
         """Targets in fp16 and int32, where they are to be kept."""
-        key = {"top_k": self.top_k, "temperature": self.temperature, "version": TARGETS_VERSION}
+        key = {"loss": "output_kl", "top_k": self.top_k, "temperature": self.temperature}
         return Keeping(key, 6 * self.top_k, self.keep_states) if self.targets == "cached" else None
 
     def streams(self, student: Student) -> set[int]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from linearpatch.cache import Cache, Entry
-from linearpatch.distillation.distillation import Keeping, Lesson, Training
 from linearpatch.distillation.student import Student
+from linearpatch.distillation.training import Keeping, Lesson, Training
 from linearpatch.errors import ModelError
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.models.passes import record
@@ -21,6 +21,7 @@ from linearpatch.models.passes import record
 # Sequences in one file of targets. Orders of training shuffle within and between such groups, so that files are
 # read one after the other.
 SHARD = 32
+VERSION = 1  # of what is kept; raise it when that changes
 
 
 class Source(ABC):
@@ -84,17 +85,21 @@ class Cached(Source):
         self.model_key = dict(model_key)
         self.kinds = ("targets", "states") if keeping.states else ("targets",)
         self._shard = lru_cache(maxsize=2)(self._load)
+        self._calls: dict[int, dict[int, LayerCall]] = {}
 
-    @property
-    def num_shards(self) -> int:
-        """Number of files."""
-        return -(-len(self.ids) // SHARD)
+    def missing(self) -> list[int]:
+        """The files that don't exist yet, by number."""
+        return [shard for shard in range(-(-len(self.ids) // SHARD)) if not self._exists(shard)]
 
     def prepare(self, shards: Sequence[int], on_step: Callable[[], None]) -> None:
-        """Make the files that don't exist yet."""
+        """Make some files."""
         for shard in shards:
             self._load(shard)
             on_step()
+
+    def forget(self) -> None:
+        """Drop what was read, so that it is read again."""
+        self._shard.cache_clear()
 
     def lesson(self, rows: Sequence[int]) -> Lesson:
         """Read targets, and streams or else run the layers before the student's."""
@@ -106,43 +111,56 @@ class Cached(Source):
             stream = stacked.pop("stream").to(decoder.model.dtype)
         else:
             stream = record(decoder, self.ids[list(rows)], {self.student.entry}).streams[self.student.entry]
-        return Lesson(stream, self._calls(len(rows)), stacked)
+        return Lesson(stream, self._calls_for(len(rows)), stacked)
+
+    def _exists(self, shard: int) -> bool:
+        return all(self.cache.holds(kind, key) for kind, key in self._keys(shard).items())
 
     def _load(self, shard: int) -> dict[str, Tensor]:
         """The tensors of one file by name, `[sequences, …]`; a damaged file is made anew."""
-        ids = self.ids[shard * SHARD : (shard + 1) * SHARD]
-        keys = {kind: self._key(kind, ids) for kind in self.kinds}
-        with self.cache.locked("targets", keys["targets"]):
-            found = {kind: self.cache.find(kind, key, remember=False) for kind, key in keys.items()}
-            missing = [kind for kind, entry in found.items() if entry is None]
-            if missing:
-                for kind, tensors in self._make(ids).items():
-                    if kind in missing:
-                        found[kind] = Entry(tensors)
-                        self.cache.put(kind, keys[kind], Entry(tensors), remember=False)
-        return {name: tensor for entry in found.values() if entry for name, tensor in entry.tensors.items()}
+        keys = self._keys(shard)
+        found = self._find(keys)
+        if found is None:
+            with self.cache.locked("targets", keys["targets"]):  # another run may be making it
+                found = self._find(keys)
+                if found is None:
+                    found = [Entry(tensors) for tensors in self._make(self._ids(shard))]
+                    for (kind, key), entry in zip(keys.items(), found, strict=True):
+                        self.cache.put(kind, key, entry, remember=False)
+        return {name: tensor for entry in found for name, tensor in entry.tensors.items()}
 
-    def _make(self, ids: Tensor) -> dict[str, dict[str, Tensor]]:
-        """Targets and streams of some sequences, from the dense model."""
+    def _find(self, keys: Mapping[str, Mapping[str, Any]]) -> list[Entry] | None:
+        found = [self.cache.find(kind, key, remember=False) for kind, key in keys.items()]
+        return [entry for entry in found if entry] if all(found) else None
+
+    def _make(self, ids: Tensor) -> list[dict[str, Tensor]]:
+        """Targets, and streams where they are kept, of some sequences, from the dense model."""
         online = Online(self.training, self.student, ids)
-        lessons = [online.lesson([row]) for row in range(len(ids))]
-        targets = {name: torch.cat([one.targets[name].cpu() for one in lessons]) for name in lessons[0].targets}
-        if "states" not in self.kinds:
-            return {"targets": targets}
-        streams = torch.cat([one.stream.to(torch.bfloat16).cpu() for one in lessons])
-        return {"targets": targets, "states": {"stream": streams}}
+        rows: list[dict[str, Tensor]] = []
+        streams: list[Tensor] = []
+        for row in range(len(ids)):
+            lesson = online.lesson([row])
+            rows.append({name: values.cpu() for name, values in lesson.targets.items()})
+            if "states" in self.kinds:
+                streams.append(lesson.stream.to(torch.bfloat16).cpu())
+        targets = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        return [targets, {"stream": torch.cat(streams)}] if streams else [targets]
 
-    def _key(self, kind: str, ids: Tensor) -> dict[str, Any]:
+    def _ids(self, shard: int) -> Tensor:
+        return self.ids[shard * SHARD : (shard + 1) * SHARD]
+
+    def _keys(self, shard: int) -> dict[str, dict[str, Any]]:
+        """What each kind of file depends on. Targets don't on the layers that go, streams on where the first went."""
+        ids = self._ids(shard)
         tokens = hashlib.sha256(repr(tuple(ids.shape)).encode() + ids.contiguous().numpy().tobytes()).hexdigest()
-        key = {"model": self.model_key, "tokens": tokens}
-        if kind == "states":
-            return {**key, "stream": self.student.entry}
-        return {**key, **self.keeping.key}
+        common = {"model": self.model_key, "tokens": tokens, "version": VERSION}
+        keys = {"targets": {**common, **self.keeping.key}, "states": {**common, "stream": self.student.entry}}
+        return {kind: keys[kind] for kind in self.kinds}
 
-    @cached_property
-    def _calls(self) -> Callable[[int], dict[int, LayerCall]]:
-        tokens = self.ids.shape[1]
-        return lru_cache(maxsize=4)(lambda batch: calls_of_shape(self.student.decoder, batch, tokens))
+    def _calls_for(self, batch: int) -> dict[int, LayerCall]:
+        if batch not in self._calls:
+            self._calls[batch] = calls_of_shape(self.student.decoder, batch, self.ids.shape[1])
+        return self._calls[batch]
 
 
 def calls_of_shape(decoder: Decoder, batch: int, tokens: int) -> dict[int, LayerCall]:

@@ -75,8 +75,12 @@ def test_evaluations_asked_for_later_train_nothing(tmp_path, monkeypatch):
 
 
 def test_targets_kept_on_disk_are_no_other_run(tmp_path):
-    for name, targets in (("online", "online"), ("cached", "cached")):
-        assert main(["run", *LONGER, f"distill.targets={targets}", f"output_dir={tmp_path}/{name}"]) == 0
+    for name in ("online", "cached"):
+        own = [f"distill.targets={name}", f"cache_dir={tmp_path}/{name}_cache", f"output_dir={tmp_path}/{name}"]
+        assert main(["run", *LONGER, *own]) == 0
+    assert len(list((tmp_path / "cached_cache" / "targets").glob("*.safetensors"))) == 2
+    first, second = patch_of(tmp_path / "online"), patch_of(tmp_path / "cached")
+    assert all(torch.equal(values, second[name]) for name, values in first.items())
     assert result(tmp_path / "online")["run_id"] == result(tmp_path / "cached")["run_id"]
 
 
@@ -134,7 +138,8 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     # On CPUs accelerate starts several processes by MPI only; under torchrun it finds them just so.
     launch = [str(BIN / "torchrun"), "--nproc_per_node=2", "--standalone", "-m", "linearpatch.cli"]
     overrides = [*LONGER, "distillation.num_blocks=41", "distillation.validation_blocks=3"]
-    done = subprocess.run([*launch, "run", *overrides, f"output_dir={tmp_path}/two"], env=environment,
+    shared = ["distill.accumulation=2", "distill.targets=cached"]
+    done = subprocess.run([*launch, "run", *overrides, *shared, f"output_dir={tmp_path}/two"], env=environment,
                           capture_output=True, text=True, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("result.json") == 1  # the first process speaks for both
@@ -181,9 +186,9 @@ def test_stages_need_a_distillation(tmp_path, said):
 def test_text_serves_one_purpose_only(tmp_path, said):
     file = tmp_path / "text.txt"
     file.write_text("a line of text\n" * 5000)
-    own = {"path": file, "calibration": "train[50%:70%]", "distillation": "train[:50%]"}
+    own = {"path": file, "calibration": "all[50%:70%]", "distillation": "all[:50%]"}
     shared = ["corpus=text", f"corpus.path={file}", "corpus@distillation.corpus=text"]
-    shared += [f"distillation.corpus.{name}={value}" for name, value in own.items()]
+    shared += [f"distillation.corpus.{name}='{value}'" for name, value in own.items()]
     assert main(["run", *TRAINED, *shared, f"output_dir={tmp_path}/D"]) == 1
     assert "calibration reads" in (message := said())
     assert "share text" in message

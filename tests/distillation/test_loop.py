@@ -170,10 +170,15 @@ def test_a_damaged_shard_is_told_and_made_anew(tmp_path, caplog, damage):
 
 
 def test_targets_that_the_disk_has_no_room_for_are_refused(tmp_path, monkeypatch):
+    kept = replace(TRAINING, targets="cached")
+    with monkeypatch.context() as full:
+        full.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
+        with pytest.raises(StorageError, match="targets=online"):
+            train(kept, cache=Cache(tmp_path))
+        assert not list(tmp_path.rglob("*.safetensors"))
+    train(kept, cache=Cache(tmp_path))
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
-    with pytest.raises(StorageError, match="targets=online"):
-        train(replace(TRAINING, targets="cached"), cache=Cache(tmp_path))
-    assert not list(tmp_path.rglob("*.safetensors"))
+    train(replace(kept, learning_rate=1e-3), cache=Cache(tmp_path))  # everything is there
 
 
 def test_calls_that_depend_on_the_tokens_are_refused(monkeypatch):
@@ -290,9 +295,54 @@ def test_every_epoch_has_every_sequence_once_and_groups_stay_together():
     assert sum(before != after for before, after in pairwise(groups)) == 3
 
 
+def test_without_a_folder_a_stopped_training_goes_on_from_memory(monkeypatch):
+    cache, whole = Cache(), train()
+
+    def stopping(point):
+        if point["step"] == 4 and "loss" in point:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Terminated):
+        train(cache=cache, report=stopping)
+    assert torch.equal(weights(train(cache=cache))[0], weights(whole)[0])
+    monkeypatch.setattr(module, "Loop", None)
+    assert torch.equal(weights(train(cache=cache))[0], weights(whole)[0])
+
+
+def test_models_are_told_apart_without_a_key(tmp_path):
+    other = tiny_model()
+    other.get_output_embeddings().weight.data.mul_(0.5)
+    found = [weights(train(decoder=decoder_of(model), cache=Cache(tmp_path)))[0] for model in (tiny_model(), other)]
+    assert not torch.equal(*found)
+
+
+def test_what_isnt_improved_stays_as_it_was_fitted():
+    patches = [(SITE, ChannelScale(torch.full((1,), 1.25)))]
+    found = train(replace(TRAINING, learning_rate=30.0, max_grad_norm=None), patches=patches)
+    assert found.best_step == 0
+    assert torch.equal(found.patches[0][1].scale, torch.tensor([1.25]))
+
+
+def test_steps_that_overflow_are_told(caplog, monkeypatch):
+    scale = torch.amp.GradScaler.scale
+    monkeypatch.setattr("torch.amp.GradScaler.scale", lambda self, loss: scale(self, loss) * math.inf)
+    train(decoder=decoder_of(tiny_model().half()))
+    assert "in 10 of 10 steps gradients overflowed" in caplog.text
+
+
+def test_a_model_on_several_devices_and_a_size_without_hadamard_are_refused():
+    decoder = decoder_of(tiny_model())
+    odd = tiny_model(hidden_size=42, num_attention_heads=3, num_key_value_heads=3, head_dim=14)
+    with pytest.raises(ConfigError, match=r"size, 42.*basis=channel"):
+        replace(TRAINING, trainable="diagonal").check(decoder_of(odd))
+    decoder.model.lm_head.weight = torch.nn.Parameter(decoder.model.lm_head.weight.to("meta"), requires_grad=False)
+    with pytest.raises(ModelError, match="on several devices or on disk"):
+        TRAINING.check(decoder)
+
+
 def test_the_dense_model_doesnt_change():
-    model = tiny_model()
+    model = tiny_model().requires_grad_(True)
     before = {name: values.clone() for name, values in model.state_dict().items()}
     train(decoder=decoder_of(model))
     assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
-    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in model.parameters())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())

@@ -6,7 +6,6 @@ from conftest import FAMILIES, tiny_model
 from torch import nn
 from torch.nn import functional
 
-from linearpatch.distillation.distillation import Lesson
 from linearpatch.distillation.feature_mse import FeatureMSE
 from linearpatch.distillation.full_kl import FullKL
 from linearpatch.distillation.output_kl import OutputKL
@@ -14,6 +13,7 @@ from linearpatch.distillation.sources import Online
 from linearpatch.distillation.student import Student
 from linearpatch.distillation.top_k import TopK, largest, top_k_kl, top_k_targets
 from linearpatch.distillation.trainable import FullPatch
+from linearpatch.distillation.training import Lesson
 from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.decoder import decoder_of
 from linearpatch.models.modeling_linearpatch import LinearMap
@@ -124,7 +124,7 @@ def test_full_kl_is_the_plain_one(family):
     assert torch.allclose(student.patches[0].moved["matrix"].grad, weight.grad.T, atol=1e-12)
 
 
-def test_feature_mse_is_the_error_behind_each_gap(monkeypatch):
+def test_feature_mse_is_the_error_behind_each_gap():
     decoder = decoder_of(tiny_model().double())
     student, patches = student_of(decoder, (1, 3))
     training = FeatureMSE()

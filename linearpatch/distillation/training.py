@@ -1,6 +1,7 @@
 """What every distillation is: training of the patches against the dense model.
 
-A new one is one file here with its loss, one YAML in `conf/distill/` and one test; the rest is `training.py`.
+A new one is one file here with its loss, one YAML in `conf/distill/` and one test; the rest is in `distill.py` and
+`loop.py`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from linearpatch.distillation.student import Student
 from linearpatch.errors import ConfigError, ModelError, require_choice, require_range
+from linearpatch.hadamard import hadamard_factors
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.registry import component
 
@@ -80,8 +83,9 @@ class Training(Distillation, ABC):
             for `low_rank` initial.
         max_grad_norm: Longer gradients are scaled down to this norm; null leaves them.
         epochs: Passes over the sequences.
-        batch_size: Sequences in one forward pass, on each device.
-        accumulation: Forward passes in one step.
+        batch_size: Sequences in one forward pass.
+        accumulation: Forward passes in one step. Several processes share them, so the same settings give the same
+            training on any number of devices.
         validations: How many times the validation loss is measured after the first.
         recompute: Gradient checkpointing: less memory for a longer backward pass.
         checkpoint_minutes: Save the training so often; null never.
@@ -139,13 +143,23 @@ class Training(Distillation, ABC):
         """Refuse a model that this loss can't be computed for, before anything is.
 
         Raises:
-            ModelError: weights are on disk, where no gradient can pass.
+            ModelError: its weights are on several devices, or on disk.
+            ConfigError: there is no Hadamard matrix of its size.
         """
-        if any(parameter.is_meta for parameter in decoder.model.parameters()):
+        devices = {parameter.device for parameter in decoder.model.parameters()}
+        if len(devices) > 1 or torch.device("meta") in devices:
             raise ModelError(
-                "Patches can't be distilled while weights of the model are on disk or in another memory "
-                "(model.device_map). Use a device with more memory, a smaller dtype, or distill=none."
+                "Patches can't be distilled while the weights are on several devices or on disk (model.device_map). "
+                "Use a device with more memory, a smaller model.dtype, or distill=none."
             )
+        if self.trainable == "diagonal" and self.basis == "hadamard":
+            try:
+                hadamard_factors(decoder.hidden_size)
+            except ModelError as error:
+                raise ConfigError(
+                    f"There is no Hadamard matrix of the model's size, {decoder.hidden_size}, for "
+                    "distill.trainable=diagonal. Use distill.basis=channel."
+                ) from error
 
     @abstractmethod
     def streams(self, student: Student) -> set[int]:
