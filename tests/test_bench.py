@@ -1,17 +1,20 @@
 """What the benchmarks compare against is right; the figures themselves are not tests."""
 
 import io
+from dataclasses import replace
 
 import torch
 from conftest import tiny_model
 from rich.console import Console
 
-from linearpatch.bench import BENCHMARKS, sleb
+from linearpatch.bench import BENCHMARKS, distill, sleb
 from linearpatch.bench.measure import Claim, claims_table, time_ratio
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.cli import main
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.models.decoder import decoder_of
+from linearpatch.models.modeling_linearpatch import LinearMap
+from linearpatch.models.views import Site
 from linearpatch.pruners.sleb import Sleb
 
 
@@ -22,6 +25,17 @@ def test_the_exhaustive_search_runs_every_remaining_layer_and_finds_the_same(mon
     found, forwards = sleb.exhaustive(decoder, ids.split(1))
     assert forwards == 3 * (4 * 5 + 3 * 4 + 2 * 3)  # batches × (candidates × remaining layers)
     assert list(Sleb().select(Workspace(decoder, TokenBlocks(ids, "t")), 3).removed) == found
+
+
+def test_the_published_procedure_ends_with_the_same_patch(monkeypatch):
+    monkeypatch.setattr(distill, "TRAINING", replace(distill.TRAINING, top_k=20, learning_rate=1e-2))
+    ids = torch.randint(3, 300, (7, 12), generator=torch.Generator().manual_seed(0))
+    case = distill.Case(decoder_of(tiny_model()), Site(2, 4, 4), LinearMap(torch.eye(32)), ids[:5], ids[5:])
+    published = distill.published_epoch(case).weight
+    loop = case.loop()
+    distill.epoch_of(loop)
+    assert torch.allclose(loop.patches[0].operator().weight, published, atol=1e-5)
+    assert not torch.allclose(published, torch.eye(32), atol=1e-3)
 
 
 def test_a_table_shows_measured_against_limit():
