@@ -33,7 +33,7 @@ def test_the_command_in_every_yaml_composes(file):
 
     command = next(line for line in file.read_text().splitlines() if line.startswith("#   linearpatch run"))
     words = shlex.split(command.removeprefix("#   linearpatch run").replace("FOLDER", ".").replace("-m ", ""))
-    compose_experiment([re.sub(r"^(pruner|patch|num_pruned_layers)=(\w+),.*", r"\1=\2", word) for word in words])
+    compose_experiment([re.sub(r"^(pruner|patch|num_pruned_layers|seed)=(\w+),.*", r"\1=\2", word) for word in words])
 
 
 @pytest.mark.parametrize("group", GROUPS)
