@@ -74,8 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _set_up_logging()
     try:
         return command()
-    except KeyboardInterrupt:
-        log.error("Interrupted. What a run computed is in the cache; the same command goes on from there.")
+    except KeyboardInterrupt as error:
+        why = f"Interrupted: {error}" if str(error) else "Interrupted"
+        log.error("%s. What a run computed is in the cache; the same command goes on from there.", why)
     except BrokenPipeError:  # whoever read our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except LinearPatchError as error:
@@ -90,6 +91,7 @@ def _run(arguments: list[str]) -> int:
     from linearpatch.config import CONF_DIR, readable_errors, register_schemas
     from linearpatch.jobs import Jobs
     from linearpatch.results.tables import comparison_table, failures_table, run_table
+    from linearpatch.stopping import terminable
     from linearpatch.workers import Workers
 
     workers = Workers.launched()
@@ -103,7 +105,7 @@ def _run(arguments: list[str]) -> int:
     arguments = sorted(arguments, key=lambda word: word not in ("-m", "--multirun"))
     previous, sys.argv = sys.argv, ["linearpatch run", *arguments]
     try:
-        with readable_errors():
+        with readable_errors(), terminable():
             hydra.main(config_path=str(CONF_DIR.resolve()), config_name="config", version_base="1.3")(jobs)()
     finally:
         sys.argv = previous
@@ -112,7 +114,9 @@ def _run(arguments: list[str]) -> int:
     if not jobs.records:  # --help, --cfg and --info print and stop
         return 0
     if not workers.is_main:
-        return 1 if jobs.errors else 0
+        if jobs.errors:
+            raise jobs.errors[0]
+        return 0
     if not jobs.in_sweep:
         if jobs.errors:
             raise jobs.errors[0]

@@ -104,6 +104,11 @@ class Experiment:
                 f"distill={name_of(self.distill)} trains patches, and patch=none has none. Choose a patch to begin "
                 "with, such as rotate or lstsq, or use distill=none."
             )
+        if self.training is not None and "distilled" not in self.stages and not self.save_model:
+            raise ConfigError(
+                f"distill={name_of(self.distill)} would serve nothing: stages={list(self.stages)} leaves out the "
+                "distilled model, and it isn't saved. Add distilled to stages, set save_model=true, or distill=none."
+            )
         if self.training is None and set(self.stages) == {"distilled"}:
             raise ConfigError("stages=[distilled] needs a distillation, and distill is none. Use distill=output_kl.")
         if self.push_to_hub is not None:

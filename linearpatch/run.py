@@ -74,6 +74,8 @@ def run(
     folder, settings = folder or experiment.folder(), {"choices": experiment.choices, **(config or asdict(experiment))}
     record = Record(experiment.run_id, experiment.group, command, experiment.seed, settings)
     workers = Workers.launched()
+    if experiment.training:
+        experiment.training.check_processes(workers.count)
     if workers.is_main:
         return _run(experiment, folder, record, workers)
     with TemporaryDirectory() as scratch:  # helps with the distillation; there is nothing else to do or to tell
@@ -181,7 +183,11 @@ def _calibration_blocks(experiment: Experiment, model: LoadedModel) -> TokenBloc
 def _training_blocks(experiment: Experiment, text: Text, model: LoadedModel) -> tuple[TokenBlocks, TokenBlocks]:
     """What patches are trained on, and what decides which are best."""
     spec = experiment.distillation.blocks(experiment.seed)
-    return text.cut_apart(spec, model.tokenizer, experiment.distillation.validation_blocks)
+    blocks, validation = text.cut_apart(spec, model.tokenizer, experiment.distillation.validation_blocks)
+    log.info(
+        "distillation reads %d blocks of %d tokens from a text of %s", *blocks.ids.shape, f"{blocks.available:,} tokens"
+    )
+    return blocks, validation
 
 
 def _subject(stage: str, dense: Decoder, removed: Sequence[int], patches: Patches) -> Subject:

@@ -19,6 +19,23 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
+def terminable() -> Iterator[None]:
+    """While open, SIGTERM ends the work as Ctrl-C does, so that it can say how far it came."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Terminated(f"stopped by {signal.Signals(number).name}")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def stop_requests() -> Iterator[Callable[[], str | None]]:
     """While open, the first SIGINT or SIGTERM is only noted; a second one of its kind has its usual effect.
 

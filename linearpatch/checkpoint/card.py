@@ -81,8 +81,13 @@ def _what(manifest: Manifest, record: Record | None) -> str:
         removed += f", chosen by `{record.pruning['method']}` ({record.pruning['ratio']:.1%} of all parameters)"
     if record and manifest.patches:
         patched = f"`{record.patch['method']}` at each gap: {_purpose(record.patch['method'])}"
-    if record and record.distillation:
-        patched += f", then distilled from the dense model (`{record.distillation['method']}`)"
+    if record and (trained := record.distillation):
+        losses = trained["validation_loss"]
+        patched = (
+            f"a linear operator at each gap, which began as `{record.patch['method']}` and was distilled from the "
+            f"dense model (`{trained['method']}`, {trained['num_blocks']:,} sequences of {trained['block_length']:,} "
+            f"tokens of {trained['settings']['corpus']}, validation loss {losses['first']:.4f} to {losses['best']:.4f})"
+        )
     if manifest.patches and manifest.format == "plain":
         patched += ", folded into existing weights"
     return f"- **Removed**: {removed}. Gaps (first removed, next kept): {gaps}.\n- **Patched** with {patched}."

@@ -52,7 +52,7 @@ def check_format(save_format: str, patch: Patch, *, distilled: bool = False) -> 
     if save_format == "plain" and patch.foldable and distilled and not patch.foldable_distilled:
         raise ConfigError(
             f"save_format=plain can't hold patch={name_of(patch)} once it has been distilled: it is one factor for all "
-            "channels no more. Remaining formats: custom, adapter."
+            "channels no more. Use patch=mlp_lstsq, distill=none, or save_format=custom or adapter."
         )
     if save_format == "plain" and not patch.foldable:
         foldable = sorted(name for name, cls in components("patch").items() if cls.foldable)  # type: ignore[attr-defined]

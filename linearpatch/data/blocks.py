@@ -25,10 +25,12 @@ class TokenBlocks:
     Attributes:
         ids: `[blocks, tokens]` int64.
         source: What the text is, such as `pydoc/calibration`.
+        available: Tokens of the text that they were cut from, where that was counted.
     """
 
     ids: Tensor
     source: str
+    available: int | None = None
 
     @cached_property
     def hash(self) -> str:
@@ -118,14 +120,13 @@ class BlockSpec:
         if len(tokens) < (held_out + 1) * body:
             raise DataError(
                 f"{source} has {len(tokens):,} tokens: too few for {held_out} blocks of {self.block_length} for "
-                "validation and at least one for training. Ask for fewer or shorter blocks, or choose a longer corpus."
+                "validation and at least one for training. Use a smaller distillation.block_length (such as 512) or "
+                "distillation.validation_blocks, or more text: corpus=NAME, or for it alone "
+                "corpus@distillation.corpus=NAME."
             )
         rest, end = tokens[: -held_out * body], tokens[-held_out * body :]
         validation = BlockSpec(held_out, self.block_length, "first", self.bos)
-        return (
-            self._cut_tokens(rest, tokenizer, f"{source} without its end"),
-            validation._cut_tokens(end, tokenizer, f"{source}, its end"),
-        )
+        return self._cut_tokens(rest, tokenizer, source), validation._cut_tokens(end, tokenizer, f"{source}, held out")
 
     def _cut(self, text: str, tokenizer: Any, source: str) -> TokenBlocks:
         return self._cut_tokens(self._tokens(text, tokenizer), tokenizer, source)
@@ -150,7 +151,8 @@ class BlockSpec:
             starts = torch.randperm(available, generator=self._generator())[:wanted].sort().values * body
         else:
             starts = torch.arange(wanted) * body
-        return TokenBlocks(self._with_bos(tokens[starts[:, None] + torch.arange(body)], tokenizer), source)
+        blocks = self._with_bos(tokens[starts[:, None] + torch.arange(body)], tokenizer)
+        return TokenBlocks(blocks, source, len(tokens))
 
     def _with_bos(self, ids: Tensor, tokenizer: Any) -> Tensor:
         if self.bos != "each":

@@ -48,12 +48,14 @@ class Distilled:
         history: What was measured on the way; see `Loop.history`.
         num_steps: Steps done.
         best_step: After which of them the validation loss was lowest; 0 is the fitted patch.
+        num_trained: Numbers that training moved.
     """
 
     patches: Sequence[tuple[Site, nn.Module]]
     history: Sequence[Mapping[str, float]]
     num_steps: int
     best_step: int
+    num_trained: int
 
 
 class TrainingFailed(Diverged):
@@ -118,11 +120,7 @@ def distill(
         "training": identity(training),
         "seed": seed,
     }
-    if training.batch_size * training.accumulation < workers.count:
-        raise ConfigError(
-            f"{workers.count} processes share each step, and a step has {training.batch_size * training.accumulation} "
-            f"sequences. Use distill.accumulation={workers.count}, or fewer processes."
-        )
+    training.check_processes(workers.count)
     with cache.locked("distillation", key) if workers.is_main else nullcontext(), _frozen(decoder):
         workers.wait()
         found = cache.find("distillation", key)
@@ -145,7 +143,14 @@ def distill(
         workers.wait()
         if workers.is_main:
             cache.remove("distillation_state", key)
-    return _distilled(found, sites)
+    distilled = _distilled(found, sites)
+    if distilled.best_step == 0:
+        log.warning(
+            "distill: no step improved the fitted patch, which is kept. Use another distill.learning_rate (now %g) or "
+            "more text.",
+            training.learning_rate,
+        )
+    return distilled
 
 
 @contextmanager
@@ -251,6 +256,7 @@ def _entry(loop: Loop, fitted: Sequence[nn.Module]) -> Entry:
         "history": loop.history,
         "num_steps": loop.step,
         "best_step": loop.best_step,
+        "num_trained": sum(parameter.numel() for parameter in loop.parameters),
     }
     return Entry(tensors, facts)
 
@@ -264,4 +270,5 @@ def _distilled(entry: Entry, sites: Sequence[Site]) -> Distilled:
             {name.removeprefix(prefix): values for name, values in entry.tensors.items() if name.startswith(prefix)}
         )
         patches.append((site, module))
-    return Distilled(patches, entry.facts["history"], entry.facts["num_steps"], entry.facts["best_step"])
+    facts = entry.facts
+    return Distilled(patches, facts["history"], facts["num_steps"], facts["best_step"], facts["num_trained"])

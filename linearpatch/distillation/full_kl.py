@@ -11,7 +11,7 @@ from torch.nn import functional
 from linearpatch.distillation.chunks import at_least_fp32, mean_loss
 from linearpatch.distillation.student import Student
 from linearpatch.distillation.training import Lesson, Training
-from linearpatch.errors import ConfigError
+from linearpatch.errors import require_range
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.loss import logit_rows
 from linearpatch.registry import component
@@ -30,8 +30,7 @@ class FullKL(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.temperature > 0:
-            raise ConfigError(f"distill.temperature is {self.temperature}. Allowed: more than 0.")
+        require_range("distill.temperature", self.temperature, low=0.01, high=100)
 
     def streams(self, student: Student) -> set[int]:
         """What enters the final norm."""

@@ -26,6 +26,7 @@ from linearpatch.workers import Workers
 
 log = logging.getLogger(__name__)
 
+TELL_S = 60  # between two lines in the log, at most
 POINTS = 200  # of the training loss curve, at most
 VALIDATION_BYTES = 2**30  # lessons of the validation text that are kept in memory, at most
 
@@ -111,6 +112,7 @@ class Loop:
         self.best_loss = math.inf
         self.best = [parameter.detach().clone() for parameter in self.parameters]
         self._recent: list[float] = []  # losses of the steps since the last point of the history
+        self._rate = training.learning_rate  # of the last step
         self._validation: list[Lesson] = []
 
     def run(
@@ -140,14 +142,16 @@ class Loop:
                 self._recent.append(self.advance())
                 clock.tick(self.sequences_per_step * self.source.ids.shape[1])
                 show(self.step, self._recent[-1], self.learning_rate, clock.tokens_per_s)
+                if clock.is_silent():
+                    self._tell(clock)
                 if self.step % math.ceil(self.total / POINTS) == 0 or self.step == self.total:
                     mean = math.fsum(self._recent) / len(self._recent)
-                    self._enter(report, loss=mean, tokens_per_s=clock.tokens_per_s)
+                    self._enter(report, loss=mean, learning_rate=self._rate, tokens_per_s=clock.tokens_per_s)
                     self._recent = []
                 if self.step in marks or self.step == self.total:
                     with clock.paused():
                         self._validate(report)
-                        self._tell(clock.tokens_per_s)
+                    self._tell(clock)
                 asked = self._asked_to_stop(stop())
                 if asked or (clock.is_due() and self.step < self.total):
                     if self.workers.is_main:
@@ -184,6 +188,7 @@ class Loop:
         self.scaler.unscale_(self.optimizer)
         if self.training.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
+        self._rate = self.learning_rate
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -297,29 +302,30 @@ class Loop:
             yield lesson
 
     def _diverge(self, what: str, step: int, value: float) -> None:
-        kept = f"The best patch is that after step {self.best_step}" if self.best_step else "No step improved the patch"
+        kept = f" The best patch is that after step {self.best_step}." if self.best_step else ""
         advice = f"Use a lower distill.learning_rate (now {self.training.learning_rate:g})"
         if step == 0:
             advice = "Nothing has been trained yet: look at the fitted patch, or use another"
-        raise Diverged(
-            f"{what} is {value} at step {step} of {self.total} of the distillation. {kept}. {advice}, or "
-            "model.dtype=bfloat16 or float32.",
-            step,
-        )
+        if self.scaler.is_enabled():
+            advice += ", or model.dtype=bfloat16"
+        raise Diverged(f"{what} is {value} at step {step} of {self.total} of the distillation.{kept} {advice}.", step)
 
     def _enter(self, report: Callable[[Mapping[str, float]], None], **values: float) -> None:
-        point = {"step": self.step, "learning_rate": self.learning_rate, **values}
+        point = {"step": self.step, **values}
         self.history.append(point)
         report(point)
 
-    def _tell(self, tokens_per_s: float) -> None:
-        losses = [point["loss"] for point in self.history if "loss" in point]
-        left = (self.total - self.step) * self.sequences_per_step * self.source.ids.shape[1] / max(tokens_per_s, 1e-9)
+    def _tell(self, clock: _Clock) -> None:
+        losses = {
+            kind: [point[kind] for point in self.history if kind in point] for kind in ("loss", "validation_loss")
+        }
+        left = (self.total - self.step) * self.sequences_per_step * self.source.ids.shape[1] / clock.tokens_per_s
         log.info(
             "distill: step %d of %d, loss %.4f, validation %.4f (best %.4f after step %d), %.0f tokens/s, %.0f s left",
-            self.step, self.total, losses[-1] if losses else math.nan, self.history[-1]["validation_loss"],
-            self.best_loss, self.best_step, tokens_per_s, left,
+            self.step, self.total, (self._recent or losses["loss"])[-1], losses["validation_loss"][-1],
+            self.best_loss, self.best_step, clock.tokens_per_s, left,
         )  # fmt: skip
+        clock.told()
 
     def _asked_to_stop(self, asked: str | None) -> str | None:
         """Whether any process was asked to; all stop after the same step."""
@@ -347,7 +353,7 @@ class _Clock:
 
     def __init__(self, minutes: float | None, steps: int | None) -> None:
         self._minutes, self._steps = minutes, steps
-        self._started = self._saved = time.monotonic()
+        self._started = self._saved = self._told = time.monotonic()
         self._tokens = self._since = 0
 
     def tick(self, tokens: int) -> None:
@@ -359,6 +365,14 @@ class _Clock:
     def tokens_per_s(self) -> float:
         """Since training began or went on, validation left out."""
         return self._tokens / max(time.monotonic() - self._started, 1e-9)
+
+    def is_silent(self) -> bool:
+        """Whether nothing was told for a while."""
+        return time.monotonic() - self._told > TELL_S
+
+    def told(self) -> None:
+        """It was told how far training is."""
+        self._told = time.monotonic()
 
     def is_due(self) -> bool:
         """Whether to save now."""

@@ -40,8 +40,7 @@ class OutputKL(Training):
         super().__post_init__()
         require_range("distill.top_k", self.top_k, low=2)
         require_choice("distill.targets", self.targets, TARGETS)
-        if not self.temperature > 0:
-            raise ConfigError(f"distill.temperature is {self.temperature}. Allowed: more than 0.")
+        require_range("distill.temperature", self.temperature, low=0.01, high=100)
         if self.keep_states and self.targets != "cached":
             raise ConfigError("distill.keep_states=true keeps nothing with targets=online. Use distill.targets=cached.")
 

@@ -118,11 +118,11 @@ class Cached(Source):
 
     def _load(self, shard: int) -> dict[str, Tensor]:
         """The tensors of one file by name, `[sequences, …]`; a damaged file is made anew."""
-        keys = self._keys(shard)
-        found = self._find(keys)
+        keys, existed = self._keys(shard), self._exists(shard)
+        found = self._find(keys) if existed else None
         if found is None:
             with self.cache.locked("targets", keys["targets"]):  # another run may be making it
-                found = self._find(keys)
+                found = None if existed else self._find(keys)
                 if found is None:
                     found = [Entry(tensors) for tensors in self._make(self._ids(shard))]
                     for (kind, key), entry in zip(keys.items(), found, strict=True):

@@ -77,7 +77,7 @@ class Training(Distillation, ABC):
         basis: Of `diagonal`: `hadamard`, as in the paper's patch, or `channel`.
         rank: Of `low_rank`.
         learning_rate: Of AdamW at the beginning; it follows a cosine.
-        final_learning_rate: At the end, as a share of that at the beginning.
+        final_learning_rate: At the end, as a share of that at the beginning (the paper's code: a twentieth).
         weight_decay: Of AdamW.
         decay_toward: What weight decay pulls to: `zero` (the paper's code) or the `initial` patch; null is zero,
             for `low_rank` initial.
@@ -123,7 +123,7 @@ class Training(Distillation, ABC):
         if not 0 < self.learning_rate < float("inf"):
             raise ConfigError(f"distill.learning_rate is {self.learning_rate}. Allowed: more than 0, such as 1e-4.")
         require_range("distill.final_learning_rate", self.final_learning_rate, low=0, high=1)
-        require_range("distill.weight_decay", self.weight_decay, low=0)
+        require_range("distill.weight_decay", self.weight_decay, low=0, high=1e6)
         for name in ("max_grad_norm", "checkpoint_minutes", "checkpoint_steps"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -139,13 +139,30 @@ class Training(Distillation, ABC):
         """What is kept of the targets; None where the dense model runs in every step."""
         return None
 
+    def check_processes(self, count: int) -> None:
+        """Refuse more processes than a step has sequences.
+
+        Raises:
+            ConfigError: some would have nothing to do.
+        """
+        if self.batch_size * self.accumulation < count:
+            raise ConfigError(
+                f"{count} processes share each step, and a step has {self.batch_size * self.accumulation} sequences. "
+                f"Use distill.accumulation={count}, or fewer processes."
+            )
+
     def check(self, decoder: Decoder) -> None:
         """Refuse a model that this loss can't be computed for, before anything is.
 
         Raises:
             ModelError: its weights are on several devices, or on disk.
-            ConfigError: there is no Hadamard matrix of its size.
+            ConfigError: there is no Hadamard matrix of its size, or the rank exceeds it.
         """
+        if self.trainable == "low_rank" and self.rank > decoder.hidden_size:
+            raise ConfigError(
+                f"distill.rank is {self.rank}, but the stream has {decoder.hidden_size} channels. Allowed: 1 to "
+                f"{decoder.hidden_size}."
+            )
         devices = {parameter.device for parameter in decoder.model.parameters()}
         if len(devices) > 1 or torch.device("meta") in devices:
             raise ModelError(

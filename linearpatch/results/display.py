@@ -110,6 +110,9 @@ def notes(records: Sequence[Record], names: Sequence[str]) -> list[str]:
     lines += _without_data(records)
     if len(records) == 1:
         lines += _gains(records[0])
+    for record in records:
+        if record.distillation and record.distillation["best_step"] == 0:
+            lines.append("distilled: no step of training improved a fitted patch, which was kept")
     lines += [note for record in records for note in (record.model.get("note"), *record.calibration.get("notes", ()))]
     return list(dict.fromkeys(line for line in lines if line))
 

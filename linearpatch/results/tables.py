@@ -179,10 +179,10 @@ def _what(record: Record, stage: str) -> tuple[str, str, str]:
 
 
 def _varied_settings(records: Sequence[Record]) -> list[str]:
-    """Settings in which runs with the same model, pruner, size and patch differ."""
+    """Settings in which runs with the same model, pruner, size, patch and distillation differ."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for record in records:
-        same = (record.model["name"], *_what(record, "patched")[::2], str(len(record.pruning["removed_layers"])))
+        same = (record.model["name"], *_what(record, "distilled")[::2], str(len(record.pruning["removed_layers"])))
         groups.setdefault(same, []).append(_flat(record.config))
     varied = {
         key

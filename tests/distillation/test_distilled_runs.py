@@ -61,7 +61,9 @@ def test_a_run_measures_and_saves_the_distilled_model(distill, tmp_path, capsys)
     model = linearpatch.load(tmp_path / "D" / "model")
     manifest = read_manifest(tmp_path / "D" / "model")
     assert manifest.provenance["distillation"]["best_step"] == trained["best_step"]
-    assert f"then distilled from the dense model (`{distill}`)" in (tmp_path / "D/model/README.md").read_text()
+    assert f"distilled from the dense model (`{distill}`, 4 sequences" in (tmp_path / "D/model/README.md").read_text()
+    assert trained["num_trained"] == trained["num_parameters"] == 256**2
+    assert trained["text_tokens"] > 4 * 128
     own = next(weight for name, weight in model.named_parameters() if "linear_patch" in name)
     assert not torch.equal(own, own.T)  # the paper's patch is symmetric until it is trained
     assert f"rotate + {distill}" in capsys.readouterr().out or True

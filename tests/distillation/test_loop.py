@@ -276,7 +276,7 @@ def test_a_loss_that_isnt_finite_ends_it_with_the_best_patch(monkeypatch):
 
 def test_a_patch_that_is_broken_from_the_beginning_is_told(monkeypatch):
     broken = [(SITE, LinearMap(torch.full((SIZE, SIZE), math.nan)))]
-    with pytest.raises(TrainingFailed, match=r"validation loss is nan at step 0 of 10.*No step improved"):
+    with pytest.raises(TrainingFailed, match=r"validation loss is nan at step 0 of 10.*look at the fitted patch"):
         train(patches=broken)
 
 
