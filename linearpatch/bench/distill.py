@@ -55,11 +55,14 @@ class Case:
         """The layers that are gone."""
         return tuple(range(self.site.start, self.site.end))
 
+    def patch(self) -> FullPatch:
+        """The patch at its beginning, to be trained."""
+        matrix, bias = dense_form(self.operator, self.decoder.hidden_size)
+        return FullPatch(matrix.to(self.decoder.input_device), bias, around_start=False)
+
     def loop(self, source: Callable[[OutputKL, Student, Tensor], Source] = Online) -> Loop:
         """A training at its beginning."""
-        matrix, bias = dense_form(self.operator, self.decoder.hidden_size)
-        patch = FullPatch(matrix.to(self.decoder.input_device), bias, around_start=False)
-        student = Student(self.decoder, self.removed, [self.site], nn.ModuleList([patch]))
+        student = Student(self.decoder, self.removed, [self.site], nn.ModuleList([self.patch()]))
         ids = torch.cat([self.ids, self.validation])
         return Loop(TRAINING, student, source(TRAINING, student, ids), len(self.validation))
 
@@ -195,9 +198,7 @@ def published_epoch(case: Case) -> nn.Module:
 
 def _trainable_view(case: Case) -> tuple[nn.Module, FullPatch]:
     """The whole pruned model with a patch that trains in fp32."""
-    matrix, bias = dense_form(case.operator, case.decoder.hidden_size)
-    patch = FullPatch(matrix.to(case.decoder.input_device), bias, around_start=False)
-    view = view_of(case.decoder, case.removed)
+    patch, view = case.patch(), view_of(case.decoder, case.removed)
 
     def patched(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (patch(args[0]), *args[1:])
@@ -238,4 +239,4 @@ def _kept(case: Case, folder: Path) -> tuple[Loop, float]:
 
 
 def _validation_loss(case: Case, operator: nn.Module) -> float:
-    return Case(case.decoder, case.site, operator, case.ids, case.validation).loop().validation_loss()
+    return replace(case, operator=operator).loop().validation_loss()

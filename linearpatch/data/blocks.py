@@ -35,8 +35,7 @@ class TokenBlocks:
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the token stream: equal for equal tokens in equal blocks, whatever their source."""
-        content = self.ids.contiguous().numpy().tobytes()
-        return hashlib.sha256(repr(tuple(self.ids.shape)).encode() + content).hexdigest()[:16]
+        return token_hash(self.ids)
 
 
 @dataclass(frozen=True)
@@ -161,6 +160,12 @@ class BlockSpec:
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
+
+
+def token_hash(ids: Tensor) -> str:
+    """SHA-256 of token blocks, shape included, 16 hexadecimal digits."""
+    content = ids.contiguous().numpy().tobytes()
+    return hashlib.sha256(repr(tuple(ids.shape)).encode() + content).hexdigest()[:16]
 
 
 def _bos_id(tokenizer: Any) -> int:

@@ -13,18 +13,16 @@ from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.registry import component, identity
 
 
-@component("calibration", "blocks")
 @dataclass(frozen=True)
-class Calibration:
-    """The text from which layers are chosen and patches fitted.
+class BlocksOfText:
+    """A text of its own and how it becomes blocks.
 
     Attributes:
         corpus: A corpus of its own; null reads the run's.
-        num_blocks: Number of token blocks.
+        num_blocks: Number of token blocks; null takes all disjoint ones (`sampling=first`).
         block_length: Tokens in each.
         sampling: `first`, `windows` or `crops`; see `BlockSpec`.
         bos: `tokenizer`, `each` or `none`; see `BlockSpec`.
-        batch_size: Blocks in one forward pass.
     """
 
     corpus: Any = None  # a Corpus; OmegaConf would make an optional frozen dataclass read-only
@@ -32,10 +30,8 @@ class Calibration:
     block_length: int = 1024
     sampling: str = "windows"
     bos: str = "tokenizer"
-    batch_size: int = 1
 
     def __post_init__(self) -> None:
-        require_range("calibration.batch_size", self.batch_size, low=1)
         self.blocks(seed=0)
 
     def blocks(self, seed: int) -> BlockSpec:
@@ -43,34 +39,39 @@ class Calibration:
         return BlockSpec(self.num_blocks, self.block_length, self.sampling, self.bos, seed)
 
 
+@component("calibration", "blocks")
 @dataclass(frozen=True)
-class DistillationText:
+class Calibration(BlocksOfText):
+    """The text from which layers are chosen and patches fitted.
+
+    Attributes:
+        batch_size: Blocks in one forward pass.
+    """
+
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        require_range("calibration.batch_size", self.batch_size, low=1)
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class DistillationText(BlocksOfText):
     """The text on which patches are trained, and that on which training is watched.
 
     Attributes:
-        corpus: A corpus of its own; null reads the run's.
-        num_blocks: Number of token blocks for training; null takes all disjoint ones (`sampling=first`).
-        block_length: Tokens in each.
-        sampling: `crops`, `windows` or `first`; see `BlockSpec`.
-        bos: `tokenizer`, `each` or `none`; see `BlockSpec`.
         validation_blocks: Disjoint blocks at the end of the text, of which training sees no token.
     """
 
-    corpus: Any = None
     num_blocks: int | None = 5000
     block_length: int = 2048
     sampling: str = "crops"
-    bos: str = "tokenizer"
     validation_blocks: int = 16
 
     def __post_init__(self) -> None:
         require_range("distillation.validation_blocks", self.validation_blocks, low=1)
         require_choice("distillation.sampling", self.sampling, ("crops", "windows", "first"))
-        self.blocks(seed=0)
-
-    def blocks(self, seed: int) -> BlockSpec:
-        """The cut, with the run's seed."""
-        return BlockSpec(self.num_blocks, self.block_length, self.sampling, self.bos, seed)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)

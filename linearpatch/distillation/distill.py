@@ -14,7 +14,7 @@ from torch import nn
 
 from linearpatch.cache import Cache, Entry, digest_of
 from linearpatch.data.blocks import TokenBlocks
-from linearpatch.distillation.loop import Diverged, Loop, State
+from linearpatch.distillation.loop import Diverged, Loop
 from linearpatch.distillation.sources import SHARD, Cached, Online, Source
 from linearpatch.distillation.student import Student
 from linearpatch.distillation.trainable import (
@@ -66,7 +66,7 @@ class TrainingFailed(Diverged):
     """
 
     def __init__(self, cause: Diverged, distilled: Distilled) -> None:
-        super().__init__(str(cause), cause.step)
+        super().__init__(str(cause))
         self.distilled = distilled
 
 
@@ -230,11 +230,11 @@ def _train(
 ) -> Entry:
     state = cache.find("distillation_state", key, remember=False)
     if state is not None:
-        loop.restore(State(state.tensors, state.facts))
+        loop.restore(state)
         log.info("distill: going on after step %d of %d", loop.step, loop.total)
 
-    def save(current: State) -> None:
-        cache.put("distillation_state", key, Entry(current.tensors, current.facts), remember=False)
+    def save(current: Entry) -> None:
+        cache.put("distillation_state", key, current, remember=False)
 
     try:
         loop.run(save=save, report=report)

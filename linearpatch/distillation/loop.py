@@ -7,14 +7,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from linearpatch.cache import Entry
 from linearpatch.distillation.sources import SHARD, Source
 from linearpatch.distillation.student import Student
 from linearpatch.distillation.trainable import TrainablePatch, parameters_of
@@ -31,24 +30,8 @@ POINTS = 200  # of the training loss curve, at most
 VALIDATION_BYTES = 2**30  # lessons of the validation text that are kept in memory, at most
 
 
-@dataclass(frozen=True)
-class State:
-    """All that a training needs to go on: tensors, and facts that JSON can hold."""
-
-    tensors: dict[str, Tensor]
-    facts: dict[str, Any]
-
-
 class Diverged(NumericsError):
-    """A loss isn't finite any more.
-
-    Attributes:
-        step: At which step.
-    """
-
-    def __init__(self, message: str, step: int) -> None:
-        super().__init__(message)
-        self.step = step
+    """A loss isn't finite any more."""
 
 
 class Loop:
@@ -118,7 +101,7 @@ class Loop:
     def run(
         self,
         *,
-        save: Callable[[State], None] = lambda state: None,
+        save: Callable[[Entry], None] = lambda state: None,
         report: Callable[[Mapping[str, float]], None] = lambda point: None,
     ) -> None:
         """Train to the end.
@@ -228,7 +211,7 @@ class Loop:
         self._put(now)
         return operators
 
-    def state(self) -> State:
+    def state(self) -> Entry:
         """Everything that the next step depends on."""
         moments = {
             f"{index}.{name}": values
@@ -251,9 +234,9 @@ class Loop:
             "best_step": self.best_step,
             "best_loss": self.best_loss,
         }
-        return State({name: tensor.clone() for name, tensor in tensors.items()}, facts)
+        return Entry({name: tensor.clone() for name, tensor in tensors.items()}, facts)
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: Entry) -> None:
         """Go on from a saved state."""
         device = self.parameters[0].device
         self._put([state.tensors[f"parameter.{index}"] for index in range(len(self.parameters))])
@@ -276,8 +259,6 @@ class Loop:
         self.best_step, self.best_loss = state.facts["best_step"], state.facts["best_loss"]
 
     def _sum_gradients(self) -> None:
-        if self.workers.count == 1:
-            return
         for parameter in self.parameters:  # a process may have had no sequence in the last step of an epoch
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = self.workers.sum(gradient)
@@ -308,7 +289,7 @@ class Loop:
             advice = "Nothing has been trained yet: look at the fitted patch, or use another"
         if self.scaler.is_enabled():
             advice += ", or model.dtype=bfloat16"
-        raise Diverged(f"{what} is {value} at step {step} of {self.total} of the distillation.{kept} {advice}.", step)
+        raise Diverged(f"{what} is {value} at step {step} of {self.total} of the distillation.{kept} {advice}.")
 
     def _enter(self, report: Callable[[Mapping[str, float]], None], **values: float) -> None:
         point = {"step": self.step, **values}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from linearpatch.cache import Cache, Entry
+from linearpatch.data.blocks import token_hash
 from linearpatch.distillation.student import Student
 from linearpatch.distillation.training import Keeping, Lesson, Training
 from linearpatch.errors import ModelError
@@ -89,7 +89,7 @@ class Cached(Source):
 
     def missing(self) -> list[int]:
         """The files that don't exist yet, by number."""
-        return [shard for shard in range(-(-len(self.ids) // SHARD)) if not self._exists(shard)]
+        return [shard for shard in range(-(-len(self.ids) // SHARD)) if not self._exist(self._keys(shard))]
 
     def prepare(self, shards: Sequence[int], on_step: Callable[[], None]) -> None:
         """Make some files."""
@@ -113,12 +113,13 @@ class Cached(Source):
             stream = record(decoder, self.ids[list(rows)], {self.student.entry}).streams[self.student.entry]
         return Lesson(stream, self._calls_for(len(rows)), stacked)
 
-    def _exists(self, shard: int) -> bool:
-        return all(self.cache.holds(kind, key) for kind, key in self._keys(shard).items())
+    def _exist(self, keys: Mapping[str, Mapping[str, Any]]) -> bool:
+        return all(self.cache.holds(kind, key) for kind, key in keys.items())
 
     def _load(self, shard: int) -> dict[str, Tensor]:
         """The tensors of one file by name, `[sequences, …]`; a damaged file is made anew."""
-        keys, existed = self._keys(shard), self._exists(shard)
+        keys = self._keys(shard)
+        existed = self._exist(keys)
         found = self._find(keys) if existed else None
         if found is None:
             with self.cache.locked("targets", keys["targets"]):  # another run may be making it
@@ -152,8 +153,7 @@ class Cached(Source):
     def _keys(self, shard: int) -> dict[str, dict[str, Any]]:
         """What each kind of file depends on. Targets don't on the layers that go, streams on where the first went."""
         ids = self._ids(shard)
-        tokens = hashlib.sha256(repr(tuple(ids.shape)).encode() + ids.contiguous().numpy().tobytes()).hexdigest()
-        common = {"model": self.model_key, "tokens": tokens, "version": VERSION}
+        common = {"model": self.model_key, "tokens": token_hash(ids), "version": VERSION}
         keys = {"targets": {**common, **self.keeping.key}, "states": {**common, "stream": self.student.entry}}
         return {kind: keys[kind] for kind in self.kinds}
 
