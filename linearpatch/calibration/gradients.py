@@ -8,13 +8,13 @@ gradients become one number and are dropped. Peak memory: weights, streams, one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from linearpatch.models.decoder import Decoder, unwrap
+from linearpatch.models.gradients import gradients_for
 from linearpatch.models.loss import stream_gradient
 from linearpatch.models.passes import record
 
@@ -44,7 +44,8 @@ def first_order_importance(
         for index in reversed(range(decoder.num_layers)):
             stream = recording.streams.pop(index).detach().requires_grad_()
             layer, call = decoder.layers[index], recording.calls[index]
-            with _gradients_for(layer_weights(layer)) as weights:
+            weights = layer_weights(layer)
+            with gradients_for(weights, True):
                 with torch.enable_grad():
                     output = unwrap(layer(stream, *call.args, **call.kwargs))
                 gradient, *weight_gradients = torch.autograd.grad(
@@ -57,16 +58,3 @@ def first_order_importance(
             del output, weight_gradients
             on_step()
     return importance
-
-
-@contextmanager
-def _gradients_for(weights: Sequence[nn.Parameter]) -> Iterator[Sequence[nn.Parameter]]:
-    """Let these weights have gradients, and put the setting back."""
-    required = [weight.requires_grad for weight in weights]
-    for weight in weights:
-        weight.requires_grad_(True)
-    try:
-        yield weights
-    finally:
-        for weight, before in zip(weights, required, strict=True):
-            weight.requires_grad_(before)

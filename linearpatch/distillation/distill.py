@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from linearpatch.distillation.training import Keeping, Training
 from linearpatch.errors import ConfigError, StorageError
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.fingerprint import parameter_hash, weights_hash
+from linearpatch.models.gradients import gradients_for
 from linearpatch.models.modeling_linearpatch import empty_patch
 from linearpatch.models.patched import operator_of
 from linearpatch.models.views import Site
@@ -121,7 +122,8 @@ def distill(
         "seed": seed,
     }
     training.check_processes(workers.count)
-    with cache.locked("distillation", key) if workers.is_main else nullcontext(), _frozen(decoder):
+    frozen = gradients_for(list(decoder.model.parameters()), False)
+    with cache.locked("distillation", key) if workers.is_main else nullcontext(), frozen:
         workers.wait()
         found = cache.find("distillation", key)
         if not workers.agree(f"{digest_of(key)} {found is None}"):
@@ -151,19 +153,6 @@ def distill(
             training.learning_rate,
         )
     return distilled
-
-
-@contextmanager
-def _frozen(decoder: Decoder) -> Iterator[None]:
-    """No weight of the dense model gets a gradient meanwhile."""
-    trained = [parameter for parameter in decoder.model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 def _trainable(training: Training, decoder: Decoder, modules: Sequence[nn.Module], seed: int) -> nn.ModuleList:
