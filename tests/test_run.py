@@ -214,7 +214,7 @@ def test_a_folder_that_holds_another_run_is_left_alone(tmp_path, said):
     assert run(f"output_dir={tmp_path}/D") == 0
     before = result(tmp_path / "D")
     assert run(f"output_dir={tmp_path}/D", "seed=1") == 1
-    assert "Choose another output_dir" in said()
+    assert "(seed was 0 and is 1). Choose another output_dir" in said()
     assert result(tmp_path / "D") == before
 
 

@@ -67,7 +67,8 @@ class Corpus(ABC):
         split = self.split(purpose)
         documents = self.documents(split, datasets_dir)
         if not any(document.strip() for document in documents):
-            raise DataError(f"corpus {self.name}: the split {split!r} holds no text.")
+            hint = " A slice takes whole documents: use a longer text, or wider slices." if "[" in split else ""
+            raise DataError(f"corpus {self.name}: the split {split!r} holds no text.{hint}")
         return documents
 
 

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -123,8 +123,8 @@ def recording(record: Record, folder: Path) -> Iterator[None]:
         holds_nothing = earlier.status in ("failed", "interrupted") and not earlier.metrics and not earlier.checkpoint
         if earlier.run_id != record.run_id and not holds_nothing:
             raise StorageError(
-                f"{folder} holds the run {earlier.run_id}; this one is {record.run_id}. Choose another "
-                "output_dir, or remove that folder."
+                f"{folder} holds the run {earlier.run_id}; this one is {record.run_id}"
+                f"{_difference(earlier.config, record.config)}. Choose another output_dir, or remove that folder."
             )
         for name in KEPT:
             setattr(record, name, getattr(earlier, name))
@@ -185,6 +185,28 @@ def _git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration with dotted keys.
+
+    >>> flat({"patch": {"ridge": 0.1}, "seed": 0})
+    {'patch.ridge': 0.1, 'seed': 0}
+    """
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def _difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first settings in which two configurations differ, in words."""
+    before, after = flat(earlier), flat(now)
+    keys = [key for key in (*after, *before) if before.get(key) != after.get(key) and not key.startswith("eval.")]
+    keys = list(dict.fromkeys(keys))
+    shown = ", ".join(f"{key} was {before.get(key)} and is {after.get(key)}" for key in keys[:3])
+    more = f", and {len(keys) - 3} settings more differ" if len(keys) > 3 else ""
+    return f" ({shown}{more})" if shown else ""
 
 
 def _finite(value: Any) -> Any:

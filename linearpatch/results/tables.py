@@ -18,7 +18,7 @@ from linearpatch.results.display import (
     value_text,
     versus_text,
 )
-from linearpatch.results.record import Record
+from linearpatch.results.record import Record, flat
 
 
 def run_table(record: Record) -> Table:
@@ -183,7 +183,7 @@ def _varied_settings(records: Sequence[Record]) -> list[str]:
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for record in records:
         same = (record.model["name"], *_what(record, "distilled")[::2], str(len(record.pruning["removed_layers"])))
-        groups.setdefault(same, []).append(_flat(record.config))
+        groups.setdefault(same, []).append(flat(record.config))
     varied = {
         key
         for configs in groups.values()
@@ -201,15 +201,8 @@ def _settings(record: Record, stage: str, varied: Sequence[str]) -> str:
         "pruned": ("patch.", *training),
         "patched": training,
     }.get(stage, ())
-    config = _flat(record.config)
+    config = flat(record.config)
     return ", ".join(f"{key}={config[key]}" for key in varied if key in config and not key.startswith(past))
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _order(record: Record) -> tuple[Any, ...]:
