@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from linearpatch.storage import make_folder, write_atomically
+from linearpatch.leases import leased
+from linearpatch.storage import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +47,12 @@ class Cache:
 
     Args:
         root: The folder; None keeps entries in memory only.
+        since: Entries written before (seconds since 1970) count as missing, so that they are computed anew.
     """
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(self, root: Path | None = None, *, since: float | None = None) -> None:
         self.root = root
+        self._since = since
         self._memory: dict[tuple[str, str], Entry] = {}
 
     def get(self, kind: str, key: Mapping[str, Any], compute: Callable[[], Entry]) -> Entry:
@@ -83,7 +85,7 @@ class Cache:
         if (kind, digest) in self._memory or self.root is None:
             return self._memory.get((kind, digest))
         path = self._path(kind, digest)
-        if not path.exists():
+        if not self._is_there(path):
             return None
         try:
             entry = _read(path, canonical(key))
@@ -119,7 +121,7 @@ class Cache:
     def holds(self, kind: str, key: Mapping[str, Any]) -> bool:
         """Whether there is an entry of a key, as far as that can be told without reading it."""
         digest = digest_of(key)
-        return (kind, digest) in self._memory or (self.root is not None and self._path(kind, digest).exists())
+        return (kind, digest) in self._memory or (self.root is not None and self._is_there(self._path(kind, digest)))
 
     def remove(self, kind: str, key: Mapping[str, Any]) -> None:
         """Forget an entry that isn't needed any more."""
@@ -130,22 +132,15 @@ class Cache:
 
     @contextmanager
     def locked(self, kind: str, key: Mapping[str, Any]) -> Iterator[None]:
-        """Hold an entry's lock, which the system frees when its owner dies."""
+        """Hold an entry's lease; wait where another run has it."""
         if self.root is None:
             yield
             return
-        path = self._path(kind, digest_of(key)).with_suffix(".lock")
-        make_folder(path.parent)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=1)
-        except Timeout:
-            log.info("waiting for another run that computes the same (%s)", kind)
-            lock.acquire()
-        try:
+        with leased(self._path(kind, digest_of(key)).with_suffix(".lease"), kind):
             yield
-        finally:
-            lock.release()
+
+    def _is_there(self, path: Path) -> bool:
+        return path.exists() and (self._since is None or path.stat().st_mtime >= self._since)
 
     def _path(self, kind: str, digest: str) -> Path:
         assert self.root is not None

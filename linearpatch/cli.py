@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -15,6 +15,10 @@ from rich.table import Table
 
 from linearpatch.errors import ConfigError, LinearPatchError, suggest
 from linearpatch.progress import WIDTH_OF_FILES, console
+
+if TYPE_CHECKING:
+    from linearpatch.sweep.plan import Plan
+    from linearpatch.sweep.schedule import Outcome
 
 log = logging.getLogger("linearpatch")
 out = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
@@ -24,6 +28,7 @@ examples:
   linearpatch run                                       prune the embedded model by the defaults
   linearpatch run pruner=sleb num_pruned_layers=7       override a choice and a value
   linearpatch run -m pruner=sleb,shortgpt patch=none,rotate     every combination
+  linearpatch run -m pruner=sleb,shortgpt --dry-run     what a sweep would do
   linearpatch run --cfg job                             print the configuration and stop
   linearpatch run 'eval=[ppl,smoke,speed]'              measure more than perplexity
   linearpatch run save_model=true output_dir=small      write the pruned, patched model to small/model
@@ -90,19 +95,22 @@ def _run(arguments: list[str]) -> int:
 
     from linearpatch.config import CONF_DIR, readable_errors, register_schemas
     from linearpatch.jobs import Jobs
-    from linearpatch.results.tables import comparison_table, failures_table, run_table
+    from linearpatch.results.tables import run_table
     from linearpatch.stopping import terminable
+    from linearpatch.sweep.tables import plan_table
     from linearpatch.workers import Workers
 
     workers = Workers.launched()
     if not workers.is_main:  # the first process speaks for all
         log.setLevel(logging.ERROR)
     register_schemas()
-    jobs = Jobs()
+    jobs = Jobs(dry_run="--dry-run" in arguments)
     # Hydra would print a bad override in its own way and exit; with this it raises, and we say it in a sentence.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Hydra takes its flags before overrides only.
-    arguments = sorted(arguments, key=lambda word: word not in ("-m", "--multirun"))
+    arguments = sorted(
+        (word for word in arguments if word != "--dry-run"), key=lambda word: word not in ("-m", "--multirun")
+    )
     previous, sys.argv = sys.argv, ["linearpatch run", *arguments]
     try:
         with readable_errors(), terminable():
@@ -111,25 +119,32 @@ def _run(arguments: list[str]) -> int:
         sys.argv = previous
         workers.leave()
 
-    if not jobs.records:  # --help, --cfg and --info print and stop
-        return 0
     if not workers.is_main:
-        if jobs.errors:
-            raise jobs.errors[0]
         return 0
-    if not jobs.in_sweep:
-        if jobs.errors:
-            raise jobs.errors[0]
-        out.print(run_table(jobs.records[0]))
+    if jobs.plan is not None and jobs.dry_run:
+        out.print(plan_table(jobs.plan))
+        return 0
+    if jobs.plan is not None:
+        return _tell_sweep(jobs.plan, jobs.outcomes)
+    if jobs.record is not None:  # --help, --cfg and --info print and stop
+        out.print(run_table(jobs.record))
         out.print(f"{jobs.folder}/result.json", soft_wrap=True)
-        if saved := jobs.records[0].checkpoint:
+        if saved := jobs.record.checkpoint:
             out.print(f"{jobs.folder}/{saved['folder']} ({saved['format']})", soft_wrap=True)
-        return 0
-    out.print(comparison_table(jobs.records))
-    out.print(f"{jobs.folder.parent}/*/result.json", soft_wrap=True)
-    if failures := failures_table(jobs.records):
-        out.print(failures)
-    return 1 if failures else 0
+    return 0
+
+
+def _tell_sweep(plan: Plan, outcomes: Sequence[Outcome]) -> int:
+    """Print what the runs found and what became of each."""
+    from linearpatch.results.tables import comparison_table
+    from linearpatch.sweep.tables import outcomes_table
+
+    records = [outcome.record for outcome in outcomes]
+    if any(record.metrics for record in records):
+        out.print(comparison_table(records))
+    out.print(outcomes_table(outcomes))
+    out.print(f"{plan.folder}/*/result.json", soft_wrap=True)
+    return 0 if all(record.status == "completed" for record in records) else 1
 
 
 def _generate(arguments: argparse.Namespace) -> int:

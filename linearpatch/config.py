@@ -17,6 +17,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -45,7 +46,10 @@ def register_schemas() -> None:
     Also the resolver `first_of`, the first of its values that isn't null.
     """
     OmegaConf.register_new_resolver("first_of", lambda *values: next(v for v in values if v is not None), replace=True)
+    Plugins.instance()  # reads Hydra's own plug-ins, which store their schemas
     store = ConfigStore.instance()
+    for group in ("launcher", "sweeper"):  # conf/hydra has its own `basic`, which isn't one of Hydra's class
+        store.repo["hydra"][group].pop("basic.yaml", None)
     store.store(name="experiment_schema", node=_schema(Experiment))
     for group in GROUPS:
         for name, cls in components(group).items():
@@ -64,9 +68,24 @@ def compose_experiment(overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: a choice, key or value isn't possible.
     """
+    return to_experiment(compose_config(overrides))
+
+
+def compose_config(overrides: Sequence[str], search_path: Sequence[str] = ()) -> DictConfig:
+    """Compose a configuration as the command line does.
+
+    Args:
+        overrides: Such as `pruner=sleb`.
+        search_path: Folders with more choices.
+
+    Raises:
+        ConfigError: a choice or key isn't possible.
+    """
     register_schemas()
+    more = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search_path)}]"] if search_path else []
     with readable_errors(), initialize_config_dir(str(CONF_DIR.resolve()), version_base="1.3"):
-        return to_experiment(compose("config", list(overrides)))
+        config: DictConfig = compose("config", [*overrides, *more])
+    return config
 
 
 def to_experiment(config: DictConfig) -> Experiment:

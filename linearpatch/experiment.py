@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Experiment:
         datasets_dir: Local copies of data sets, read in place of the hub.
         cache_dir: What is kept between runs; null is LINEARPATCH_CACHE or the user's cache.
         group: Label that the runs of a sweep share.
+        force: Compute everything anew, whatever records and the cache hold.
     """
 
     model: Model = MISSING
@@ -89,6 +90,7 @@ class Experiment:
     datasets_dir: str | None = None
     cache_dir: str | None = None
     group: str | None = None
+    force: bool = False
 
     def __post_init__(self) -> None:
         for stage in self.stages:
@@ -171,8 +173,32 @@ class Experiment:
         if self.training is not None:
             own = self.distillation_reader.corpus
             makes["distillation"] = identity(replace(self.distillation, corpus=own))
-        digest = hashlib.sha256(canonical(makes).encode()).hexdigest()[:8]
-        return f"{self.model.label}-{name_of(self.pruner)}-{self.num_pruned_layers}-{name_of(self.patch)}-{digest}"
+        chosen = f"{self.model.label}-{name_of(self.pruner)}-{self.num_pruned_layers}-{name_of(self.patch)}"
+        return f"{chosen}-{digest(makes)}"
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """What a record must answer to be complete: a digest for each measurement of each stage and the checkpoint."""
+        gone = {"patched": name_of(self.patch) == "none", "distilled": self.training is None}
+        files = _stamps(asdict(replace(self, output_dir=None, cache_dir=None)))
+        asked = {
+            f"{stage}/{name}": digest([files, measured])
+            for stage in self.stages
+            if not gone.get(stage)
+            for name, measured in self.measured.items()
+        }
+        if self.save_model:
+            asked["checkpoint"] = digest([files, self.save_format, self.push_to_hub])
+        return asked
+
+    @property
+    def measured(self) -> dict[str, dict[str, Any]]:
+        """What makes the result of each evaluation beside the model."""
+        corpus = identity(self.evaluation_reader.corpus)
+        return {
+            name: {"corpus": corpus, "missing_data": self.missing_data, **identity(evaluation)}
+            for name, evaluation in self.evaluations.items()
+        }
 
     @property
     def choices(self) -> dict[str, str]:
@@ -185,6 +211,19 @@ class Experiment:
             "distill": name_of(self.distill),
         }
 
+    def with_half_batches(self) -> Experiment | None:
+        """The same with half of every batch size, for less memory; None where all are one.
+
+        A step of distillation keeps its number of sequences.
+        """
+        smaller = replace(
+            self,
+            calibration=_halved(self.calibration),
+            eval={name: _halved(chosen) for name, chosen in self.eval.items()},
+            distill=_halved(self.distill),
+        )
+        return None if smaller == self else smaller
+
     def folder(self, *, in_sweep: bool = False) -> Path:
         """Where the run goes."""
         if self.output_dir is None:
@@ -195,3 +234,37 @@ class Experiment:
     def _reader(self, purpose: str, own: Corpus | None) -> Reader:
         datasets_dir = Path(self.datasets_dir).expanduser() if self.datasets_dir else None
         return Reader(own or self.corpus, purpose, datasets_dir)
+
+
+def digest(value: Any) -> str:
+    """A short name for a value: 8 hexadecimal digits."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:8]
+
+
+def _halved(component: Any) -> Any:
+    """A component with half its batch size, and more steps of accumulation where it has those."""
+    size = getattr(component, "batch_size", None)
+    if not isinstance(size, int) or size < 2:
+        return component
+    changes = {"batch_size": size // 2}
+    if hasattr(component, "accumulation"):
+        if size % 2:
+            return component
+        changes["accumulation"] = 2 * component.accumulation
+    return replace(component, **changes)
+
+
+def _stamps(value: Any) -> dict[str, list[Any]]:
+    """Sizes and times of the files and folders that a configuration names, so that changed ones are noticed."""
+    if isinstance(value, dict):
+        return {path: stamp for item in value.values() for path, stamp in _stamps(item).items()}
+    if isinstance(value, (list, tuple)):
+        return {path: stamp for item in value for path, stamp in _stamps(item).items()}
+    if not isinstance(value, str) or not value:
+        return {}
+    try:
+        path = Path(value).expanduser()
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        return {value: [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]}
+    except (OSError, RuntimeError, ValueError):  # most texts name no file
+        return {}

@@ -1,76 +1,121 @@
-"""From Hydra's jobs to runs: one call for each job, and what became of all of them."""
+"""From Hydra's configurations to runs: one in this process, or a sweep of them in processes of their own."""
 
 from __future__ import annotations
 
 import logging
 import shlex
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
-from linearpatch.config import resolved, to_experiment
-from linearpatch.errors import LinearPatchError
-from linearpatch.results.record import Record, read_record
+from linearpatch.config import CONF_DIR, readable_errors, resolved, to_experiment
+from linearpatch.errors import ConfigError
+from linearpatch.experiment import digest
+from linearpatch.progress import steps
+from linearpatch.results.record import Record
 from linearpatch.run import run
+from linearpatch.sweep.launchers import launcher_of
+from linearpatch.sweep.manifest import write_manifest
+from linearpatch.sweep.plan import Asked, Plan, plan_sweep
+from linearpatch.sweep.schedule import Outcome, execute
+from linearpatch.sweep.tables import duration
 from linearpatch.workers import Workers
 
 log = logging.getLogger(__name__)
 
 
 class Jobs:
-    """The function Hydra calls with each job's configuration.
+    """What Hydra calls: with a configuration, or (`hydra_plugins.linearpatch`) with the overrides of a sweep.
 
-    A job that fails doesn't raise, so that the others of a sweep go on and the failure is told in our own
-    words, once.
+    Args:
+        dry_run: Only plan.
 
     Attributes:
-        records: What became of each job, in order.
-        folder: Where the last job's run is.
-        in_sweep: Whether Hydra runs a sweep.
-        errors: What the failed jobs raised.
+        record: That of the run, where there was one.
+        folder: Where that is.
+        plan: The sweep, where there was one.
+        outcomes: What became of its runs, in order.
     """
 
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-        self.errors: list[Exception] = []
+    def __init__(self, *, dry_run: bool = False) -> None:
+        self.dry_run = dry_run
+        self.record: Record | None = None
         self.folder = Path()
-        self.in_sweep = False
-        self._label = time.strftime("sweep-%Y%m%d-%H%M%S")
+        self.plan: Plan | None = None
+        self.outcomes: list[Outcome] = []
 
     def __call__(self, config: DictConfig) -> None:
-        """Run one job."""
-        context = HydraConfig.get()
-        overrides = list(context.overrides.task)
-        self.in_sweep = context.mode == RunMode.MULTIRUN
-        if self.in_sweep and config.group is None:
-            config.group = self._label
-        record = Record(run_id=" ".join(overrides), group=config.group, command="", seed=config.seed, config={})
-        try:
-            experiment = to_experiment(config)
-            record.run_id = experiment.run_id
-            self.folder = experiment.folder(in_sweep=self.in_sweep)
-            command = shlex.join(["linearpatch", "run", *overrides])
-            log.info("run %s", experiment.run_id)
-            record = run(experiment, self.folder, config=resolved(config), command=command)
-        except Exception as error:
-            self.errors.append(error)
-            record = self._failed(record, error)
-            if self.in_sweep and Workers.launched().count > 1:
-                raise  # the other processes may wait for this one in the middle of the job
-            if self.in_sweep:
-                log.error("%s", error, exc_info=None if isinstance(error, LinearPatchError) else error)
-        self.records.append(record)
+        """One run, in this process."""
+        overrides = list(HydraConfig.get().overrides.task)
+        experiment = to_experiment(config)
+        self.folder = experiment.folder()
+        command = shlex.join(["linearpatch", "run", *overrides])
+        log.info("run %s", experiment.run_id)
+        self.record = run(experiment, self.folder, config=resolved(config), command=command)
 
-    def _failed(self, record: Record, error: Exception) -> Record:
-        """The record a failed run left, or one for the table alone where it left none."""
-        try:
-            left = read_record(self.folder)
-        except LinearPatchError:
-            left = None
-        if left is not None and left.run_id == record.run_id and left.status == "failed":
-            return left
-        record.status, record.error = "failed", str(error)
-        return record
+    def sweep(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        combinations: Sequence[Sequence[str]],
+        *,
+        compose: Callable[[Sequence[str]], DictConfig],
+        config: DictConfig,
+    ) -> None:
+        """Plan a sweep and run it.
+
+        Args:
+            name: Of the launcher.
+            settings: Of the launcher.
+            combinations: The overrides of each run.
+            compose: Makes a run's configuration of them.
+            config: The configuration that all share.
+
+        Raises:
+            ConfigError: the launcher can't do it.
+        """
+        if Workers.launched().count > 1:
+            raise ConfigError(
+                "A sweep starts a process for each run, and can't be started by several processes (accelerate, "
+                "torchrun). Start it alone, or give one run at a time to several processes."
+            )
+        launcher = launcher_of(name, settings)
+        sources = config.hydra.runtime.config_sources
+        search_path = [source.path for source in sources if source.schema == "file" and source.path != str(CONF_DIR)]
+        label = config.group or f"sweep-{digest(sorted(map(list, combinations)))}"
+        asked = [_asked(overrides, label, compose) for overrides in combinations]
+        self.plan = plan_sweep(asked, label, search_path=search_path, since=time.time() if config.force else None)
+        if self.dry_run:
+            return
+        pending = sum(job.is_pending for job in self.plan.runs)
+        log.info("sweep %s: %d runs, %d of them to do, %s", label, len(self.plan.runs), pending, launcher.describe())
+        write_manifest(self.plan)
+        with steps("runs", len(self.plan.runs)) as on_step:
+
+            def tell(outcome: Outcome) -> None:
+                if outcome.job.is_run:
+                    on_step()
+                if outcome.job.is_pending:
+                    error = f": {outcome.record.error}" if outcome.record.error else ""
+                    took = f", {duration(outcome.seconds)}" if outcome.seconds is not None else ""
+                    level = logging.INFO if outcome.record.status == "completed" else logging.ERROR
+                    log.log(level, "%s %s%s%s", outcome.job.name, outcome.record.status, took, error)
+
+            self.outcomes = execute(self.plan, launcher, tell)
+
+
+def _asked(overrides: Sequence[str], label: str, compose: Callable[[Sequence[str]], DictConfig]) -> Asked:
+    """One run of a sweep, or why it is impossible."""
+    try:
+        with readable_errors():
+            config = compose(overrides)
+        with open_dict(config):
+            del config["hydra"]
+        config.group = config.group or label
+        return Asked(tuple(overrides), to_experiment(config))
+    except ConfigError as error:
+        return Asked(tuple(overrides), error=error)

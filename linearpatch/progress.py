@@ -16,12 +16,39 @@ WIDTH_OF_FILES = 140
 console = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH_OF_FILES)
 
 
+# Who is told of progress: what is being done, how much of it is done, how much there is (0: not known).
+Watcher = Callable[[str, float, float], None]
+_watchers: list[Watcher] = []
+
+
+@contextmanager
+def watched(by: Watcher) -> Iterator[None]:
+    """While open, `by` is told of all progress in this process."""
+    _watchers.append(by)
+    try:
+        yield
+    finally:
+        _watchers.remove(by)
+
+
+def tell(what: str, done: float = 0, total: float = 0) -> None:
+    """Tell those who watch."""
+    for watcher in _watchers:
+        watcher(what, done, total)
+
+
 @contextmanager
 def steps(description: str, total: float) -> Iterator[Callable[..., None]]:
     """Show a bar while a block runs; the block calls what it is given after each step, or with a number of steps."""
     with _bar() as progress:
         task = progress.add_task(description, total=total)
-        yield lambda count=1: progress.advance(task, count)
+        tell(description, 0, total)
+
+        def advance(count: float = 1) -> None:
+            progress.advance(task, count)
+            tell(description, progress.tasks[0].completed, total)
+
+        yield advance
 
 
 @contextmanager
@@ -33,6 +60,7 @@ def training_bar(description: str, total: int, done: int) -> Iterator[Callable[[
         def show(step: int, loss: float, learning_rate: float, tokens_per_s: float) -> None:
             state = f"loss {loss:.4f} · lr {learning_rate:.2g} · {tokens_per_s:,.0f} tokens/s"
             progress.update(task, completed=step, state=state)
+            tell(description, step, total)
 
         yield show
 

@@ -30,8 +30,13 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, safely: bool = True) -> None:
     """Write a file so that readers see the old content or the new, and a failure leaves no trace.
+
+    Args:
+        path: The file.
+        content: Its content.
+        safely: Wait until it is on the disk, so that it survives a power cut.
 
     Raises:
         StorageError: the disk is full, or the folder can't be written.
@@ -43,7 +48,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             temporary = Path(file.name)
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if safely:
+                os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
@@ -100,11 +106,12 @@ def _remove_leftovers(folder: Path) -> None:
     prefix = _temporary_prefix(folder)
     for leftover in folder.parent.glob(f"{glob.escape(prefix)}*"):
         owner = leftover.name.removeprefix(prefix).split(".")[0]
-        if owner.isdigit() and not _is_alive(int(owner)):
+        if owner.isdigit() and not is_alive(int(owner)):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine exists."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

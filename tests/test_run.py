@@ -57,8 +57,8 @@ def test_every_pruner_with_every_patch_writes_the_contracts_record(pruner, patch
     assert found["status"] == "completed"
     assert found["error"] is None
     assert set(found) == {
-        "schema_version", "run_id", "group", "command", "seed", "status", "error", "config", "model", "calibration",
-        "pruning", "patch", "distillation", "metrics", "retained", "checkpoint", "timings_s",
+        "schema_version", "run_id", "group", "command", "seed", "status", "error", "remark", "config", "model", "calibration",
+        "pruning", "patch", "distillation", "metrics", "retained", "checkpoint", "answered", "timings_s",
         "peak_memory_bytes", "environment",
     }  # fmt: skip
     assert found["checkpoint"] is None

@@ -80,7 +80,9 @@ class Workspace:
         """
         missing = self._missing(statistics)
         if missing:
-            with self._cache.locked("pass", self._key):  # another job may be on the same pass
+            # Another job may be on the same pass; one on other statistics isn't waited for.
+            same = {**self._key, "statistics": [self._statistic_key(wanted) for wanted in missing]}
+            with self._cache.locked("pass", same):
                 missing = self._missing(statistics)
                 if missing:
                     self._run_pass(missing, description)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from linearpatch.errors import ModelError
+from linearpatch.leases import leased
 from linearpatch.models.hub import HubModel
 from linearpatch.models.model import LoadedModel, Model
 from linearpatch.registry import component
@@ -70,7 +70,7 @@ class EmbeddedModel(Model):
         folder = cache_dir / "models" / f"{self.package}-{self.package_version}"
         if not folder.is_dir():
             make_folder(folder.parent)
-            with FileLock(folder.with_suffix(".lock")):
+            with leased(folder.with_suffix(".lease"), "the embedded model"):
                 if not folder.is_dir():
                     _convert(file, folder)
         return folder

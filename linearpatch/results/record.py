@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from linearpatch.errors import LinearPatchError, StorageError
 from linearpatch.memory import high_water
+from linearpatch.progress import tell
 from linearpatch.storage import make_folder, write_atomically
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 FILE_NAME = "result.json"
 # What a run of the same folder finds again or adds to; it must not be lost where the run fails before that.
-KEPT = ("model", "calibration", "pruning", "patch", "distillation", "metrics", "retained", "checkpoint")
+KEPT = ("model", "calibration", "pruning", "patch", "distillation", "metrics", "retained", "checkpoint", "answered")
 PACKAGES = (
     "linearpatch",
     "torch",
@@ -45,7 +46,9 @@ PACKAGES = (
 class Record:
     """Everything a run was asked for, did and found, as `result.json` holds it.
 
-    The nested dictionaries hold plain JSON values.
+    The nested dictionaries hold plain JSON values. `remark` is what readers should know of how it went; `answered`
+    says what was asked for and is there (`Experiment.asked`), so that a run asked for again can tell whether anything
+    is left to do.
     """
 
     run_id: str
@@ -56,6 +59,7 @@ class Record:
     schema_version: int = SCHEMA_VERSION
     status: str = "running"
     error: str | None = None
+    remark: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     pruning: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +68,7 @@ class Record:
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     retained: dict[str, dict[str, Any]] = field(default_factory=dict)
     checkpoint: dict[str, Any] | None = None
+    answered: dict[str, str] = field(default_factory=dict)
     timings_s: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: dict[str, int] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=lambda: environment())
@@ -79,6 +84,7 @@ class Record:
             torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
         log.info("%s …", name)
+        tell(name)
         try:
             yield
         finally:
@@ -108,6 +114,11 @@ def read_record(folder: Path) -> Record | None:
         raise StorageError(f"{file} is not a run record of this version: {error}. Move it away.") from error
 
 
+def write_record(record: Record, folder: Path) -> None:
+    """Write a record into a folder."""
+    write_atomically(folder / FILE_NAME, record.to_json().encode())
+
+
 @contextmanager
 def recording(record: Record, folder: Path) -> Iterator[None]:
     """Keep a run's record on disk while it runs, with its configuration and its log beside it.
@@ -130,11 +141,7 @@ def recording(record: Record, folder: Path) -> Iterator[None]:
             setattr(record, name, getattr(earlier, name))
     make_folder(folder)
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record.config)).encode())
-
-    def write() -> None:
-        write_atomically(folder / FILE_NAME, record.to_json().encode())
-
-    write()
+    write_record(record, folder)
     handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     package_log = logging.getLogger("linearpatch")
@@ -154,7 +161,7 @@ def recording(record: Record, folder: Path) -> Iterator[None]:
     finally:
         package_log.removeHandler(handler)
         handler.close()
-        write()
+        write_record(record, folder)
 
 
 def environment() -> dict[str, Any]:

@@ -101,19 +101,6 @@ def comparison_table(records: Sequence[Record]) -> Table:
     return table
 
 
-def failures_table(records: Sequence[Record]) -> Table | None:
-    """One row for each run that didn't complete, or None."""
-    failed = [record for record in records if record.status != "completed"]
-    if not failed:
-        return None
-    table = _table("Not completed")
-    for column in ("run", "status", "reason"):
-        table.add_column(column)
-    for record in failed:
-        table.add_row(record.run_id, record.status, record.error or "")
-    return table
-
-
 def layer_list(layers: Sequence[int]) -> str:
     """Layers as ranges.
 
@@ -190,7 +177,7 @@ def _varied_settings(records: Sequence[Record]) -> list[str]:
         for key in set().union(*configs)
         if len({str(config.get(key)) for config in configs}) > 1
     }
-    return sorted(varied - {"output_dir", "group", "cache_dir"})
+    return sorted(varied - {"output_dir", "group", "cache_dir", "force"})
 
 
 def _settings(record: Record, stage: str, varied: Sequence[str]) -> str:

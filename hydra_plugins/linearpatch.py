@@ -1,0 +1,77 @@
+"""How `linearpatch run -m` sweeps: combinations beside products, and jobs in processes of their own.
+
+Hydra looks for plug-ins in this package. What they do is in `linearpatch.sweep`; nothing heavy is imported here,
+since every application of Hydra in the same environment reads this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class LinearPatchLauncher(Launcher):  # type: ignore[misc]
+    """Hands all combinations to LinearPatch's runner, which plans them as one sweep.
+
+    Args:
+        name: Of the launcher in `linearpatch.sweep.launchers`.
+        settings: Its settings.
+    """
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        self.name = name
+        self.settings = settings
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what `launch` needs."""
+        self.task_function = task_function
+        self.hydra_context = hydra_context
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the sweep."""
+        loader = self.hydra_context.config_loader
+        self.task_function.sweep(
+            self.name,
+            self.settings,
+            job_overrides,
+            compose=lambda overrides: loader.load_sweep_config(self.config, list(overrides)),
+            config=self.config,
+        )
+        return []
+
+
+class LinearPatchSweeper(BasicSweeper):  # type: ignore[misc]
+    """Products of all values, for each of some combinations.
+
+    Args:
+        params: Values by key, as on the command line, which may change them.
+        combinations: Settings that go together, each a mapping; `sweep=FILE` reads them from a file.
+    """
+
+    def __init__(self, params: dict[str, str] | None = None, combinations: Sequence[dict[str, Any]] = ()) -> None:
+        super().__init__(None, params)
+        self.combinations = combinations
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Split the arguments, and launch."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        from linearpatch.sweep.combinations import as_overrides, read_combinations
+
+        assert self.hydra_context is not None and self.launcher is not None
+        files = [word.partition("=")[2] for word in arguments if word.startswith("sweep=")]
+        given = [word for word in arguments if not word.startswith("sweep=")]
+        read = [combination for file in files for combination in read_combinations(file)]
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        jobs: list[list[str]] = []
+        for combination in read or list(self.combinations) or [{}]:
+            parsed = parser.parse_overrides([*self._parse_config(), *as_overrides(combination), *given])
+            jobs += self.split_arguments(parsed, None)[0]
+        return self.launcher.launch(jobs, initial_job_idx=0)

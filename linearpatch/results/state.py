@@ -1,0 +1,107 @@
+"""How far a run is, for those who watch it from outside: a small file that it renews, and what can be told from it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from linearpatch.errors import StorageError
+from linearpatch.leases import exclusive, is_held
+from linearpatch.progress import watched
+from linearpatch.results.record import FILE_NAME, Record, read_record
+from linearpatch.storage import make_folder, write_atomically
+
+PROGRESS_NAME = "progress.json"
+LEASE_NAME = ".lease"
+EVERY_S = 1.0
+
+STATES = ("waiting", "running", "completed", "failed", "interrupted", "lost")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run is at.
+
+    Attributes:
+        what: Its step, or what a bar shows.
+        done: Parts of it that are done …
+        total: … of so many; 0 where that isn't known.
+        since: When the run began, in seconds since 1970.
+        updated: When this was written.
+    """
+
+    what: str
+    done: float
+    total: float
+    since: float
+    updated: float
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The state of a run's folder.
+
+    Attributes:
+        state: `waiting` (nothing there), `running`, `completed`, `failed`, `interrupted`, or `lost`: its record says
+            that it runs, but its process is gone.
+        record: What is there of the record.
+        progress: What it is at, while it runs.
+    """
+
+    state: str
+    record: Record | None = None
+    progress: Progress | None = None
+
+
+@contextmanager
+def occupied(folder: Path) -> Iterator[None]:
+    """Own a run's folder while a block runs, and keep its progress there.
+
+    Raises:
+        StorageError: another process runs in the folder.
+    """
+    make_folder(folder)
+    since, written = time.time(), 0.0
+    last: Progress | None = None
+
+    def write(what: str, done: float, total: float) -> None:
+        nonlocal last, written
+        now = time.time()
+        changed = last is None or last.what != what
+        last = Progress(what, done, total, since, now)
+        if changed or now - written >= EVERY_S:
+            written = now
+            write_atomically(folder / PROGRESS_NAME, json.dumps(asdict(last)).encode(), safely=False)
+
+    with exclusive(folder / LEASE_NAME, str(folder)), watched(write):
+        try:
+            yield
+        finally:
+            (folder / PROGRESS_NAME).unlink(missing_ok=True)
+
+
+def state_of(folder: Path) -> RunState:
+    """The state of a run's folder; a record that can't be read counts as failed."""
+    if not (folder / FILE_NAME).exists():
+        return RunState("waiting")
+    try:
+        record = read_record(folder)
+    except StorageError:
+        return RunState("failed")
+    assert record is not None
+    if record.status != "running":
+        return RunState(record.status, record)
+    if not is_held(folder / LEASE_NAME):
+        return RunState("lost", record)
+    return RunState("running", record, _progress(folder))
+
+
+def _progress(folder: Path) -> Progress | None:
+    try:
+        return Progress(**json.loads((folder / PROGRESS_NAME).read_text()))
+    except (OSError, ValueError, TypeError):  # it has just ended, or is being written by another version
+        return None

@@ -1,0 +1,129 @@
+"""Jobs on this machine: one at a time on a CPU, one on each GPU."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.process import BaseProcess
+from queue import SimpleQueue
+
+import torch
+
+from linearpatch.errors import ConfigError, require_range
+from linearpatch.sweep.launching import Ending, Launcher, Submit
+from linearpatch.sweep.request import Request
+from linearpatch.sweep.worker import redirect_output, work
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True)
+class BasicLauncher(Launcher):
+    """A pool of this machine's GPUs, or of its CPU.
+
+    Processes are forked from one that has imported everything, so that a job starts in no time.
+
+    Attributes:
+        n_jobs: Jobs at a time; null is one for each GPU (or group of them), and one on a CPU.
+        gpus_per_job: GPUs that each job sees; a fraction lets several share one.
+        threads: CPU threads of a job; null is its share of the cores.
+    """
+
+    n_jobs: int | None = None
+    gpus_per_job: float = 1
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_jobs is not None:
+            require_range("hydra.launcher.n_jobs", self.n_jobs, low=1)
+        if self.threads is not None:
+            require_range("hydra.launcher.threads", self.threads, low=1)
+        if not (0 < self.gpus_per_job < 1 or (float(self.gpus_per_job).is_integer() and self.gpus_per_job >= 1)):
+            raise ConfigError(
+                f"hydra.launcher.gpus_per_job is {self.gpus_per_job}. Allowed: a whole number, or a share below 1."
+            )
+
+    def slots(self) -> list[str | None]:
+        """The GPUs that each of the jobs at a time sees; None on a machine without."""
+        gpus = visible_gpus()
+        if not gpus:
+            return [None] * (self.n_jobs or 1)
+        if self.gpus_per_job < 1:
+            slots = [gpu for gpu in gpus for _ in range(int(1 / self.gpus_per_job))]
+        else:
+            size = int(self.gpus_per_job)
+            if size > len(gpus):
+                raise ConfigError(f"hydra.launcher.gpus_per_job is {size}, and this machine has {len(gpus)} GPUs.")
+            slots = [",".join(gpus[i : i + size]) for i in range(0, len(gpus) - size + 1, size)]
+        return list(slots[: self.n_jobs])
+
+    def describe(self) -> str:
+        """Where jobs run."""
+        slots = self.slots()
+        where = (
+            "on this machine's CPU" if slots[0] is None else f"on this machine's GPUs ({', '.join(map(str, slots))})"
+        )
+        return f"{len(slots)} at a time {where}"
+
+    @contextmanager
+    def opened(self) -> Iterator[Submit]:
+        """A pool of threads, each of which waits for one process."""
+        slots: SimpleQueue[str | None] = SimpleQueue()
+        for slot in (found := self.slots()):
+            slots.put(slot)
+        threads = self.threads or max(1, torch.get_num_threads() // len(found))
+        running: set[BaseProcess] = set()
+        stopping = threading.Event()
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["linearpatch.sweep.worker", "linearpatch.checkpoint.loading"])
+
+        def run(request: Request) -> Ending:
+            if stopping.is_set():
+                return Ending(None, "the sweep was stopped")
+            slot = slots.get()
+            process = context.Process(target=_process, args=(request.to_text(), slot, threads, os.getpid()))
+            began = time.monotonic()
+            try:
+                process.start()
+                running.add(process)
+                process.join()
+                return Ending.of(process.exitcode or 0, time.monotonic() - began)
+            finally:
+                running.discard(process)
+                slots.put(slot)
+
+        pool = ThreadPoolExecutor(len(found))
+
+        def submit(requests: Sequence[Request]) -> list[Future[Ending]]:
+            return [pool.submit(partial(run, request)) for request in requests]
+
+        try:
+            yield submit
+        finally:
+            stopping.set()
+            for process in list(running):
+                process.terminate()
+            pool.shutdown(cancel_futures=True)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    if named := os.environ.get(VISIBLE):
+        return [name.strip() for name in named.split(",") if name.strip()] if torch.cuda.is_available() else []
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _process(text: str, gpus: str | None, threads: int, owner: int) -> None:
+    """The work of one process; ends it."""
+    if gpus is not None:
+        os.environ[VISIBLE] = gpus  # before anything asks for a device
+    request = Request.from_text(text)
+    redirect_output(request.path)
+    raise SystemExit(work(request, owner=owner, threads=threads))

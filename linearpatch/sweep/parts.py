@@ -1,0 +1,86 @@
+"""What the runs of a sweep share, as work of its own: it fills the cache, from which they read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from linearpatch.cache import Cache
+from linearpatch.checkpoint.saving import Patches
+from linearpatch.distillation.training import NoDistillation
+from linearpatch.experiment import STAGES, Experiment
+from linearpatch.measure import measure
+from linearpatch.patches.none import NoPatch
+from linearpatch.results.answers import Answers
+from linearpatch.results.record import Record, recording
+from linearpatch.results.state import occupied
+from linearpatch.run import Opened, prepare, rank
+
+log = logging.getLogger(__name__)
+
+
+def measure_dense(experiment: Experiment, cache: Cache, record: Record, folder: Path) -> None:
+    """Measure the dense model."""
+    with _working(record, folder):
+        opened = prepare(_plain(experiment), record)
+        _measure(experiment, opened, {"dense": ((), [])}, cache, record, folder)
+
+
+def collect_statistics(experiments: Sequence[Experiment], cache: Cache, record: Record, folder: Path) -> None:
+    """One pass over the calibration tokens for all that pruners and patches of several runs will ask."""
+    with _working(record, folder):
+        opened = prepare(replace(_plain(experiments[0]), eval={}), record)
+        with record.step("rank"):
+            wanted = [
+                statistic
+                for one in experiments
+                for statistic in (*one.pruner.statistics(one.num_pruned_layers), *one.patch.statistics())
+            ]
+            opened.workspace(experiments[0], cache).collect(*wanted)
+
+
+def measure_pruned(experiment: Experiment, cache: Cache, record: Record, folder: Path) -> None:
+    """Choose the layers that go, and measure the model without them."""
+    with _working(record, folder):
+        plain = _plain(experiment)
+        opened = prepare(plain, record)
+        with record.step("rank"):
+            selection = rank(plain, opened.workspace(plain, cache), record)
+        if "pruned" in experiment.stages:
+            _measure(experiment, opened, {"pruned": (selection.removed, [])}, cache, record, folder)
+
+
+def _measure(
+    experiment: Experiment,
+    opened: Opened,
+    models: Mapping[str, tuple[Sequence[int], Patches]],
+    cache: Cache,
+    record: Record,
+    folder: Path,
+) -> None:
+    """Measure what doesn't depend on the other stages' models."""
+    alone = [one for one in opened.measurements if not one.together]
+    with Answers(folder) as answers:
+        measure(opened.model, models, experiment.evaluations, alone, cache, record, answers)
+
+
+def _plain(experiment: Experiment) -> Experiment:
+    """The experiment up to its patch."""
+    return replace(
+        experiment,
+        patch=NoPatch(),
+        distill=NoDistillation(),
+        stages=list(STAGES),
+        save_model=False,
+        save_format="auto",
+        push_to_hub=None,
+    )
+
+
+@contextmanager
+def _working(record: Record, folder: Path) -> Iterator[None]:
+    with occupied(folder), recording(record, folder):
+        yield

@@ -1,0 +1,123 @@
+"""Run the jobs of a plan: each as soon as what it needs has ended, whatever became of that."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from dataclasses import dataclass
+
+from linearpatch.results.record import Record, write_record
+from linearpatch.results.state import state_of
+from linearpatch.sweep.launching import Ending, Launcher, Submit
+from linearpatch.sweep.plan import Job, Plan
+from linearpatch.sweep.worker import last_words
+
+log = logging.getLogger(__name__)
+
+RESUBMISSIONS = 3  # of a job whose launcher's own worker broke before the job ended
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        job: The job.
+        record: Its record, as the process left it, or with what is known of its death.
+        seconds: From its start to its end; None where nothing was done.
+    """
+
+    job: Job
+    record: Record
+    seconds: float | None = None
+
+
+def execute(
+    plan: Plan, launcher: Launcher, on_outcome: Callable[[Outcome], None] = lambda outcome: None
+) -> list[Outcome]:
+    """Run what is pending.
+
+    Args:
+        plan: The jobs.
+        launcher: Where they run.
+        on_outcome: Told of each job as it ends.
+
+    Returns:
+        What became of the runs, in the plan's order.
+    """
+    outcomes: dict[str, Outcome] = {}
+
+    def ended(outcome: Outcome) -> None:
+        outcomes[outcome.job.name] = outcome
+        on_outcome(outcome)
+
+    for job in plan.jobs:
+        if job.done is not None:
+            ended(Outcome(job, job.done))
+        elif job.error is not None:
+            ended(Outcome(job, _failed(job, str(job.error))))
+    pending = [job for job in plan.jobs if job.is_pending]
+    if pending:
+        with launcher.opened() as submit:
+            _run(pending, submit, outcomes, ended)
+    return [outcomes[job.name] for job in plan.runs]
+
+
+def _run(
+    pending: Sequence[Job], submit: Submit, outcomes: dict[str, Outcome], ended: Callable[[Outcome], None]
+) -> None:
+    waiting = list(pending)
+    open_names = {job.name for job in pending}
+    running: dict[Future[Ending], Job] = {}
+    began: dict[str, float] = {}
+    broken: dict[str, int] = {}
+    while waiting or running:
+        ready = [job for job in waiting if not job.needs & open_names]
+        waiting = [job for job in waiting if job not in ready]
+        if ready:
+            for job in ready:
+                began.setdefault(job.name, time.time())
+            running |= dict(zip(submit([job.request for job in ready]), ready, strict=True))
+        over, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in over:
+            job = running.pop(future)
+            try:
+                ending = future.result()
+            except BrokenExecutor as error:
+                broken[job.name] = broken.get(job.name, 0) + 1
+                if broken[job.name] <= RESUBMISSIONS:
+                    log.info("%s: its worker broke; once more", job.name)
+                    waiting.append(job)
+                    continue
+                ending = Ending(None, f"its worker broke {RESUBMISSIONS + 1} times: {error}")
+            except Exception as error:  # launchers have kinds of their own for dead workers and nodes
+                ending = Ending(None, f"its worker died: {' '.join(str(error).split())[:300]}")
+            open_names.discard(job.name)
+            ended(Outcome(job, _record_of(job, ending, began[job.name]), ending.seconds))
+
+
+def _record_of(job: Job, ending: Ending, began: float) -> Record:
+    """The record that a process left; where it died, its record says so from now on."""
+    folder = job.request.path
+    state = state_of(folder)
+    record = state.record
+    if ending.code == 0 and record is not None and record.status == "completed":
+        return record
+    if record is not None and record.run_id == job.request.name and record.status in ("failed", "interrupted"):
+        return record
+    said = last_words(folder, since=began)
+    reason = ending.reason or f"its process ended with status {ending.code}"
+    error = f"{reason}. Last words: {said}" if said else reason
+    if record is None or record.run_id != job.request.name:
+        return _failed(job, error)
+    record.status, record.error = "failed", error
+    write_record(record, folder)
+    return record
+
+
+def _failed(job: Job, error: str) -> Record:
+    """A record for tables alone, of a job that left none."""
+    name = " ".join(job.request.overrides[0]) if job.experiment is None else job.name
+    return Record(name, job.request.group, "", 0, {}, status="failed", error=error)

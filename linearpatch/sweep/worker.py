@@ -1,0 +1,141 @@
+"""A process of a sweep: it does one `Request`, and its end says how that went.
+
+python -m linearpatch.sweep.worker REQUEST
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from linearpatch.cache import Cache
+from linearpatch.config import compose_config, resolved, to_experiment
+from linearpatch.errors import LinearPatchError
+from linearpatch.experiment import Experiment
+from linearpatch.results.record import Record
+from linearpatch.run import run
+from linearpatch.stopping import Terminated, terminable
+from linearpatch.storage import is_alive, make_folder
+from linearpatch.sweep.parts import collect_statistics, measure_dense, measure_pruned
+from linearpatch.sweep.request import Request
+
+log = logging.getLogger(__name__)
+
+OUTPUT_NAME = "output.log"  # what the process printed; the last lines of one that died may say why
+COMPLETED, FAILED, STOPPED = 0, 1, 143
+
+
+def work(request: Request, *, owner: int | None = None, threads: int | None = None) -> int:
+    """Do what is asked; the record in its folder says what came of it.
+
+    Args:
+        request: What to do.
+        owner: The process for whom it is done; when that dies, the work stops.
+        threads: Of the CPU's kernels.
+
+    Returns:
+        0 where it was completed, 1 where it failed, 143 where it was stopped.
+    """
+    if owner is not None:
+        threading.Thread(target=_stop_without, args=(owner,), daemon=True).start()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        with terminable():
+            _work(request)
+    except (Terminated, KeyboardInterrupt):
+        return STOPPED
+    except LinearPatchError as error:
+        log.error("%s", error)
+        return FAILED
+    except Exception:
+        log.exception("the run failed")
+        return FAILED
+    return COMPLETED
+
+
+def _work(request: Request) -> None:
+    configs = [compose_config(overrides, request.search_path) for overrides in request.overrides]
+    for config in configs:
+        config.group = config.group or request.group
+    experiments = [to_experiment(config) for config in configs]
+    first = experiments[0]
+    command = shlex.join(["linearpatch", "run", *request.overrides[0]])
+    if request.part == "run":
+
+        def attempt(experiment: Experiment, remark: str | None) -> None:
+            run(
+                experiment, request.path, config=resolved(configs[0]), command=command,
+                since=request.since, run_id=request.name, remark=remark,
+            )  # fmt: skip
+    else:
+
+        def attempt(experiment: Experiment, remark: str | None) -> None:
+            since = (request.since or time.time()) if first.force else None
+            cache = Cache(first.cache_path, since=since)
+            record = Record(request.name, request.group, command, first.seed, {"choices": first.choices}, remark=remark)
+            if request.part == "statistics":
+                collect_statistics([experiment, *experiments[1:]], cache, record, request.path)
+            else:
+                part = {"dense": measure_dense, "pruned": measure_pruned}[request.part]
+                part(experiment, cache, record, request.path)
+
+    _with_less_memory(first, attempt)
+
+
+def _with_less_memory(experiment: Experiment, attempt: Callable[[Experiment, str | None], None]) -> None:
+    """Repeat once with half the batches what runs out of a GPU's memory."""
+    smaller = experiment.with_half_batches()
+    try:
+        return attempt(experiment, None)
+    except torch.OutOfMemoryError as error:
+        if smaller is None:
+            raise
+        reason = str(error).partition(".")[0]
+    gc.collect()  # out here, where the error's frames don't hold its tensors any more
+    torch.cuda.empty_cache()
+    log.warning("%s: once more with half the batches", reason)
+    return attempt(smaller, f"{reason}: repeated with half the batches")
+
+
+def _stop_without(owner: int) -> None:
+    """Stop this process when another ends, so that nothing goes on that nobody waits for."""
+    while is_alive(owner):
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def redirect_output(folder: Path) -> None:
+    """Send all that this process prints, libraries and crashes included, to a file of the run's folder."""
+    make_folder(folder)
+    with (folder / OUTPUT_NAME).open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    faulthandler.enable()
+
+
+def last_words(folder: Path, *, since: float, lines: int = 3) -> str:
+    """The end of what a process printed, if it printed anything since (seconds since 1970)."""
+    file = folder / OUTPUT_NAME
+    try:
+        said = file.read_text(errors="replace").splitlines() if file.stat().st_mtime >= since else []
+    except OSError:
+        return ""
+    return " / ".join(line.strip() for line in said[-lines:] if line.strip())
+
+
+if __name__ == "__main__":
+    asked = Request.from_text(sys.argv[1])
+    redirect_output(asked.path)
+    sys.exit(work(asked, owner=os.getppid()))
