@@ -53,11 +53,19 @@ class LinearPatchSweeper(BasicSweeper):  # type: ignore[misc]
     Args:
         params: Values by key, as on the command line, which may change them.
         combinations: Settings that go together, each a mapping; `sweep=FILE` reads them from a file.
+        small: What takes their place at `scale=small`.
+        scale: `full` or `small`.
     """
 
-    def __init__(self, params: dict[str, str] | None = None, combinations: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self,
+        params: dict[str, str] | None = None,
+        combinations: Sequence[dict[str, Any]] = (),
+        small: Sequence[dict[str, Any]] = (),
+        scale: str = "full",
+    ) -> None:
         super().__init__(None, params)
-        self.combinations = combinations
+        self.combinations = small if scale == "small" else combinations
 
     def sweep(self, arguments: list[str]) -> Any:
         """Split the arguments, and launch."""

@@ -2,7 +2,7 @@
 
 An entry is one safetensors file named by the hash of its key; the key (what was computed, from which
 weights and tokens, with which settings and algorithm version) is written inside, with a checksum of the
-tensors. Entries are written to a temporary file and renamed, so that none is ever half there; jobs that
+rest. Entries are written to a temporary file and renamed, so that none is ever half there; jobs that
 need the same entry wait for the one that computes it.
 """
 
@@ -26,6 +26,8 @@ from linearpatch.leases import leased
 from linearpatch.storage import write_atomically
 
 log = logging.getLogger(__name__)
+
+SUFFIX = ".safetensors"
 
 
 def default_cache_dir() -> Path:
@@ -88,7 +90,7 @@ class Cache:
         if not self._is_there(path):
             return None
         try:
-            entry = _read(path, canonical(key))
+            entry = read_entry(path, canonical(key))
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             log.warning("cache entry %s is damaged (%s); it is computed anew", path, error)
             return None
@@ -111,11 +113,8 @@ class Cache:
         if self.root is None:
             return
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in entry.tensors.items()}
-        metadata = {
-            "key": canonical(key),
-            "facts": json.dumps(entry.facts),
-            "sha256": _checksum(tensors),
-        }
+        facts = json.dumps(entry.facts)
+        metadata = {"key": canonical(key), "facts": facts, "sha256": _checksum(tensors, facts)}
         write_atomically(self._path(kind, digest), save(tensors, metadata))
 
     def holds(self, kind: str, key: Mapping[str, Any]) -> bool:
@@ -144,7 +143,7 @@ class Cache:
 
     def _path(self, kind: str, digest: str) -> Path:
         assert self.root is not None
-        return self.root / kind / f"{digest}.safetensors"
+        return self.root / kind / f"{digest}{SUFFIX}"
 
 
 def canonical(value: Any) -> str:
@@ -157,19 +156,28 @@ def digest_of(key: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(key).encode()).hexdigest()[:32]
 
 
-def _read(path: Path, key: str) -> Entry:
+def read_entry(path: Path, key: str | None = None) -> Entry:
+    """Read an entry's file and check it.
+
+    Args:
+        path: The file.
+        key: The key that it must hold; None takes any.
+
+    Raises:
+        SafetensorError, OSError, ValueError, KeyError: it is damaged, or holds another key.
+    """
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+        metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if metadata["key"] != key:
+    if key is not None and metadata["key"] != key:
         raise ValueError("it holds what was computed with other settings")
-    if _checksum(tensors) != metadata["sha256"]:
+    if _checksum(tensors, metadata["facts"]) != metadata["sha256"]:
         raise ValueError("its checksum doesn't match")
     return Entry(tensors, json.loads(metadata["facts"]))
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _checksum(tensors: Mapping[str, Tensor], facts: str) -> str:
+    digest = hashlib.sha256(facts.encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(save({name: tensors[name]}))

@@ -36,7 +36,7 @@ _PACKAGED = Path(__file__).parent / "conf"
 CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
 
 # Groups whose choices are YAML files alone.
-PRESET_GROUPS = ("experiment", "debug")
+PRESET_GROUPS = ("experiment", "scale", "debug", "hydra/launcher")
 
 
 @cache

@@ -44,7 +44,7 @@ def plan_table(plan: Plan) -> Table:
     for job in plan.jobs:
         state = "complete already" if job.done else str(job.error) if job.error else "to do"
         name = job.name if job.experiment else " ".join(job.request.overrides[0])
-        table.add_row(name, PARTS[job.request.part], state, "\\n".join(sorted(job.needs)))
+        table.add_row(name, PARTS[job.request.part], state, "\n".join(sorted(job.needs)))
     return table
 
 
