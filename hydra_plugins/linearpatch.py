@@ -73,7 +73,8 @@ class LinearPatchSweeper(BasicSweeper):  # type: ignore[misc]
 
         from linearpatch.sweep.combinations import as_overrides, read_combinations
 
-        assert self.hydra_context is not None and self.launcher is not None
+        assert self.hydra_context is not None
+        assert self.launcher is not None
         files = [word.partition("=")[2] for word in arguments if word.startswith("sweep=")]
         given = [word for word in arguments if not word.startswith("sweep=")]
         read = [combination for file in files for combination in read_combinations(file)]
