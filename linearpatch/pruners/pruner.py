@@ -52,6 +52,10 @@ class Pruner(ABC):
         """Statistics that `select` will ask for; they share one pass with those of the patch."""
         return ()
 
+    def rough_passes(self, num_layers: int, n: int) -> float:
+        """What `select` costs beyond statistics, in forward passes over the calibration tokens, roughly."""
+        return 0
+
     @abstractmethod
     def select(self, workspace: Workspace, n: int) -> Selection:
         """Choose `n` layers of the workspace's model."""

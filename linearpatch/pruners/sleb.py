@@ -27,6 +27,10 @@ class Sleb(Pruner):
     protect_last: int = 1
     stop_early: bool = True
 
+    def rough_passes(self, num_layers: int, n: int) -> float:
+        """Each step tries every layer left, and runs half the layers for it."""
+        return 0.5 * n * (num_layers - n / 2)
+
     def select(self, workspace: Workspace, n: int) -> Selection:
         """Remove one layer after the other."""
         removed: list[int] = []

@@ -21,6 +21,10 @@ class Taylor(Pruner):
     protect_first: int = 4
     protect_last: int = 2
 
+    def rough_passes(self, num_layers: int, n: int) -> float:
+        """One pass forward and backward."""
+        return 3
+
     def select(self, workspace: Workspace, n: int) -> Selection:
         """Rank the layers by their importance."""
         return self.lowest("sum |W * dL/dW|", workspace.importance().tolist(), n)

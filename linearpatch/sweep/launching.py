@@ -52,6 +52,11 @@ class Submit(Protocol):
 class Launcher(ABC):
     """Runs the jobs of a sweep."""
 
+    @property
+    def at_a_time(self) -> int | None:
+        """Jobs that run together; None where others decide."""
+        return None
+
     @abstractmethod
     def opened(self) -> AbstractContextManager[Submit]:
         """A block in which jobs can be submitted; when it ends early, those that still run are stopped.

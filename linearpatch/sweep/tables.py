@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
+from linearpatch.sweep.estimate import Estimate
 from linearpatch.sweep.plan import Plan
 from linearpatch.sweep.schedule import Outcome
 
@@ -34,18 +35,48 @@ def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
-def plan_table(plan: Plan) -> Table:
-    """One row for each job, in the order in which they can begin."""
+def plan_table(plan: Plan, estimates: Mapping[str, Estimate], at_a_time: int | None) -> Table:
+    """One row for each job, shared steps first, with what it will roughly cost.
+
+    Args:
+        plan: The jobs.
+        estimates: Costs by the jobs' names.
+        at_a_time: Jobs that run together, where the launcher knows.
+    """
     pending = [job for job in plan.jobs if job.is_pending]
-    title = f"{plan.label}: {len(pending)} jobs to do in {plan.folder}"
-    table = Table(title=title, title_justify="left")
-    for column in ("job", "what", "state", "after"):
+    title = f"{plan.label} in {plan.folder}: {len(pending)} jobs to do"
+    table = Table(title=title, caption=_sum(plan, estimates, at_a_time), title_justify="left", caption_justify="left")
+    for column in ("job", "what", "after", "state"):
         table.add_column(column)
+    for column in ("time", "memory", "disk"):
+        table.add_column(column, justify="right")
+    short = {job.name: str(index + 1) for index, job in enumerate(plan.jobs)}
     for job in plan.jobs:
         state = "complete already" if job.done else str(job.error) if job.error else "to do"
         name = job.name if job.experiment else " ".join(job.request.overrides[0])
-        table.add_row(name, PARTS[job.request.part], state, "\n".join(sorted(job.needs)))
+        after = ", ".join(sorted((short[needed] for needed in job.needs), key=int))
+        cost = estimates.get(job.name)
+        cells = ("", "", "") if cost is None else (duration(cost.seconds), _gib(cost.memory), _gib(cost.disk))
+        table.add_row(f"{short[job.name]} {name}", PARTS[job.request.part], after, state, *cells)
     return table
+
+
+def _sum(plan: Plan, estimates: Mapping[str, Estimate], at_a_time: int | None) -> str:
+    pending = [job for job in plan.jobs if job.is_pending]
+    known = [estimates[job.name] for job in pending if job.name in estimates]
+    if not known:
+        return "nothing to do" if not pending else "no estimate: the models' configurations aren't at hand"
+    seconds = sum(cost.seconds for cost in known)
+    many = at_a_time or 1
+    parallel = f", {duration(seconds / many)} with {many} at a time" if many > 1 else ""
+    missing = len(pending) - len(known)
+    text = f"roughly (within a factor of 3): {duration(seconds)} of work{parallel}, up to "
+    text += f"{_gib(max(cost.memory for cost in known))} of memory a job, {_gib(sum(cost.disk for cost in known)) or 0}"
+    return text + " on disk" + (f"; {missing} jobs not known" if missing else "")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size else ""
 
 
 def duration(seconds: float) -> str:

@@ -5,7 +5,7 @@ from rich.console import Console
 
 from linearpatch.results.display import value_text
 from linearpatch.results.record import Record
-from linearpatch.results.tables import comparison_table, failures_table, layer_list, run_table
+from linearpatch.results.tables import comparison_table, layer_list, run_table
 
 
 def metric(value, **more):
@@ -145,13 +145,6 @@ def test_tasks_without_data_are_named_and_not_shown():
 )  # fmt: skip
 def test_each_unit_is_shown_as_people_write_it(unit, value, shown):
     assert value_text(metric(value, stderr=None, unit=unit)) == shown
-
-
-def test_failures_are_listed_with_their_reasons():
-    failed = record()
-    failed.status, failed.error = "failed", "no such thing"
-    assert "no such thing" in printed(failures_table([record(), failed]))
-    assert failures_table([record()]) is None
 
 
 @pytest.mark.parametrize(("layers", "text"), [([], ""), ([3], "3"), ([3, 5, 4, 9], "3-5, 9")])

@@ -50,6 +50,11 @@ class BasicLauncher(Launcher):
                 f"hydra.launcher.gpus_per_job is {self.gpus_per_job}. Allowed: a whole number, or a share below 1."
             )
 
+    @property
+    def at_a_time(self) -> int:
+        """One for each slot."""
+        return len(self.slots())
+
     def slots(self) -> list[str | None]:
         """The GPUs that each of the jobs at a time sees; None on a machine without."""
         gpus = visible_gpus()

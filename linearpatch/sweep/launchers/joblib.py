@@ -29,7 +29,7 @@ class JoblibLauncher(Launcher):
             raise ConfigError("hydra.launcher.n_jobs is 0. Allowed: 1, 2, …, or -1 for all cores.")
 
     @property
-    def count(self) -> int:
+    def at_a_time(self) -> int:
         """Jobs at a time."""
         from joblib import cpu_count
 
@@ -37,7 +37,7 @@ class JoblibLauncher(Launcher):
 
     def describe(self) -> str:
         """Where jobs run."""
-        return f"{self.count} at a time on this machine's CPU, by joblib"
+        return f"{self.at_a_time} at a time on this machine's CPU, by joblib"
 
     @contextmanager
     def opened(self) -> Iterator[Submit]:
@@ -45,14 +45,14 @@ class JoblibLauncher(Launcher):
         from joblib import cpu_count
         from joblib.externals.loky import get_reusable_executor
 
-        threads = self.threads or max(1, cpu_count() // self.count)
+        threads = self.threads or max(1, cpu_count() // self.at_a_time)
         environment = {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
 
         def submit(requests: Sequence[Request]) -> list[Future[Ending]]:
-            executor = get_reusable_executor(max_workers=self.count)
+            executor = get_reusable_executor(max_workers=self.at_a_time)
             return [executor.submit(run_process, request.to_text(), environment) for request in requests]
 
         try:
             yield submit
         finally:
-            get_reusable_executor(max_workers=self.count).shutdown(wait=True, kill_workers=True)
+            get_reusable_executor(max_workers=self.at_a_time).shutdown(wait=True, kill_workers=True)

@@ -49,6 +49,11 @@ class SlurmLauncher(Launcher):
         require_choice("hydra.launcher.cluster", self.cluster, ("slurm", "local"))
         require_range("hydra.launcher.array_parallelism", self.array_parallelism, low=1)
 
+    @property
+    def at_a_time(self) -> int:
+        """The array's limit."""
+        return self.array_parallelism
+
     def describe(self) -> str:
         """Where jobs run."""
         where = "by SLURM" if self.cluster == "slurm" else "on this machine in place of SLURM"

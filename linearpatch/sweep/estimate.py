@@ -1,0 +1,142 @@
+"""What the jobs of a plan will roughly cost, told before anything is computed.
+
+Time counts multiplications: two for each weight and token, at half the rate of a matrix product measured here and now.
+It is right within a factor of two or three, which is enough to tell minutes from days.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from linearpatch.errors import LinearPatchError
+from linearpatch.experiment import Experiment
+from linearpatch.models.model import Model
+from linearpatch.sweep.plan import Job, Plan
+
+log = logging.getLogger(__name__)
+
+EFFICIENCY = 0.5  # of a matrix product's rate that a model reaches
+START_S = 3.0  # of a job
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's size.
+
+    Attributes:
+        parameters: All of them.
+        layers: How many layers it has.
+        hidden: Width of the stream.
+        itemsize: Bytes of a weight.
+    """
+
+    parameters: int
+    layers: int
+    hidden: int
+    itemsize: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job costs, roughly.
+
+    Attributes:
+        seconds: Its time.
+        memory: Bytes of a GPU's memory, or of the machine's.
+        disk: Bytes that it writes.
+    """
+
+    seconds: float
+    memory: int
+    disk: int
+
+
+def estimate(plan: Plan) -> Mapping[str, Estimate]:
+    """Estimates of the pending jobs by name; without those whose model's configuration isn't at hand."""
+    sizes: dict[str, Size | None] = {}
+    rates: dict[int, float] = {}
+    found = {}
+    for job in plan.jobs:
+        if not job.is_pending or job.experiment is None:
+            continue
+        experiment = job.experiment
+        size = sizes.setdefault(experiment.model.label, size_of(experiment))
+        if size is not None:
+            rate = rates.setdefault(size.itemsize, measured_rate(experiment.model, size.itemsize))
+            found[job.name] = _estimate(job, experiment, size, rate)
+    return found
+
+
+def size_of(experiment: Experiment) -> Size | None:
+    """A model's size from its configuration; None where that would have to be downloaded and can't."""
+    model = experiment.model
+    try:
+        config = model.config(experiment.cache_path)
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    except (LinearPatchError, OSError, ValueError) as error:
+        log.info("no estimates for %s: %s", model.label, error)
+        return None
+    text = config.get_text_config(decoder=True)
+    dtype = getattr(torch, model.dtype) if model.dtype != "auto" else (getattr(config, "dtype", None) or torch.float32)
+    return Size(parameters, text.num_hidden_layers, text.hidden_size, dtype.itemsize)
+
+
+def measured_rate(model: Model, itemsize: int) -> float:
+    """Multiplications and additions a second in a matrix product on the model's device."""
+    device = model.resolved_device
+    dtype = torch.float32 if itemsize == 4 else torch.bfloat16
+    matrix = torch.ones(1024, 1024, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        torch.mm(matrix, matrix).sum().item()
+        best = min(best, time.perf_counter() - began)
+    return 2 * 1024**3 / best
+
+
+def _estimate(job: Job, experiment: Experiment, size: Size, rate: float) -> Estimate:
+    part, n = job.request.part, experiment.num_pruned_layers
+    calibration = _tokens(experiment.calibration)
+    evaluation = sum(evaluation.rough_tokens() for evaluation in experiment.evaluations.values())
+    kept = 1 - n / size.layers  # of the layers
+    alone = not job.needs
+    tokens = 0.0
+    if part == "statistics":
+        tokens = calibration
+    elif part == "dense":
+        tokens = evaluation
+    elif part == "pruned":
+        passes = experiment.pruner.rough_passes(size.layers, n)
+        tokens = passes * calibration + kept * evaluation * ("pruned" in experiment.stages)
+    else:
+        stages = [stage for stage in experiment.asked_stages if stage in ("patched", "distilled") or alone]
+        passes = 1 + (1 + experiment.pruner.rough_passes(size.layers, n) if alone else 0)
+        tokens = passes * calibration + evaluation * sum(1 if stage == "dense" else kept for stage in stages)
+        tokens += 2 * _training_tokens(experiment)
+    disk = 0
+    training = experiment.training
+    if training is not None and training.keeping is not None and part == "run":
+        disk += _training_tokens(experiment) * training.keeping.bytes_per_token
+    if experiment.save_model and part == "run":
+        disk += int(kept * size.parameters * size.itemsize)
+    activations = experiment.calibration.batch_size * experiment.calibration.block_length * size.hidden * 4 * 16
+    grams = 3 * 8 * size.hidden**2
+    memory = size.parameters * size.itemsize + activations + grams
+    return Estimate(START_S + 2 * size.parameters * tokens / (EFFICIENCY * rate), int(memory), disk)
+
+
+def _tokens(text: Any) -> int:
+    return (text.num_blocks or 128) * int(text.block_length)
+
+
+def _training_tokens(experiment: Experiment) -> int:
+    training = experiment.training
+    return _tokens(experiment.distillation) * training.epochs if training is not None else 0
