@@ -52,9 +52,10 @@ class LinearPatchSweeper(BasicSweeper):  # type: ignore[misc]
 
     Args:
         params: Values by key, as on the command line, which may change them.
-        combinations: Settings that go together, each a mapping; `sweep=FILE` reads them from a file.
+        combinations: Settings that go together, each a mapping.
         small: What takes their place at `scale=small`.
         scale: `full` or `small`.
+        file: A YAML file of combinations in place of either; on the command line `sweep=FILE`.
     """
 
     def __init__(
@@ -63,8 +64,10 @@ class LinearPatchSweeper(BasicSweeper):  # type: ignore[misc]
         combinations: Sequence[dict[str, Any]] = (),
         small: Sequence[dict[str, Any]] = (),
         scale: str = "full",
+        file: str | None = None,
     ) -> None:
         super().__init__(None, params)
+        self.file = file
         self.combinations = small if scale == "small" else combinations
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -75,12 +78,10 @@ class LinearPatchSweeper(BasicSweeper):  # type: ignore[misc]
 
         assert self.hydra_context is not None
         assert self.launcher is not None
-        files = [word.partition("=")[2] for word in arguments if word.startswith("sweep=")]
-        given = [word for word in arguments if not word.startswith("sweep=")]
-        read = [combination for file in files for combination in read_combinations(file)]
+        combinations = read_combinations(self.file) if self.file else self.combinations
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         jobs: list[list[str]] = []
-        for combination in read or list(self.combinations) or [{}]:
-            parsed = parser.parse_overrides([*self._parse_config(), *as_overrides(combination), *given])
+        for combination in list(combinations) or [{}]:
+            parsed = parser.parse_overrides([*self._parse_config(), *as_overrides(combination), *arguments])
             jobs += self.split_arguments(parsed, None)[0]
         return self.launcher.launch(jobs, initial_job_idx=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -122,6 +123,10 @@ def _run(arguments: list[str]) -> int:
         log.setLevel(logging.ERROR)
     register_schemas()
     jobs = Jobs(dry_run="--dry-run" in arguments)
+    if any(word.startswith("sweep=") for word in arguments):
+        if not {"-m", "--multirun"} & set(arguments):
+            raise ConfigError("sweep=FILE names the combinations of a sweep. Add -m.")
+        arguments = [re.sub(r"^sweep=", "hydra.sweeper.file=", word) for word in arguments]
     # Hydra would print a bad override in its own way and exit; with this it raises, and we say it in a sentence.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Hydra takes its flags before overrides only.

@@ -46,7 +46,13 @@ def commands():
 def test_every_command_runs_or_composes(arguments, tmp_path, monkeypatch, session_cache):
     monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))
     monkeypatch.chdir(ROOT)  # documents name files from the top
-    command, *rest = (word.replace("FOLDER", str(tmp_path)) for word in arguments)
+    (tmp_path / "combinations.yaml").write_text("- {pruner: sleb}\n- {pruner: shortgpt, patch: 'none,diag'}\n")
+    places = {"FOLDER": str(tmp_path), "=FILE": f"={tmp_path}/combinations.yaml", "outputs/compare": str(tmp_path)}
+    for name, place in places.items():
+        arguments = [word.replace(name, place) for word in arguments]
+    command, *rest = arguments
+    if "hydra/launcher=ray" in rest:
+        pytest.importorskip("ray")
     needs_data = any(
         word in " ".join(rest)
         for word in ("llama2_7b", "experiment=relative", "experiment=retention", "experiment=distillation")
@@ -58,7 +64,10 @@ def test_every_command_runs_or_composes(arguments, tmp_path, monkeypatch, sessio
         small = ["patch.ridge=0.01"] if any("patch=lstsq" in word for word in rest) else []
         small += ["distillation.num_blocks=4", "distillation.block_length=64"] if "distill" in " ".join(rest) else []
         assert main(["run", *rest, *SMALL, *small, f"output_dir={tmp_path}/D"]) == 0
-    elif command == "list":
+    elif command in ("list", "doctor", "cache"):
+        assert main(arguments) == 0
+    elif command == "status":
+        assert main(["run", *SMALL, f"output_dir={tmp_path}/D"]) == 0
         assert main(arguments) == 0
     else:
         assert command in ("bench", "generate")  # see test_bench.py and the next test

@@ -226,8 +226,8 @@ def test_a_sweep_writes_a_folder_for_each_job_and_one_table(tmp_path, capsys):
     assert len({result(folder)["group"] for folder in folders}) == 1
     table = capsys.readouterr().out
     assert table.count("dense") == 2  # the row, and the column's title
-    assert table.count("none") == 2
-    assert table.count("diag") == 2
+    assert table.count("│ none") == 2
+    assert table.count("│ diag") == 2
 
 
 def test_a_job_that_fails_does_not_stop_the_sweep(tmp_path, capsys):

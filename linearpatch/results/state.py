@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +34,8 @@ class Progress:
         total: … of so many; 0 where that isn't known.
         since: When the run began, in seconds since 1970.
         updated: When this was written.
+        process: Its process' number …
+        machine: … on which machine.
     """
 
     what: str
@@ -39,6 +43,8 @@ class Progress:
     total: float
     since: float
     updated: float
+    process: int
+    machine: str
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def occupied(folder: Path) -> Iterator[None]:
         nonlocal last, written
         now = time.time()
         changed = last is None or last.what != what
-        last = Progress(what, done, total, since, now)
+        last = Progress(what, done, total, since, now, os.getpid(), platform.node())
         if changed or now - written >= EVERY_S:
             written = now
             write_atomically(folder / PROGRESS_NAME, json.dumps(asdict(last)).encode(), safely=False)

@@ -204,9 +204,8 @@ def _statistics_key(experiment: Experiment) -> Hashable:
 
 
 def _pruned_key(experiment: Experiment) -> Hashable:
-    measured = experiment.measured if "pruned" in experiment.stages else {}
-    chosen = [identity(experiment.pruner), experiment.num_pruned_layers]
-    return digest([_statistics_key(experiment), chosen, measured])
+    """The choice of layers; where evaluations differ, the step makes those of its first run."""
+    return digest([_statistics_key(experiment), identity(experiment.pruner), experiment.num_pruned_layers])
 
 
 def _targets_key(experiment: Experiment) -> Hashable:

@@ -93,7 +93,8 @@ class BasicLauncher(Launcher):
             if stopping.is_set():
                 return Ending(None, "the sweep was stopped")
             slot = slots.get()
-            process = context.Process(target=_process, args=(request.to_text(), slot, threads, os.getpid()))
+            environment = dict(os.environ) if slot is None else {**os.environ, VISIBLE: slot}
+            process = context.Process(target=_process, args=(request.to_text(), environment, threads, os.getpid()))
             began = time.monotonic()
             try:
                 process.start()
@@ -125,10 +126,13 @@ def visible_gpus() -> list[str]:
     return [str(index) for index in range(torch.cuda.device_count())]
 
 
-def _process(text: str, gpus: str | None, threads: int, owner: int) -> None:
-    """The work of one process; ends it."""
-    if gpus is not None:
-        os.environ[VISIBLE] = gpus  # before anything asks for a device
+def _process(text: str, environment: dict[str, str], threads: int, owner: int) -> None:
+    """The work of one process; ends it.
+
+    The environment is given, because the process from which it is forked has that of an earlier time.
+    """
+    os.environ.clear()
+    os.environ.update(environment)
     request = Request.from_text(text)
     redirect_output(request.path)
     raise SystemExit(work(request, owner=owner, threads=threads))

@@ -96,6 +96,7 @@ class RayLauncher(Launcher):
 def _ray() -> Any:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about its next default
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked
+    os.environ.setdefault("RAY_worker_niceness", "0")  # a job is no less important than other work
     try:
         import ray
     except ImportError as error:

@@ -1,0 +1,290 @@
+"""Sweeps from the command line: resumed, isolated, forced, stopped, and run by each launcher."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from linearpatch.cli import main
+from linearpatch.config import compose_experiment
+from linearpatch.sweep.worker import _with_less_memory
+
+TINY = ("debug=tiny", "model=random", "num_pruned_layers=3", "tracker=none")
+GRID = ("pruner=streamline,sleb", "patch=none,rotate")
+APART = ("model.seed=0,1", "patch=none")  # two runs that share nothing
+KILLS = int(os.environ.get("LINEARPATCH_KILLS", "3"))  # of the test that kills jobs; benchmarks/README.md took 20
+# Takes long enough to be killed in the middle.
+SLOW = ("model.settings.num_hidden_layers=24", "calibration.num_blocks=24", "eval.ppl.num_blocks=60")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "cache"))
+
+
+def sweep(*overrides) -> int:
+    return main(["run", "-m", *TINY, *overrides])
+
+
+def records(folder) -> dict:
+    """The records of a sweep by run, without what differs from time to time and from place to place."""
+    found = {}
+    for file in Path(folder).glob("*/result.json"):
+        record = json.loads(file.read_text())
+        for name in ("timings_s", "peak_memory_bytes", "environment"):
+            del record[name]
+        for name in ("output_dir", "cache_dir", "group"):
+            del record["config"][name]
+        for name in ("group", "command", "answered"):
+            del record[name]
+        found[record["run_id"]] = record
+    return found
+
+
+def states(folder) -> dict:
+    return {run: record["status"] for run, record in records(folder).items()}
+
+
+def test_a_sweep_measures_what_single_runs_measure(tmp_path, monkeypatch):
+    assert sweep(*GRID, "output_dir=S") == 0
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "another"))
+    for pruner in ("streamline", "sleb"):
+        for patch in ("none", "rotate"):
+            alone = ["run", *TINY, f"pruner={pruner}", f"patch={patch}"]
+            run_id = compose_experiment(alone[1:]).run_id
+            assert main([*alone, f"output_dir=alone/{run_id}"]) == 0
+    assert records("S") == records("alone")
+
+
+def test_shared_steps_leave_nothing_to_compute_to_the_runs(tmp_path):
+    assert sweep(*GRID, "output_dir=S") == 0
+    parts = sorted(path.parent.name.partition("-")[0] for path in Path("S/.shared").glob("*/result.json"))
+    assert parts == ["dense", "pruned", "pruned", "statistics"]
+    for log in Path("S").glob("*/output.log"):
+        assert "waiting for another run" not in log.read_text()
+    kept = {path.parent.name for path in (tmp_path / "cache").glob("*/*.safetensors")}
+    assert {"statistic", "removal_loss", "evaluation"} <= kept
+
+
+def test_a_finished_sweep_is_not_run_again(tmp_path, capsys):
+    assert sweep(*GRID, "output_dir=S") == 0
+    before = {file: file.stat().st_mtime_ns for file in Path("S").rglob("*.json")}
+    capsys.readouterr()
+    assert sweep(*GRID, "output_dir=S") == 0
+    assert capsys.readouterr().out.count("complete already") == 4
+    changed = [f for f, stamp in before.items() if f.stat().st_mtime_ns != stamp and ".sweeps" not in str(f)]
+    assert changed == []
+
+
+def test_what_is_missing_is_added(capsys):
+    assert sweep("patch=none", "output_dir=S") == 0
+    capsys.readouterr()
+    assert sweep("patch=none,rotate", "output_dir=S") == 0
+    assert capsys.readouterr().out.count("complete already") == 1
+    assert sweep("patch=none,rotate", "eval=[ppl,smoke]", "eval.smoke.limit=2", "output_dir=S") == 0
+    for record in records("S").values():
+        assert {"ppl/pydoc", "smoke/average"} & set(record["metrics"]["dense"])
+
+
+def test_force_computes_anew(tmp_path):
+    assert sweep("patch=none,rotate", "output_dir=S") == 0
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")}
+    first = records("S")
+    assert sweep("patch=none,rotate", "output_dir=S", "force=true") == 0
+    assert all(file.stat().st_mtime_ns > stamp for file, stamp in before.items())
+    second = records("S")
+    for record in (*first.values(), *second.values()):
+        del record["config"]["force"]
+    assert first == second
+
+
+def test_combinations_that_a_product_cannot_say(tmp_path):
+    (tmp_path / "combinations.yaml").write_text(
+        "- {pruner: streamline, num_pruned_layers: 2}\n- {pruner: shortgpt, num_pruned_layers: '3,4'}\n"
+    )
+    words = [word for word in TINY if not word.startswith("num_pruned")]
+    assert main(["run", "-m", *words, "sweep=combinations.yaml", "patch=none", "output_dir=S"]) == 0
+    made = {(r["pruning"]["method"], len(r["pruning"]["removed_layers"])) for r in records("S").values()}
+    assert made == {("streamline", 2), ("shortgpt", 3), ("shortgpt", 4)}
+
+
+def test_an_impossible_combination_does_not_stop_the_others(capsys):
+    assert sweep("patch=none,rotat", "output_dir=S") == 1
+    assert list(states("S").values()) == ["completed"]
+    assert "Did you mean 'rotate'?" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_dry_run_touches_nothing(tmp_path, capsys):
+    assert sweep(*GRID, "output_dir=S", "--dry-run") == 0
+    told = capsys.readouterr().out
+    assert "8 jobs to do" in told
+    assert "choose layers" in told
+    assert "roughly" in told
+    assert not (tmp_path / "S").exists()
+    assert main(["run", *TINY, "--dry-run"]) == 0
+    assert "1 jobs to do" in capsys.readouterr().out
+
+
+def start(*overrides) -> subprocess.Popen:
+    command = [sys.executable, "-m", "linearpatch.cli", "run", "-m", *TINY, *SLOW, *overrides]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def running(folder) -> list[int]:
+    """Processes of the jobs that run now."""
+    found = []
+    for file in [*Path(folder).glob("*/progress.json"), *Path(folder).glob(".shared/*/progress.json")]:
+        try:
+            found.append(json.loads(file.read_text())["process"])
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def kill_one(folder, number=signal.SIGKILL, within_s=120.0) -> bool:
+    """Kill a job as soon as one runs."""
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        for process in running(folder):
+            try:
+                os.kill(process, number)
+            except ProcessLookupError:
+                continue
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_is_recorded_and_the_others_go_on():
+    process = start(*APART, "output_dir=S")
+    assert kill_one("S")
+    said = process.communicate()[1]
+    assert process.returncode == 1
+    assert "killed by SIGKILL (the machine may have run out of memory)" in said
+    assert sorted(states("S").values()) == ["completed", "failed"]
+    assert start(*APART, "output_dir=S").wait() == 0
+    assert set(states("S").values()) == {"completed"}
+
+
+@pytest.mark.slow
+def test_jobs_killed_at_random_lose_nothing_that_is_finished(tmp_path, monkeypatch):
+    grid = ("pruner=streamline,sleb", "patch=none,rotate")
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "undisturbed"))
+    assert start(*grid, "output_dir=undisturbed_sweep").wait() == 0
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "disturbed"))
+    generator, done = random.Random(0), 0
+    finished: dict[str, int] = {}
+    while True:
+        process = start(*grid, "output_dir=S")
+        while process.poll() is None and done < KILLS:
+            time.sleep(generator.uniform(0, 3))
+            done += kill_one("S", within_s=1.0)
+        process.communicate()
+        now = {file: (file.parent / "result.json").stat().st_mtime_ns for file in Path("S").glob("*/config.yaml")}
+        completed = {str(file): now[file] for file in now if states("S")[file.parent.name] == "completed"}
+        assert finished.items() <= completed.items()  # what was finished was not touched again
+        finished = completed
+        if process.returncode == 0:
+            break
+    assert done >= KILLS
+    assert records("S") == records("undisturbed_sweep")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_stopped_says_so_and_goes_on_later(number):
+    process = start(*APART, "output_dir=S")
+    while not running("S"):
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    process.communicate()
+    assert process.returncode != 0
+    until = time.monotonic() + 30
+    while running("S") and time.monotonic() < until:  # no job outlives the sweep
+        time.sleep(0.1)
+    left = [json.loads(file.read_text())["status"] for file in Path("S").glob("**/result.json")]
+    assert set(left) <= {"completed", "interrupted"}
+    assert "interrupted" in left
+    assert start(*APART, "output_dir=S").wait() == 0
+    assert set(states("S").values()) == {"completed"}
+
+
+def test_two_sweeps_at_once_share_the_work():
+    """The second finds folders that are in use, says so, and loses nothing."""
+    both = [start("patch=none,rotate", "pruner=streamline", "output_dir=S") for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert 0 in [process.returncode for process in both] or all("in the works" in text for text in said)
+    assert start("patch=none,rotate", "pruner=streamline", "output_dir=S").wait() == 0
+    assert set(states("S").values()) == {"completed"}
+
+
+LAUNCHERS = {
+    "basic": ["hydra.launcher.n_jobs=2"],
+    "joblib": ["hydra.launcher.n_jobs=2"],
+    "ray": ["hydra.launcher.num_cpus=0.5"],
+    "slurm": ["hydra.launcher.cluster=local", "hydra.launcher.gpus_per_node=0", "hydra.launcher.array_parallelism=2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_launcher_runs_a_sweep_in_which_a_job_dies(launcher, capfd):
+    needed = {"ray": "ray", "slurm": "submitit"}.get(launcher)
+    if needed:
+        pytest.importorskip(needed)
+    killer = threading.Thread(target=kill_one, args=("S",))
+    killer.start()
+    words = [*TINY, *SLOW, *APART, f"hydra/launcher={launcher}", *LAUNCHERS[launcher], "output_dir=S"]
+    assert main(["run", "-m", *words]) == 1
+    killer.join()
+    assert "killed by SIGKILL" in capfd.readouterr().err
+    assert sorted(states("S").values()) == ["completed", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs is 0. Allowed: at least 1"),
+        (["hydra.launcher.n_jobs=many"], "Value 'many'"),
+        (["hydra.launcher.gpus_per_job=1.5"], "Allowed: a whole number, or a share below 1"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "Allowed: 1, 2, …, or -1 for all cores"),
+        (["hydra/launcher=slurm", "hydra.launcher.cluster=pbs"], "Allowed: local, slurm"),
+        (["hydra/launcher=ray", "hydra.launcher.num_cpus=-1"], "Allowed: at least 0"),
+        (["hydra/launcher=rey"], "Did you mean 'ray'?"),
+        (["hydra.launcher.njobs=2"], "njobs"),
+        (["sweep=nowhere.yaml"], "can't be read"),
+    ],
+)
+def test_a_launcher_that_cannot_be_is_refused_before_anything_runs(overrides, message, tmp_path, capsys):
+    assert sweep("patch=none,rotate", *overrides, "output_dir=S") == 1
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "S").exists()
+
+
+def test_what_runs_out_of_a_gpus_memory_is_repeated_once_with_half_the_batches():
+    experiment = compose_experiment(
+        ["calibration.batch_size=4", "eval.ppl.batch_size=1", "distill=output_kl", "distill.batch_size=2"]
+    )
+    tried = []
+
+    def attempt(given, remark):
+        tried.append((given.calibration.batch_size, given.distill.batch_size, given.distill.accumulation, remark))
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
+
+    _with_less_memory(experiment, attempt)
+    remark = "CUDA out of memory: repeated with half the batches"
+    assert tried == [(4, 2, 1, None), (2, 1, 2, remark)]
+    tried.clear()
+    with pytest.raises(torch.OutOfMemoryError):
+        _with_less_memory(compose_experiment([]), attempt)
+    assert len(tried) == 1  # batches of one can't be halved
