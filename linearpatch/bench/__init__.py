@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from linearpatch.bench import distill, distill_8b, harness, perplexity, sleb, statistics, taylor
+from linearpatch.bench import distill, distill_8b, harness, perplexity, sleb, statistics, sweep, taylor
 from linearpatch.bench.measure import Claim
 
 BENCHMARKS: Mapping[str, Callable[[], Sequence[Claim]]] = {
@@ -19,5 +19,5 @@ BENCHMARKS: Mapping[str, Callable[[], Sequence[Claim]]] = {
     "distill": distill.claims,
 }
 
-# Those that need a large machine run by name only.
-LARGE: Mapping[str, Callable[[], Sequence[Claim]]] = {"distill_8b": distill_8b.claims}
+# Those that need a large machine or half an hour run by name only.
+LARGE: Mapping[str, Callable[[], Sequence[Claim]]] = {"distill_8b": distill_8b.claims, "sweep": sweep.claims}

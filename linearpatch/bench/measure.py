@@ -52,7 +52,8 @@ def claims_table(name: str, claims: Sequence[Claim]) -> Table:
     table.add_column("on")
     for claim in claims:
         figures = [f"{value:.3g} {claim.unit}".strip() for value in (claim.measured, claim.limit)]
-        table.add_row(claim.what, *figures, f"{claim.measured / claim.limit:.2f}", claim.detail)
+        ratio = claim.measured / claim.limit if claim.limit else float(claim.measured > 0)
+        table.add_row(claim.what, *figures, f"{ratio:.2f}", claim.detail)
     return table
 
 

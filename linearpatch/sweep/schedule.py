@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass
+from pathlib import Path
 
-from linearpatch.results.record import Record, write_record
+from linearpatch.results.record import FILE_NAME, Record, write_record
 from linearpatch.results.state import state_of
 from linearpatch.sweep.launching import Ending, Launcher, Submit
 from linearpatch.sweep.plan import Job, Plan
-from linearpatch.sweep.worker import last_words
+from linearpatch.sweep.worker import OUTPUT_NAME, last_words
 
 log = logging.getLogger(__name__)
 
@@ -71,14 +71,13 @@ def _run(
     waiting = list(pending)
     open_names = {job.name for job in pending}
     running: dict[Future[Ending], Job] = {}
-    began: dict[str, float] = {}
+    found: dict[str, _Found] = {}
     broken: dict[str, int] = {}
     while waiting or running:
         ready = [job for job in waiting if not job.needs & open_names]
         waiting = [job for job in waiting if job not in ready]
         if ready:
-            for job in ready:
-                began.setdefault(job.name, time.time())
+            found |= {job.name: _Found.now(job.request.path) for job in ready if job.name not in found}
             running |= dict(zip(submit([job.request for job in ready]), ready, strict=True))
         over, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in over:
@@ -95,22 +94,43 @@ def _run(
             except Exception as error:  # launchers have kinds of their own for dead workers and nodes
                 ending = Ending(None, f"its worker died: {' '.join(str(error).split())[:300]}")
             open_names.discard(job.name)
-            ended(Outcome(job, _record_of(job, ending, began[job.name]), ending.seconds))
+            ended(Outcome(job, _record_of(job, ending, found[job.name]), ending.seconds))
 
 
-def _record_of(job: Job, ending: Ending, began: float) -> Record:
+@dataclass(frozen=True)
+class _Found:
+    """What a job's folder held before it began: when its record and its output were written last."""
+
+    record: int
+    output: int
+
+    @classmethod
+    def now(cls, folder: Path) -> _Found:
+        return cls(_written(folder / FILE_NAME), _written(folder / OUTPUT_NAME))
+
+
+def _written(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _record_of(job: Job, ending: Ending, before: _Found) -> Record:
     """The record that a process left; where it died, its record says so from now on."""
     folder = job.request.path
     state = state_of(folder)
     record = state.record
-    if ending.code == 0 and record is not None and record.status == "completed":
+    after = _Found.now(folder)
+    if ending.code == 0 and record is not None:
         return record
-    if record is not None and record.run_id == job.request.name and record.status in ("failed", "interrupted"):
+    is_its_own = after.record != before.record and state.state != "running"  # else another process has the folder
+    if record is not None and is_its_own and state.state in ("failed", "interrupted"):
         return record
-    said = last_words(folder, since=began)
+    said = last_words(folder) if after.output != before.output else ""
     reason = ending.reason or f"its process ended with status {ending.code}"
     error = f"{reason}. Last words: {said}" if said else reason
-    if record is None or record.run_id != job.request.name:
+    if record is None or not is_its_own:
         return _failed(job, error)
     record.status, record.error = "failed", error
     write_record(record, folder)

@@ -1,0 +1,64 @@
+"""The house grid as a sweep that shares its work, against the same runs one by one, each with a cache of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from linearpatch.bench.measure import Claim
+from linearpatch.cache import default_cache_dir
+from linearpatch.models.embedded import EmbeddedModel
+
+PRUNERS = ("sleb", "shortgpt", "taylor", "streamline")
+PATCHES = ("none", "diag", "rotate", "lstsq")
+SETTINGS = ("experiment=demo", "num_pruned_layers=7", "tracker=none")
+# What differs from run to run and from place to place.
+PASSING = ("timings_s", "peak_memory_bytes", "environment", "group", "command", "answered", "config")
+
+
+def claims() -> list[Claim]:
+    """16 runs, start-up included; and a rerun of the finished sweep."""
+    EmbeddedModel().checkpoint(default_cache_dir())  # converted in advance, for both
+    with tempfile.TemporaryDirectory() as folder:
+        shared, alone = Path(folder) / "shared", Path(folder) / "alone"
+        grid = ["-m", f"pruner={','.join(PRUNERS)}", f"patch={','.join(PATCHES)}"]
+        together = _time([*grid, f"output_dir={shared}"], Path(folder) / "cache")
+        again = _time([*grid, f"output_dir={shared}"], Path(folder) / "cache")
+        apart = 0.0
+        for pruner, patch in product(PRUNERS, PATCHES):
+            place = alone / f"{pruner}-{patch}"
+            single = [f"pruner={pruner}", f"patch={patch}", f"output_dir={place}"]
+            apart += _time(single, Path(folder) / f"cache-{pruner}-{patch}")
+        different = sum(_records(shared)[run] != record for run, record in _records(alone).items())
+    runs = len(PRUNERS) * len(PATCHES)
+    return [
+        Claim(
+            f"{runs} runs as a sweep / each alone with an empty cache, start-up included",
+            together / apart, 0.5, "", f"{together:.0f} s / {apart:.0f} s",
+        ),
+        Claim("records that differ but for timings and places", different, 0, "", f"{runs} runs"),
+        Claim("the finished sweep once more: time for a run", again / runs, 1, "s", f"{again:.1f} s in all"),
+    ]  # fmt: skip
+
+
+def _time(arguments: list[str], cache: Path) -> float:
+    """Seconds that a command takes with a cache in which there is only the converted model."""
+    if not cache.exists():
+        cache.mkdir()
+        (cache / "models").symlink_to(default_cache_dir() / "models")
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "linearpatch.cli", "run", *SETTINGS, *arguments]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "LINEARPATCH_CACHE": str(cache)})
+    return time.perf_counter() - began
+
+
+def _records(folder: Path) -> dict[str, dict[str, Any]]:
+    records = [json.loads(file.read_text()) for file in folder.glob("*/result.json")]
+    return {record["run_id"]: {k: v for k, v in record.items() if k not in PASSING} for record in records}
