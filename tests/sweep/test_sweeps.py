@@ -15,6 +15,7 @@ import torch
 
 from linearpatch.cli import main
 from linearpatch.config import compose_experiment
+from linearpatch.sweep.launchers import LAUNCHERS
 from linearpatch.sweep.worker import _with_less_memory
 
 TINY = ("debug=tiny", "model=random", "num_pruned_layers=3", "tracker=none")
@@ -227,7 +228,7 @@ def test_two_sweeps_at_once_share_the_work():
     assert set(states("S").values()) == {"completed"}
 
 
-LAUNCHERS = {
+SETTINGS = {
     "basic": ["hydra.launcher.n_jobs=2"],
     "joblib": ["hydra.launcher.n_jobs=2"],
     "ray": ["hydra.launcher.num_cpus=0.5"],
@@ -243,7 +244,7 @@ def test_every_launcher_runs_a_sweep_in_which_a_job_dies(launcher, capfd):
         pytest.importorskip(needed)
     killer = threading.Thread(target=kill_one, args=("S",))
     killer.start()
-    words = [*TINY, *SLOW, *APART, f"hydra/launcher={launcher}", *LAUNCHERS[launcher], "output_dir=S"]
+    words = [*TINY, *SLOW, *APART, f"hydra/launcher={launcher}", *SETTINGS[launcher], "output_dir=S"]
     assert main(["run", "-m", *words]) == 1
     killer.join()
     assert "killed by SIGKILL" in capfd.readouterr().err
