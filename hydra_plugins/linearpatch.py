@@ -53,7 +53,7 @@ class LinearPatchSweeper(BasicSweeper):  # type: ignore[misc]
     Args:
         params: Values by key, as on the command line, which may change them.
         combinations: Settings that go together, each a mapping; `sweep=FILE` reads them from a file.
-        small: What takes their place at `scale=small`.
+        small: What takes their place at `scale=small`; null keeps them.
         scale: `full` or `small`.
     """
 
@@ -61,11 +61,11 @@ class LinearPatchSweeper(BasicSweeper):  # type: ignore[misc]
         self,
         params: dict[str, str] | None = None,
         combinations: Sequence[dict[str, Any]] = (),
-        small: Sequence[dict[str, Any]] = (),
+        small: Sequence[dict[str, Any]] | None = None,
         scale: str = "full",
     ) -> None:
         super().__init__(None, params)
-        self.combinations = small if scale == "small" else combinations
+        self.combinations = small if scale == "small" and small is not None else combinations
 
     def sweep(self, arguments: list[str]) -> Any:
         """Split the arguments, and launch."""
