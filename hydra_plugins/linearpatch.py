@@ -83,4 +83,5 @@ class LinearPatchSweeper(BasicSweeper):  # type: ignore[misc]
         for combination in read or list(self.combinations) or [{}]:
             parsed = parser.parse_overrides([*self._parse_config(), *as_overrides(combination), *given])
             jobs += self.split_arguments(parsed, None)[0]
-        return self.launcher.launch(jobs, initial_job_idx=0)
+        distinct = {tuple(sorted(job)): job for job in jobs}  # the command line may make combinations equal
+        return self.launcher.launch(list(distinct.values()), initial_job_idx=0)
