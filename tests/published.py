@@ -28,7 +28,7 @@ def rows(files=FILES) -> list[dict]:
     return [{**dict(about), "values": values} for about, values in found.items()]
 
 
-def answers() -> list[dict]:
+def qa_rows() -> list[dict]:
     """The rows that have all nine tasks."""
     return [row for row in rows() if f"qa/{TASKS[0]}" in row["values"]]
 
