@@ -25,7 +25,7 @@ RUNS = {  # at full and at small scale
     "paper_mmlu": (12, 4),
     "paper_perplexity": (16, 8),
     "paper_qa": (38, 10),
-    "per_layer_patches": (18, 9),
+    "per_layer_patches": (24, 12),
     "pruned_layers": (16, 12),
     "pruner_comparison": (48, 48),
     "relative_weighting": (4, 4),
