@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: $(READY)  ## prune SmolLM2 by 5 of 30 layers with two pruners and three patches, print the comparison
-	$(BIN)/linearpatch run -m experiment=demo pruner=streamline,shortgpt patch=none,rotate,lstsq
+	$(BIN)/linearpatch run -m experiment=demo
 
 test: $(READY)  ## run the tests with line coverage
 	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term

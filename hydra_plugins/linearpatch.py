@@ -52,8 +52,9 @@ class LinearPatchSweeper(BasicSweeper):  # type: ignore[misc]
 
     Args:
         params: Values by key, as on the command line, which may change them.
-        combinations: Settings that go together, each a mapping.
-        small: What takes their place at `scale=small`.
+        self.file = file
+        combinations: Settings that go together, each a mapping; `sweep=FILE` reads them from a file.
+        small: What takes their place at `scale=small`; null keeps them.
         scale: `full` or `small`.
         file: A YAML file of combinations in place of either; on the command line `sweep=FILE`.
     """
@@ -62,13 +63,13 @@ class LinearPatchSweeper(BasicSweeper):  # type: ignore[misc]
         self,
         params: dict[str, str] | None = None,
         combinations: Sequence[dict[str, Any]] = (),
-        small: Sequence[dict[str, Any]] = (),
+        small: Sequence[dict[str, Any]] | None = None,
         scale: str = "full",
         file: str | None = None,
     ) -> None:
         super().__init__(None, params)
         self.file = file
-        self.combinations = small if scale == "small" else combinations
+        self.combinations = small if scale == "small" and small is not None else combinations
 
     def sweep(self, arguments: list[str]) -> Any:
         """Split the arguments, and launch."""
@@ -84,4 +85,5 @@ class LinearPatchSweeper(BasicSweeper):  # type: ignore[misc]
         for combination in list(combinations) or [{}]:
             parsed = parser.parse_overrides([*self._parse_config(), *as_overrides(combination), *arguments])
             jobs += self.split_arguments(parsed, None)[0]
-        return self.launcher.launch(jobs, initial_job_idx=0)
+        distinct = {tuple(sorted(job)): job for job in jobs}  # the command line may make combinations equal
+        return self.launcher.launch(list(distinct.values()), initial_job_idx=0)
