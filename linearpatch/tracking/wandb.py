@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,8 @@ class WandbTracker(Tracker):
                 entity=self.entity,
                 tags=list(self.tags) or None,
                 dir=str(folder),
+                id=run_key(record, folder),
+                resume="allow" if self.mode == "online" else None,
                 name=record.run_id,
                 group=record.group,
                 config=record.config,
@@ -91,6 +94,11 @@ class WandbTracker(Tracker):
             ]
             tables["layer_scores"] = wandb.Table(columns=["step", scores["unit"], scores["criterion"]], data=score_rows)
         return tables
+
+
+def run_key(record: Record, folder: Path) -> str:
+    """W&B's id of a run: a run that is added to later, or goes on after it was killed, stays one run there."""
+    return hashlib.sha256(f"{record.run_id} {folder.resolve()}".encode()).hexdigest()[:16]
 
 
 def summary(record: Record) -> dict[str, Any]:

@@ -49,3 +49,22 @@ def test_a_failed_run_is_recorded_as_failed(tmp_path):
     arguments = ["run", "debug=tiny", "model=random", "num_pruned_layers=99", f"output_dir={tmp_path}/D"]
     assert main(arguments) == 1
     assert "completed" in inspect(tmp_path / "D")
+
+
+def test_what_is_added_later_belongs_to_the_same_run(tmp_path):
+    arguments = ["run", "debug=tiny", "model=random", "num_pruned_layers=3", f"output_dir={tmp_path}/D"]
+    assert main(arguments) == 0
+    assert main([*arguments, "eval.ppl.seq_len=64"]) == 0
+    ids = [folder.name.rpartition("-")[2] for folder in (tmp_path / "D" / "wandb").glob("offline-run-*")]
+    assert len(ids) == 2
+    assert len(set(ids)) == 1
+
+
+def test_the_runs_of_a_sweep_share_their_group(tmp_path):
+    arguments = ["run", "-m", "debug=tiny", "model=random", "num_pruned_layers=3", "patch=none,rotate", "group=mine"]
+    assert main([*arguments, "tracker.tags=[night]", f"output_dir={tmp_path}/S"]) == 0
+    files = list((tmp_path / "S").glob("*/wandb/offline-run-*/run-*.wandb"))
+    assert len(files) == 2
+    contents = [file.read_bytes() for file in files]
+    assert all(b"mine" in content and b"night" in content for content in contents)
+    assert len({file.stem for file in files}) == 2
