@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from linearpatch.patches.patch import Patch
 from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import identity, name_of
 from linearpatch.tracking.tracker import Tracker
+
+MOST_FILES = 10_000  # of a folder, that are looked at for changes
 
 STAGES = ("dense", "pruned", "patched", "distilled")
 
@@ -268,7 +271,7 @@ def _stamps(value: Any) -> dict[str, list[Any]]:
         return {}
     try:
         path = Path(value).expanduser()
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        return {value: [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]}
+        files = islice(path.rglob("*"), MOST_FILES) if path.is_dir() else [path]
+        return {value: sorted([str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files)}
     except (OSError, RuntimeError, ValueError):  # most texts name no file
         return {}

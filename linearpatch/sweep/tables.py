@@ -83,7 +83,7 @@ def duration(seconds: float) -> str:
     """Seconds as people say them.
 
     >>> duration(4.2), duration(75), duration(7300)
-    ('4 s', '1 min 15 s', '2 h 02 min')
+    ('4 s', '1 min 15 s', '2 h 01 min')
     """
     whole = round(seconds)
     if whole < 60:

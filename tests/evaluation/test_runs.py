@@ -70,12 +70,19 @@ def test_wandb_gets_every_number(tmp_path):
     assert shown["patched/retained/mean_of_ratios/smoke/acc"] == kept
 
 
-def test_a_sweep_measures_dense_and_each_pruned_model_once(tmp_path, measured):
-    overrides = [*SMALL, f"output_dir={tmp_path}/D", "eval=[smoke]", "pruner=tail"]
+def test_a_sweep_measures_dense_and_each_pruned_model_once(tmp_path):
+    overrides = [*SMALL, f"output_dir={tmp_path}/D", f"cache_dir={tmp_path}/cache", "eval=[smoke]", "pruner=tail"]
     assert main(["run", "-m", *overrides, "patch=rotate,lstsq", "patch.sites=one_per_interface"]) == 0
     kinds = 4
-    assert measured.count(DENSE) == kinds
-    assert measured.count(DENSE - 3) == kinds * (1 + 2)  # one pruned model, two patches
+    entries = {file: file.stat().st_mtime for file in (tmp_path / "cache" / "evaluation").glob("*.safetensors")}
+    assert len(entries) == kinds * (1 + 1 + 2)  # dense, one pruned model, two patches
+    patched = [time for time in entries.values() if time > max(made(tmp_path / "D" / ".shared"))]
+    assert len(patched) == kinds * 2  # all else came from the steps that both share
+
+
+def made(folder):
+    """When each record below a folder was completed."""
+    return [file.stat().st_mtime for file in folder.glob("*/result.json")]
 
 
 def test_an_evaluation_asked_for_later_is_the_only_one_made(tmp_path, measured):

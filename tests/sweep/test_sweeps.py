@@ -285,7 +285,8 @@ def test_what_runs_out_of_a_gpus_memory_is_repeated_once_with_half_the_batches()
     _with_less_memory(experiment, attempt)
     remark = "CUDA out of memory: repeated with half the batches"
     assert tried == [(4, 2, 1, None), (2, 1, 2, remark)]
+    assert compose_experiment([]).with_half_batches() is None
     tried.clear()
     with pytest.raises(torch.OutOfMemoryError):
-        _with_less_memory(compose_experiment([]), attempt)
+        _with_less_memory(compose_experiment(["distill=output_kl"]), attempt)
     assert len(tried) == 1  # batches of one can't be halved
