@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -182,7 +182,8 @@ class Experiment:
     @property
     def asked(self) -> dict[str, str]:
         """What a record must answer to be complete: a digest for each measurement of each stage and the checkpoint."""
-        files = _stamps(asdict(replace(self, output_dir=None, cache_dir=None)))
+        read = (self.model, self.corpus, self.calibration, self.evaluation, self.distillation, self.eval)
+        files = _stamps([self.datasets_dir, *map(_plain, read)])
         asked = {
             f"{stage}/{name}": digest([files, measured])
             for stage in self.asked_stages
@@ -259,6 +260,13 @@ def _halved(component: Any) -> Any:
             return component
         changes["accumulation"] = 2 * component.accumulation
     return replace(component, **changes)
+
+
+def _plain(value: Any) -> Any:
+    """A component's settings, or those of components by name."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _stamps(value: Any) -> dict[str, list[Any]]:
