@@ -1,0 +1,103 @@
+"""Published figures: what a paper's tables say, to stand beside what was measured."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from linearpatch.errors import DataError
+from linearpatch.report.rows import Variant
+
+HEAD = ("table", "model", "num_pruned_layers", "pruner", "patch", "distill", "metric", "value", "source")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A line of a published table.
+
+    Attributes:
+        model: Name of a choice of the group `model`.
+        num_removed: Layers that were removed; 0 for dense.
+        pruner: As this package calls it, where it has it.
+        patch: `none`, `rotate`, …
+        distill: `none`, `output_kl`, …
+        values: By metric; shares in percent, as papers print them.
+        sources: Where they were read.
+    """
+
+    model: str
+    num_removed: int
+    pruner: str
+    patch: str
+    distill: str
+    values: Mapping[str, float] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+
+    def variant(self, model: str, num_layers: int) -> Variant:
+        """The same as a variant of a model."""
+        if self.num_removed == 0:
+            return Variant(model, num_layers, "dense")
+        stage = "distilled" if self.distill != "none" else "pruned" if self.patch == "none" else "patched"
+        return Variant(model, num_layers, stage, self.num_removed, self.pruner, self.patch, self.distill)
+
+
+def read_published(file: Path) -> list[Published]:
+    """Read published figures: one number a line, with the columns of `HEAD`.
+
+    Raises:
+        DataError: the file can't be read, or a line isn't what it should be.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            return _read(file, lines)
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise DataError(f"{file} can't be read as CSV: {error}. Name a file with the columns {','.join(HEAD)}.") from error
+
+
+def _read(file: Path, lines: Iterator[str]) -> list[Published]:
+    reader = csv.DictReader(lines, strict=True)
+    missing = [name for name in HEAD if name not in (reader.fieldnames or ())]
+    if missing:
+        raise DataError(f"{file}, line 1: no column {', '.join(missing)}. The columns are {','.join(HEAD)}.")
+    found: dict[tuple[str, int, str, str, str], dict[str, tuple[float, str]]] = {}
+    for line in reader:
+        where = f"{file}, line {reader.line_num}"
+        if None in line or None in line.values():
+            raise DataError(f"{where}: {len(HEAD)} columns are expected ({','.join(HEAD)}).")
+        count = _number(where, "num_pruned_layers", line["num_pruned_layers"])
+        if count < 0 or count != int(count):
+            raise DataError(f"{where}: num_pruned_layers is {line['num_pruned_layers']!r}. Allowed: 0 (dense), 1, 2, …")
+        if not line["model"] or not line["metric"]:
+            raise DataError(f"{where}: model and metric must not be empty.")
+        if count and not line["pruner"]:
+            raise DataError(f"{where}: pruner is empty, but {int(count)} layers are removed. Name the pruner.")
+        what = ("", "", "") if count == 0 else (line["pruner"], line["patch"] or "none", line["distill"] or "none")
+        values = found.setdefault((line["model"], int(count), *what), {})
+        value = _number(where, "value", line["value"])
+        earlier = values.setdefault(line["metric"], (value, line["source"] or line["table"]))
+        if earlier[0] != value:
+            raise DataError(
+                f"{where}: {line['metric']} of this model is {value:g} here and {earlier[0]:g} further up. Remove one, "
+                "or give each pruner and patch a name of its own."
+            )
+    return [
+        Published(*key, {name: value for name, (value, _) in values.items()}, _sources(values))
+        for key, values in found.items()
+    ]
+
+
+def _sources(values: Mapping[str, tuple[float, str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(source for _, source in values.values() if source))
+
+
+def _number(where: str, name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{where}: {name} is {text!r}, not a number.")
+    return value
