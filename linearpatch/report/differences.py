@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
 
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 from linearpatch.report.quantities import Entry, all_metrics
 from linearpatch.report.rows import Measure
@@ -73,7 +73,8 @@ def differences_table(entries: Sequence[Entry]) -> Table | None:
     lines = [line for group in groups.values() for line in _lines(group)]
     heads = ("model", "layers", "pruner", "patch", "against", "metric")
     columns = ("difference", "95 % interval", "p", "over")
-    table = Table("differences", "Differences", heads, columns, tuple(lines), NOTES, ("difference", "interval", "p", "over"))
+    keys = ("difference", "interval", "p", "over")
+    table = Table("differences", "Differences", heads, columns, tuple(lines), NOTES, keys)
     return without_empty_heads(table) if lines else None
 
 
@@ -94,9 +95,8 @@ def _lines(group: Sequence[Entry]) -> Iterator[Line]:
 def _difference(mine: Entry, other: Entry, name: str) -> Difference | None:
     """Over the seeds that both have; over questions where both are stages of one run."""
     first, second = ({row.seed: row.metrics.get(name) for row in entry.rows} for entry in (mine, other))
-    pairs = [
-        (first[seed], second[seed]) for seed in sorted(first.keys() & second.keys()) if _alike(first[seed], second[seed])
-    ]
+    seeds = sorted(first.keys() & second.keys())
+    pairs = [(first[seed], second[seed]) for seed in seeds if _alike(first[seed], second[seed])]
     values = [(one.value, two.value) for one, two in pairs if one and two]
     both = [(one, two) for one, two in values if one is not None and two is not None]
     logarithm = name.startswith("ppl/")
@@ -106,7 +106,7 @@ def _difference(mine: Entry, other: Entry, name: str) -> Difference | None:
         versus = pairs[0][0].versus.get(other.variant.stage, {})
         if "difference" in versus and "low" in versus:
             basis = f"{pairs[0][0].n:,} {pairs[0][0].counted}"
-            return Difference(*(100 * versus[key] for key in ("difference", "low", "high")), None, basis)
+            return Difference(100 * versus["difference"], 100 * versus["low"], 100 * versus["high"], None, basis)
     return None
 
 

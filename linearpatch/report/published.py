@@ -54,7 +54,8 @@ def read_published(file: Path) -> list[Published]:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             return _read(file, lines)
     except (OSError, UnicodeError, csv.Error) as error:
-        raise DataError(f"{file} can't be read as CSV: {error}. Name a file with the columns {','.join(HEAD)}.") from error
+        columns = ",".join(HEAD)
+        raise DataError(f"{file} can't be read as CSV: {error}. Name a file with the columns {columns}.") from error
 
 
 def _read(file: Path, lines: Iterator[str]) -> list[Published]:

@@ -91,8 +91,8 @@ def _read(folder: Path) -> Run | Failure:
         record = read_record(folder)
         assert record is not None  # the file was there a moment ago
         if record.status != "completed":
-            reason = record.error or ("it is running, or was killed" if record.status == "running" else "no reason told")
-            return Failure(str(record.run_id), folder, str(record.status), str(reason))
+            unknown = "it is running, or was killed" if record.status == "running" else "no reason told"
+            return Failure(str(record.run_id), folder, str(record.status), str(record.error or unknown))
         return Run(record, folder, tuple(rows_of_run(record)))
     except StorageError as error:
         return Failure(folder.name, folder, "unreadable", str(error))

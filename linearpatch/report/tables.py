@@ -288,7 +288,7 @@ def _explained(table: Table, columns: Sequence[Column]) -> tuple[Table, list[str
 
 
 def _letter(index: int) -> str:
-    """Letters in order: a, b, … z, aa, ab, …"""
+    """Letters in order: a to z, then aa, ab and so on."""
     more, last = divmod(index, len(ascii_lowercase))
     return (_letter(more - 1) if more else "") + ascii_lowercase[last]
 

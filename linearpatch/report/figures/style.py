@@ -1,0 +1,133 @@
+"""The look of all figures, in one place."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+# Okabe and Ito's colours, ordered so that neighbours differ in lightness, too; markers and dashes tell them apart in
+# print without colour.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), (0, (8, 2)))
+INK, FAINT, GRID = "#222222", "#8a8a8a", "#e4e4e4"
+PANEL = (3.1, 2.5)  # inches
+PANELS_IN_ROW = 3
+DPI = 200
+
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same everywhere
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.5,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.constrained_layout.use": True,
+    "pdf.fonttype": 42,  # text stays text
+    "svg.hashsalt": "linearpatch",
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of the report.
+
+    Attributes:
+        name: Of its files.
+        caption: What it shows.
+        figure: The figure.
+    """
+
+    name: str
+    caption: str
+    figure: Figure = field(compare=False)
+
+    def png(self) -> bytes:
+        """As PNG; the same figure gives the same bytes."""
+        return _rendered(self.figure, "png", {"Software": None})
+
+    def pdf(self) -> bytes:
+        """As PDF; the same figure gives the same bytes."""
+        return _rendered(self.figure, "pdf", {"CreationDate": None, "Producer": None, "Creator": None})
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one series is drawn."""
+
+    color: str
+    marker: str
+    linestyle: Any
+
+    def line(self, **more: Any) -> Line2D:
+        """A sample for the legend."""
+        shown = {"color": self.color, "marker": self.marker, "linestyle": self.linestyle, **more}
+        return Line2D([], [], **shown)
+
+
+def look(index: int) -> Look:
+    """The look of the series at an index, the same in every figure."""
+    return Look(COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)])
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw in the house's look; nothing outside the block changes."""
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
+        yield
+
+
+def panels(count: int, *, sharey: bool = False, size: tuple[float, float] = PANEL) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels in rows."""
+    across = min(count, PANELS_IN_ROW)
+    down = -(-count // across)
+    figure = Figure(figsize=(size[0] * across + 0.3, size[1] * down + 0.45))
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(down, across, squeeze=False, sharey=sharey)
+    axes = [axis for row in grid for axis in row]
+    for axis in axes[count:]:
+        axis.remove()
+    return figure, axes[:count]
+
+
+def legend(figure: Figure, samples: Sequence[Line2D], labels: Sequence[str]) -> None:
+    """One legend for all panels, below them."""
+    width = figure.get_figwidth()
+    longest = max((len(label) for label in labels), default=1)
+    fitting = max(1, min(len(labels), int(width / (0.5 + 0.068 * longest))))
+    columns = -(-len(labels) // -(-len(labels) // fitting))  # rows of equal length
+    figure.legend(list(samples), list(labels), loc="outside lower center", ncols=columns)
+
+
+def _rendered(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
+    content = io.BytesIO()
+    with house_style():
+        figure.savefig(content, format=kind, dpi=DPI, metadata=metadata)
+    return content.getvalue()
