@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -257,20 +256,15 @@ def _rounded(cell: Cell) -> float:
 
 def _explained(table: Table, columns: Sequence[Column]) -> tuple[Table, list[str]]:
     """Say how each column was measured; where one holds numbers that don't compare, with a letter at each."""
-    lettered: dict[str, str] = {}
-    for index in range(len(table.columns)):
-        by_model: dict[str, Counter[str]] = {}
-        for line in table.lines:
-            if (key := line.cells[index].key) and key != PUBLISHED:
-                by_model.setdefault(line.labels[0], Counter())[key] += 1
-        words = {key.rpartition(", ")[0] for keys in by_model.values() for key in keys}
-        if len(words) > 1 or any(len(keys) > 1 for keys in by_model.values()):
-            for key in (key for keys in by_model.values() for key in keys):
-                lettered.setdefault(key, _letter(len(lettered)))
-    apart = set(lettered)
+    lettered = letters(
+        [
+            [(line.labels[0], line.cells[at].key) for line in table.lines if line.cells[at].key != PUBLISHED]
+            for at in range(len(columns))
+        ]
+    )
 
     def mark(cell: Cell, index: int) -> Cell:
-        return replace(cell, mark=lettered[cell.key]) if cell.key in apart else cell
+        return replace(cell, mark=lettered[cell.key]) if cell.key in lettered else cell
 
     lines = tuple(replace(one, cells=tuple(mark(cell, i) for i, cell in enumerate(one.cells))) for one in table.lines)
     measured: dict[str, list[str]] = {}
@@ -285,6 +279,26 @@ def _explained(table: Table, columns: Sequence[Column]) -> tuple[Table, list[str
     if lettered:
         notes.insert(0, "numbers with different letters were measured differently and don't compare")
     return replace(table, lines=lines), notes
+
+
+def letters(columns: Sequence[Sequence[tuple[str, str]]]) -> dict[str, str]:
+    """A letter for each way of measuring, in columns that hold several.
+
+    Args:
+        columns: Of each cell the model, and how it was measured on what, as `Cell.key`. Models have tokenizers of
+            their own: other data alone is another way only within a model.
+    """
+    found: dict[str, str] = {}
+    for cells in columns:
+        by_model: dict[str, list[str]] = {}
+        for model, key in dict.fromkeys(cells):
+            if key:
+                by_model.setdefault(model, []).append(key)
+        words = {key.rpartition(", ")[0] for keys in by_model.values() for key in keys}
+        if len(words) > 1 or any(len(keys) > 1 for keys in by_model.values()):
+            for key in (key for keys in by_model.values() for key in keys):
+                found.setdefault(key, _letter(len(found)))
+    return found
 
 
 def _letter(index: int) -> str:

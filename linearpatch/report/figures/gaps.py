@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy
 from matplotlib.ticker import MaxNLocator
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from linearpatch.report.figures.style import FAINT, Drawing, legend, look, panels
+from linearpatch.report.figures.style import FAINT, Drawing, legend, look, panels, plain_powers
 from linearpatch.report.reading import Run
 from linearpatch.results.answers import ARRAYS
 
@@ -66,6 +67,7 @@ def fits(runs: Sequence[Run]) -> list[Drawing]:
             axis.set_title(title)
             if kind == "error" and min(site["error_after"] for _, site in sites) > 0:
                 axis.set_xscale("log")
+                plain_powers(axis.xaxis)
         caption = f"{model}: how each patch fits its sites, on the calibration tokens, at the largest number of layers"
         drawings.append(Drawing(f"fits_{model}", caption, figure))
     return drawings
@@ -85,7 +87,7 @@ def profiles(runs: Sequence[Run]) -> list[Drawing]:
             for at, stage in enumerate(stages):
                 own = look(at)
                 streams, values = arrays[f"{stage}/streams"], arrays[f"{stage}/{name}"]
-                line = {"marker": own.marker, "markersize": 2.8, "linewidth": 1.1}
+                line: dict[str, Any] = {"marker": own.marker, "markersize": 2.8, "linewidth": 1.1}
                 axis.plot(streams, values, color=own.color, linestyle=own.linestyle, **line)
             for start, end in run.record.pruning["interfaces"]:
                 axis.axvspan(start, end, color="#eef1f5", zorder=0, linewidth=0)
@@ -111,7 +113,7 @@ def training_curves(runs: Sequence[Run]) -> list[Drawing]:
             for at, kind in enumerate(("loss", "validation_loss")):
                 points = [(point["step"], point[kind]) for point in curve if point.get(kind) is not None]
                 steps, losses = [step for step, _ in points], [loss for _, loss in points]
-                style = {"marker": "o", "markersize": 3.5} if at else {"linewidth": 0.9, "alpha": 0.6}
+                style: dict[str, Any] = {"marker": "o", "markersize": 3.5} if at else {"linewidth": 0.9, "alpha": 0.6}
                 axis.plot(steps, losses, color=look(1 - at).color, **style)
                 if kind == "validation_loss" and distillation.get("best_step") in steps:
                     best = steps.index(distillation["best_step"])

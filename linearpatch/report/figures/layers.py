@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from linearpatch.report.figures.quality import by_model
-from linearpatch.report.figures.style import COLOURS, FAINT, GRID, Drawing, panels
+from linearpatch.report.figures.style import COLOURS, FAINT, GRID, Drawing, panels, plain_powers
 from linearpatch.report.quantities import Entry
 from linearpatch.report.reading import Run
 
@@ -96,6 +96,7 @@ def _scores(figure: Figure, axis: Axes, pruner: str, pruning: Mapping[str, Any])
     known = [value for value in values if value == value]
     if known and min(known) > 0 and max(known) / min(known) > 50:
         axis.set_yscale("log")
+        plain_powers(axis.yaxis)
     axis.set_xlabel("first layer of the window" if window else "layer")
     axis.set_ylabel(str(scores.get("criterion", "score")))
     axis.grid(visible=False, axis="x")
@@ -122,4 +123,4 @@ def _search(figure: Figure, axis: Axes, scores: Mapping[str, Any]) -> None:
     axis.set_facecolor(GRID)
     bar = figure.colorbar(image, ax=axis, pad=0.02, extend="max")
     bar.set_label(str(scores.get("criterion", "loss")), size=7, color=FAINT)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator
 
-from linearpatch.report.figures.style import FAINT, INK, PANELS_IN_ROW, Drawing, legend, look, panels
+from linearpatch.report.figures.style import FAINT, INK, PANELS_IN_ROW, Drawing, legend, look, panels, plain_powers
 from linearpatch.report.quantities import Entry, Quantity, all_metrics, metric, retained
 from linearpatch.report.rows import PATCHES
 
@@ -75,7 +75,7 @@ def by_model(entries: Sequence[Entry]) -> Mapping[str, list[Entry]]:
 
 
 def measured_alike(entries: Sequence[Entry], quantity: Quantity) -> list[list[Entry]]:
-    """Entries that compare: those with a quantity that was measured in the same way, the most first; not dense alone."""
+    """Entries with a quantity, apart where it was measured in another way; the most first, none with dense alone."""
     found: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         value = entry.value(quantity)
@@ -97,13 +97,17 @@ def names_of_patches(entries: Sequence[Entry]) -> list[str]:
     return sorted(names, key=lambda name: (PATCHES.index(name) if name in PATCHES else len(PATCHES), name))
 
 
+def label(axis: Axes, text: str, place: tuple[float, float], shift: tuple[float, float], **more: Any) -> None:
+    """A small text beside a point."""
+    axis.annotate(text, place, xytext=shift, textcoords="offset points", fontsize=6.5, color=FAINT, **more)
+
+
 def plain_log(axis: Axes) -> None:
     """Numbers as people write them on a logarithmic axis, also where it spans less than a decade."""
     low, high = axis.get_ylim()
     close = high / low < 12
     axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if close else (1.0, 3.0), numticks=9))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    plain_powers(axis.yaxis)
 
 
 def _lines(
@@ -131,8 +135,7 @@ def _lines(
             _series(axis, own, quantity, look(at), shift=(at - (len(patches) - 1) / 2) * 0.06)
         if dense:
             axis.axhline(dense.mean, color=FAINT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
-            place = {"xytext": (2, 2), "textcoords": "offset points", "fontsize": 7, "color": FAINT}
-            axis.annotate("dense", (0, dense.mean), xycoords=("axes fraction", "data"), **place)
+            label(axis, "dense", (0, dense.mean), (2, 2), xycoords=("axes fraction", "data"))
         axis.set_title(pruner)
         axis.set_xlabel("layers removed")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, min_n_ticks=1))
@@ -175,14 +178,14 @@ def _series(axis: Axes, entries: Sequence[Entry], quantity: Quantity, style: Any
 
 def _point(axis: Axes, entry: Entry, corpus: str, speed: str, patches: Sequence[str]) -> None:
     x, y = entry.value(metric(speed)), entry.value(metric(corpus))
-    assert x and y
+    if x is None or y is None:
+        return
     if entry.variant.stage == "dense":
         axis.plot([x.mean], [y.mean], color=INK, marker="X", markersize=6, linestyle="")
         return
     style = look(patches.index(patch_name(entry)))
     axis.plot([x.mean], [y.mean], color=style.color, marker=style.marker, linestyle="", markeredgecolor="white")
-    offset = {"xytext": (4, 3), "textcoords": "offset points"}
-    axis.annotate(str(entry.variant.num_removed), (x.mean, y.mean), fontsize=6.5, color=FAINT, **offset)
+    label(axis, str(entry.variant.num_removed), (x.mean, y.mean), (4, 3))
 
 
 def _percent(quantity: Quantity) -> Quantity:

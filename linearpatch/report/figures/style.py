@@ -10,9 +10,11 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 # Okabe and Ito's colours, ordered so that neighbours differ in lightness, too; markers and dashes tell them apart in
 # print without colour.
@@ -24,7 +26,7 @@ PANEL = (3.1, 2.5)  # inches
 PANELS_IN_ROW = 3
 DPI = 200
 
-STYLE = {
+STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same everywhere
     "font.size": 8.5,
@@ -51,7 +53,7 @@ STYLE = {
     "legend.fontsize": 8,
     "figure.constrained_layout.use": True,
     "pdf.fonttype": 42,  # text stays text
-    "svg.hashsalt": "linearpatch",
+    "text.parse_math": False,  # names are names, whatever they hold
 }
 
 
@@ -124,6 +126,12 @@ def legend(figure: Figure, samples: Sequence[Line2D], labels: Sequence[str]) -> 
     fitting = max(1, min(len(labels), int(width / (0.5 + 0.068 * longest))))
     columns = -(-len(labels) // -(-len(labels) // fitting))  # rows of equal length
     figure.legend(list(samples), list(labels), loc="outside lower center", ncols=columns)
+
+
+def plain_powers(axis: Axis) -> None:
+    """Numbers as people write them on a logarithmic axis."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _rendered(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
