@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas
 
 from linearpatch.report.reading import Run
@@ -25,7 +27,7 @@ def csv_table(table: Table) -> str:
     return to_csv(pandas.DataFrame(content))
 
 
-def measurements(rows: list[Row]) -> pandas.DataFrame:
+def measurements(rows: Sequence[Row]) -> pandas.DataFrame:
     """Every number of every row in one tidy table: one line for each model, seed and metric."""
     lines = []
     for row in rows:
@@ -51,7 +53,7 @@ def measurements(rows: list[Row]) -> pandas.DataFrame:
     return pandas.DataFrame(lines)
 
 
-def costs(runs: list[Run]) -> pandas.DataFrame:
+def costs(runs: Sequence[Run]) -> pandas.DataFrame:
     """Seconds and peak memory of each step of each run."""
     return pandas.DataFrame(
         [

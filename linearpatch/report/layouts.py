@@ -130,7 +130,8 @@ def speed_columns(shape: str, known: Mapping[str, Measure]) -> list[Column]:
 
 def headline_columns(known: Mapping[str, Measure], dense: Dense) -> list[Column]:
     """What stands for each evaluation: perplexities, averages over tasks with what is retained, the main speeds."""
-    columns = [column for column in perplexity_columns(known, dense=dense) if not column.derived]
+    perplexities = (column for column in perplexity_columns(known, dense=dense) if not column.derived)
+    columns = [replace(column, title=f"ppl {column.title}") for column in perplexities]
     for suite in suites_of(known):
         columns += [replace(c, title=f"{SUITES.get(suite, suite)} {c.title}") for c in suite_columns(suite, known)[-2:]]
     return columns + [column for column in speed_columns("speed", known) if column.key in RATES]

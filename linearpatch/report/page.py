@@ -8,13 +8,13 @@ import html
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from typing import Any
 
-from plotly.offline import get_plotlyjs
+from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
-from linearpatch.report.layouts import DEFINITIONS, TASKS, headline_columns, perplexity_columns, speed_columns
+from linearpatch.report.layouts import DEFINITIONS, headline_columns, perplexity_columns, speed_columns
 from linearpatch.report.quantities import Dense, Entry, Value, all_metrics, metric, retained
 from linearpatch.report.reading import Failure, Run
 from linearpatch.report.tables import SHOWN, Column, Table, labels_of, letters
@@ -41,13 +41,14 @@ def write_page(
         failures: Runs that are left out.
         remarks: What readers should know.
     """
-    columns = page_columns(entries)
+    shown = choices(entries)
+    columns = [choice.column for choice in shown]
     data = {
         "title": title,
-        "columns": [_described(column, columns, entries) for column in columns],
+        "columns": [_described(choice) for choice in shown],
         **_lines(entries, columns, {run.record.run_id: at for at, run in enumerate(runs)}),
         "tables": [_table(table) for table in tables],
-        "failures": [{"run": f.run_id, "folder": str(f.folder), "status": f.status, "reason": f.reason} for f in failures],
+        "failures": [asdict(failure) | {"folder": str(failure.folder)} for failure in failures],
         "remarks": list(remarks),
     }
     web = files("linearpatch.report") / "web"
@@ -65,46 +66,64 @@ def write_page(
     return SLOT.sub(lambda slot: slots[slot[1]], (web / "page.html").read_text(encoding="utf-8"))
 
 
-def page_columns(entries: Sequence[Entry]) -> list[Column]:
+@dataclass(frozen=True)
+class Choice:
+    """A column that the page can show.
+
+    Attributes:
+        column: The column.
+        kind: Which plot it is for: `perplexity`, `retained`, `speed`, or none.
+        shown: Whether the table shows it from the start.
+    """
+
+    column: Column
+    kind: str = ""
+    shown: bool = False
+
+
+def choices(entries: Sequence[Entry]) -> list[Choice]:
     """All that can be shown: what stands for each evaluation first, then every other metric."""
     rows = [row for entry in entries for row in entry.rows]
     known, dense = all_metrics(rows), Dense.among(rows)
-    columns = headline_columns(known, dense)
-    columns += [column for column in perplexity_columns(known, dense=dense) if column.derived]
-    columns += speed_columns("speed", known)
+    found = [Choice(column, _kind(column.key), shown=True) for column in headline_columns(known, dense)]
+    times = (column for column in perplexity_columns(known, dense=dense) if column.derived)
+    found += [Choice(replace(one, title=f"{one.key.removesuffix('_times_dense')} × dense")) for one in times]
+    found += [Choice(replace(one, title=f"speed {one.title}")) for one in speed_columns("speed", known)]
     kept = dict.fromkeys(name for row in rows for averages in row.retained.values() for name in averages)
-    columns += [
-        Column(f"{name}/{definition}", f"{name} retained, {words}", retained(name, definition), "share", "higher")
+    found += [
+        Choice(Column(f"{name}/{key}", f"{name} retained, {words}", retained(name, key), "share"), "retained")
         for name in kept
-        for definition, words in DEFINITIONS.items()
+        for key, words in DEFINITIONS.items()
     ]
-    columns += [Column.of(name, name, metric(name), measure.unit) for name, measure in known.items()]
-    return list({column.key: column for column in reversed(columns)}.values())[::-1]
+    found += [Choice(Column(name, name, metric(name), measure.unit)) for name, measure in known.items()]
+    first: dict[str, Choice] = {}
+    for choice in found:
+        first.setdefault(choice.column.key, choice)
+    return list(first.values())
 
 
 def script_json(content: Any) -> str:
-    """JSON that may stand in a script element: nothing in it ends the element or begins a comment.
+    r"""JSON that may stand in a script element: nothing in it ends the element or begins a comment.
 
     >>> script_json({"a": "</script><!--"})
-    '{"a":"\\\\u003c/script>\\\\u003c!--"}'
+    '{"a":"\\u003c/script>\\u003c!--"}'
     """
-    return json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=str).replace(
-        "<", "\\u003c"
-    )
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.replace("<", "\\u003c")
 
 
-def _described(column: Column, columns: Sequence[Column], entries: Sequence[Entry]) -> dict[str, Any]:
-    rows = [row for entry in entries for row in entry.rows]
-    headline = {one.key for one in headline_columns(all_metrics(rows), Dense.among(rows))}
-    title = column.title if column.key.startswith("speed/") or column.key not in headline else column.title
-    task = column.key.split("/")
-    if len(task) == 3 and task[1] in TASKS:
-        title = f"{task[0]} {TASKS[task[1]]} {task[2]}"
+def _kind(key: str) -> str:
+    if key.startswith("ppl/"):
+        return "perplexity"
+    if key.startswith("speed/"):
+        return "speed"
+    return "retained" if key.endswith("/retained") else ""
+
+
+def _described(choice: Choice) -> dict[str, Any]:
+    column = choice.column
     digits = SHOWN.get(column.unit, (1, 2))[1]
-    kind = "perplexity" if column.key.startswith("ppl/") and not column.derived else "retained" if (
-        "retained" in column.title or column.title.endswith("RP")
-    ) else "speed" if column.key.endswith("_per_s") else ""
-    return {"key": column.key, "title": title, "digits": digits, "unit": column.unit, "shown": column.key in headline, "kind": kind}
+    return {"key": column.key, "title": column.title, "digits": digits, "shown": choice.shown, "kind": choice.kind}
 
 
 def _lines(entries: Sequence[Entry], columns: Sequence[Column], run_index: dict[str, int]) -> dict[str, Any]:
@@ -171,12 +190,11 @@ def _table(table: Table) -> dict[str, Any]:
 
 def _details(run: Run) -> dict[str, Any]:
     """All that a record holds but its numbers, which the table shows."""
-    content = asdict(run.record)
+    content = json.loads(run.record.to_json())
     left_out = ("metrics", "retained", "answered", "schema_version")
     details = {name: value for name, value in content.items() if name not in left_out}
-    details["pruning"] = {name: value for name, value in details["pruning"].items() if name != "scores"}
-    if details["distillation"]:
-        details["distillation"] = {name: v for name, v in details["distillation"].items() if name != "curve"}
+    for name, large in (("pruning", "scores"), ("distillation", "curve")):
+        (details[name] or {}).pop(large, None)
     return {"folder": str(run.folder), **details}
 
 

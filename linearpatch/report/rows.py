@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -40,8 +41,8 @@ class Measure:
         known = {one.name for one in fields(cls)}
         measure = cls(**{name: value for name, value in content.items() if name in known})
         for number in (measure.value, measure.stderr):
-            if number is not None and not isinstance(number, (int, float)):
-                raise TypeError(f"a metric is {number!r}, not a number")
+            if number is not None and not (isinstance(number, (int, float)) and math.isfinite(number)):
+                raise TypeError(f"a metric is {number!r}, not a finite number")
         return measure
 
     @property

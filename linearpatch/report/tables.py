@@ -322,4 +322,3 @@ def without_empty_heads(table: Table) -> Table:
     kept = [at for at in range(len(table.heads)) if any(line.labels[at] for line in table.lines)]
     lines = tuple(replace(line, labels=tuple(line.labels[at] for at in kept)) for line in table.lines)
     return replace(table, heads=tuple(table.heads[at] for at in kept), lines=lines)
-

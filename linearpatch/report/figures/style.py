@@ -102,7 +102,8 @@ def look(index: int) -> Look:
 @contextmanager
 def house_style() -> Iterator[None]:
     """Draw in the house's look; nothing outside the block changes."""
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
+    settings: Any = {**dict(matplotlib.rcParamsDefault), **STYLE, "backend": "agg"}
+    with matplotlib.rc_context(settings):
         yield
 
 

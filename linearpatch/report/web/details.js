@@ -95,7 +95,7 @@
     document.getElementById("left-out-link").hidden = nothing;
     if (data.failures.length) {
       const rows = data.failures.map((failure) => element("tr", {},
-        element("td", {}, failure.run), element("td", {}, failure.status), element("td", {}, failure.reason),
+        element("td", {}, failure.run_id), element("td", {}, failure.status), element("td", {}, failure.reason),
         element("td", {}, failure.folder)));
       const heads = ["run", "status", "reason", "folder"].map((title) => element("th", { scope: "col" }, title));
       place.append(element("div", { className: "scroll" },
