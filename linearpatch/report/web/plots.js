@@ -7,7 +7,7 @@ report.drawPlots = (() => {
   const symbols = ["circle", "square", "triangle-up", "diamond", "cross", "x", "triangle-down", "star"];
   const dashes = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
   const plain = ["none", "scalar", "diag", "rotate", "lstsq", "mlp_lstsq"];
-  const many = 14; // series that a legend can name
+  const filled = ["", "-open", "-dot", "-open-dot"]; // one for each model
 
   const patchOf = (line) => line.patch + (line.distill && line.distill !== "none" ? ` + ${line.distill}` : "");
   const distinct = (values) => [...new Set(values)];
@@ -30,7 +30,7 @@ report.drawPlots = (() => {
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       hovermode: "closest",
-      legend: { orientation: "h", y: -0.22, font: { size: 11 } },
+      showlegend: false, // the key above is that of all plots
       xaxis: { ...axis, title: { text: xTitle } },
       yaxis: { ...axis, title: { text: yTitle }, ...more },
     };
@@ -42,13 +42,27 @@ report.drawPlots = (() => {
     `${text(line.model)}, ${line.n} of ${line.numLayers} layers<br>${text(name(line))}` +
     (line.settings ? `<br>${text(line.settings)}` : "") + "<br>%{x}, %{y:.4~g}<extra></extra>";
 
+  const colourOf = (patch) => colours[patches.indexOf(patch) % colours.length];
+  const symbolOf = (pruner) => symbols[pruners.indexOf(pruner) % symbols.length];
+  const dashOf = (pruner) => dashes[pruners.indexOf(pruner) % dashes.length];
   const style = (line) => {
-    if (line.stage === "dense") return { color: colour("--ink"), symbol: "x", dash: "dot" };
-    const at = patches.indexOf(patchOf(line));
-    const pruner = pruners.indexOf(line.pruner);
-    const color = colours[at % colours.length];
-    return { color, symbol: symbols[pruner % symbols.length], dash: dashes[pruner % dashes.length] };
+    const fill = filled[models.indexOf(line.model) % filled.length];
+    if (line.stage === "dense") return { color: colour("--ink"), symbol: `asterisk${fill || "-open"}`, dash: "dot" };
+    return { color: colourOf(patchOf(line)), symbol: symbolOf(line.pruner) + fill, dash: dashOf(line.pruner) };
   };
+
+  /** Ticks that tell whole numbers on a logarithmic axis, however much of it is seen. */
+  function logarithmic(traces) {
+    const values = traces.flatMap((trace) => trace.y).filter((value) => value > 0);
+    if (values.length === 0) return { type: "log" };
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    const steps = high / low > 200 ? [1, 3] : high / low > 8 ? [1, 2, 5] : [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9];
+    const ticks = [];
+    for (let power = Math.floor(Math.log10(low)) - 1; power <= Math.log10(high) + 1; power += 1) {
+      ticks.push(...steps.map((step) => Number((step * 10 ** power).toPrecision(3))));
+    }
+    return { type: "log", tickvals: ticks, ticktext: ticks.map((tick) => tick.toLocaleString("en")) };
+  }
 
   /** One series for each model, pruner, patch, setting and way of measuring. */
   function series(lines, column, xOf, mode) {
@@ -65,18 +79,17 @@ report.drawPlots = (() => {
       points.sort((a, b) => a.x - b.x);
       const first = points[0].line;
       const look = style(first);
-      const title = [models.length > 1 ? first.model : "", name(first), first.settings].filter(Boolean).join(" · ");
       const arm = (point, end) => (point.value.i ? Math.abs(point.value.i[end] - point.value.v) : 0);
       return {
         type: "scatter",
         mode: first.stage === "dense" ? "markers" : mode,
-        name: text(title),
         x: points.map((point) => point.x),
         y: points.map((point) => point.value.v),
         customdata: points.map((point) => data.lines.indexOf(point.line)),
         hovertemplate: points.map((point) => hover(point.line)),
         marker: { color: look.color, symbol: look.symbol, size: 8 },
         line: { color: look.color, dash: look.dash, width: 1.6 },
+        cliponaxis: false,
         error_y: {
           type: "data", symmetric: false, thickness: 1, width: 0, visible: points.some((point) => point.value.i),
           array: points.map((point) => arm(point, 1)), arrayminus: points.map((point) => arm(point, 0)),
@@ -108,6 +121,25 @@ report.drawPlots = (() => {
     };
   }
 
+  /** What colours, shapes and fills mean, for all plots. */
+  function drawKey(place) {
+    const shapes = { circle: "●", square: "■", "triangle-up": "▲", diamond: "◆", cross: "✚", x: "✖", "triangle-down": "▼",
+      star: "★" };
+    const fills = { "": "filled", "-open": "hollow", "-dot": "dotted", "-open-dot": "hollow, dotted" };
+    const item = (mark, color, words) => {
+      const sign = element("span", { className: "sign", "aria-hidden": "true" }, mark);
+      if (color) sign.style.color = color;
+      return element("li", {}, sign, words);
+    };
+    const key = (title, items) =>
+      items.length > 1 ? [element("div", {}, element("span", {}, title), element("ul", {}, ...items))] : [];
+    place.append(element("div", { className: "key" },
+      ...key("Patch", patches.map((patch) => item("●", colourOf(patch), patch))),
+      ...key("Pruner", pruners.map((pruner) => item(shapes[symbolOf(pruner)], "", pruner))),
+      ...key("Model", models.map((model, at) => item(fills[filled[at % filled.length]], "", model))),
+      element("div", {}, element("ul", {}, item("✳", "", "dense")))));
+  }
+
   /** A card with a plot, and a choice where several columns could be shown. */
   function card(place, title, choices, draw) {
     const pick = element("select", { "aria-label": `What to show: ${title}` },
@@ -117,7 +149,6 @@ report.drawPlots = (() => {
     place.append(element("figure", {}, element("figcaption", {}, element("h2", {}, title), pick), body));
     const redraw = () => {
       const { traces, layout: made } = draw(report.visible(), choices[Number(pick.value)] ?? choices[0], body);
-      made.showlegend = traces.length > 1 && traces.length <= many;
       window.Plotly.react(body, traces, made, { displaylogo: false, responsive: true, displayModeBar: false });
       if (!body.dataset.ready) {
         body.dataset.ready = "yes";
@@ -134,14 +165,15 @@ report.drawPlots = (() => {
 
   return (place) => {
     const layers = (line) => line.n;
-    const whole = { tickformat: "d" };
-    const integers = (made) => ({ ...made, xaxis: { ...made.xaxis, ...whole, rangemode: "tozero" } });
+    const most = Math.max(1, ...pruned.map(layers));
+    const integers = (made) => ({ ...made, xaxis: { ...made.xaxis, tickformat: "d", range: [-0.4, most + 0.4] } });
+    drawKey(place);
     const perplexities = columnsOf("perplexity");
     if (perplexities.length) {
-      card(place, "Perplexity", perplexities, (lines, column) => ({
-        traces: series(lines, column, layers, "lines+markers"),
-        layout: integers(layout("layers removed", "perplexity", { type: "log", dtick: "D1" })),
-      }));
+      card(place, "Perplexity", perplexities, (lines, column) => {
+        const traces = series(lines, column, layers, "lines+markers");
+        return { traces, layout: integers(layout("layers removed", "perplexity", logarithmic(traces))) };
+      });
     }
     const kept = columnsOf("retained");
     if (kept.length) {
@@ -153,10 +185,10 @@ report.drawPlots = (() => {
     const pairs = perplexities.flatMap((quality) =>
       columnsOf("speed").map((speed) => ({ ...quality, speed, title: `${quality.title} / ${speed.title}` })));
     if (pairs.length) {
-      card(place, "Quality against speed", pairs, (lines, pair) => ({
-        traces: series(lines, pair, (line) => line.values[pair.speed.at]?.v ?? null, "markers"),
-        layout: layout(pair.speed.title, "perplexity", { type: "log", dtick: "D1" }),
-      }));
+      card(place, "Quality against speed", pairs, (lines, pair) => {
+        const traces = series(lines, pair, (line) => line.values[pair.speed.at]?.v ?? null, "markers");
+        return { traces, layout: layout(pair.speed.title, "perplexity", logarithmic(traces)) };
+      });
     }
     if (pruned.length) {
       card(place, "Removed layers", [], (lines, _, body) => {

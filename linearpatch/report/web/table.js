@@ -3,7 +3,9 @@
 
 report.drawTable = (() => {
   const { data, state, element, compare } = report;
-  const spread = (values) => values.some((value) => value !== "" && value !== null);
+  const filled = (values) => values.some((value) => value !== "" && value !== null);
+
+  const single = data.lines.every((line) => line.seeds.length < 2);
 
   // Columns of words, before those of numbers; `hidden` ones can be chosen.
   const words = [
@@ -12,12 +14,12 @@ report.drawTable = (() => {
     { key: "pruner", title: "pruner", of: (line) => line.pruner },
     { key: "patch", title: "patch", of: (line) => line.patch },
     { key: "distill", title: "distill", of: (line) => (line.distill === "none" ? "" : line.distill) },
-    { key: "settings", title: "settings", of: (line) => line.settings },
+    { key: "settings", title: "settings", of: (line) => line.settings, wide: true },
     { key: "stage", title: "stage", of: (line) => line.stage, hidden: true },
-    { key: "seeds", title: "seeds", of: (line) => line.seeds.length, hidden: data.lines.every((l) => l.seeds.length < 2) },
-    { key: "removed", title: "removed layers", of: (line) => ranges(line.removed), hidden: true },
+    { key: "seeds", title: "seeds", of: (line) => line.seeds.length, number: true, digits: 0, hidden: single },
+    { key: "removed", title: "removed layers", of: (line) => ranges(line.removed), hidden: true, wide: true },
     { key: "parameters", title: "parameters M", of: (line) => line.parameters / 1e6, digits: 1, number: true },
-  ].filter((column) => spread(data.lines.map(column.of)));
+  ].filter((column) => filled(data.lines.map(column.of)));
   const numbers = data.columns.map((column, at) => ({
     ...column,
     number: true,
@@ -46,7 +48,7 @@ report.drawTable = (() => {
 
   function cell(column, line) {
     const value = column.of(line);
-    const td = element("td", { className: column.number ? "number" : "" });
+    const td = element("td", { className: column.number ? "number" : column.wide ? "wide" : "" });
     if (value === null || value === "") return td;
     td.append(column.text ? column.text(line) : column.number ? shown(value, column.digits) : String(value));
     const full = column.full?.(line);
