@@ -133,8 +133,7 @@ def _files(title: str, comparison: Comparison) -> dict[str, bytes]:
     files["tables/costs.csv"] = to_csv(costs(found.runs))
     content = {name: text.encode() for name, text in files.items()}
     for drawing in drawings:
-        content[f"figures/{drawing.name}.png"] = drawing.png()
-        content[f"figures/{drawing.name}.pdf"] = drawing.pdf()
+        content |= {f"figures/{name}": data for name, data in drawing.files().items()}
     return content
 
 

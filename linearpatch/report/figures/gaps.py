@@ -20,7 +20,11 @@ PROFILES = {
     "cosine_to_dense": "cosine with dense",
     "error_to_dense": "squared error / dense",
 }
-MOST_PANELS = 9
+SHOWN = {
+    "error": ("error_before", "error_after"),
+    "scale": ("scale_mean", "scale_std", "scale_min", "scale_max"),
+}
+MOST_PANELS, MOST_SITES = 9, 40
 
 
 def largest(runs: Sequence[Run]) -> list[Run]:
@@ -41,25 +45,24 @@ def fits(runs: Sequence[Run]) -> list[Drawing]:
     drawings = []
     for model in dict.fromkeys(run.record.model["name"] for run in runs):
         own = [run for run in largest(runs) if run.record.model["name"] == model]
-        errors = [(_site_name(run, site), site) for run in own for site in _sites(run) if "error_after" in site]
-        scales = [(_site_name(run, site), site) for run in own for site in _sites(run) if "scale_mean" in site]
-        kinds = [kind for kind in ("error", "scale") if (errors if kind == "error" else scales)]
-        if not kinds:
+        named = [(_site_name(run, site), site) for run in own for site in _sites(run)]
+        shown = {kind: [one for one in named if set(keys) <= one[1].keys()] for kind, keys in SHOWN.items()}
+        shown = {kind: sites[:MOST_SITES] for kind, sites in shown.items() if sites}
+        if not shown:
             continue
-        tallest = max(len(errors), len(scales))
-        figure, axes = panels(len(kinds), size=(4.4, 0.26 * tallest + 0.9))
-        for axis, kind in zip(axes, kinds, strict=True):
-            sites = errors if kind == "error" else scales
-            for at, (_, site) in enumerate(sites):
-                if kind == "error":
-                    axis.plot([site["error_before"], site["error_after"]], [at, at], color=FAINT, linewidth=1)
-                    axis.plot([site["error_before"]], [at], marker="o", markerfacecolor="white", color=look(1).color)
-                    axis.plot([site["error_after"]], [at], marker="s", color=look(0).color)
-                else:
-                    axis.plot([site["scale_min"], site["scale_max"]], [at, at], color="#c9ced6", linewidth=1)
-                    ends = [site["scale_mean"] - site["scale_std"], site["scale_mean"] + site["scale_std"]]
-                    axis.plot(ends, [at, at], color=look(0).color, linewidth=3, alpha=0.5)
-                    axis.plot([site["scale_mean"]], [at], marker="o", color=look(0).color)
+        figure, axes = panels(len(shown), size=(4.4, 0.26 * max(map(len, shown.values())) + 0.9))
+        for axis, (kind, sites) in zip(axes, shown.items(), strict=True):
+            rows = range(len(sites))
+            values = {key: [site[key] for _, site in sites] for key in SHOWN[kind]}
+            if kind == "error":
+                axis.hlines(rows, values["error_before"], values["error_after"], color=FAINT, linewidth=1)
+                axis.plot(values["error_before"], rows, "o", markerfacecolor="white", color=look(1).color)
+                axis.plot(values["error_after"], rows, "s", color=look(0).color)
+            else:
+                means, spreads = numpy.array(values["scale_mean"]), numpy.array(values["scale_std"])
+                axis.hlines(rows, values["scale_min"], values["scale_max"], color="#c9ced6", linewidth=1)
+                axis.hlines(rows, means - spreads, means + spreads, color=look(0).color, linewidth=3, alpha=0.5)
+                axis.plot(means, rows, "o", color=look(0).color)
             axis.set_yticks(range(len(sites)), [name for name, _ in sites])
             axis.set_ylim(len(sites) - 0.4, -0.6)
             axis.grid(visible=False, axis="y")

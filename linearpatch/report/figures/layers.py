@@ -8,8 +8,8 @@ from typing import Any
 import numpy
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from linearpatch.report.figures.quality import by_model
@@ -39,15 +39,13 @@ def _map(model: str, num_layers: int, lines: Mapping[tuple[str, int], set[tuple[
     figure = Figure(figsize=(max(4.0, 0.17 * num_layers + 1.6), 0.24 * len(lines) + 0.9))
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    for at, sets in enumerate(lines.values()):
-        for layer in range(num_layers):
-            share = sum(layer in removed for removed in sets) / len(sets)
-            face = COLOURS[0] if share else "#f3f3f3"
-            axis.add_patch(
-                Rectangle((layer - 0.45, at - 0.4), 0.9, 0.8, facecolor=face, alpha=0.25 + 0.75 * share if share else 1)
-            )
-    axis.set_xlim(-0.7, num_layers - 0.3)
-    axis.set_ylim(len(lines) - 0.4, -0.6)
+    shares = numpy.array(
+        [[sum(layer in s for s in sets) / len(sets) for layer in range(num_layers)] for sets in lines.values()]
+    )
+    colours = LinearSegmentedColormap.from_list("removed", ["#f3f3f3", COLOURS[0]])
+    edges = [numpy.arange(count + 1) - 0.5 for count in (num_layers, len(lines))]
+    axis.pcolormesh(*edges, shares, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1.2)
+    axis.set_ylim(len(lines) - 0.5, -0.5)
     axis.set_yticks(range(len(lines)), [f"{pruner}  {n}" for pruner, n in lines])
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
     axis.set_xlabel("layer")

@@ -164,10 +164,9 @@ def _lines(
 def _series(axis: Axes, entries: Sequence[Entry], quantity: Quantity, style: Any, *, shift: float) -> None:
     """Points with bars, joined where there is one for each number of layers."""
     values = [(entry.variant.num_removed, value) for entry in entries if (value := entry.value(quantity))]
-    for x, value in values:
-        if value.interval:
-            low, high = value.interval
-            axis.plot([x + shift] * 2, [max(low, value.mean * 0.01), high], color=style.color, linewidth=0.8, alpha=0.7)
+    bars = [(x + shift, *value.interval, value.mean) for x, value in values if value.interval]
+    lows = [max(low, mean * 0.01) for _, low, _, mean in bars]  # a logarithmic axis has no place below zero
+    axis.vlines([x for x, *_ in bars], lows, [high for _, _, high, _ in bars], style.color, linewidth=0.8, alpha=0.7)
     joined = len({x for x, _ in values}) == len(values)
     points = sorted((x + shift, value.mean) for x, value in values)
     axis.plot(

@@ -71,13 +71,12 @@ class Drawing:
     caption: str
     figure: Figure = field(compare=False)
 
-    def png(self) -> bytes:
-        """As PNG; the same figure gives the same bytes."""
-        return _rendered(self.figure, "png", {"Software": None})
-
-    def pdf(self) -> bytes:
-        """As PDF; the same figure gives the same bytes."""
-        return _rendered(self.figure, "pdf", {"CreationDate": None, "Producer": None, "Creator": None})
+    def files(self) -> dict[str, bytes]:
+        """As PNG and PDF, by the file's name; the same figure gives the same bytes."""
+        png = _rendered(self.figure, "png", {"Software": None})
+        self.figure.set_layout_engine("none")  # all has its place by now
+        pdf = _rendered(self.figure, "pdf", {"CreationDate": None, "Producer": None, "Creator": None})
+        return {f"{self.name}.png": png, f"{self.name}.pdf": pdf}
 
 
 @dataclass(frozen=True)
