@@ -26,7 +26,7 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
 def claims() -> list[Claim]:
-    """Written in at most 10 s; its page opens in at most 2 s, where there is a browser to measure with."""
+    """Written in at most 10 s; its page is there in at most 2 s, where there is a browser to measure with."""
     with TemporaryDirectory() as scratch:
         runs, report = Path(scratch, "runs"), Path(scratch, "report")
         records = list(synthetic_records())
@@ -38,10 +38,9 @@ def claims() -> list[Claim]:
         page = report / "report.html"
         detail = f"{len(records)} records, {len(records[-1].metrics['dense'])} metrics a stage"
         found = [Claim("write the report", written, 10, "s", detail)]
-        opened = seconds_to_open(page)
-        if opened is not None:
-            size = f"{page.stat().st_size / 2**20:.1f} MiB, headless Chromium"
-            found.append(Claim("open its page, with all plots", opened, 2, "s", size))
+        size = f"{page.stat().st_size / 2**20:.1f} MiB, headless Chromium"
+        for what, seconds in seconds_to_open(page).items():
+            found.append(Claim(f"open its page: {what}", seconds, 2, "s", size))
     return found
 
 
@@ -96,25 +95,27 @@ def synthetic_record(pruner: str, patch: str, count: int, seed: int) -> Record:
     )  # fmt: skip
 
 
-def seconds_to_open(page: Path) -> float | None:
-    """Time until a page shows all its plots, in a browser that has started; None without playwright and Chromium."""
+def seconds_to_open(page: Path) -> dict[str, float]:
+    """Time until a page can be used, and shows all plots, in a running browser; nothing without one and playwright."""
     browser_file = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        return None
+        return {}
     if browser_file is None:
-        return None
+        return {}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_file, args=["--no-sandbox"])
         tab = browser.new_page()
         tab.goto("about:blank")
         started = time.perf_counter()
         tab.goto(page.resolve().as_uri())
-        tab.wait_for_selector("body[data-ready]", timeout=60_000)
-        seconds = time.perf_counter() - started
+        found = {}
+        for what, ready in (("filters and table", "body[data-ready]"), ("all plots", "body[data-ready=all]")):
+            tab.wait_for_selector(ready, timeout=60_000)
+            found[what] = time.perf_counter() - started
         browser.close()
-    return seconds
+    return found
 
 
 def _metrics(harm: float) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def write_page(
         "style": (web / "page.css").read_text(encoding="utf-8"),
         "data": script_json(data),
         "runs": script_json([_details(run) for run in runs]),
-        "plotly": f"<script>{scripts[0]}</script>",
+        "plotly": scripts[0],
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts[1:]),
     }
     return SLOT.sub(lambda slot: slots[slot[1]], (web / "page.html").read_text(encoding="utf-8"))

@@ -8,10 +8,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from linearpatch.report.figures.style import FAINT, INK, PANELS_IN_ROW, Drawing, legend, look, panels, plain_powers
+from linearpatch.report.figures.style import FAINT, INK, Drawing, legend, look, panels, panels_in_row, plain_powers
+from linearpatch.report.layouts import perplexity_columns
 from linearpatch.report.quantities import Entry, Quantity, all_metrics, metric, retained
 from linearpatch.report.rows import PATCHES
 
+MOST_LABELS = 40
 SPEEDS = {"speed/prefill_tokens_per_s": "prefill tokens/s", "speed/decode_tokens_per_s": "decode tokens/s"}
 
 
@@ -33,11 +35,11 @@ def against_layers(entries: Sequence[Entry]) -> list[Drawing]:
 
 
 def against_speed(entries: Sequence[Entry]) -> list[Drawing]:
-    """Perplexity against speed, one panel for each pair of a corpus and a speed."""
+    """Perplexity of the first corpus against speed."""
     drawings = []
     for model, own in by_model(entries).items():
         known = all_metrics([row for entry in own for row in entry.rows])
-        corpora = [name for name in known if name.startswith("ppl/")]
+        corpora = [column.key for column in perplexity_columns(known)][:1]
         points = {
             (corpus, speed): found
             for corpus in corpora
@@ -52,7 +54,7 @@ def against_speed(entries: Sequence[Entry]) -> list[Drawing]:
         figure, axes = panels(len(points), size=(3.6, 2.9))
         for axis, ((corpus, speed), found) in zip(axes, points.items(), strict=True):
             for entry in found:
-                _point(axis, entry, corpus, speed, patches)
+                _point(axis, entry, corpus, speed, patches, labelled=len(found) <= MOST_LABELS)
             axis.set_yscale("log")
             plain_log(axis)
             axis.set_xlabel(SPEEDS[speed])
@@ -148,7 +150,7 @@ def _lines(
             axis.set_xlim(only - 1, only + 1)
     for axis in axes if log else ():
         plain_log(axis)
-    for axis in axes[::PANELS_IN_ROW]:
+    for axis in axes[:: panels_in_row(len(axes))]:
         axis.set_ylabel(title.replace(" of ", "\nof ", 1))
     legend(
         figure,
@@ -175,7 +177,7 @@ def _series(axis: Axes, entries: Sequence[Entry], quantity: Quantity, style: Any
     )  # fmt: skip
 
 
-def _point(axis: Axes, entry: Entry, corpus: str, speed: str, patches: Sequence[str]) -> None:
+def _point(axis: Axes, entry: Entry, corpus: str, speed: str, patches: Sequence[str], *, labelled: bool) -> None:
     x, y = entry.value(metric(speed)), entry.value(metric(corpus))
     if x is None or y is None:
         return
@@ -184,7 +186,8 @@ def _point(axis: Axes, entry: Entry, corpus: str, speed: str, patches: Sequence[
         return
     style = look(patches.index(patch_name(entry)))
     axis.plot([x.mean], [y.mean], color=style.color, marker=style.marker, linestyle="", markeredgecolor="white")
-    label(axis, str(entry.variant.num_removed), (x.mean, y.mean), (4, 3))
+    if labelled:
+        label(axis, str(entry.variant.num_removed), (x.mean, y.mean), (4, 3))
 
 
 def _percent(quantity: Quantity) -> Quantity:

@@ -12,6 +12,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -23,7 +24,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), (0, (8, 2)))
 INK, FAINT, GRID = "#222222", "#8a8a8a", "#e4e4e4"
 PANEL = (3.1, 2.5)  # inches
-PANELS_IN_ROW = 3
 DPI = 200
 
 STYLE: dict[str, Any] = {
@@ -73,10 +73,15 @@ class Drawing:
 
     def files(self) -> dict[str, bytes]:
         """As PNG and PDF, by the file's name; the same figure gives the same bytes."""
-        png = _rendered(self.figure, "png", {"Software": None})
-        self.figure.set_layout_engine("none")  # all has its place by now
-        pdf = _rendered(self.figure, "pdf", {"CreationDate": None, "Producer": None, "Creator": None})
-        return {f"{self.name}.png": png, f"{self.name}.pdf": pdf}
+        png, pdf = io.BytesIO(), io.BytesIO()
+        with house_style():
+            # Each canvas draws once; `savefig` would draw twice, the first time only to see the layout.
+            self.figure.set_dpi(DPI)
+            FigureCanvasAgg(self.figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
+            self.figure.set_layout_engine("none")  # all has its place by now
+            metadata = {"CreationDate": None, "Producer": None, "Creator": None}
+            FigureCanvasPdf(self.figure).print_pdf(pdf, metadata=metadata)  # type: ignore[no-untyped-call]
+        return {f"{self.name}.png": png.getvalue(), f"{self.name}.pdf": pdf.getvalue()}
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,14 @@ def house_style() -> Iterator[None]:
         yield
 
 
+def panels_in_row(count: int) -> int:
+    """How many panels of so many stand in a row; four make a square."""
+    return 2 if count == 4 else min(count, 3)
+
+
 def panels(count: int, *, sharey: bool = False, size: tuple[float, float] = PANEL) -> tuple[Figure, list[Axes]]:
     """A figure of so many panels in rows."""
-    across = min(count, PANELS_IN_ROW)
+    across = panels_in_row(count)
     down = -(-count // across)
     figure = Figure(figsize=(size[0] * across + 0.3, size[1] * down + 0.45))
     FigureCanvasAgg(figure)
@@ -132,10 +142,3 @@ def plain_powers(axis: Axis) -> None:
     """Numbers as people write them on a logarithmic axis."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def _rendered(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
-    content = io.BytesIO()
-    with house_style():
-        figure.savefig(content, format=kind, dpi=DPI, metadata=metadata)
-    return content.getvalue()

@@ -1,8 +1,8 @@
-// Draw everything: text and table at once, plots right after.
+// Draw everything: filters and table at once; plotly takes a second to read, and comes once they can be seen.
 "use strict";
 
 (() => {
-  const { data } = report;
+  const { data, element } = report;
   const dialog = document.getElementById("details");
   document.getElementById("title").textContent = data.title;
   const models = new Set(data.lines.map((line) => line.model)).size;
@@ -20,10 +20,12 @@
   report.drawTables(document.getElementById("tables"));
   report.drawLeftOut(document.getElementById("left-out"));
   report.changed();
+  document.body.dataset.ready = "lines";
   requestAnimationFrame(() => setTimeout(() => {
+    document.body.append(element("script", { textContent: document.getElementById("plotly").textContent }));
     const before = report.listeners.length;
     report.drawPlots(document.getElementById("plots"));
     for (const listener of report.listeners.slice(before)) listener();
-    document.body.dataset.ready = "yes";
+    document.body.dataset.ready = "all";
   }));
 })();
