@@ -97,7 +97,7 @@ def synthetic_record(pruner: str, patch: str, count: int, seed: int) -> Record:
 
 def seconds_to_open(page: Path) -> dict[str, float]:
     """Time until a page can be used, and shows all plots, in a running browser; nothing without one and playwright."""
-    browser_file = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
+    browser_file = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -109,8 +109,8 @@ def seconds_to_open(page: Path) -> dict[str, float]:
         tab = browser.new_page()
         tab.goto("about:blank")
         started = time.perf_counter()
-        tab.goto(page.resolve().as_uri())
-        found = {}
+        tab.goto(page.resolve().as_uri(), wait_until="commit")
+        found: dict[str, float] = {}
         for what, ready in (("filters and table", "body[data-ready]"), ("all plots", "body[data-ready=all]")):
             tab.wait_for_selector(ready, timeout=60_000)
             found[what] = time.perf_counter() - started

@@ -95,7 +95,7 @@ def write_report(
     earlier = _earlier_files(output)
     figures = read_published(published) if published else []
     comparison = compare_runs(read_runs(folders), figures)
-    title = title or _title(comparison)
+    title = title or default_title(comparison)
     files = _files(title, comparison)
     _replace_files(output, files, earlier)
     log.info("the report of %d runs is in %s", len(comparison.found.runs), output)
@@ -189,7 +189,8 @@ def _replace_files(output: Path, files: Mapping[str, bytes], earlier: set[str]) 
         ) from error
 
 
-def _title(comparison: Comparison) -> str:
+def default_title(comparison: Comparison) -> str:
+    """The head of a report: its models."""
     models = list(dict.fromkeys(run.record.model["name"] for run in comparison.found.runs))
     return f"LinearPatch: {', '.join(models[:3])}{' and more' if len(models) > 3 else ''}" if models else "LinearPatch"
 

@@ -61,7 +61,8 @@
 
   function table(one) {
     const cell = (value, at) => {
-      const td = element("td", { className: one.numbers[at] ? "number" : "" });
+      const long = typeof value === "string" && value.length > 36;
+      const td = element("td", { className: one.numbers[at] ? "number" : long ? "wide" : "" });
       if (typeof value === "string") td.append(value);
       else {
         td.append(value.b ? element("strong", {}, value.t) : value.t);

@@ -100,6 +100,7 @@ report.drawPlots = (() => {
 
   function map(lines) {
     const rows = lines.filter((line) => line.stage !== "dense");
+    rows.sort((a, b) => report.compare(a.model, b.model) || report.compare(a.pruner, b.pruner) || a.n - b.n);
     const found = new Map();
     for (const line of rows) {
       const label = [models.length > 1 ? line.model : "", line.pruner, line.n].filter((part) => part !== "").join(" ");
