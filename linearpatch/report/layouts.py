@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from linearpatch.report.compare import compare
 from linearpatch.report.published import Published
 from linearpatch.report.quantities import (
     Dense,
@@ -18,7 +19,7 @@ from linearpatch.report.quantities import (
     retained,
 )
 from linearpatch.report.rows import Measure
-from linearpatch.report.tables import Cell, Column, Line, Table, compare, without_empty_heads
+from linearpatch.report.tables import Cell, Column, Line, Table, without_empty_heads
 from linearpatch.results.tables import layer_list
 
 CORPORA = {"wikitext2": "WikiText-2", "c4": "C4", "ptb": "PTB"}

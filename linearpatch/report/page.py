@@ -15,10 +15,11 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
+from linearpatch.report.compare import letters
 from linearpatch.report.layouts import DEFINITIONS, headline_columns, perplexity_columns, speed_columns
 from linearpatch.report.quantities import Dense, Entry, Value, all_metrics, metric, retained
 from linearpatch.report.reading import Failure, Run
-from linearpatch.report.tables import SHOWN, Column, Table, labels_of, letters
+from linearpatch.report.tables import SHOWN, Column, Table, labels_of
 
 SCRIPTS = ("page.js", "table.js", "plots.js", "details.js", "start.js")
 SLOT = re.compile(r"<!--slot:(\w+)-->")

@@ -122,9 +122,10 @@ def mean(names: Sequence[str]) -> Quantity:
 
     def read(row: Row) -> Reading | None:
         readings = [reading for name in names if (reading := metric(name)(row)) is not None]
-        if len(readings) < len(names):
+        if not readings or len(readings) < len(names):
             return None
-        protocol, data = ("; ".join(dict.fromkeys(texts)) for texts in zip(*((r.protocol, r.data) for r in readings)))  # noqa: B905
+        protocol = "; ".join(dict.fromkeys(reading.protocol for reading in readings))
+        data = "; ".join(dict.fromkeys(reading.data for reading in readings))
         return Reading(fmean(reading.value for reading in readings), protocol, data)
 
     return read
