@@ -61,7 +61,7 @@ def build_wandb_report(comparison: Comparison, project: str, entity: str = "", t
     reports, expressions = _workspaces()
     names = sorted(run.record.run_id for run in comparison.found.runs)
     runset = reports.Runset(
-        project=project, entity=entity, name="runs", filters=[expressions.Metric("Name").isin(names)]
+        project=project, entity=entity, name="runs", filters=expressions.And(expressions.Metric("Name").isin(names))
     )
     tables = [
         block

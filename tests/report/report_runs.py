@@ -30,8 +30,7 @@ def record(pruner="sleb", patch="rotate", removed=(3, 4, 9), seed=0, model="tiny
     """A completed run; stages are perplexities, or metrics by name."""
     stages = stages or {"dense": 10.0, "pruned": 20.0, "patched": 15.0}
     metrics = {
-        stage: value if isinstance(value, dict) else {"ppl/wikitext2": metric(value)}
-        for stage, value in stages.items()
+        stage: value if isinstance(value, dict) else {"ppl/wikitext2": metric(value)} for stage, value in stages.items()
     }
     distillation = {"method": "output_kl", "num_parameters": 500_000, "best_step": 2, "curve": [
         {"step": 0, "validation_loss": 2.0}, {"step": 1, "loss": 1.9}, {"step": 2, "loss": 1.5, "validation_loss": 1.4},
