@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from linearpatch.report.figures.style import FAINT, Drawing, legend, look, panels, plain_powers
+from linearpatch.report.figures.style import FAINT, Drawing, legend, look, panels, plain_powers, short
 from linearpatch.report.reading import Run
 from linearpatch.results.answers import ARRAYS
+from linearpatch.results.tables import layer_list
 
 PROFILES = {
     "magnitude_ratio": "magnitude, × dense",
@@ -79,7 +80,7 @@ def fits(runs: Sequence[Run]) -> list[Drawing]:
 def profiles(runs: Sequence[Run]) -> list[Drawing]:
     """How far each stage is from dense along the layers, where the evaluation `diagnostics` recorded it."""
     drawings = []
-    for run in largest(runs):
+    for run in largest([run for run in runs if (run.folder / ARRAYS).exists()]):
         arrays = _arrays(run)
         stages = [s for s in ("pruned", "patched", "distilled") if f"{s}/streams" in arrays]
         shown = [name for name in PROFILES if all(f"{stage}/{name}" in arrays for stage in stages)]
@@ -139,7 +140,8 @@ def _sites(run: Run) -> Sequence[Mapping[str, float]]:
 
 def _site_name(run: Run, site: Mapping[str, float]) -> str:
     record = run.record
-    return f"{record.pruning['method']}, {record.patch['method']}: {int(site['start'])}–{int(site['end'])}"
+    layers = layer_list(range(int(site["start"]), int(site["end"])))
+    return f"{short(record.pruning['method'], 20)}, {short(record.patch['method'], 20)}: {layers}"
 
 
 def _run_name(run: Run) -> str:
@@ -149,9 +151,8 @@ def _run_name(run: Run) -> str:
 
 
 def _arrays(run: Run) -> dict[str, NDArray[numpy.float32]]:
-    """Arrays beside the record; none where there is no file, or it can't be read."""
-    file = run.folder / ARRAYS
+    """Arrays beside the record; none where the file can't be read."""
     try:
-        return dict(load_file(file)) if file.exists() else {}
+        return dict(load_file(run.folder / ARRAYS))
     except (OSError, SafetensorError, ValueError):
         return {}

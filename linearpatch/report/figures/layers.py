@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from linearpatch.report.figures.quality import by_model
-from linearpatch.report.figures.style import COLOURS, FAINT, GRID, Drawing, panels, plain_powers
+from linearpatch.report.figures.style import COLOURS, FAINT, GRID, Drawing, panels, plain_powers, short
 from linearpatch.report.quantities import Entry
 from linearpatch.report.reading import Run
 
@@ -46,7 +46,7 @@ def _map(model: str, num_layers: int, lines: Mapping[tuple[str, int], set[tuple[
     edges = [numpy.arange(count + 1) - 0.5 for count in (num_layers, len(lines))]
     axis.pcolormesh(*edges, shares, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1.2)
     axis.set_ylim(len(lines) - 0.5, -0.5)
-    axis.set_yticks(range(len(lines)), [f"{pruner}  {n}" for pruner, n in lines])
+    axis.set_yticks(range(len(lines)), [f"{short(pruner)}  {n}" for pruner, n in lines])
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
     axis.set_xlabel("layer")
     axis.grid(visible=False)
@@ -81,7 +81,7 @@ def layer_scores(runs: Sequence[Run]) -> list[Drawing]:
 
 def _scores(figure: Figure, axis: Axes, pruner: str, pruning: Mapping[str, Any]) -> None:
     scores, removed = pruning["scores"], pruning["removed_layers"]
-    axis.set_title(f"{pruner}, {len(removed)} layers")
+    axis.set_title(f"{short(pruner)}, {len(removed)} layers")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     if scores.get("steps"):
         _search(figure, axis, scores)
@@ -96,7 +96,7 @@ def _scores(figure: Figure, axis: Axes, pruner: str, pruning: Mapping[str, Any])
         axis.set_yscale("log")
         plain_powers(axis.yaxis)
     axis.set_xlabel("first layer of the window" if window else "layer")
-    axis.set_ylabel(str(scores.get("criterion", "score")))
+    axis.set_ylabel(short(str(scores.get("criterion", "score")), 40))
     axis.grid(visible=False, axis="x")
 
 
@@ -120,5 +120,5 @@ def _search(figure: Figure, axis: Axes, scores: Mapping[str, Any]) -> None:
     axis.grid(visible=False)
     axis.set_facecolor(GRID)
     bar = figure.colorbar(image, ax=axis, pad=0.02, extend="max")
-    bar.set_label(str(scores.get("criterion", "loss")), size=7, color=FAINT)
+    bar.set_label(short(str(scores.get("criterion", "loss")), 40), size=7, color=FAINT)
     bar.outline.set_visible(False)

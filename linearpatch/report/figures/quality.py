@@ -6,9 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
-from linearpatch.report.figures.style import FAINT, INK, Drawing, legend, look, panels, panels_in_row, plain_powers
+from linearpatch.report.figures.style import (
+    FAINT,
+    INK,
+    Drawing,
+    legend,
+    look,
+    panels,
+    panels_in_row,
+    plain_powers,
+    short,
+)
 from linearpatch.report.layouts import perplexity_columns
 from linearpatch.report.quantities import Entry, Quantity, all_metrics, metric, retained
 from linearpatch.report.rows import PATCHES
@@ -56,7 +66,7 @@ def against_speed(entries: Sequence[Entry]) -> list[Drawing]:
             for entry in found:
                 _point(axis, entry, corpus, speed, patches, labelled=len(found) <= MOST_LABELS)
             axis.set_yscale("log")
-            plain_log(axis)
+            plain_powers(axis.yaxis)
             axis.set_xlabel(SPEEDS[speed])
             axis.set_ylabel(f"perplexity of {corpus[4:]}")
             axis.margins(0.12)
@@ -104,14 +114,6 @@ def label(axis: Axes, text: str, place: tuple[float, float], shift: tuple[float,
     axis.annotate(text, place, xytext=shift, textcoords="offset points", fontsize=6.5, color=FAINT, **more)
 
 
-def plain_log(axis: Axes) -> None:
-    """Numbers as people write them on a logarithmic axis, also where it spans less than a decade."""
-    low, high = axis.get_ylim()
-    close = high / low < 12
-    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if close else (1.0, 3.0), numticks=9))
-    plain_powers(axis.yaxis)
-
-
 def _lines(
     model: Sequence[Entry], entries: Sequence[Entry], quantity: Quantity, name: str, title: str, *, log: bool = False
 ) -> Drawing:
@@ -138,7 +140,7 @@ def _lines(
         if dense:
             axis.axhline(dense.mean, color=FAINT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
             label(axis, "dense", (0, dense.mean), (2, 2), xycoords=("axes fraction", "data"))
-        axis.set_title(pruner)
+        axis.set_title(short(pruner))
         axis.set_xlabel("layers removed")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, min_n_ticks=1))
         axis.margins(x=0.12)
@@ -149,7 +151,7 @@ def _lines(
         for axis in axes:
             axis.set_xlim(only - 1, only + 1)
     for axis in axes if log else ():
-        plain_log(axis)
+        plain_powers(axis.yaxis)
     for axis in axes[:: panels_in_row(len(axes))]:
         axis.set_ylabel(title.replace(" of ", "\nof ", 1))
     legend(

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # Okabe and Ito's colours, ordered so that neighbours differ in lightness, too; markers and dashes tell them apart in
 # print without colour.
@@ -52,6 +52,8 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.wspace": 0.06,
+    "figure.constrained_layout.hspace": 0.06,
     "pdf.fonttype": 42,  # text stays text
     "text.parse_math": False,  # names are names, whatever they hold
 }
@@ -129,16 +131,29 @@ def panels(count: int, *, sharey: bool = False, size: tuple[float, float] = PANE
     return figure, axes[:count]
 
 
+def short(text: str, most: int = 30) -> str:
+    """A name that leaves room for the figure.
+
+    >>> short("a" * 40, 5)
+    'aaaa…'
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def legend(figure: Figure, samples: Sequence[Line2D], labels: Sequence[str]) -> None:
     """One legend for all panels, below them."""
     width = figure.get_figwidth()
     longest = max((len(label) for label in labels), default=1)
     fitting = max(1, min(len(labels), int(width / (0.5 + 0.068 * longest))))
     columns = -(-len(labels) // -(-len(labels) // fitting))  # rows of equal length
-    figure.legend(list(samples), list(labels), loc="outside lower center", ncols=columns)
+    figure.legend(list(samples), [short(label, 60) for label in labels], loc="outside lower center", ncols=columns)
 
 
 def plain_powers(axis: Axis) -> None:
-    """Numbers as people write them on a logarithmic axis."""
+    """Numbers as people write them on a logarithmic axis, also where it spans less than a decade."""
+    low, high = axis.get_view_interval()
+    close, wide = high / low < 12, high / low > 1000
+    steps = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if close else (1.0,) if wide else (1.0, 3.0)
+    axis.set_major_locator(LogLocator(subs=steps, numticks=9))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.set_minor_formatter(NullFormatter())
