@@ -73,8 +73,14 @@ def read_runs(folders: Sequence[Path]) -> Found:
         named = ", ".join(str(folder) for folder in folders) or "no folder"
         raise StorageError(f"There is no {FILE_NAME} in {named} or below. Name the folder of a run or of a sweep.")
     runs, remarks = _newest([one for one in found if isinstance(one, Run)])
-    completed = {run.record.run_id for run in runs}
-    failures = [one for one in found if isinstance(one, Failure) and one.run_id not in completed]
+    completed = {run.record.run_id: run.folder for run in runs}
+    failures = []
+    for failure in (one for one in found if isinstance(one, Failure)):
+        if failure.run_id in completed:
+            better = completed[failure.run_id]
+            remarks.append(f"{failure.run_id} is {failure.status} in {failure.folder} and completed in {better}")
+        else:
+            failures.append(failure)
     return Found(tuple(runs), tuple(failures), tuple(remarks))
 
 

@@ -111,7 +111,6 @@ class Row:
         num_parameters: That it has.
         packages: Versions of what measured it, by name.
         runs: Ids of the runs that measured it, the newest first.
-        steps: Seconds and peak bytes of each step of the newest run.
         names: All names of the dense model: what the record calls it, and the choice of the configuration.
     """
 
@@ -123,7 +122,6 @@ class Row:
     num_parameters: int
     packages: Mapping[str, str]
     runs: tuple[str, ...]
-    steps: Mapping[str, tuple[float, int | None]] = field(default_factory=dict)
     names: frozenset[str] = frozenset()
 
     def agrees(self, other: Row) -> bool:
@@ -137,7 +135,6 @@ def rows_of_run(record: Record) -> Iterator[Row]:
     pruning, removed = record.pruning, tuple(record.pruning["removed_layers"])
     model = Variant(record.model["name"], record.model["num_layers"], "dense")
     packages = record.environment.get("packages", {})
-    peaks = record.peak_memory_bytes
     for stage in (stage for stage in STAGES if stage in record.metrics):
         variant = replace(model, stage=stage, settings=tuple(sorted(relevant(record, stage).items())))
         if stage != "dense":
@@ -159,7 +156,6 @@ def rows_of_run(record: Record) -> Iterator[Row]:
             num_parameters(record, stage),
             {name: packages[name] for name in ("torch", "transformers") if name in packages},
             (record.run_id,),
-            {name: (seconds, peaks.get(name)) for name, seconds in record.timings_s.items()},
             frozenset({record.model["name"], record.config.get("choices", {}).get("model", record.model["name"])}),
         )
 

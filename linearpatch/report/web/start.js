@@ -20,12 +20,13 @@
   report.drawTables(document.getElementById("tables"));
   report.drawLeftOut(document.getElementById("left-out"));
   report.changed();
-  document.body.dataset.ready = "lines";
+  performance.mark("lines");
   requestAnimationFrame(() => setTimeout(() => {
     document.body.append(element("script", { textContent: document.getElementById("plotly").textContent }));
     const before = report.listeners.length;
     report.drawPlots(document.getElementById("plots"));
     for (const listener of report.listeners.slice(before)) listener();
+    performance.mark("all");
     document.body.dataset.ready = "all";
   }));
 })();
