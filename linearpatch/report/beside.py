@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from linearpatch.report.layouts import perplexity_columns, suite_columns, suites_of
 from linearpatch.report.published import Published
@@ -39,8 +39,27 @@ def matches(entry: Entry, published: Published) -> bool:
     variant = entry.variant
     if not any(published.model in row.names for row in entry.rows) or variant.num_removed != published.num_removed:
         return False
+    if variant.stage == "dense":
+        return True
     mine = (variant.pruner, variant.patch, variant.distill)
-    return variant.stage == "dense" or mine == (published.pruner, published.patch, published.distill)
+    return mine == (published.pruner, published.patch, published.distill) and all(
+        _same(row.settings.get(name) or _inherited(row.settings, name), value)
+        for name, value in published.settings
+        for row in entry.rows
+    )
+
+
+def _inherited(settings: Mapping[str, str], name: str) -> str | None:
+    """A reader without a corpus of its own reads the run's."""
+    return settings.get("corpus.name") if name.endswith(".corpus.name") else None
+
+
+def _same(mine: str | None, other: str) -> bool:
+    """Whether two settings are the same number or the same word."""
+    try:
+        return mine is not None and float(mine) == float(other)
+    except ValueError:
+        return mine == other
 
 
 def _columns(entries: Sequence[Entry], published: Sequence[Published]) -> dict[str, Column]:

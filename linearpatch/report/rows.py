@@ -111,6 +111,7 @@ class Row:
         num_parameters: That it has.
         packages: Versions of what measured it, by name.
         runs: Ids of the runs that measured it, the newest first.
+        settings: All that matter to its stage, by dotted name.
         names: All names of the dense model: what the record calls it, and the choice of the configuration.
     """
 
@@ -122,6 +123,7 @@ class Row:
     num_parameters: int
     packages: Mapping[str, str]
     runs: tuple[str, ...]
+    settings: Mapping[str, str] = field(default_factory=dict)
     names: frozenset[str] = frozenset()
 
     def agrees(self, other: Row) -> bool:
@@ -156,6 +158,7 @@ def rows_of_run(record: Record) -> Iterator[Row]:
             num_parameters(record, stage),
             {name: packages[name] for name in ("torch", "transformers") if name in packages},
             (record.run_id,),
+            dict(variant.settings),
             frozenset({record.model["name"], record.config.get("choices", {}).get("model", record.model["name"])}),
         )
 

@@ -103,6 +103,19 @@ def test_two_values_of_one_metric_are_refused(tmp_path):
         published(tmp_path, LINES[1], LINES[1].replace("14.5", "15"))
 
 
+def test_further_columns_are_settings_that_must_match(tmp_path):
+    runs = [
+        record(config={"corpus": {"name": name}, "calibration": {"corpus": None, "num_blocks": blocks}}, patched=ppl)
+        for name, blocks, ppl in (("c4", 64, 15.0), ("pile", 128, 14.0))
+    ]
+    lines = [LINES[1] + ",64.0,", LINES[1].replace("14.5", "16") + ",,pile", LINES[1].replace("14.5", "17") + ",256,"]
+    found = published(tmp_path, *lines, head=[*HEAD, "calibration.num_blocks", "calibration.corpus.name"])
+    table = beside_table(entries(*runs), found)
+    assert line(table, "num_blocks=64, corpus=c4") == ["15.00", "14.50", "+0.50"]
+    assert line(table, "num_blocks=128, corpus=pile") == ["14.00", "16.00", "-2.00"]
+    assert len(table.lines) == 2
+
+
 def test_a_missing_column_or_file_is_named(tmp_path):
     with pytest.raises(DataError, match="line 1: no column source"):
         published(tmp_path, head=HEAD[:-1])
