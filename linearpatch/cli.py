@@ -1,4 +1,4 @@
-"""The command line: `linearpatch run | status | cache | doctor | generate | list | bench`."""
+"""The command line: `linearpatch run | report | status | generate | list | cache | doctor | bench`."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ examples:
   linearpatch run 'eval=[ppl,smoke,speed]'              measure more than perplexity
   linearpatch run save_model=true output_dir=small      write the pruned, patched model to small/model
   linearpatch status outputs                            how far the runs of a sweep are
+  linearpatch report outputs                            tables, figures and a page that compare its runs
   linearpatch generate small "The sea is"               continue a text with it
   linearpatch list pruner                               every pruner with a line about it
 """
@@ -72,6 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     listing.add_argument("group", nargs="?", help="such as pruner")
     benching = commands.add_parser("bench", help="measure a claim about speed or memory")
     benching.add_argument("name", help="name of the benchmark, or all")
+    reporting = commands.add_parser("report", help="compare runs: tables, figures, an interactive page")
+    reporting.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run, or a folder with runs below it")
+    reporting.add_argument("--output", type=Path, help="where the report goes (report/ in the first DIR)")
+    reporting.add_argument("--title", help="its head; by default the models")
+    reporting.add_argument(
+        "--published", type=Path, metavar="CSV", help="published figures to stand beside measured ones"
+    )
+    reporting.add_argument("--wandb", action="store_true", help="put the same comparison on Weights & Biases as well")
     watching = commands.add_parser("status", help="how far the runs of a folder are")
     watching.add_argument("folder", help="the output_dir of a sweep or of a run")
     watching.add_argument("--once", action="store_true", help="print the table and stop, as where there is no terminal")
@@ -89,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run": lambda: _run(arguments[1:]),
         "generate": lambda: _generate(parsed),
         "list": lambda: _list(parsed.group),
+        "report": lambda: _report(parsed),
         "status": lambda: _status(Path(parsed.folder), once=parsed.once),
         "cache": lambda: _cache(parsed),
         "doctor": _doctor,
@@ -238,6 +248,21 @@ def _list(group: str | None) -> int:
         out.print(table)
         out.print()
     return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    """Write a report, print its first tables; return 1 if it leaves runs out."""
+    from linearpatch.report.report import write_report
+    from linearpatch.report.wandb_view import push_wandb_report
+
+    output = arguments.output or arguments.folders[0] / "report"
+    report = write_report(arguments.folders, output, title=arguments.title, published=arguments.published)
+    for table in report.terminal_tables():
+        out.print(table)
+    out.print(f"{report.folder}/report.html and {len(report.files) - 1} files more", soft_wrap=True)
+    if arguments.wandb:
+        out.print(push_wandb_report(arguments.folders, title=arguments.title), soft_wrap=True)
+    return 1 if report.failures else 0
 
 
 def _status(folder: Path, *, once: bool) -> int:

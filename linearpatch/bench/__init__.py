@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from linearpatch.bench import distill, distill_8b, harness, perplexity, sleb, statistics, sweep, taylor
+from linearpatch.bench import distill, distill_8b, harness, perplexity, report, sleb, statistics, sweep, taylor
 from linearpatch.bench.measure import Claim
 
 BENCHMARKS: Mapping[str, Callable[[], Sequence[Claim]]] = {
@@ -17,6 +17,7 @@ BENCHMARKS: Mapping[str, Callable[[], Sequence[Claim]]] = {
     "perplexity": perplexity.claims,
     "harness": harness.claims,
     "distill": distill.claims,
+    "report": report.claims,
 }
 
 # Those that need a large machine or half an hour run by name only.

@@ -143,16 +143,21 @@ def _count_and_change(record: Record, stage: str) -> str:
     return f"{count} ({change})" if change else count
 
 
-def _parameters(record: Record, stage: str) -> tuple[str, str]:
-    """Number of parameters, and its change against dense."""
-    dense = record.model["num_parameters"]
-    count = dense
+def num_parameters(record: Record, stage: str) -> int:
+    """Parameters that a stage's model has."""
+    count: int = record.model["num_parameters"]
     if stage != "dense":
         count -= record.pruning["num_parameters_removed"]
     if stage == "patched":
         count += record.patch["num_parameters"]
     if stage == "distilled" and record.distillation:
         count += record.distillation["num_parameters"]
+    return count
+
+
+def _parameters(record: Record, stage: str) -> tuple[str, str]:
+    """Number of parameters, and its change against dense."""
+    count, dense = num_parameters(record, stage), record.model["num_parameters"]
     return f"{count / 1e6:,.1f} M", "" if stage == "dense" else f"{count / dense - 1:+.1%}"
 
 

@@ -1,0 +1,148 @@
+"""A report over 500 runs: how long it takes to write, and its page to open."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from linearpatch.bench.measure import Claim
+from linearpatch.report.report import write_report
+from linearpatch.results.record import Record, write_record
+
+PRUNERS = ("shortgpt", "sleb", "streamline", "taylor")
+PATCHES = ("none", "diag", "rotate", "lstsq", "mlp_lstsq")
+COUNTS = (3, 5, 7, 9, 11)
+SEEDS = range(5)
+NUM_LAYERS = 32
+TASKS = ("arc_challenge", "arc_easy", "boolq", "hellaswag", "piqa", "winogrande", "wsc273", "race", "copa")
+CORPORA = ("wikitext2", "c4", "ptb")
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+
+
+def claims() -> list[Claim]:
+    """Written in at most 10 s; its page is there in at most 2 s, where there is a browser to measure with."""
+    with TemporaryDirectory() as scratch:
+        runs, report = Path(scratch, "runs"), Path(scratch, "report")
+        records = list(synthetic_records())
+        for record in records:
+            write_record(record, runs / record.run_id)
+        started = time.perf_counter()
+        write_report([runs], report)
+        written = time.perf_counter() - started
+        page = report / "report.html"
+        detail = f"{len(records)} records, {len(records[-1].metrics['dense'])} metrics a stage"
+        found = [Claim("write the report", written, 10, "s", detail)]
+        size = f"{page.stat().st_size / 2**20:.1f} MiB, headless Chromium"
+        for what, seconds in seconds_to_open(page).items():
+            found.append(Claim(f"open its page: {what}", seconds, 2, "s", size))
+    return found
+
+
+def synthetic_records() -> Iterator[Record]:
+    """500 records as a sweep over pruners, patches, numbers of layers and seeds would leave them; made by formulas."""
+    for pruner, patch, count, seed in itertools.product(PRUNERS, PATCHES, COUNTS, SEEDS):
+        yield synthetic_record(pruner, patch, count, seed)
+
+
+def synthetic_record(pruner: str, patch: str, count: int, seed: int) -> Record:
+    """A record with perplexities, tasks, speeds and what is retained."""
+    start = 10 + 2 * PRUNERS.index(pruner) + seed % 2
+    removed = list(range(start, start + count))
+    noise = math.sin(7 * seed + 3 * count + len(patch))
+    damage = {
+        "dense": 0.0,
+        "pruned": 0.12 * count + 0.01 * noise,
+        "patched": 0.12 * count * (1 - 0.12 * PATCHES.index(patch)) + 0.01 * noise,
+    }
+    if patch == "none":
+        del damage["patched"]
+    choices = {"model": "llama2_7b", "corpus": "wikitext2", "pruner": pruner, "patch": patch, "distill": "none"}
+    name = f"llama2_7b-{pruner}-{count}-{patch}-{seed}"
+    return Record(
+        run_id=name,
+        group="bench",
+        command=f"linearpatch run model=llama2_7b pruner={pruner} num_pruned_layers={count} patch={patch} seed={seed}",
+        seed=seed,
+        config={
+            "choices": choices,
+            "model": {"name": "llama2_7b", "dtype": "float16", "path": "meta-llama/Llama-2-7b-hf"},
+            "corpus": {"name": "wikitext2", "calibration": "train", "evaluation": "test"},
+            "calibration": {"num_blocks": 128, "block_length": 2048},
+            "patch": {"sites": "one_per_interface"},
+            "num_pruned_layers": count,
+            "seed": seed,
+        },
+        status="completed",
+        model={"name": "llama2_7b", "fingerprint": "f", "num_layers": NUM_LAYERS, "num_parameters": 6_738_415_616,
+               "dtype": "float16"},
+        pruning={"method": pruner, "removed_layers": removed, "interfaces": [[start, start + count]],
+                 "num_parameters_removed": count * 202_383_360, "ratio": 0.03 * count,
+                 "scores": {"criterion": "1 - cosine", "unit": "layer",
+                            "values": [0.1 + abs(layer - start) / NUM_LAYERS for layer in range(NUM_LAYERS)]}},
+        patch={"method": patch, "num_parameters": 0 if patch == "none" else 4096**2,
+               "sites": [{"start": start, "end": start + count, "error_before": 0.2, "error_after": 0.1}]},
+        metrics={stage: _metrics(harm) for stage, harm in damage.items()},
+        retained={stage: _retained(harm) for stage, harm in damage.items() if stage != "dense"},
+        timings_s={"rank": 30.0, "fit": 2.0},
+        peak_memory_bytes={"rank": 2**34, "fit": 2**34},
+        environment={"packages": {"torch": "2.13.0", "transformers": "5.23.0"}},
+    )  # fmt: skip
+
+
+def seconds_to_open(page: Path) -> dict[str, float]:
+    """Time until a page can be used, and shows all plots, in a running browser; nothing without one and playwright."""
+    browser_file = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        return {}
+    if browser_file is None:
+        return {}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_file, args=["--no-sandbox"])
+        tab = browser.new_page()
+        tab.goto(page.resolve().as_uri())
+        tab.wait_for_selector("body[data-ready=all]", timeout=60_000)
+        marks = {"filters and table": "lines", "all plots": "all"}
+        found = {
+            what: tab.evaluate(f"performance.getEntriesByName('{mark}')[0].startTime") / 1000
+            for what, mark in marks.items()
+        }
+        browser.close()
+    return found
+
+
+def _metrics(harm: float) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for at, corpus in enumerate(CORPORA):
+        found[f"ppl/{corpus}"] = _metric((5.5 + 2 * at) * math.exp(harm), 0.1, "windows of 2048 tokens", headline=True)
+    for at, task in enumerate(TASKS):
+        for kind in ("acc", "acc_norm"):
+            value = 0.3 + (0.4 + 0.02 * at) * math.exp(-harm / 3)
+            found[f"qa/{task}/{kind}"] = _metric(value, 0.01, f"lm_eval 0.4.13, {task} v1.0, 0-shot", unit="share")
+    parts = [f"qa/{task}/acc_norm" for task in TASKS]
+    average = sum(found[name]["value"] for name in parts) / len(parts)
+    found["qa/paper"] = {**_metric(average, 0.004, "mean over 9 tasks", unit="share", headline=True), "parts": parts}
+    for phase in ("prefill", "decode"):
+        rate = _metric(1000 * (1 + harm / 10), 5.0, "batch 1, 512 tokens", unit="1/s", headline=True)
+        found[f"speed/{phase}_tokens_per_s"] = {**rate, "versus": {"dense": {"ratio": 1 + harm / 10}}}
+    return found
+
+
+def _metric(value: float, stderr: float, protocol: str, *, unit: str = "", headline: bool = False) -> dict[str, Any]:
+    counted = "questions" if unit == "share" else "tokens"
+    return {
+        "value": value, "stderr": stderr, "n": 2000, "protocol": protocol, "token_hash": "0123456789abcdef",
+        "unit": unit, "counted": counted, "headline": headline, "reason": None, "versus": {},
+    }  # fmt: skip
+
+
+def _retained(harm: float) -> dict[str, Any]:
+    value = {"value": math.exp(-harm / 3), "low": math.exp(-harm / 3) - 0.02, "high": math.exp(-harm / 3) + 0.02}
+    return {"mean_of_ratios": {"qa/paper": value}, "ratio_of_means": {"qa/paper": value}}

@@ -1,0 +1,87 @@
+"""Published figures beside measured ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from linearpatch.report.layouts import perplexity_columns, suite_columns, suites_of
+from linearpatch.report.published import Published
+from linearpatch.report.quantities import Entry, all_metrics
+from linearpatch.report.tables import SHOWN, Cell, Column, Line, Table, labels_of, number_text, without_empty_heads
+
+
+def beside_table(entries: Sequence[Entry], published: Sequence[Published]) -> Table | None:
+    """One line for each published figure of a model that was measured too: both, and how far they are apart."""
+    columns = _columns(entries, published)
+    lines, sources = [], dict[str, None]()
+    for one in published:
+        for entry in (entry for entry in entries if matches(entry, one)):
+            for key, figure in one.values.items():
+                line = _line(entry, columns.get(key), figure)
+                if line:
+                    lines.append(line)
+                    sources |= dict.fromkeys(one.sources)
+    if not lines:
+        return None
+    heads = ("model", "layers", "pruner", "patch", "distill", "settings", "seeds", "metric")
+    notes = [
+        "difference: measured minus published, in points or in the unit of the metric; how each number was measured "
+        "stands below the tables above, and published numbers may follow another protocol",
+        *([f"published: {'; '.join(sources)}"] if sources else []),
+    ]
+    keys = ("measured", "published", "difference")
+    title = "Measured beside published"
+    return without_empty_heads(Table("published", title, heads, keys, tuple(lines), tuple(notes), keys))
+
+
+def matches(entry: Entry, published: Published) -> bool:
+    """Whether an entry is the model of a published line."""
+    variant = entry.variant
+    if not any(published.model in row.names for row in entry.rows) or variant.num_removed != published.num_removed:
+        return False
+    if variant.stage == "dense":
+        return True
+    mine = (variant.pruner, variant.patch, variant.distill)
+    return mine == (published.pruner, published.patch, published.distill) and all(
+        _same(row.settings.get(name) or _inherited(row.settings, name), value)
+        for name, value in published.settings
+        for row in entry.rows
+    )
+
+
+def _inherited(settings: Mapping[str, str], name: str) -> str | None:
+    """A reader without a corpus of its own reads the run's."""
+    return settings.get("corpus.name") if name.endswith(".corpus.name") else None
+
+
+def _same(mine: str | None, other: str) -> bool:
+    """Whether two settings are the same number or the same word."""
+    try:
+        return mine is not None and float(mine) == float(other)
+    except ValueError:
+        return mine == other
+
+
+def _columns(entries: Sequence[Entry], published: Sequence[Published]) -> dict[str, Column]:
+    known = all_metrics([row for entry in entries for row in entry.rows])
+    found = perplexity_columns(known, published)
+    for suite in suites_of(known):
+        found += suite_columns(suite, known, published)
+    return {column.key: column for column in found}
+
+
+def _line(entry: Entry, column: Column | None, figure: float) -> Line | None:
+    value = entry.value(column.quantity) if column else None
+    if column is None or value is None:
+        return None
+    scale, digits = SHOWN.get(column.unit, (1, 2))
+    measured = value.mean * scale
+    spread = None if value.spread is None else value.spread * scale
+    cells = (
+        Cell(number_text(value.mean, column.unit, value.spread), measured, spread),
+        Cell(f"{figure:,.{digits}f}", figure),
+        Cell(f"{measured - figure:+,.{digits}f}", measured - figure),
+    )
+    seeds = str(len(entry.rows)) if len(entry.rows) > 1 else ""
+    labels = labels_of(entry.variant, seeds)
+    return Line((*labels[:-1], column.key), cells, (entry.variant.model, str(entry.variant.num_removed)))

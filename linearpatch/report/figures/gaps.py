@@ -1,0 +1,158 @@
+"""How well patches bridge the gaps, and how their training went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from linearpatch.report.figures.style import FAINT, Drawing, legend, look, panels, plain_powers, short
+from linearpatch.report.reading import Run
+from linearpatch.results.answers import ARRAYS
+from linearpatch.results.tables import layer_list
+
+PROFILES = {
+    "magnitude_ratio": "magnitude, × dense",
+    "cosine_to_dense": "cosine with dense",
+    "error_to_dense": "squared error / dense",
+}
+SHOWN = {
+    "error": ("error_before", "error_after"),
+    "scale": ("scale_mean", "scale_std", "scale_min", "scale_max"),
+}
+MOST_PANELS, MOST_SITES = 9, 40
+
+
+def largest(runs: Sequence[Run]) -> list[Run]:
+    """Of each model, pruner, patch and distillation the run that removed most layers."""
+    chosen: dict[tuple[str, ...], Run] = {}
+    for run in runs:
+        record = run.record
+        distill = (record.distillation or {}).get("method", "none")
+        key = (record.model["name"], record.pruning["method"], record.patch["method"], distill)
+        other = chosen.setdefault(key, run)
+        if len(other.record.pruning["removed_layers"]) < len(record.pruning["removed_layers"]):
+            chosen[key] = run
+    return [chosen[key] for key in sorted(chosen)]
+
+
+def fits(runs: Sequence[Run]) -> list[Drawing]:
+    """What each fit says of itself at each site: the error before and after, or the scale and its spread."""
+    drawings = []
+    for model in dict.fromkeys(run.record.model["name"] for run in runs):
+        own = [run for run in largest(runs) if run.record.model["name"] == model]
+        named = [(_site_name(run, site), site) for run in own for site in _sites(run)]
+        shown = {kind: [one for one in named if set(keys) <= one[1].keys()] for kind, keys in SHOWN.items()}
+        shown = {kind: sites[:MOST_SITES] for kind, sites in shown.items() if sites}
+        if not shown:
+            continue
+        figure, axes = panels(len(shown), size=(4.4, 0.26 * max(map(len, shown.values())) + 0.9))
+        for axis, (kind, sites) in zip(axes, shown.items(), strict=True):
+            rows = range(len(sites))
+            values = {key: [site[key] for _, site in sites] for key in SHOWN[kind]}
+            if kind == "error":
+                axis.hlines(rows, values["error_before"], values["error_after"], color=FAINT, linewidth=1)
+                axis.plot(values["error_before"], rows, "o", markerfacecolor="white", color=look(1).color)
+                axis.plot(values["error_after"], rows, "s", color=look(0).color)
+            else:
+                means, spreads = numpy.array(values["scale_mean"]), numpy.array(values["scale_std"])
+                axis.hlines(rows, values["scale_min"], values["scale_max"], color="#c9ced6", linewidth=1)
+                axis.hlines(rows, means - spreads, means + spreads, color=look(0).color, linewidth=3, alpha=0.5)
+                axis.plot(means, rows, "o", color=look(0).color)
+            axis.set_yticks(range(len(sites)), [name for name, _ in sites])
+            axis.set_ylim(len(sites) - 0.4, -0.6)
+            axis.grid(visible=False, axis="y")
+            title = "error at the gap: ○ without, ■ with patch" if kind == "error" else "scale: mean, ± sd, range"
+            axis.set_title(title)
+            if kind == "error" and min(site["error_after"] for _, site in sites) > 0:
+                axis.set_xscale("log")
+                plain_powers(axis.xaxis)
+        caption = f"{model}: how each patch fits its sites, on the calibration tokens, at the largest number of layers"
+        drawings.append(Drawing(f"fits_{model}", caption, figure))
+    return drawings
+
+
+def profiles(runs: Sequence[Run]) -> list[Drawing]:
+    """How far each stage is from dense along the layers, where the evaluation `diagnostics` recorded it."""
+    drawings = []
+    for run in largest([run for run in runs if (run.folder / ARRAYS).exists()]):
+        arrays = _arrays(run)
+        stages = [s for s in ("pruned", "patched", "distilled") if f"{s}/streams" in arrays]
+        shown = [name for name in PROFILES if all(f"{stage}/{name}" in arrays for stage in stages)]
+        if not stages or not shown:
+            continue
+        figure, axes = panels(len(shown))
+        for axis, name in zip(axes, shown, strict=True):
+            for at, stage in enumerate(stages):
+                own = look(at)
+                streams, values = arrays[f"{stage}/streams"], arrays[f"{stage}/{name}"]
+                line: dict[str, Any] = {"marker": own.marker, "markersize": 2.8, "linewidth": 1.1}
+                axis.plot(streams, values, color=own.color, linestyle=own.linestyle, **line)
+            for start, end in run.record.pruning["interfaces"]:
+                axis.axvspan(start, end, color="#eef1f5", zorder=0, linewidth=0)
+            axis.set_title(PROFILES[name])
+            axis.set_xlabel("input of layer")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        legend(figure, [look(at).line() for at in range(len(stages))], stages)
+        caption = f"{_run_name(run)}: streams against dense's, layer by layer; shaded: removed"
+        drawings.append(Drawing(f"streams_{run.record.run_id}", caption, figure))
+    return drawings[:MOST_PANELS]
+
+
+def training_curves(runs: Sequence[Run]) -> list[Drawing]:
+    """Losses of each distillation, one panel for each, with the step that was kept."""
+    drawings = []
+    trained = [run for run in largest(runs) if (run.record.distillation or {}).get("curve")]
+    for model in dict.fromkeys(run.record.model["name"] for run in trained):
+        own = [run for run in trained if run.record.model["name"] == model][:MOST_PANELS]
+        figure, axes = panels(len(own), size=(3.3, 2.4))
+        for axis, run in zip(axes, own, strict=True):
+            distillation = run.record.distillation or {}
+            curve = distillation["curve"]
+            for at, kind in enumerate(("loss", "validation_loss")):
+                points = [(point["step"], point[kind]) for point in curve if point.get(kind) is not None]
+                steps, losses = [step for step, _ in points], [loss for _, loss in points]
+                style: dict[str, Any] = {"marker": "o", "markersize": 3.5} if at else {"linewidth": 0.9, "alpha": 0.6}
+                axis.plot(steps, losses, color=look(1 - at).color, **style)
+                if kind == "validation_loss" and distillation.get("best_step") in steps:
+                    best = steps.index(distillation["best_step"])
+                    axis.plot([steps[best]], [losses[best]], marker="*", color=look(0).color, markersize=10)
+            record = run.record
+            axis.set_title(f"{record.pruning['method']} {len(record.pruning['removed_layers'])}, "
+                           f"{record.patch['method']} + {distillation['method']}", fontsize=8)  # fmt: skip
+            axis.set_xlabel("step")
+            axis.set_ylabel("loss")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        samples = [look(1).line(linestyle="-", marker="", alpha=0.6), look(0).line(marker="o")]
+        legend(figure, samples, ["training", "validation (★: kept)"])
+        drawings.append(Drawing(f"distillation_{model}", f"{model}: losses of the distillation", figure))
+    return drawings
+
+
+def _sites(run: Run) -> Sequence[Mapping[str, float]]:
+    return [site for site in run.record.patch.get("sites", ()) if all(value is not None for value in site.values())]
+
+
+def _site_name(run: Run, site: Mapping[str, float]) -> str:
+    record = run.record
+    layers = layer_list(range(int(site["start"]), int(site["end"])))
+    return f"{short(record.pruning['method'], 20)}, {short(record.patch['method'], 20)}: {layers}"
+
+
+def _run_name(run: Run) -> str:
+    record = run.record
+    count = len(record.pruning["removed_layers"])
+    return f"{record.model['name']}, {record.pruning['method']} {count}, {record.patch['method']}"
+
+
+def _arrays(run: Run) -> dict[str, NDArray[numpy.float32]]:
+    """Arrays beside the record; none where the file can't be read."""
+    try:
+        return dict(load_file(run.folder / ARRAYS))
+    except (OSError, SafetensorError, ValueError):
+        return {}

@@ -1,0 +1,124 @@
+"""Which layers go, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from linearpatch.report.figures.quality import by_model
+from linearpatch.report.figures.style import COLOURS, FAINT, GRID, Drawing, panels, plain_powers, short
+from linearpatch.report.quantities import Entry
+from linearpatch.report.reading import Run
+
+MOST_LINES = 60  # of a map: more than a page holds
+
+
+def layer_maps(entries: Sequence[Entry]) -> list[Drawing]:
+    """For each model a line for each pruner and number of layers; dark layers are removed, pale ones in some runs."""
+    drawings = []
+    for model, own in by_model(entries).items():
+        lines: dict[tuple[str, int], set[tuple[int, ...]]] = {}
+        for entry in own:
+            if entry.variant.stage != "dense":
+                removed = {tuple(sorted(row.removed)) for row in entry.rows}
+                lines.setdefault((entry.variant.pruner, entry.variant.num_removed), set()).update(removed)
+        if lines:
+            shown = dict(sorted(lines.items())[:MOST_LINES])
+            drawings.append(_map(model, own[0].variant.num_layers, shown, len(lines)))
+    return drawings
+
+
+def _map(model: str, num_layers: int, lines: Mapping[tuple[str, int], set[tuple[int, ...]]], total: int) -> Drawing:
+    figure = Figure(figsize=(max(4.0, 0.17 * num_layers + 1.6), 0.24 * len(lines) + 0.9))
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    shares = numpy.array(
+        [[sum(layer in s for s in sets) / len(sets) for layer in range(num_layers)] for sets in lines.values()]
+    )
+    colours = LinearSegmentedColormap.from_list("removed", ["#f3f3f3", COLOURS[0]])
+    edges = [numpy.arange(count + 1) - 0.5 for count in (num_layers, len(lines))]
+    axis.pcolormesh(*edges, shares, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1.2)
+    axis.set_ylim(len(lines) - 0.5, -0.5)
+    axis.set_yticks(range(len(lines)), [f"{short(pruner)}  {n}" for pruner, n in lines])
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+    axis.set_xlabel("layer")
+    axis.grid(visible=False)
+    axis.tick_params(length=0)
+    for side in ("left", "bottom"):
+        axis.spines[side].set_visible(False)
+    rest = f" (the first {len(lines)} of {total})" if total > len(lines) else ""
+    caption = f"{model}: layers that each pruner removes, by number of layers{rest}; pale: in some runs only"
+    return Drawing(f"layers_{model}", caption, figure)
+
+
+def layer_scores(runs: Sequence[Run]) -> list[Drawing]:
+    """What each pruner scored, where most layers go: values of layers or windows, or the losses of a search."""
+    drawings = []
+    models: dict[str, dict[str, Run]] = {}
+    for run in runs:
+        pruning, chosen = run.record.pruning, models.setdefault(run.record.model["name"], {})
+        scores = pruning.get("scores") or {}
+        if scores.get("values") or scores.get("steps"):
+            other = chosen.setdefault(pruning["method"], run)
+            if len(other.record.pruning["removed_layers"]) < len(pruning["removed_layers"]):
+                chosen[pruning["method"]] = run
+    for model, chosen in models.items():
+        if chosen:
+            figure, axes = panels(len(chosen), size=(3.3, 2.4))
+            for axis, (pruner, run) in zip(axes, sorted(chosen.items()), strict=True):
+                _scores(figure, axis, pruner, run.record.pruning)
+            caption = f"{model}: scores of each pruner at the largest number of layers; dark: removed"
+            drawings.append(Drawing(f"scores_{model}", caption, figure))
+    return drawings
+
+
+def _scores(figure: Figure, axis: Axes, pruner: str, pruning: Mapping[str, Any]) -> None:
+    scores, removed = pruning["scores"], pruning["removed_layers"]
+    axis.set_title(f"{short(pruner)}, {len(removed)} layers")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    if scores.get("steps"):
+        _search(figure, axis, scores)
+        return
+    values = [float("nan") if value is None else value for value in scores["values"]]
+    window = scores.get("unit") == "window"
+    chosen = {min(removed)} if window else set(removed)
+    colours = [COLOURS[0] if at in chosen else "#c9ced6" for at in range(len(values))]
+    axis.bar(range(len(values)), values, color=colours, width=0.8)
+    known = [value for value in values if value == value]
+    if known and min(known) > 0 and max(known) / min(known) > 50:
+        axis.set_yscale("log")
+        plain_powers(axis.yaxis)
+    axis.set_xlabel("first layer of the window" if window else "layer")
+    axis.set_ylabel(short(str(scores.get("criterion", "score")), 40))
+    axis.grid(visible=False, axis="x")
+
+
+def _search(figure: Figure, axis: Axes, scores: Mapping[str, Any]) -> None:
+    """Steps of a search from top to bottom: the loss without each layer that is left, and which went."""
+    steps = scores["steps"]
+    layers = sorted({int(layer) for step in steps for layer in step["losses"]})
+    grid = numpy.full((len(steps), layers[-1] + 1), numpy.nan)
+    for at, step in enumerate(steps):
+        for layer, loss in step["losses"].items():
+            grid[at, int(layer)] = numpy.nan if loss is None else loss
+    # One layer that breaks the model would leave all others alike.
+    high = numpy.nanquantile(grid, 0.9)
+    image = axis.imshow(grid, aspect="auto", cmap="cividis", vmax=high, interpolation="nearest")
+    for at, step in enumerate(steps):
+        axis.plot([step["removed"]], [at], marker="x", color="white", markersize=5, markeredgewidth=1.5)
+    axis.set_yticks(range(len(steps)), [str(at + 1) for at in range(len(steps))])
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axis.set_xlabel("layer")
+    axis.set_ylabel("step")
+    axis.grid(visible=False)
+    axis.set_facecolor(GRID)
+    bar = figure.colorbar(image, ax=axis, pad=0.02, extend="max")
+    bar.set_label(short(str(scores.get("criterion", "loss")), 40), size=7, color=FAINT)
+    bar.outline.set_visible(False)

@@ -1,0 +1,159 @@
+"""The look of all figures, in one place."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+# Okabe and Ito's colours, ordered so that neighbours differ in lightness, too; markers and dashes tell them apart in
+# print without colour.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), (0, (8, 2)))
+INK, FAINT, GRID = "#222222", "#8a8a8a", "#e4e4e4"
+PANEL = (3.1, 2.5)  # inches
+DPI = 200
+
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same everywhere
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.5,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.wspace": 0.06,
+    "figure.constrained_layout.hspace": 0.06,
+    "pdf.fonttype": 42,  # text stays text
+    "text.parse_math": False,  # names are names, whatever they hold
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of the report.
+
+    Attributes:
+        name: Of its files.
+        caption: What it shows.
+        figure: The figure.
+    """
+
+    name: str
+    caption: str
+    figure: Figure = field(compare=False)
+
+    def files(self) -> dict[str, bytes]:
+        """As PNG and PDF, by the file's name; the same figure gives the same bytes."""
+        png, pdf = io.BytesIO(), io.BytesIO()
+        with house_style():
+            # Each canvas draws once; `savefig` would draw twice, the first time only to see the layout.
+            self.figure.set_dpi(DPI)
+            FigureCanvasAgg(self.figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
+            self.figure.set_layout_engine("none")  # all has its place by now
+            metadata = {"CreationDate": None, "Producer": None, "Creator": None}
+            FigureCanvasPdf(self.figure).print_pdf(pdf, metadata=metadata)  # type: ignore[no-untyped-call]
+        return {f"{self.name}.png": png.getvalue(), f"{self.name}.pdf": pdf.getvalue()}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one series is drawn."""
+
+    color: str
+    marker: str
+    linestyle: Any
+
+    def line(self, **more: Any) -> Line2D:
+        """A sample for the legend."""
+        shown = {"color": self.color, "marker": self.marker, "linestyle": self.linestyle, **more}
+        return Line2D([], [], **shown)
+
+
+def look(index: int) -> Look:
+    """The look of the series at an index, the same in every figure."""
+    return Look(COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)])
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw in the house's look; nothing outside the block changes."""
+    settings: Any = {**dict(matplotlib.rcParamsDefault), **STYLE, "backend": "agg"}
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def panels_in_row(count: int) -> int:
+    """How many panels of so many stand in a row; four make a square."""
+    return 2 if count == 4 else min(count, 3)
+
+
+def panels(count: int, *, sharey: bool = False, size: tuple[float, float] = PANEL) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels in rows."""
+    across = panels_in_row(count)
+    down = -(-count // across)
+    figure = Figure(figsize=(size[0] * across + 0.3, size[1] * down + 0.45))
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(down, across, squeeze=False, sharey=sharey)
+    axes = [axis for row in grid for axis in row]
+    for axis in axes[count:]:
+        axis.remove()
+    return figure, axes[:count]
+
+
+def short(text: str, most: int = 30) -> str:
+    """A name that leaves room for the figure.
+
+    >>> short("a" * 40, 5)
+    'aaaa…'
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def legend(figure: Figure, samples: Sequence[Line2D], labels: Sequence[str]) -> None:
+    """One legend for all panels, below them."""
+    width = figure.get_figwidth()
+    longest = max((len(label) for label in labels), default=1)
+    fitting = max(1, min(len(labels), int(width / (0.5 + 0.068 * longest))))
+    columns = -(-len(labels) // -(-len(labels) // fitting))  # rows of equal length
+    figure.legend(list(samples), [short(label, 60) for label in labels], loc="outside lower center", ncols=columns)
+
+
+def plain_powers(axis: Axis) -> None:
+    """Numbers as people write them on a logarithmic axis, also where it spans less than a decade."""
+    low, high = axis.get_view_interval()
+    close, wide = high / low < 12, high / low > 1000
+    steps = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if close else (1.0,) if wide else (1.0, 3.0)
+    axis.set_major_locator(LogLocator(subs=steps, numticks=9))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,210 @@
+"""The tables of the report, laid out as the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from linearpatch.report.compare import compare
+from linearpatch.report.published import Published
+from linearpatch.report.quantities import (
+    Dense,
+    Entry,
+    Quantity,
+    all_metrics,
+    first_of,
+    mean,
+    metric,
+    ratio_of,
+    retained,
+)
+from linearpatch.report.rows import Measure
+from linearpatch.report.tables import Cell, Column, Line, Table, without_empty_heads
+from linearpatch.results.tables import layer_list
+
+CORPORA = {"wikitext2": "WikiText-2", "c4": "C4", "ptb": "PTB"}
+TASKS = {
+    "arc_challenge": "ARC-c", "arc_easy": "ARC-e", "boolq": "BoolQ", "hellaswag": "HeSw", "piqa": "PIQA",
+    "winogrande": "WG", "wsc273": "WSC", "race": "Race-h", "copa": "CoPa",
+    "humanities": "Humanities", "social_sciences": "Social sciences", "stem": "STEM", "other": "Other",
+}  # fmt: skip
+SUITES = {"qa": "Question answering", "mmlu": "MMLU", "smoke": "Smoke suite", "generation": "Generation"}
+RATES = ("speed/prefill_tokens_per_s", "speed/decode_tokens_per_s")
+DEFINITIONS = {"mean_of_ratios": "mean of ratios", "ratio_of_means": "ratio of means"}
+KINDS = ("acc_norm", "acc")  # which of a task's metrics stands for it, as in the paper
+SPEED = {
+    "prefill_tokens_per_s": "Prefill tokens/s", "decode_tokens_per_s": "Decode tokens/s", "prefill_s": "Prefill ms",
+    "decode_step_s": "Decode ms/token", "peak_memory_bytes": "Memory MiB", "num_parameters": "Parameters M",
+    "prefill_flops": "Prefill GFLOP",
+}  # fmt: skip
+MOST_TASKS = 24  # an evaluation of more tasks shows its groups
+
+
+def paper_tables(entries: Sequence[Entry], published: Sequence[Published] = ()) -> list[Table]:
+    """Every table that has a number: perplexity, one for each suite of tasks, speed."""
+    rows = [row for entry in entries for row in entry.rows]
+    dense, known = Dense.among(rows), all_metrics(rows)
+    corpora = [name for name in known if name.startswith("ppl/")]
+    averaged = any(row.variant.stage != "dense" and mean(corpora)(row) for row in rows)
+    columns = perplexity_columns(known, published, dense, averaged=averaged)
+    tables = [compare("perplexity", "Perplexity", columns, entries, published)]
+    for suite in dict.fromkeys([*suites_of(known), *suites_of(key for one in published for key in one.values)]):
+        columns = suite_columns(suite, known, published)
+        title = f"{SUITES.get(suite, suite)}, %"
+        note = "RP: retained performance, the mean of the tasks' shares of dense, %"
+        notes = [note] if any(column.title == "RP" for column in columns) else []
+        tables.append(compare(suite, title, columns, entries, published, notes))
+    for shape in dict.fromkeys(name.rpartition("/")[0] for name in known if name.startswith("speed/")):
+        columns = speed_columns(shape, known)
+        title = " ".join(["Speed", *shape.split("/")[1:]])
+        tables.append(compare(shape.replace("/", "_"), title, columns, entries))
+    return [table for table in tables if table]
+
+
+def perplexity_columns(
+    known: Mapping[str, Measure],
+    published: Sequence[Published] = (),
+    dense: Dense | None = None,
+    *,
+    averaged: bool = False,
+) -> list[Column]:
+    """One for each corpus, and how many times dense's it is.
+
+    Args:
+        known: The metrics.
+        published: What was published.
+        dense: The dense models.
+        averaged: Whether some pruned model has all corpora, so that an average stands for them.
+    """
+    theirs = {key: None for one in published for key in one.values if key.startswith("ppl/")}
+    names = [name for name in dict.fromkeys([*known, *theirs]) if name.startswith("ppl/") and name != "ppl/average"]
+    names.sort(key=lambda name: _place(CORPORA, name.partition("/")[2]))
+    columns = [Column.of(name, CORPORA.get(name[4:], name[4:]), metric(name), "") for name in names]
+    dense = dense or Dense()
+    if len(names) > 1 and (averaged or "ppl/average" in theirs):
+        columns.append(Column.of("ppl/average", "Avg.", mean(names), "", derived=True))
+        columns.append(_times_dense("ppl/times_dense", "Avg. × dense", dense.times(mean(names))))
+        return columns
+    times = [_times_dense(f"{name}_times_dense", "× dense", dense.times(metric(name))) for name in names]
+    return [column for pair in zip(columns, times, strict=True) for column in pair]
+
+
+def suite_columns(suite: str, known: Mapping[str, Measure], published: Sequence[Published] = ()) -> list[Column]:
+    """One for each task, or for each group where tasks are many; the average and what is retained of it."""
+    average = next((name for name in (f"{suite}/paper", f"{suite}/acc") if name in known), "")
+    parts = dict.fromkeys(part for name in known if name == average for part in known[name].parts)
+    names = [name for name in known if name.startswith(f"{suite}/") and name.count("/") == 2]
+    groups = [name for name in names if known[name].parts]
+    if groups:
+        names = groups
+    elif parts and len(parts) > MOST_TASKS:
+        names = []
+    tasks = dict.fromkeys(name.split("/")[1] for name in names if known[name].unit == "share")
+    aside = {"average", "retained"}
+    tasks |= {
+        key.split("/")[1]: None
+        for one in published
+        for key in one.values
+        if key.startswith(f"{suite}/") and key.split("/")[1] not in aside
+    }
+    columns = [
+        Column.of(f"{suite}/{task}", TASKS.get(task, task), first_of(_kinds(suite, task, names)), "share")
+        for task in sorted(tasks, key=lambda task: _place(TASKS, task))
+    ]
+    if average or any(f"{suite}/{name}" in one.values for one in published for name in aside):
+        columns.append(Column.of(f"{suite}/average", "Avg.", metric(average), "share"))
+        columns.append(Column.of(f"{suite}/retained", "RP", retained(average), "share"))
+    return columns
+
+
+def speed_columns(shape: str, known: Mapping[str, Measure]) -> list[Column]:
+    """Rates with their ratio to dense's, times, memory and size."""
+    columns = []
+    for name, title in SPEED.items():
+        key = f"{shape}/{name}"
+        if key in known:
+            columns.append(Column.of(key, title, metric(key), known[key].unit))
+        if key in known and name.endswith("_per_s"):
+            columns.append(Column(f"{key}_times_dense", "× dense", ratio_of(key), "times", "higher", derived=True))
+    return columns
+
+
+def headline_columns(known: Mapping[str, Measure], dense: Dense) -> list[Column]:
+    """What stands for each evaluation: perplexities, averages over tasks with what is retained, the main speeds."""
+    perplexities = (column for column in perplexity_columns(known, dense=dense) if not column.derived)
+    columns = [replace(column, title=f"ppl {column.title}") for column in perplexities]
+    for suite in suites_of(known):
+        columns += [replace(c, title=f"{SUITES.get(suite, suite)} {c.title}") for c in suite_columns(suite, known)[-2:]]
+    return columns + [column for column in speed_columns("speed", known) if column.key in RATES]
+
+
+def ablation_table(entries: Sequence[Entry]) -> Table | None:
+    """Entries that differ in settings only, each setting in a column of its own."""
+    varied = [entry for entry in entries if entry.variant.settings and entry.variant.stage != "dense"]
+    rows = [row for entry in entries for row in entry.rows]
+    names = list(dict.fromkeys(name for entry in varied for name, _ in entry.variant.settings))
+    columns = headline_columns(all_metrics(rows), Dense.among(rows))
+    return compare("ablation", "Ablation: runs that differ in these settings", columns, varied, apart=names)
+
+
+def retained_table(entries: Sequence[Entry]) -> Table | None:
+    """Retained performance in both published definitions, with the intervals of the records."""
+    rows = [row for entry in entries for row in entry.rows]
+    known = all_metrics(rows)
+    kept = dict.fromkeys(name for row in rows for averages in row.retained.values() for name in averages)
+    chosen = [name for name in kept if name in known and known[name].headline]
+    columns = [
+        Column(f"{name}/{definition}", f"{name}, {title}", retained(name, definition), "share", "higher", interval=True)
+        for name in chosen or kept
+        for definition, title in DEFINITIONS.items()
+    ]
+    pruned = [entry for entry in entries if entry.variant.stage != "dense"]
+    notes = ["[low, high]: 95 % interval over questions, where the record holds it"]
+    return compare("retained", "Retained performance, %", columns, pruned, notes=notes)
+
+
+def layers_table(entries: Sequence[Entry]) -> Table | None:
+    """Which layers each pruner removes, as ranges; seeds that remove the same ones share a line."""
+    found: dict[tuple[str, ...], dict[str, set[int]]] = {}
+    for entry in entries:
+        variant = entry.variant
+        for row in entry.rows if variant.stage != "dense" else ():
+            settings = ", ".join(f"{k}={v}" for k, v in variant.settings if not k.startswith(("patch.", "distill")))
+            what = (variant.model, f"{variant.num_removed}/{variant.num_layers}", variant.pruner, settings)
+            found.setdefault(what, {}).setdefault(layer_list(row.removed), set()).add(row.seed)
+    lines = [
+        Line((*what, seeds_text(seeds) if len(layers) > 1 else ""), (Cell(text),), what[:2])
+        for what, layers in found.items()
+        for text, seeds in layers.items()
+    ]
+    heads = ("model", "layers", "pruner", "settings", "seeds")
+    table = Table("layers", "Removed layers", heads, ("removed layers",), tuple(lines), keys=("removed_layers",))
+    return without_empty_heads(table) if lines else None
+
+
+def seeds_text(seeds: Iterable[int]) -> str:
+    """Seeds in order."""
+    return ", ".join(str(seed) for seed in sorted(seeds))
+
+
+def _times_dense(key: str, title: str, quantity: Quantity) -> Column:
+    return Column(key, title, quantity, "times", "lower", derived=True)
+
+
+def suites_of(names: Iterable[str]) -> list[str]:
+    """Evaluations that are questions: all but perplexity, speed and diagnostics."""
+    found = dict.fromkeys(name.partition("/")[0] for name in names)
+    suites = [name for name in found if name not in ("ppl", "speed", "diagnostics")]
+    return sorted(suites, key=lambda suite: _place(SUITES, suite))
+
+
+def _kinds(suite: str, task: str, names: Sequence[str]) -> list[str]:
+    """The metrics of a task, the one that stands for it first."""
+    own = [name for name in names if name.startswith(f"{suite}/{task}/")]
+    preferred = [name for kind in KINDS for name in own if name == f"{suite}/{task}/{kind}"]
+    return [*preferred, *(name for name in own if name not in preferred)]
+
+
+def _place(known: dict[str, str], name: str) -> tuple[int, str]:
+    """What is known in the paper's order, then the rest by name."""
+    return (list(known).index(name) if name in known else len(known), name)

@@ -1,0 +1,206 @@
+"""What tables and figures show of a row: a metric, an average, a share of dense, with how it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+
+from linearpatch.report.rows import Measure, Row, Variant
+
+MEAN_OF_RATIOS = "mean_of_ratios"  # retained performance as LinearPatch defines it
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A quantity of a row.
+
+    Attributes:
+        value: The number.
+        protocol: How it was measured, in words.
+        data: What it was measured on.
+        low: Lower end of its 95 % interval, from the standard error over tokens or questions, or the record's own …
+        high: … and the upper end.
+    """
+
+    value: float
+    protocol: str
+    data: str
+    low: float | None = None
+    high: float | None = None
+
+
+Quantity = Callable[[Row], Reading | None]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A quantity over the seeds of a variant.
+
+    Attributes:
+        mean: Over the seeds.
+        spread: Sample standard deviation over the seeds; None for a single one.
+        seeds: How many have it.
+        reading: That of the first seed: how it was measured, and its interval.
+    """
+
+    mean: float
+    spread: float | None
+    seeds: int
+    reading: Reading
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """What error bars show: mean ± spread over seeds; of a single seed, the interval over its data."""
+        if self.spread is not None:
+            return self.mean - self.spread, self.mean + self.spread
+        if self.reading.low is None or self.reading.high is None:
+            return None
+        return self.reading.low, self.reading.high
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A variant with all its seeds: what a line of a table stands for.
+
+    Attributes:
+        variant: Which model it is.
+        rows: One for each seed, all measured in the same way.
+    """
+
+    variant: Variant
+    rows: tuple[Row, ...]
+
+    def value(self, quantity: Quantity) -> Value | None:
+        """A quantity over the seeds that have it."""
+        readings = [reading for row in self.rows if (reading := quantity(row)) is not None]
+        if not readings:
+            return None
+        values = [reading.value for reading in readings]
+        return Value(fmean(values), stdev(values) if len(values) > 1 else None, len(values), readings[0])
+
+
+def entries_of(rows: Sequence[Row]) -> list[Entry]:
+    """Rows that differ in nothing but the seed, together."""
+    groups: dict[Variant, list[list[Row]]] = {}
+    for row in rows:
+        buckets = groups.setdefault(row.variant, [])
+        fitting = (bucket for bucket in buckets if all(row.seed != one.seed and row.agrees(one) for one in bucket))
+        bucket = next(fitting, None)
+        if bucket is None:
+            buckets.append([row])
+        else:
+            bucket.append(row)
+    return [Entry(variant, tuple(bucket)) for variant, buckets in groups.items() for bucket in buckets]
+
+
+def metric(name: str) -> Quantity:
+    """A metric by its name."""
+
+    def read(row: Row) -> Reading | None:
+        measure = row.metrics.get(name)
+        if measure is None or measure.value is None:
+            return None
+        error = measure.stderr
+        low, high = (None, None) if error is None else (measure.value - 1.96 * error, measure.value + 1.96 * error)
+        return Reading(measure.value, measure.protocol, measure.data, low, high)
+
+    return read
+
+
+def first_of(names: Sequence[str]) -> Quantity:
+    """The first of some metrics that a row has."""
+
+    def read(row: Row) -> Reading | None:
+        return next((reading for name in names if (reading := metric(name)(row)) is not None), None)
+
+    return read
+
+
+def mean(names: Sequence[str]) -> Quantity:
+    """The mean of some metrics, of rows that have them all."""
+
+    def read(row: Row) -> Reading | None:
+        readings = [reading for name in names if (reading := metric(name)(row)) is not None]
+        if not readings or len(readings) < len(names):
+            return None
+        protocol = "; ".join(dict.fromkeys(reading.protocol for reading in readings))
+        data = "; ".join(dict.fromkeys(reading.data for reading in readings))
+        return Reading(fmean(reading.value for reading in readings), protocol, data)
+
+    return read
+
+
+def retained(name: str, definition: str = MEAN_OF_RATIOS) -> Quantity:
+    """Retained performance of an average; dense keeps all of it."""
+
+    def read(row: Row) -> Reading | None:
+        measure = row.metrics.get(name)
+        if measure is None:
+            return None
+        if row.variant.stage == "dense":
+            return Reading(1.0, measure.protocol, measure.data)
+        kept = row.retained.get(definition, {}).get(name)
+        if kept is None:
+            return None
+        return Reading(kept["value"], measure.protocol, measure.data, kept.get("low"), kept.get("high"))
+
+    return read
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The dense models among some rows, to compare others with.
+
+    Attributes:
+        rows: By name of the model.
+    """
+
+    rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+
+    @classmethod
+    def among(cls, rows: Sequence[Row]) -> Dense:
+        """Those of some rows."""
+        found: dict[str, list[Row]] = {}
+        for row in rows:
+            if row.variant.stage == "dense":
+                found.setdefault(row.variant.model, []).append(row)
+        return cls(found)
+
+    def times(self, quantity: Quantity) -> Quantity:
+        """A quantity as a multiple of dense's, where both were measured in the same way on the same data."""
+
+        def read(row: Row) -> Reading | None:
+            mine = quantity(row)
+            if mine is None or row.variant.stage == "dense":
+                return None
+            for other in self.rows.get(row.variant.model, ()):
+                base = quantity(other)
+                if base and base.value and (base.protocol, base.data) == (mine.protocol, mine.data):
+                    return Reading(mine.value / base.value, mine.protocol, mine.data)
+            return None
+
+        return read
+
+
+def ratio_of(name: str) -> Quantity:
+    """How many times dense's a metric is, where the record compared them side by side."""
+
+    def read(row: Row) -> Reading | None:
+        measure = row.metrics.get(name)
+        versus = measure.versus.get("dense") if measure else None
+        if measure is None or not versus or "ratio" not in versus:
+            return None
+        return Reading(versus["ratio"], measure.protocol, measure.data, versus.get("low"), versus.get("high"))
+
+    return read
+
+
+def all_metrics(rows: Sequence[Row]) -> dict[str, Measure]:
+    """Every metric that some row has a value of, with one of them."""
+    found: dict[str, Measure] = {}
+    for row in rows:
+        for name, measure in row.metrics.items():
+            if measure.value is not None:
+                found.setdefault(name, measure)
+    return found

@@ -1,0 +1,118 @@
+"""Finds the run records below some folders; those that can't be used are kept with the reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from linearpatch.errors import StorageError
+from linearpatch.report.rows import Row, rows_of_run
+from linearpatch.results.record import FILE_NAME, Record, read_record
+
+
+@dataclass(frozen=True)
+class Run:
+    """A completed run.
+
+    Attributes:
+        record: What it did and found.
+        folder: Where it lies.
+        rows: One for each stage that it measured.
+    """
+
+    record: Record
+    folder: Path
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A record that the report leaves out.
+
+    Attributes:
+        run_id: Of the run; the folder's name where that isn't known.
+        folder: Where it lies.
+        status: `failed`, `interrupted`, `running`, or `unreadable`.
+        reason: Why it is left out.
+    """
+
+    run_id: str
+    folder: Path
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies below some folders.
+
+    Attributes:
+        runs: Those that completed, one for each run id, the newest first.
+        failures: Those that didn't, or can't be read.
+        remarks: What readers should know of the choice.
+    """
+
+    runs: tuple[Run, ...]
+    failures: tuple[Failure, ...]
+    remarks: tuple[str, ...]
+
+
+def read_runs(folders: Sequence[Path]) -> Found:
+    """Read every record in some folders and below them; hidden folders are skipped.
+
+    Raises:
+        StorageError: a folder isn't there, or there is no record at all.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise StorageError(f"{folder} is not a folder. Name folders of runs, such as outputs.")
+    found = [_read(folder) for folder in dict.fromkeys(_run_folders(folders))]
+    if not found:
+        named = ", ".join(str(folder) for folder in folders) or "no folder"
+        raise StorageError(f"There is no {FILE_NAME} in {named} or below. Name the folder of a run or of a sweep.")
+    runs, remarks = _newest([one for one in found if isinstance(one, Run)])
+    completed = {run.record.run_id: run.folder for run in runs}
+    failures = []
+    for failure in (one for one in found if isinstance(one, Failure)):
+        if failure.run_id in completed:
+            better = completed[failure.run_id]
+            remarks.append(f"{failure.run_id} is {failure.status} in {failure.folder} and completed in {better}")
+        else:
+            failures.append(failure)
+    return Found(tuple(runs), tuple(failures), tuple(remarks))
+
+
+def _run_folders(folders: Sequence[Path]) -> Iterator[Path]:
+    for start in folders:
+        for place, inner, files in os.walk(start.resolve()):
+            inner[:] = sorted(name for name in inner if not name.startswith("."))
+            if FILE_NAME in files:
+                yield Path(place)
+
+
+def _read(folder: Path) -> Run | Failure:
+    try:
+        record = read_record(folder)
+        assert record is not None  # the file was there a moment ago
+        if record.status != "completed":
+            unknown = "it is running, or was killed" if record.status == "running" else "no reason told"
+            return Failure(str(record.run_id), folder, str(record.status), str(record.error or unknown))
+        return Run(record, folder, tuple(rows_of_run(record)))
+    except StorageError as error:
+        return Failure(folder.name, folder, "unreadable", str(error))
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        reason = f"{FILE_NAME} doesn't hold what a record of this version does ({type(error).__name__}: {error})"
+        return Failure(folder.name, folder, "unreadable", reason)
+
+
+def _newest(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """One run for each run id, the one written last, the newest first; and what was left out."""
+    kept: dict[str, Run] = {}
+    remarks = []
+    for run in sorted(runs, key=lambda run: (run.folder / FILE_NAME).stat().st_mtime, reverse=True):
+        newer = kept.setdefault(run.record.run_id, run)
+        if newer is not run:
+            remarks.append(f"{run.record.run_id} is in two folders: {newer.folder} is newer, {run.folder} is left out")
+    return list(kept.values()), remarks

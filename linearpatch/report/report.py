@@ -1,0 +1,207 @@
+"""From folders of runs to a report: tables, figures, a document and a page."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.table import Table as RichTable
+
+from linearpatch.errors import StorageError
+from linearpatch.report.beside import beside_table
+from linearpatch.report.csv_files import costs, csv_table, measurements, to_csv
+from linearpatch.report.differences import differences_table
+from linearpatch.report.document import document
+from linearpatch.report.figures.all import draw
+from linearpatch.report.latex import latex_table
+from linearpatch.report.layouts import ablation_table, layers_table, paper_tables, retained_table
+from linearpatch.report.markdown import markdown_table
+from linearpatch.report.page import write_page
+from linearpatch.report.published import Published, read_published
+from linearpatch.report.quantities import Entry, entries_of
+from linearpatch.report.reading import Failure, Found, read_runs
+from linearpatch.report.rows import Row, merged, told_apart
+from linearpatch.report.tables import Table
+from linearpatch.report.terminal import failures_table, rich_table
+from linearpatch.storage import make_folder
+
+log = logging.getLogger(__name__)
+
+MANIFEST = ".linearpatch-report.json"  # which files of the folder are a report's
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        folder: Where it lies.
+        files: Below it, by name.
+        num_runs: Runs that it compares.
+        failures: Runs that it leaves out.
+        tables: All tables, the most telling first.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    num_runs: int
+    failures: tuple[Failure, ...]
+    tables: tuple[Table, ...]
+
+    def terminal_tables(self, most: int = 2) -> list[RichTable]:
+        """The first tables as a terminal shows them, and what was left out."""
+        shown = [rich_table(table) for table in self.tables[:most]]
+        return [*shown, failures_table(self.failures)] if self.failures else shown
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs, side by side.
+
+    Attributes:
+        found: What was read.
+        rows: One for each model and seed.
+        entries: One for each model, all its seeds together.
+        tables: The tables that have a number.
+    """
+
+    found: Found
+    rows: tuple[Row, ...]
+    entries: tuple[Entry, ...]
+    tables: tuple[Table, ...]
+
+
+def write_report(
+    folders: Sequence[Path], output: Path, *, title: str | None = None, published: Path | None = None
+) -> Report:
+    """Compare all runs in some folders and below them.
+
+    Args:
+        folders: Of runs or sweeps.
+        output: Where the report goes. Files of an earlier report are replaced, all others stay.
+        title: Its head; None names the models.
+        published: Published figures to stand beside the measured ones, see `read_published`.
+
+    Raises:
+        StorageError: there is no record, or the output can't be written or holds files of the same names that no
+            report wrote.
+        DataError: the published figures can't be read.
+    """
+    earlier = _earlier_files(output)
+    figures = read_published(published) if published else []
+    comparison = compare_runs(read_runs(folders), figures)
+    title = title or default_title(comparison)
+    files = _files(title, comparison)
+    _replace_files(output, files, earlier)
+    log.info("the report of %d runs is in %s", len(comparison.found.runs), output)
+    return Report(
+        output, tuple(sorted(files)), len(comparison.found.runs), comparison.found.failures, comparison.tables
+    )
+
+
+def compare_runs(found: Found, published: Sequence[Published] = ()) -> Comparison:
+    """Put runs side by side."""
+    rows = told_apart(merged(row for run in found.runs for row in run.rows))
+    entries = entries_of(rows)
+    tables = paper_tables(entries, published)
+    more = (
+        beside_table(entries, published),
+        retained_table(entries),
+        ablation_table(entries),
+        differences_table(entries),
+        layers_table(entries),
+    )
+    return Comparison(found, tuple(rows), tuple(entries), (*tables, *(table for table in more if table)))
+
+
+def _files(title: str, comparison: Comparison) -> dict[str, bytes]:
+    """Every file of the report, by its path in the folder."""
+    found, tables = comparison.found, _with_file_names(comparison.tables)
+    drawings = draw(comparison.entries, found.runs)
+    page = write_page(title, comparison.entries, found.runs, tables, found.failures, found.remarks)
+    files = {"report.md": document(title, found, tables, drawings), "report.html": page}
+    for table in tables:
+        files[f"tables/{table.name}.md"] = f"# {table.title}\n\n{markdown_table(table)}"
+        files[f"tables/{table.name}.tex"] = latex_table(table)
+        files[f"tables/{table.name}.csv"] = csv_table(table)
+    files["tables/measurements.csv"] = to_csv(measurements(comparison.rows))
+    files["tables/costs.csv"] = to_csv(costs(found.runs))
+    content = {name: text.encode() for name, text in files.items()}
+    for drawing in drawings:
+        content |= {f"figures/{name}": data for name, data in drawing.files().items()}
+    return content
+
+
+def _earlier_files(output: Path) -> set[str]:
+    """Files that an earlier report wrote there.
+
+    Raises:
+        StorageError: the output is a file, or holds files of a report's names that none wrote.
+    """
+    if output.exists() and not output.is_dir():
+        raise StorageError(f"{output} is a file. Choose a folder for the report.")
+    earlier: set[str] = set()
+    manifest = output / MANIFEST
+    if manifest.exists():
+        try:
+            earlier = {str(name) for name in json.loads(manifest.read_text())["files"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(f"{manifest} can't be read: {error}. Remove it with the report it is of.") from error
+    for name in ("report.md", "report.html", "tables", "figures"):
+        place = output / name
+        own = name in earlier or any(file.startswith(f"{name}/") for file in earlier)
+        if place.exists() and not own:
+            raise StorageError(f"{place} is there already, and no report wrote it. Choose another folder, or move it.")
+    return earlier
+
+
+def _replace_files(output: Path, files: Mapping[str, bytes], earlier: set[str]) -> None:
+    """Write all files aside, then put each in its place; files of an earlier report that are no more go.
+
+    Raises:
+        StorageError: the disk is full, or the folder can't be written.
+    """
+    make_folder(output)
+    try:
+        with TemporaryDirectory(dir=output, prefix=".report.") as scratch:
+            for name, content in files.items():
+                file = Path(scratch, name)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+            manifest = Path(scratch, MANIFEST)
+            manifest.write_text(json.dumps({"files": sorted(files)}, indent=1))
+            for name in [*files, MANIFEST]:
+                (output / name).parent.mkdir(parents=True, exist_ok=True)
+                Path(scratch, name).replace(output / name)
+        inside = output.resolve()
+        for name in sorted(earlier - set(files)):
+            file = output / name
+            if file.resolve().is_relative_to(inside):  # a manifest is a file like any other
+                file.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"Can't write the report to {output}: {error}. Free some space or choose another."
+        ) from error
+
+
+def default_title(comparison: Comparison) -> str:
+    """The head of a report: its models."""
+    models = list(dict.fromkeys(run.record.model["name"] for run in comparison.found.runs))
+    return f"LinearPatch: {', '.join(models[:3])}{' and more' if len(models) > 3 else ''}" if models else "LinearPatch"
+
+
+def _with_file_names(tables: Sequence[Table]) -> list[Table]:
+    """Tables with names that any system takes, none twice; evaluations may be called anything."""
+    named: dict[str, Table] = {}
+    for table in tables:
+        name = base = re.sub(r"[^A-Za-z0-9_.-]+", "_", table.name).strip("._") or "table"
+        number = 2
+        while name in named or name in ("measurements", "costs"):
+            name, number = f"{base}_{number}", number + 1
+        named[name] = replace(table, name=name)
+    return list(named.values())

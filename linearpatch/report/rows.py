@@ -1,0 +1,209 @@
+"""Rows to compare: one for each model that was measured, whichever runs measured it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from linearpatch.report.settings import relevant, telling
+from linearpatch.results.display import STAGES
+from linearpatch.results.record import Record
+from linearpatch.results.tables import num_parameters
+
+PATCHES = ("none", "scalar", "diag", "rotate", "lstsq", "mlp_lstsq")  # from the plainest on; others follow
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric as a record holds it; see `Metric`.
+
+    Attributes:
+        parts: Of an average, the metrics that it is over.
+    """
+
+    value: float | None
+    stderr: float | None
+    n: int
+    protocol: str
+    token_hash: str
+    unit: str = ""
+    counted: str = "tokens"
+    headline: bool = False
+    reason: str | None = None
+    versus: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    parts: Sequence[str] = ()
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> Measure:
+        """A metric of a record; what later versions may add is left aside."""
+        known = {one.name for one in fields(cls)}
+        measure = cls(**{name: value for name, value in content.items() if name in known})
+        for number in (measure.value, measure.stderr):
+            if number is not None and not (isinstance(number, (int, float)) and math.isfinite(number)):
+                raise TypeError(f"a metric is {number!r}, not a finite number")
+        return measure
+
+    @property
+    def data(self) -> str:
+        """What was counted, and on which tokens.
+
+        >>> Measure(1.0, None, 2000, "p", "0123456789abcdef").data
+        '2,000 tokens (01234567)'
+        """
+        return f"{self.n:,} {self.counted}" + (f" ({self.token_hash[:8]})" if self.token_hash else "")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model that was measured, but for the seed.
+
+    Attributes:
+        model: Name of the dense model.
+        num_layers: That it has.
+        stage: `dense`, `pruned`, `patched` or `distilled`.
+        num_removed: Layers that were removed.
+        pruner: Empty for dense, as are the next two.
+        patch: `none` at stage pruned.
+        distill: `none` but at stage distilled.
+        settings: What else matters to this stage, by name; after `told_apart` what tells rows with all the rest alike.
+    """
+
+    model: str
+    num_layers: int
+    stage: str
+    num_removed: int = 0
+    pruner: str = ""
+    patch: str = ""
+    distill: str = ""
+    settings: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def settings_text(self) -> str:
+        """The settings in words, without their groups where that is clear.
+
+        >>> Variant("m", 8, "patched", settings=(("corpus.name", "c4"), ("patch.ridge", "0.1"))).settings_text
+        'corpus=c4, ridge=0.1'
+        """
+        names = [name.removesuffix(".name") for name, _ in self.settings]
+        last = [name.rpartition(".")[2] for name in names]
+        short = [end if last.count(end) == 1 else name for name, end in zip(names, last, strict=True)]
+        return ", ".join(f"{name}={value}" for name, (_, value) in zip(short, self.settings, strict=True))
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Where tables put it: by model, then by layers removed, pruner, patch."""
+        known = PATCHES.index(self.patch) if self.patch in PATCHES else len(PATCHES)
+        return self.model, self.num_removed, self.pruner, known, self.patch, STAGES.index(self.stage), self.settings
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a model with one seed.
+
+    Attributes:
+        variant: Which model it is.
+        seed: Of its runs.
+        removed: The layers it lacks, in the order in which they went.
+        metrics: By name.
+        retained: Retained performance, by definition and average; fractions, some with `low` and `high`.
+        num_parameters: That it has.
+        packages: Versions of what measured it, by name.
+        runs: Ids of the runs that measured it, the newest first.
+        settings: All that matter to its stage, by dotted name.
+        names: All names of the dense model: what the record calls it, and the choice of the configuration.
+    """
+
+    variant: Variant
+    seed: int
+    removed: tuple[int, ...]
+    metrics: Mapping[str, Measure]
+    retained: Mapping[str, Mapping[str, Mapping[str, float]]]
+    num_parameters: int
+    packages: Mapping[str, str]
+    runs: tuple[str, ...]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    names: frozenset[str] = frozenset()
+
+    def agrees(self, other: Row) -> bool:
+        """Whether what both measured was measured in the same way on the same data."""
+        both = self.metrics.keys() & other.metrics.keys()
+        return all(_protocol(self.metrics[name]) == _protocol(other.metrics[name]) for name in both)
+
+
+def rows_of_run(record: Record) -> Iterator[Row]:
+    """One row for each stage that a run measured; settings are all that matter to it."""
+    pruning, removed = record.pruning, tuple(record.pruning["removed_layers"])
+    model = Variant(record.model["name"], record.model["num_layers"], "dense")
+    packages = record.environment.get("packages", {})
+    for stage in (stage for stage in STAGES if stage in record.metrics):
+        variant = replace(model, stage=stage, settings=tuple(sorted(relevant(record, stage).items())))
+        if stage != "dense":
+            distillation = (record.distillation or {}) if stage == "distilled" else {}
+            patch = "none" if stage == "pruned" else record.patch["method"]
+            variant = replace(
+                variant,
+                num_removed=len(removed),
+                pruner=pruning["method"],
+                patch=patch,
+                distill=distillation.get("method", "none"),
+            )
+        yield Row(
+            variant,
+            0 if stage == "dense" else record.seed,
+            () if stage == "dense" else removed,
+            {name: Measure.read(metric) for name, metric in record.metrics[stage].items()},
+            record.retained.get(stage, {}),
+            num_parameters(record, stage),
+            {name: packages[name] for name in ("torch", "transformers") if name in packages},
+            (record.run_id,),
+            dict(variant.settings),
+            frozenset({record.model["name"], record.config.get("choices", {}).get("model", record.model["name"])}),
+        )
+
+
+def merged(rows: Iterable[Row]) -> list[Row]:
+    """Rows with each model once: what several runs measured of it together, unless they measured it differently.
+
+    Args:
+        rows: Of all runs, those of the newest first.
+    """
+    kept: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        same = kept.setdefault((row.variant, row.seed, frozenset(row.removed)), [])
+        at = next((at for at, other in enumerate(same) if other.agrees(row)), None)
+        if at is None:
+            same.append(row)
+        else:
+            same[at] = _joined(same[at], row)
+    return [row for same in kept.values() for row in same]
+
+
+def told_apart(rows: Sequence[Row]) -> list[Row]:
+    """Rows whose settings are those alone in which rows of the same model, pruner, size and patch differ."""
+    alike: dict[Variant, list[Row]] = {}
+    for row in rows:
+        alike.setdefault(replace(row.variant, settings=()), []).append(row)
+    found = []
+    for variant, group in alike.items():
+        shown = telling([dict(row.variant.settings) for row in group])
+        for row in group:
+            settings = tuple((name, value) for name, value in row.variant.settings if name in shown)
+            found.append(replace(row, variant=replace(variant, settings=settings)))
+    return sorted(found, key=lambda row: (*row.variant.order, row.seed))
+
+
+def _joined(newer: Row, older: Row) -> Row:
+    definitions = [*newer.retained, *(name for name in older.retained if name not in newer.retained)]
+    return replace(
+        newer,
+        metrics={**older.metrics, **newer.metrics},
+        retained={name: {**older.retained.get(name, {}), **newer.retained.get(name, {})} for name in definitions},
+        runs=(*newer.runs, *(run for run in older.runs if run not in newer.runs)),
+        names=newer.names | older.names,
+    )
+
+
+def _protocol(measure: Measure) -> tuple[object, ...]:
+    return measure.protocol, measure.n, measure.token_hash

@@ -1,0 +1,60 @@
+"""Which settings make a model, and which of them tell models apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from linearpatch.results.record import Record, flat
+
+# Groups of settings that matter from each stage on. What is measured, kept and told of a run doesn't make its models.
+MATTERS = {
+    "dense": ("model",),
+    "pruned": ("model", "corpus", "calibration", "pruner"),
+    "patched": ("model", "corpus", "calibration", "pruner", "patch"),
+    "distilled": ("model", "corpus", "calibration", "pruner", "patch", "distillation", "distill"),
+}
+# Of these groups: where things run, how they are called, what they are read for besides.
+ASIDE = frozenset(
+    {
+        "model.device", "model.device_map", "model.name", "model.note", "model.license",
+        "corpus.note", "corpus.evaluation", "corpus.distillation", "calibration.batch_size",
+        "distill.recompute", "distill.checkpoint_minutes", "distill.checkpoint_steps", "distill.targets",
+    }
+)  # fmt: skip
+SEEDS = ("pruner.seed", "patch.seed", "distill.seed")  # as a rule the run's own
+CORPORA = ("corpus", "calibration.corpus", "distillation.corpus")
+
+
+def relevant(record: Record, stage: str) -> dict[str, str]:
+    """The settings that make the model of a stage, by dotted name; but not the run's seed."""
+    found = {
+        name: value
+        for name, value in flat(record.config).items()
+        if name.partition(".")[0] in MATTERS[stage]
+        and name not in ASIDE
+        and not (name in SEEDS and value == record.seed)
+    }
+    found["model.fingerprint"] = record.model.get("fingerprint")
+    found["model.dtype"] = record.model.get("dtype")
+    return {name: str(value) for name, value in found.items()}
+
+
+def telling(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """Names of the settings that are not alike everywhere; of a corpus its name, where that says the rest.
+
+    >>> telling([{"patch.ridge": "0.1", "corpus.name": "a", "corpus.path": "x"},
+    ...          {"patch.ridge": "0.2", "corpus.name": "b", "corpus.path": "y"}])
+    ['corpus.name', 'patch.ridge']
+    """
+    names = sorted({name for one in settings for name in one})
+    varied = [name for name in names if len({one.get(name) for one in settings}) > 1]
+    return [name for name in varied if not _follows(name, settings)]
+
+
+def _follows(name: str, settings: Sequence[Mapping[str, str]]) -> bool:
+    """Whether a setting of a corpus is known from the corpus' name."""
+    corpus = next((corpus for corpus in reversed(CORPORA) if name.startswith(f"{corpus}.")), None)
+    if corpus is None or name == f"{corpus}.name":
+        return False
+    pairs = {(one.get(f"{corpus}.name"), one.get(name)) for one in settings}
+    return len({called for called, _ in pairs}) == len(pairs)

@@ -1,0 +1,32 @@
+// Draw everything: filters and table at once; plotly takes a second to read, and comes once they can be seen.
+"use strict";
+
+(() => {
+  const { data, element } = report;
+  const dialog = document.getElementById("details");
+  document.getElementById("title").textContent = data.title;
+  const models = new Set(data.lines.map((line) => line.model)).size;
+  const count = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
+  const runs = new Set(data.lines.flatMap((line) => line.runs)).size;
+  const left = data.failures.length ? `, ${data.failures.length} left out` : "";
+  document.getElementById("summary").textContent =
+    `${count(runs, "run")} of ${count(models, "model")}: ${count(data.lines.length, "line")} to compare${left}`;
+  document.getElementById("close").addEventListener("click", () => dialog.close());
+  dialog.addEventListener("click", (event) => {
+    if (event.target === dialog) dialog.close(); // beside the dialog
+  });
+  report.drawFilters(document.getElementById("filters"));
+  report.drawTable();
+  report.drawTables(document.getElementById("tables"));
+  report.drawLeftOut(document.getElementById("left-out"));
+  report.changed();
+  performance.mark("lines");
+  requestAnimationFrame(() => setTimeout(() => {
+    document.body.append(element("script", { textContent: document.getElementById("plotly").textContent }));
+    const before = report.listeners.length;
+    report.drawPlots(document.getElementById("plots"));
+    for (const listener of report.listeners.slice(before)) listener();
+    performance.mark("all");
+    document.body.dataset.ready = "all";
+  }));
+})();
