@@ -63,7 +63,7 @@ def test_every_command_runs_or_composes(arguments, tmp_path, monkeypatch, sessio
         assert main(["run", *rest, *SMALL, *small, f"output_dir={tmp_path}/D"]) == 0
     elif command in ("list", "doctor", "cache"):
         assert main(arguments) == 0
-    elif command == "status":
+    elif command in ("status", "report"):
         assert main(["run", *SMALL, f"output_dir={tmp_path}/D"]) == 0
         assert main(arguments) == 0
     else:

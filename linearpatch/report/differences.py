@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
 
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from linearpatch.report.quantities import Entry, all_metrics
 from linearpatch.report.rows import Measure

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from typing import Any
 
-from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+from plotly.offline import get_plotlyjs
 
 from linearpatch.report.compare import letters
 from linearpatch.report.layouts import DEFINITIONS, headline_columns, perplexity_columns, speed_columns

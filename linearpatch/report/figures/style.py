@@ -79,10 +79,10 @@ class Drawing:
         with house_style():
             # Each canvas draws once; `savefig` would draw twice, the first time only to see the layout.
             self.figure.set_dpi(DPI)
-            FigureCanvasAgg(self.figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
+            FigureCanvasAgg(self.figure).print_png(png, metadata={"Software": None})
             self.figure.set_layout_engine("none")  # all has its place by now
             metadata = {"CreationDate": None, "Producer": None, "Creator": None}
-            FigureCanvasPdf(self.figure).print_pdf(pdf, metadata=metadata)  # type: ignore[no-untyped-call]
+            FigureCanvasPdf(self.figure).print_pdf(pdf, metadata=metadata)
         return {f"{self.name}.png": png.getvalue(), f"{self.name}.pdf": pdf.getvalue()}
 
 
