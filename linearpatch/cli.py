@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from linearpatch.errors import ConfigError, LinearPatchError, suggest
@@ -244,7 +245,7 @@ def _list(group: str | None) -> int:
     for name in [group] if group else groups:
         table = Table(title=name, title_justify="left", show_header=False, box=None, pad_edge=False)
         for choice, description in choices(name).items():
-            table.add_row(f"  {name}={choice}", description)
+            table.add_row(f"  {name}={choice}", escape(description))
         out.print(table)
         out.print()
     return 0

@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 import psutil
 import torch
 from packaging.requirements import Requirement
+from rich.markup import escape
 from rich.table import Table
 
 from linearpatch.cache import default_cache_dir
@@ -55,7 +56,7 @@ def findings_table(findings: list[Finding]) -> Table:
     for column in ("", "", "found"):
         table.add_column(column)
     for finding in findings:
-        table.add_row(finding.what, SIGNS[finding.state], finding.detail)
+        table.add_row(finding.what, SIGNS[finding.state], escape(finding.detail))
     return table
 
 

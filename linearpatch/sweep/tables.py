@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from linearpatch.sweep.estimate import Estimate
@@ -31,7 +32,8 @@ def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
             state = "complete already"
         time = "" if outcome.seconds is None else duration(outcome.seconds)
         note = outcome.record.error or outcome.record.remark or ""
-        table.add_row(outcome.job.name if outcome.job.experiment else outcome.record.run_id, state, time, note)
+        name = outcome.job.name if outcome.job.experiment else outcome.record.run_id
+        table.add_row(escape(name), state, time, escape(note))
     return table
 
 
@@ -57,7 +59,7 @@ def plan_table(plan: Plan, estimates: Mapping[str, Estimate], at_a_time: int | N
         after = ", ".join(sorted((short[needed] for needed in job.needs), key=int))
         cost = estimates.get(job.name)
         cells = ("", "", "") if cost is None else (duration(cost.seconds), _gib(cost.memory), _gib(cost.disk))
-        table.add_row(f"{short[job.name]} {name}", PARTS[job.request.part], after, state, *cells)
+        table.add_row(escape(f"{short[job.name]} {name}"), PARTS[job.request.part], after, escape(state), *cells)
     return table
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from linearpatch.errors import StorageError
@@ -82,7 +83,9 @@ def status_table(folder: Path, jobs: Sequence[Watched]) -> Table:
             continue  # shared steps are shown while they matter
         name = job.name if job.part == "run" else f"{job.name} ({PARTS[job.part]})"
         seconds = job.seconds
-        table.add_row(name, job.now.state, *_at(job), duration(seconds) if seconds else "", _left(job, jobs))
+        at, progress = _at(job)
+        taken = duration(seconds) if seconds else ""
+        table.add_row(escape(name), job.now.state, escape(at), progress, taken, _left(job, jobs))
     return table
 
 
