@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from linearpatch.results.display import (
@@ -194,7 +195,7 @@ def _settings(record: Record, stage: str, varied: Sequence[str]) -> str:
         "patched": training,
     }.get(stage, ())
     config = flat(record.config)
-    return ", ".join(f"{key}={config[key]}" for key in varied if key in config and not key.startswith(past))
+    return escape(", ".join(f"{key}={config[key]}" for key in varied if key in config and not key.startswith(past)))
 
 
 def _order(record: Record) -> tuple[Any, ...]:
