@@ -133,9 +133,12 @@ def _run(arguments: list[str]) -> int:
     if not workers.is_main:  # the first process speaks for all
         log.setLevel(logging.ERROR)
     register_schemas()
+    is_sweep = bool({"-m", "--multirun"} & set(arguments))
+    if is_sweep and {"--cfg", "-c"} & set(arguments):
+        raise ConfigError("--cfg shows one configuration. Leave -m out and give each key one value, or use --dry-run.")
     jobs = Jobs(dry_run="--dry-run" in arguments)
     if any(word.startswith("sweep=") for word in arguments):
-        if not {"-m", "--multirun"} & set(arguments):
+        if not is_sweep:
             raise ConfigError("sweep=FILE names the combinations of a sweep. Add -m.")
         arguments = [re.sub(r"^sweep=", "hydra.sweeper.file=", word) for word in arguments]
     # Hydra would print a bad override in its own way and exit; with this it raises, and we say it in a sentence.
@@ -156,7 +159,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     if jobs.plan is not None and jobs.dry_run:
         out.print(plan_table(jobs.plan, jobs.estimates, jobs.at_a_time))
-        return 0
+        return 1 if any(job.error for job in jobs.plan.jobs) else 0
     if jobs.plan is not None:
         return _tell_sweep(jobs.plan, jobs.outcomes)
     if jobs.record is not None:  # --help, --cfg and --info print and stop

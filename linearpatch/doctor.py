@@ -140,7 +140,9 @@ def _data(datasets_dir: Path | None) -> Iterator[Finding]:
         yield Finding("local data sets", "ok", f"{datasets_dir}: {', '.join(names)}")
     from huggingface_hub import constants, get_token
 
-    offline = "offline by HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "used where something isn't local"
+    offline = (
+        "offline by HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "used where something isn't local (not tried here)"
+    )
     login = "logged in" if get_token() else "not logged in (gated models need: hf auth login)"
     yield Finding("hub", "note" if constants.HF_HUB_OFFLINE else "ok", f"{offline}; {login}")
 

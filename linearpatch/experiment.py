@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -116,6 +117,7 @@ class Experiment:
             )
         if self.training is None and set(self.stages) == {"distilled"}:
             raise ConfigError("stages=[distilled] needs a distillation, and distill is none. Use distill=output_kl.")
+        check_group(self.group)
         if self.push_to_hub is not None:
             if not self.save_model:
                 raise ConfigError(f"push_to_hub={self.push_to_hub} needs a checkpoint to push: set save_model=true.")
@@ -242,6 +244,18 @@ class Experiment:
     def _reader(self, purpose: str, own: Corpus | None) -> Reader:
         datasets_dir = Path(self.datasets_dir).expanduser() if self.datasets_dir else None
         return Reader(own or self.corpus, purpose, datasets_dir)
+
+
+def check_group(group: str | None) -> None:
+    """Refuse a label that can't be the name of a file, or that W&B doesn't take.
+
+    Raises:
+        ConfigError: it has other characters.
+    """
+    if group is not None and not re.fullmatch(r"\w[\w .,=+-]{0,127}", group):
+        raise ConfigError(
+            f"group is {group!r}. Allowed: letters, digits, spaces and . , = + - _ after a letter or digit."
+        )
 
 
 def digest(value: Any) -> str:

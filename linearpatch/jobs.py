@@ -15,7 +15,7 @@ from omegaconf import DictConfig, open_dict
 
 from linearpatch.config import CONF_DIR, readable_errors, resolved, to_experiment
 from linearpatch.errors import ConfigError
-from linearpatch.experiment import digest
+from linearpatch.experiment import check_group, digest
 from linearpatch.progress import steps
 from linearpatch.results.record import Record
 from linearpatch.run import run
@@ -94,12 +94,19 @@ class Jobs:
                 "A sweep starts a process for each run, and can't be started by several processes (accelerate, "
                 "torchrun). Start it alone, or give one run at a time to several processes."
             )
+        check_group(config.group)
         launcher = launcher_of(name, settings)
         sources = config.hydra.runtime.config_sources
         search_path = [source.path for source in sources if source.schema == "file" and source.path != str(CONF_DIR)]
         label = config.group or f"sweep-{digest(sorted(map(list, combinations)))}"
         asked = [_asked(overrides, label, compose) for overrides in combinations]
-        self.plan = plan_sweep(asked, label, search_path=search_path, since=time.time() if config.force else None)
+        self.plan = plan_sweep(
+            asked,
+            label,
+            folder=Path(config.output_dir or "outputs"),
+            search_path=search_path,
+            since=time.time() if config.force else None,
+        )
         if self.dry_run:
             self.estimates, self.at_a_time = estimate(self.plan), launcher.at_a_time
             return
@@ -131,3 +138,5 @@ def _asked(overrides: Sequence[str], label: str, compose: Callable[[Sequence[str
         return Asked(tuple(overrides), to_experiment(config))
     except ConfigError as error:
         return Asked(tuple(overrides), error=error)
+    except (ValueError, TypeError) as error:  # Hydra's own, of values that a group can't have
+        return Asked(tuple(overrides), error=ConfigError(f"{' '.join(overrides)}: {error}"))

@@ -8,6 +8,7 @@ so a lease keeps work from being done twice, and is not what keeps files whole; 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,10 @@ from linearpatch.storage import make_folder
 log = logging.getLogger(__name__)
 
 LEASE_S = 60.0
+
+
+class Occupied(StorageError):
+    """Another process has what can have one owner only."""
 
 
 @contextmanager
@@ -56,20 +61,27 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         what: What it stands for, for the error.
 
     Raises:
-        StorageError: another process has it, or the file can't be written.
+        Occupied: another process has it.
+        StorageError: the file can't be written.
     """
     lease = _lease(path)
     try:
         with _storage_errors(path):
             lease.acquire(timeout=0)
     except Timeout as error:
-        raise StorageError(
+        raise Occupied(
             f"{what} is in the works by another process ({_owner(lease)}). Wait for it, or choose another output_dir."
         ) from error
     try:
         yield
     finally:
         lease.release()
+
+
+def wait_for(path: Path) -> None:
+    """Wait until nobody has a lease."""
+    while is_held(path):
+        time.sleep(1)
 
 
 def is_held(path: Path) -> bool:

@@ -73,11 +73,12 @@ def run(
         The completed record. A run that fails leaves its record with the reason, and raises.
     """
     folder = folder or experiment.folder()
-    if not experiment.force and (done := completed(experiment, folder)):
-        log.info("run %s is complete already; force=true repeats it", experiment.run_id)
+    run_id = run_id or experiment.run_id
+    if not experiment.force and (done := completed(experiment, folder, run_id)):
+        log.info("run %s is complete already; force=true repeats it", run_id)
         return done
     settings = {"choices": experiment.choices, **(config or asdict(experiment))}
-    record = Record(run_id or experiment.run_id, experiment.group, command, experiment.seed, settings, remark=remark)
+    record = Record(run_id, experiment.group, command, experiment.seed, settings, remark=remark)
     workers = Workers.launched()
     if experiment.training:
         experiment.training.check_processes(workers.count)
@@ -92,13 +93,13 @@ def run(
             return record
 
 
-def completed(experiment: Experiment, folder: Path) -> Record | None:
+def completed(experiment: Experiment, folder: Path, run_id: str) -> Record | None:
     """The record of a run that completed with all that is asked for, or None."""
     try:
         record = read_record(folder)
     except StorageError:
         return None  # running says what is wrong with it
-    if record is None or record.run_id != experiment.run_id or record.status != "completed":
+    if record is None or record.run_id != run_id or record.status != "completed":
         return None
     if experiment.save_model and not (folder / "model").is_dir():
         return None

@@ -98,7 +98,8 @@ def write_report(
     title = title or default_title(comparison)
     files = _files(title, comparison)
     _replace_files(output, files, earlier)
-    log.info("the report of %d runs is in %s", len(comparison.found.runs), output)
+    left_out = f" ({len(comparison.found.failures)} left out)" if comparison.found.failures else ""
+    log.info("the report of %d runs%s is in %s", len(comparison.found.runs), left_out, output)
     return Report(
         output, tuple(sorted(files)), len(comparison.found.runs), comparison.found.failures, comparison.tables
     )

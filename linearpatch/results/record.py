@@ -110,7 +110,9 @@ def read_record(folder: Path) -> Record | None:
         if content["schema_version"] > SCHEMA_VERSION:
             raise ValueError(f"schema version {content['schema_version']} is newer than {SCHEMA_VERSION}")
         return Record(**content)
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except KeyError as error:
+        raise StorageError(f"{file} is not a run record: it has no {error}. Move it away.") from error
+    except (ValueError, TypeError, OSError) as error:
         raise StorageError(f"{file} is not a run record of this version: {error}. Move it away.") from error
 
 

@@ -56,11 +56,13 @@ class RunState:
             that it runs, but its process is gone.
         record: What is there of the record.
         progress: What it is at, while it runs.
+        reason: Why its record can't be read.
     """
 
     state: str
     record: Record | None = None
     progress: Progress | None = None
+    reason: str = ""
 
 
 @contextmanager
@@ -68,7 +70,7 @@ def occupied(folder: Path) -> Iterator[None]:
     """Own a run's folder while a block runs, and keep its progress there.
 
     Raises:
-        StorageError: another process runs in the folder.
+        Occupied: another process runs in the folder.
     """
     make_folder(folder)
     since, written = time.time(), 0.0
@@ -96,8 +98,8 @@ def state_of(folder: Path) -> RunState:
         return RunState("waiting")
     try:
         record = read_record(folder)
-    except StorageError:
-        return RunState("failed")
+    except StorageError as error:
+        return RunState("failed", reason=str(error))
     assert record is not None
     if record.status != "running":
         return RunState(record.status, record)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from linearpatch.data.reach import without_waiting
 from linearpatch.errors import LinearPatchError
 from linearpatch.experiment import Experiment
 from linearpatch.models.model import Model
@@ -78,7 +79,8 @@ def size_of(experiment: Experiment) -> Size | None:
     """A model's size from its configuration; None where that would have to be downloaded and can't."""
     model = experiment.model
     try:
-        config = model.config(experiment.cache_path)
+        with without_waiting():
+            config = model.config(experiment.cache_path)
         with torch.device("meta"):
             parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     except (LinearPatchError, OSError, ValueError) as error:

@@ -99,28 +99,45 @@ class Plan:
 
 
 def plan_sweep(
-    asked: Sequence[Asked], label: str, *, search_path: Sequence[str] = (), since: float | None = None
+    asked: Sequence[Asked],
+    label: str,
+    *,
+    folder: Path = Path("outputs"),
+    search_path: Sequence[str] = (),
+    since: float | None = None,
 ) -> Plan:
     """Plan a sweep.
+
+    Runs of the same model with other evaluations would write over each other's metrics: their names, and so their
+    folders, say which they are.
 
     Args:
         asked: Its combinations.
         label: The group of its runs.
+        folder: Where their folders are, unless they say otherwise.
         search_path: Folders of the user's own configuration.
         since: With `force`, cached results from before (seconds since 1970) are computed anew.
     """
+    asked_for: dict[Path, set[str]] = {}
+    for one in asked:
+        if one.experiment is not None:
+            variants = asked_for.setdefault(one.experiment.folder(in_sweep=True), set())
+            variants.add(digest(one.experiment.measured))
     runs: list[Job] = []
     for index, one in enumerate(asked):
         request = Request("run", f"combination {index + 1}", "", (one.overrides,), label, tuple(search_path), since)
         if one.experiment is None:
             runs.append(Job(request.name, request, error=one.error))
             continue
-        folder = one.experiment.folder(in_sweep=True)
-        done = None if one.experiment.force else completed(one.experiment, folder)
-        request = replace(request, name=one.experiment.run_id, folder=str(folder))
+        place, name = one.experiment.folder(in_sweep=True), one.experiment.run_id
+        if len(asked_for[place]) > 1:
+            name += f"-{digest(one.experiment.measured)}"
+            place = place.with_name(name)
+        done = None if one.experiment.force else completed(one.experiment, place, name)
+        request = replace(request, name=name, folder=str(place))
         runs.append(Job(request.name, request, one.experiment, done=done))
     folders = [run.request.path.parent for run in runs if run.experiment]
-    folder = folders[0] if folders else Path("outputs")
+    folder = folders[0] if folders else folder
     return Plan(label, folder, tuple(_linked(runs, folder)))
 
 
@@ -145,7 +162,7 @@ def _linked(runs: Sequence[Job], folder: Path) -> list[Job]:
         if (key := _targets_key(experiment)) is not None:
             needs[index] |= {makers.setdefault(key, run.name)} - {run.name}
         earlier = names.setdefault(run.request.folder, [])
-        if earlier:  # the same model with other evaluations: one record, one after the other
+        if earlier:  # the same run, tracked or saved in another way: one record, one after the other
             needs[index].add(earlier[-1])
             run = replace(run, name=f"{run.name} ({len(earlier) + 1})")
         earlier.append(run.name)

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from linearpatch.sweep.estimate import Estimate
-from linearpatch.sweep.plan import Plan
+from linearpatch.sweep.plan import Job, Plan
 from linearpatch.sweep.schedule import Outcome
 
 PARTS = {
@@ -45,8 +45,10 @@ def plan_table(plan: Plan, estimates: Mapping[str, Estimate], at_a_time: int | N
         estimates: Costs by the jobs' names.
         at_a_time: Jobs that run together, where the launcher knows.
     """
-    pending = [job for job in plan.jobs if job.is_pending]
-    title = f"{plan.label} in {plan.folder}: {len(pending)} jobs to do"
+    count = sum(job.is_pending for job in plan.jobs)
+    impossible = sum(job.error is not None for job in plan.jobs)
+    title = f"{plan.label} in {plan.folder}: {count} job{'' if count == 1 else 's'} to do"
+    title += f", {impossible} impossible" if impossible else ""
     table = Table(title=title, caption=_sum(plan, estimates, at_a_time), title_justify="left", caption_justify="left")
     for column in ("job", "what", "after", "state"):
         table.add_column(column)
@@ -69,16 +71,33 @@ def _sum(plan: Plan, estimates: Mapping[str, Estimate], at_a_time: int | None) -
     if not known:
         return "nothing to do" if not pending else "no estimate: the models' configurations aren't at hand"
     seconds = sum(cost.seconds for cost in known)
-    many = at_a_time or 1
-    parallel = f", {duration(seconds / many)} with {many} at a time" if many > 1 else ""
+    many = min(at_a_time or 1, len(pending))
+    together = max(seconds / many, _longest_chain(pending, estimates))
+    parallel = f", {duration(together)} with {many} at a time" if many > 1 else ""
     missing = len(pending) - len(known)
     text = f"roughly (within a factor of 3): {duration(seconds)} of work{parallel}, up to "
     text += f"{_gib(max(cost.memory for cost in known))} of memory a job, {_gib(sum(cost.disk for cost in known)) or 0}"
     return text + " on disk" + (f"; {missing} jobs not known" if missing else "")
 
 
+def _longest_chain(pending: Sequence[Job], estimates: Mapping[str, Estimate]) -> float:
+    """Seconds of the jobs that wait for each other, at worst."""
+    ends: dict[str, float] = {}
+    left = list(pending)
+    names = {job.name for job in pending}
+    while left:
+        ready = [job for job in left if (job.needs & names) <= ends.keys()]
+        for job in ready:
+            cost = estimates[job.name].seconds if job.name in estimates else 0.0
+            ends[job.name] = cost + max((ends[needed] for needed in job.needs & names), default=0.0)
+        left = [job for job in left if job not in ready]
+    return max(ends.values())
+
+
 def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size else ""
+    if size < 2**30:
+        return f"{size / 2**20:.0f} MiB" if size else ""
+    return f"{size / 2**30:.1f} GiB"
 
 
 def duration(seconds: float) -> str:

@@ -110,7 +110,7 @@ def _typical(jobs: Sequence[Watched]) -> float | None:
 def _at(job: Watched) -> tuple[str, str]:
     """What a job is at, and how far."""
     if job.now.progress is None:
-        return (job.now.record.error or "" if job.now.record else ""), ""
+        return (job.now.record.error or "" if job.now.record else job.now.reason), ""
     progress = job.now.progress
     return progress.what, f"{progress.done:g}/{progress.total:g}" if progress.total else ""
 

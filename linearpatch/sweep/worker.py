@@ -23,7 +23,9 @@ from linearpatch.cache import Cache
 from linearpatch.config import compose_config, resolved, to_experiment
 from linearpatch.errors import LinearPatchError
 from linearpatch.experiment import Experiment
+from linearpatch.leases import Occupied, wait_for
 from linearpatch.results.record import Record
+from linearpatch.results.state import LEASE_NAME, state_of
 from linearpatch.run import run
 from linearpatch.stopping import Terminated, terminable
 from linearpatch.storage import is_alive, make_folder
@@ -82,6 +84,8 @@ def _work(request: Request) -> None:
     else:
 
         def attempt(experiment: Experiment, remark: str | None) -> None:
+            if not first.force and is_complete(request):
+                return
             since = (request.since or time.time()) if first.force else None
             cache = Cache(first.cache_path, since=since)
             record = Record(request.name, request.group, command, first.seed, {"choices": first.choices}, remark=remark)
@@ -91,7 +95,20 @@ def _work(request: Request) -> None:
                 part = {"dense": measure_dense, "pruned": measure_pruned}[request.part]
                 part(experiment, cache, record, request.path)
 
-    _with_less_memory(first, attempt)
+    while True:
+        try:
+            _with_less_memory(first, attempt)
+        except Occupied as error:  # a job of another sweep
+            log.info("%s", error)
+            wait_for(request.path / LEASE_NAME)
+        else:
+            return
+
+
+def is_complete(request: Request) -> bool:
+    """Whether a shared step is done; after waiting for another sweep's it is."""
+    record = state_of(request.path).record
+    return record is not None and record.run_id == request.name and record.status == "completed"
 
 
 def _with_less_memory(experiment: Experiment, attempt: Callable[[Experiment, str | None], None]) -> None:

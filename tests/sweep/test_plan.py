@@ -8,7 +8,7 @@ from linearpatch.results.record import Record, write_record
 from linearpatch.storage import make_folder
 from linearpatch.sweep.plan import Asked, plan_sweep
 
-TINY = ("debug=tiny", "model=random", "num_pruned_layers=3", "tracker=none")
+TINY = ("debug=tiny", "model=random", "num_pruned_layers=3")
 
 
 def plan(*combinations, folder="S", **more):
@@ -49,7 +49,7 @@ def test_what_one_run_needs_is_its_own():
     [
         ("model.seed=1", []),  # another model
         ("seed=1", ["dense"]),  # other calibration tokens
-        ("eval.ppl.seq_len=64", ["statistics", "pruned"]),  # in the same folder, one after the other
+        ("eval.ppl.seq_len=64", ["statistics", "pruned"]),
         ("stages=[pruned,patched]", ["statistics", "pruned"]),
     ],
 )
@@ -78,12 +78,13 @@ def test_one_run_makes_the_distillation_targets_for_the_others():
     assert not any(job.name in maker.needs for job in found.runs)
 
 
-def test_the_same_model_with_other_evaluations_goes_one_after_the_other():
-    found = plan("eval.ppl.seq_len=64", "eval.ppl.seq_len=128", "eval.ppl.seq_len=32")
+def test_the_same_model_with_other_evaluations_has_another_name_and_folder():
+    found = plan("eval.ppl.seq_len=64", "eval.ppl.seq_len=128", "eval.ppl.seq_len=64 tracker.tags=[]")
     first, second, third = found.runs
-    assert first.request.folder == second.request.folder == third.request.folder
-    assert first.name in second.needs
-    assert second.name in third.needs
+    assert first.request.folder == third.request.folder != second.request.folder
+    assert first.request.path.name == first.request.name == first.name
+    assert third.name == f"{first.name} (2)"  # the same again, after it
+    assert third.needs == {*first.needs, first.name}
 
 
 def complete(job):

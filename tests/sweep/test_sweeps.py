@@ -131,7 +131,13 @@ def test_a_dry_run_touches_nothing(tmp_path, capsys):
     assert "roughly" in told
     assert not (tmp_path / "S").exists()
     assert main(["run", *TINY, "--dry-run"]) == 0
-    assert "1 jobs to do" in capsys.readouterr().out
+    assert "1 job to do" in capsys.readouterr().out
+    assert sweep("patch=none,rotat", "output_dir=S", "--dry-run") == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "in S: 1 job to do, 1 impossible" in told
+    (tmp_path / "none.yaml").write_text("- {patch: null}\n")
+    assert sweep("sweep=none.yaml", "output_dir=S", "--dry-run") == 1
+    assert "Config group override must be a string" in " ".join(capsys.readouterr().out.split())
 
 
 def start(*overrides) -> subprocess.Popen:
@@ -219,13 +225,21 @@ def test_a_sweep_that_is_stopped_says_so_and_goes_on_later(number):
     assert set(states("S").values()) == {"completed"}
 
 
-def test_two_sweeps_at_once_share_the_work():
-    """The second finds folders that are in use, says so, and loses nothing."""
+def test_two_sweeps_at_once_wait_for_each_other():
     both = [start("patch=none,rotate", "pruner=streamline", "output_dir=S") for _ in range(2)]
-    said = [process.communicate()[1] for process in both]
-    assert 0 in [process.returncode for process in both] or all("in the works" in text for text in said)
-    assert start("patch=none,rotate", "pruner=streamline", "output_dir=S").wait() == 0
-    assert set(states("S").values()) == {"completed"}
+    for process in both:
+        process.communicate()
+    assert [process.returncode for process in both] == [0, 0]
+    assert list(states("S").values()) == ["completed"] * 2
+
+
+def test_evaluations_in_two_ways_are_two_runs(capsys):
+    assert sweep("patch=none", "eval.ppl.seq_len=64,128", "output_dir=S") == 0
+    shown = {record["metrics"]["dense"]["ppl/pydoc"]["n"] for record in records("S").values()}
+    assert len(shown) == 2
+    capsys.readouterr()
+    assert sweep("patch=none", "eval.ppl.seq_len=64,128", "output_dir=S") == 0
+    assert capsys.readouterr().out.count("complete already") == 2
 
 
 SETTINGS = {
@@ -263,6 +277,9 @@ def test_every_launcher_runs_a_sweep_in_which_a_job_dies(launcher, capfd):
         (["hydra/launcher=rey"], "Did you mean 'ray'?"),
         (["hydra.launcher.njobs=2"], "njobs"),
         (["sweep=nowhere.yaml"], "can't be read"),
+        (["hydra/launcher=slurm", "hydra.launcher.timeout_min=-1"], "timeout_min is -1"),
+        (["--cfg", "job"], "Leave -m out"),
+        (["group=../evil"], "group is '../evil'"),
     ],
 )
 def test_a_launcher_that_cannot_be_is_refused_before_anything_runs(overrides, message, tmp_path, capsys):

@@ -47,7 +47,8 @@ class SlurmLauncher(Launcher):
 
     def __post_init__(self) -> None:
         require_choice("hydra.launcher.cluster", self.cluster, ("slurm", "local"))
-        require_range("hydra.launcher.array_parallelism", self.array_parallelism, low=1)
+        for name, least in (("array_parallelism", 1), ("timeout_min", 1), ("cpus_per_task", 1), ("gpus_per_node", 0)):
+            require_range(f"hydra.launcher.{name}", getattr(self, name), low=least)
 
     @property
     def at_a_time(self) -> int:
