@@ -56,7 +56,7 @@ report.drawPlots = (() => {
     const values = traces.flatMap((trace) => trace.y).filter((value) => value > 0);
     if (values.length === 0) return { type: "log" };
     const [low, high] = [Math.min(...values), Math.max(...values)];
-    const steps = high / low > 200 ? [1, 3] : high / low > 8 ? [1, 2, 5] : [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9];
+    const steps = high / low > 100 ? [1, 3] : high / low > 3 ? [1, 2, 5] : [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9];
     const ticks = [];
     for (let power = Math.floor(Math.log10(low)) - 1; power <= Math.log10(high) + 1; power += 1) {
       ticks.push(...steps.map((step) => Number((step * 10 ** power).toPrecision(3))));
