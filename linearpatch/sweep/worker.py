@@ -14,8 +14,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,6 +54,7 @@ def work(request: Request, *, owner: int | None = None, threads: int | None = No
         threading.Thread(target=_stop_without, args=(owner,), daemon=True).start()
     if threads is not None:
         torch.set_num_threads(threads)
+    _log_to_stderr()
     try:
         with terminable():
             _work(request)
@@ -71,38 +73,51 @@ def _work(request: Request) -> None:
     configs = [compose_config(overrides, request.search_path) for overrides in request.overrides]
     for config in configs:
         config.group = config.group or request.group
-    experiments = [to_experiment(config) for config in configs]
-    first = experiments[0]
-    command = shlex.join(["linearpatch", "run", *request.overrides[0]])
-    if request.part == "run":
+    first, *others = [to_experiment(config) for config in configs]
 
-        def attempt(experiment: Experiment, remark: str | None) -> None:
-            run(
-                experiment, request.path, config=resolved(configs[0]), command=command,
-                since=request.since, run_id=request.name, remark=remark,
-            )  # fmt: skip
-    else:
-
-        def attempt(experiment: Experiment, remark: str | None) -> None:
-            if not first.force and is_complete(request):
-                return
-            since = (request.since or time.time()) if first.force else None
-            cache = Cache(first.cache_path, since=since)
-            record = Record(request.name, request.group, command, first.seed, {"choices": first.choices}, remark=remark)
-            if request.part == "statistics":
-                collect_statistics([experiment, *experiments[1:]], cache, record, request.path)
-            else:
-                part = {"dense": measure_dense, "pruned": measure_pruned}[request.part]
-                part(experiment, cache, record, request.path)
+    def attempt(experiment: Experiment, remark: str | None) -> None:
+        if request.part == "run":
+            _run(request, experiment, resolved(configs[0]), remark)
+        else:
+            _share(request, [experiment, *others], remark)
 
     while True:
         try:
-            _with_less_memory(first, attempt)
+            return _with_less_memory(first, attempt)
         except Occupied as error:  # a job of another sweep
             log.info("%s", error)
             wait_for(request.path / LEASE_NAME)
-        else:
-            return
+
+
+def _run(request: Request, experiment: Experiment, config: Mapping[str, Any], remark: str | None) -> None:
+    run(
+        experiment,
+        request.path,
+        config=config,
+        command=_command(request),
+        since=request.since,
+        run_id=request.name,
+        remark=remark,
+    )
+
+
+def _share(request: Request, experiments: Sequence[Experiment], remark: str | None) -> None:
+    first = experiments[0]
+    if not first.force and is_complete(request):
+        return
+    cache = Cache(first.cache_path, since=(request.since or time.time()) if first.force else None)
+    config = {"choices": first.choices}
+    record = Record(request.name, request.group, _command(request), first.seed, config, remark=remark)
+    if request.part == "statistics":
+        collect_statistics(experiments, cache, record, request.path)
+    elif request.part == "dense":
+        measure_dense(first, cache, record, request.path)
+    else:
+        measure_pruned(first, cache, record, request.path)
+
+
+def _command(request: Request) -> str:
+    return shlex.join(["linearpatch", "run", *request.overrides[0]])
 
 
 def is_complete(request: Request) -> bool:
@@ -124,6 +139,14 @@ def _with_less_memory(experiment: Experiment, attempt: Callable[[Experiment, str
     torch.cuda.empty_cache()
     log.warning("%s: once more with half the batches", reason)
     return attempt(smaller, f"{reason}: repeated with half the batches")
+
+
+def _log_to_stderr() -> None:
+    package = logging.getLogger("linearpatch")
+    package.setLevel(logging.INFO)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package.addHandler(handler)
 
 
 def _stop_without(owner: int) -> None:

@@ -63,6 +63,7 @@ def test_a_sweep_measures_what_single_runs_measure(tmp_path, monkeypatch):
             run_id = compose_experiment(alone[1:]).run_id
             assert main([*alone, f"output_dir=alone/{run_id}"]) == 0
     assert records("S") == records("alone")
+    assert all("rank …" in log.read_text() for log in Path("S").glob("*/run.log"))
 
 
 def test_shared_steps_leave_nothing_to_compute_to_the_runs(tmp_path):
