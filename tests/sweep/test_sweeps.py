@@ -21,7 +21,7 @@ from linearpatch.sweep.worker import _with_less_memory
 TINY = ("debug=tiny", "model=random", "num_pruned_layers=3", "tracker=none")
 GRID = ("pruner=streamline,sleb", "patch=none,rotate")
 APART = ("model.seed=0,1", "patch=none")  # two runs that share nothing
-KILLS = int(os.environ.get("LINEARPATCH_KILLS", "3"))  # of the test that kills jobs; benchmarks/README.md took 20
+KILLS = int(os.environ.get("LINEARPATCH_KILLS", "2"))  # of the test that kills jobs; benchmarks/README.md took 20
 # Takes long enough to be killed in the middle.
 SLOW = ("model.settings.num_hidden_layers=24", "calibration.num_blocks=24", "eval.ppl.num_blocks=60")
 
