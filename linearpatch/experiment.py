@@ -24,11 +24,10 @@ from linearpatch.models.model import Model
 from linearpatch.patches.patch import Patch
 from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import identity, name_of
+from linearpatch.results.display import STAGES
 from linearpatch.tracking.tracker import Tracker
 
 MOST_FILES = 10_000  # of a folder, that are looked at for changes
-
-STAGES = ("dense", "pruned", "patched", "distilled")
 
 
 @dataclass(frozen=True)

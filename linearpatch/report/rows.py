@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from linearpatch.evaluation.evaluation import Metric
 from linearpatch.report.settings import relevant, telling
 from linearpatch.results.display import STAGES
 from linearpatch.results.record import Record
@@ -16,23 +17,13 @@ PATCHES = ("none", "scalar", "diag", "rotate", "lstsq", "mlp_lstsq")  # from the
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A metric as a record holds it; see `Metric`.
+class Measure(Metric):
+    """A metric as a record holds it.
 
     Attributes:
         parts: Of an average, the metrics that it is over.
     """
 
-    value: float | None
-    stderr: float | None
-    n: int
-    protocol: str
-    token_hash: str
-    unit: str = ""
-    counted: str = "tokens"
-    headline: bool = False
-    reason: str | None = None
-    versus: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     parts: Sequence[str] = ()
 
     @classmethod

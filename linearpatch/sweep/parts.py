@@ -11,10 +11,11 @@ from pathlib import Path
 from linearpatch.cache import Cache
 from linearpatch.checkpoint.saving import Patches
 from linearpatch.distillation.training import NoDistillation
-from linearpatch.experiment import STAGES, Experiment
+from linearpatch.experiment import Experiment
 from linearpatch.measure import measure
 from linearpatch.patches.none import NoPatch
 from linearpatch.results.answers import Answers
+from linearpatch.results.display import STAGES
 from linearpatch.results.record import Record, recording
 from linearpatch.results.state import occupied
 from linearpatch.run import Opened, prepare, rank

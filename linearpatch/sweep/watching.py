@@ -72,6 +72,7 @@ def status_table(folder: Path, jobs: Sequence[Watched]) -> Table:
     counts = {state: sum(job.now.state == state for job in jobs if job.part == "run") for state in STATES}
     summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     left = time_left(jobs)
+    typical = _typical(jobs)
     caption = f"about {duration(left)} left" if left is not None else None
     table = Table(title=f"{folder}: {summary}", caption=caption, title_justify="left", caption_justify="left")
     for column in ("job", "state", "at"):
@@ -85,7 +86,7 @@ def status_table(folder: Path, jobs: Sequence[Watched]) -> Table:
         seconds = job.seconds
         at, progress = _at(job)
         taken = duration(seconds) if seconds else ""
-        table.add_row(escape(name), job.now.state, escape(at), progress, taken, _left(job, jobs))
+        table.add_row(escape(name), job.now.state, escape(at), progress, taken, _left(job, typical))
     return table
 
 
@@ -115,8 +116,7 @@ def _at(job: Watched) -> tuple[str, str]:
     return progress.what, f"{progress.done:g}/{progress.total:g}" if progress.total else ""
 
 
-def _left(job: Watched, jobs: Sequence[Watched]) -> str:
-    typical = _typical(jobs)
+def _left(job: Watched, typical: float | None) -> str:
     if job.now.state != "running" or typical is None or job.part != "run":
         return ""
     return duration(max(typical - (job.seconds or 0), 0))
