@@ -32,7 +32,7 @@ def describe_model(experiment: Experiment, model: LoadedModel) -> dict[str, Any]
     }
 
 
-def describe_calibration(experiment: Experiment, blocks: TokenBlocks) -> dict[str, Any]:
+def describe_calibration(experiment: Experiment, blocks: TokenBlocks, held_out: TokenBlocks | None) -> dict[str, Any]:
     """The tokens that layers were chosen with and patches fitted on."""
     readers = [experiment.calibration_reader, experiment.evaluation_reader]
     return {
@@ -40,6 +40,7 @@ def describe_calibration(experiment: Experiment, blocks: TokenBlocks) -> dict[st
         "num_blocks": len(blocks.ids),
         "block_length": blocks.ids.shape[1],
         "token_hash": blocks.hash,
+        "held_out": {"num_blocks": len(held_out.ids), "token_hash": held_out.hash} if held_out else None,
         "notes": list(dict.fromkeys(reader.corpus.note for reader in readers if reader.corpus.note)),
     }
 

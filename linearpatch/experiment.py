@@ -117,6 +117,7 @@ class Experiment:
         if self.training is None and set(self.stages) == {"distilled"}:
             raise ConfigError("stages=[distilled] needs a distillation, and distill is none. Use distill=output_kl.")
         check_group(self.group)
+        _ = self.num_held_out  # refuses settings that leave none where some are needed
         if self.push_to_hub is not None:
             if not self.save_model:
                 raise ConfigError(f"push_to_hub={self.push_to_hub} needs a checkpoint to push: set save_model=true.")
@@ -146,6 +147,11 @@ class Experiment:
     def cache_path(self) -> Path:
         """Folder of the cache."""
         return Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
+
+    @property
+    def num_held_out(self) -> int:
+        """Calibration blocks on which nothing is fitted."""
+        return self.calibration.num_held_out(self.pruner.needs_held_out or self.patch.needs_held_out)
 
     @property
     def calibration_reader(self) -> Reader:

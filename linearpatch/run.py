@@ -125,7 +125,8 @@ def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, wor
         removed = selection.removed
 
         with record.step("fit"):
-            fitted = experiment.patch.fit(workspace, experiment.patch.place(interfaces_of(removed)))
+            fitted = experiment.patch.repair(workspace, removed)
+            workspace.release()
         record.patch = describe_patch(experiment, fitted)
 
         patches: dict[str, Patches] = {"dense": [], "pruned": [], "patched": [(p.site, p.module) for p in fitted]}
@@ -165,12 +166,14 @@ class Opened:
     Attributes:
         model: The dense model.
         blocks: Calibration tokens.
+        held_out: More of them, on which nothing is fitted; None where nothing is chosen on them.
         lessons: What patches are trained on, and what decides which are best; None without distillation.
         measurements: All that is to be measured.
     """
 
     model: LoadedModel
     blocks: TokenBlocks
+    held_out: TokenBlocks | None
     lessons: tuple[TokenBlocks, TokenBlocks] | None
     measurements: Sequence[Measurement]
 
@@ -179,6 +182,8 @@ class Opened:
         return Workspace(
             self.model.decoder,
             self.blocks,
+            held_out=self.held_out,
+            patch=experiment.patch.draft(),
             cache=cache,
             model_key=self.model.key,
             batch_size=experiment.calibration.batch_size,
@@ -207,23 +212,31 @@ def prepare(experiment: Experiment, record: Record) -> Opened:
     record.model = describe_model(experiment, model)
 
     with record.step("data"):
-        blocks = experiment.calibration_reader.read(experiment.calibration.blocks(experiment.seed), model.tokenizer)
+        blocks, held_out = _calibration_blocks(experiment, model)
         measurements = [one for prepare in preparations for one in prepare(model.tokenizer)]
         lessons = _training_blocks(experiment, training_text, model) if training_text else None
-    record.calibration = describe_calibration(experiment, blocks)
-    return Opened(model, blocks, lessons, measurements)
+    record.calibration = describe_calibration(experiment, blocks, held_out)
+    return Opened(model, blocks, held_out, lessons, measurements)
 
 
 def rank(experiment: Experiment, workspace: Workspace, record: Record) -> Selection:
     """Choose the layers that go."""
     n = experiment.num_pruned_layers
     workspace.collect(*experiment.pruner.statistics(n), *experiment.patch.statistics())
-    selection = experiment.pruner.select(workspace, n)
+    selection = experiment.pruner.choose(workspace, n)
     workspace.release()
     gaps = interfaces_of(selection.removed)
     log.info("removed layers %s: interfaces %s", list(selection.removed), [(gap.start, gap.end) for gap in gaps])
     record.pruning = describe_pruning(experiment, workspace.decoder, selection, gaps)
     return selection
+
+
+def _calibration_blocks(experiment: Experiment, model: LoadedModel) -> tuple[TokenBlocks, TokenBlocks | None]:
+    """What layers are chosen and patches fitted with, and what decides between some that were."""
+    text, spec = experiment.calibration_reader.open(), experiment.calibration.blocks(experiment.seed)
+    if experiment.num_held_out:
+        return text.cut_apart(spec, model.tokenizer, experiment.num_held_out)
+    return text.cut(spec, model.tokenizer), None
 
 
 def _training_blocks(experiment: Experiment, text: Text, model: LoadedModel) -> tuple[TokenBlocks, TokenBlocks]:

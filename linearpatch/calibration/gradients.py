@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from linearpatch.models.decoder import Decoder, unwrap
 from linearpatch.models.gradients import gradients_for
 from linearpatch.models.loss import stream_gradient
+from linearpatch.models.modeling_linearpatch import PATCH_PREFIX
 from linearpatch.models.passes import record
 
 
 def layer_weights(layer: nn.Module) -> list[nn.Parameter]:
-    """The parameters by which a layer is scored: all its matrices and norm gains, no biases."""
-    return [weight for name, weight in layer.named_parameters() if not name.endswith("bias")]
+    """The parameters by which a layer is scored: all its matrices and norm gains, no biases and no patches."""
+    named = layer.named_parameters()
+    return [weight for name, weight in named if not name.endswith("bias") and not name.startswith(PATCH_PREFIX)]
 
 
 def first_order_importance(
@@ -39,7 +41,7 @@ def first_order_importance(
     """
     importance = torch.zeros(decoder.num_layers, dtype=torch.float64)
     for batch in batches:
-        recording = record(decoder, batch)
+        recording = record(decoder, batch, before_patches=True)
         gradient = stream_gradient(decoder, recording.streams.pop(decoder.num_layers), batch)
         for index in reversed(range(decoder.num_layers)):
             stream = recording.streams.pop(index).detach().requires_grad_()

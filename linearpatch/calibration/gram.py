@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from linearpatch.calibration.statistics import Accumulator, LayerInput, Statistic
+from linearpatch.models.modeling_linearpatch import EPSILON
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,17 @@ class Gram(Statistic):
     and weights w (1, or 1/‖y‖² where `relative`), results in fp64:
 
     `xx`: Σ w xᵀx, `[D(+1), D(+1)]` · `xy`: Σ w xᵀy, `[D(+1), D]` · `yy`: Σ w ‖y‖², scalar ·
-    `count`: number of tokens.
+    `energy`: Σ w ‖stream end_layer‖² · `count`: number of tokens.
+
+    Where `normalised` is set, rows x are those of the stream over their root mean square, and rows y what the
+    gap adds to the stream.
     """
 
     start_layer: int
     end_layer: int
     bias: bool = False
     relative: bool = False
+    normalised: bool = False
 
     def deepest(self, num_layers: int) -> int:
         """Nothing is needed past the gap."""
@@ -42,6 +47,7 @@ class _GramSums:
         self.spec = spec
         self.before: Tensor | None = None
         self.sums: dict[str, Tensor] = {}
+        self.energy: Tensor | float = 0.0
         self.count = 0
 
     def observe(self, stream: LayerInput) -> None:
@@ -50,9 +56,13 @@ class _GramSums:
         elif stream.index == self.spec.end_layer:
             assert self.before is not None
             x, y = self.before.to(stream.tokens.device).double(), stream.tokens.double()
+            energy = y.square().sum(dim=-1, keepdim=True)
+            if self.spec.normalised:
+                x, y = x * (x.square().mean(dim=-1, keepdim=True) + EPSILON).rsqrt(), y - x
             if self.spec.bias:
                 x = functional.pad(x, (0, 1), value=1.0)
-            self.add(x, y, 1 / y.square().sum(dim=-1, keepdim=True) if self.spec.relative else None)
+            self.add(x, y, 1 / energy if self.spec.relative else None)
+            self.energy = self.energy + (float(len(y)) if self.spec.relative else energy.sum())
             self.before = None
 
     def add(self, x: Tensor, y: Tensor, weight: Tensor | None) -> None:
@@ -66,7 +76,8 @@ class _GramSums:
 
     def result(self) -> dict[str, Tensor]:
         sums: Mapping[str, Tensor] = {name: total.cpu() for name, total in self.sums.items()}
-        return {**sums, "count": torch.tensor(float(self.count), dtype=torch.float64)}
+        energy = torch.as_tensor(self.energy, dtype=torch.float64).cpu()
+        return {**sums, "energy": energy, "count": torch.tensor(float(self.count), dtype=torch.float64)}
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,6 @@ class _MlpGramSums:
         self.spec = spec
         self.before: LayerInput | None = None
         self.sums = _GramSums(Gram(spec.start_layer, spec.end_layer))
-        self.energy: Tensor | float = 0.0
 
     def observe(self, stream: LayerInput) -> None:
         if stream.index == self.spec.start_layer:
@@ -115,8 +125,8 @@ class _MlpGramSums:
             energy = after.square().sum(dim=-1, keepdim=True)
             weight = 1 / energy if self.spec.relative else None
             self.sums.add(added, after - self.before.tokens.to(after) + added, weight)
-            self.energy = self.energy + (float(len(after)) if self.spec.relative else energy.sum())
+            self.sums.energy = self.sums.energy + (float(len(after)) if self.spec.relative else energy.sum())
             self.before = None
 
     def result(self) -> dict[str, Tensor]:
-        return {**self.sums.result(), "energy": torch.as_tensor(self.energy, dtype=torch.float64).cpu()}
+        return self.sums.result()

@@ -1,38 +1,68 @@
-"""The loss of the model without one more layer, at half the price.
+"""Losses of many models that differ from one of them only past some layer, at about half the price.
 
-To ask which layer hurts least, every candidate is removed in turn and the loss measured. All that comes
-before a candidate is the same for all of them, so the stream that enters each layer is kept and only the
-layers after the candidate run: (A − 1)/2 of them on average instead of A − 1 (the greedy
-search of SLEB, algorithm 1). A candidate whose summed loss passes the best total so far can't win and stops
-early; negative log-likelihoods are never negative, so that is exact.
+To ask which layers hurt least, each candidate is tried in turn. All that comes before its first change is the
+same as in the model that the search stands at, so the stream before each step of that model is kept, and
+only what follows the change runs: half of the layers on average (the greedy search of SLEB, algorithm 1,
+and the search for windows that are patched). A candidate whose summed loss passes that of enough others
+can't win and stops early; negative log-likelihoods are never negative, so that is exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import inf, isfinite
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.models.loss import stream_nll
 from linearpatch.models.passes import record
+from linearpatch.models.views import Site
+from linearpatch.models.writers import mlp_writer
 
 
 @dataclass(frozen=True)
 class CandidateLoss:
-    """Mean next-token loss without a layer; a lower bound of it where the evaluation stopped early."""
+    """Mean next-token loss of a candidate; a lower bound of it where the evaluation stopped early."""
 
     loss: float
     is_bound: bool = False
 
 
-class SuffixSearch:
-    """The model without the layers removed so far, and the stream each remaining layer reads.
+@dataclass(frozen=True)
+class Shortened:
+    """A dense model without some layers, repaired where they were.
 
-    Memory: one stream per remaining layer for every calibration token, in the model's dtype.
+    Attributes:
+        removed: Dense indices.
+        patches: Modules from stream to stream and their sites, in the model's dtype. Candidates that share
+            a patch share the module: that is how a search knows how far they are the same.
+    """
+
+    removed: tuple[int, ...] = ()
+    patches: tuple[tuple[Site, nn.Module], ...] = ()
+
+
+DENSE = Shortened()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Patches on the stream, then a layer (or, at the end, the final norm) with patches on its MLP."""
+
+    reader: int
+    patches: tuple[nn.Module, ...]
+    on_mlp: tuple[nn.Module, ...]
+
+
+class SuffixSearch:
+    """A model made of the dense one, and the stream that reaches each of its steps.
+
+    Memory: one stream for each layer for every token, in the model's dtype.
 
     Attributes:
         layer_forwards: Layers run so far, each counted once per batch.
@@ -41,64 +71,129 @@ class SuffixSearch:
     def __init__(self, decoder: Decoder, batches: Sequence[Tensor]) -> None:
         self.decoder = decoder
         self.batches = batches
-        self.alive = list(range(decoder.num_layers))
         self.layer_forwards = 0
-        self._streams: list[dict[int, Tensor]] = []
+        self._steps = self._steps_of(DENSE)
+        self._streams: list[list[Tensor]] = []  # for each batch, what reaches each step
         self._calls: list[dict[int, LayerCall]] = []
         for batch in batches:
             recording = record(decoder, batch)
-            self._streams.append({layer: recording.streams[layer] for layer in self.alive})
+            self._streams.append([recording.streams[step.reader] for step in self._steps])
             self._calls.append(recording.calls)
             self.layer_forwards += decoder.num_layers
 
     @torch.no_grad()
-    def remove(self, layer: int) -> None:
-        """Take a layer out for good; the streams after it are computed anew."""
-        position = self.alive.index(layer)
-        after = self.alive[position + 1 :]
+    def move(self, model: Shortened) -> None:
+        """Stand at another model; streams past the first change are computed anew."""
+        steps = self._steps_of(model)
+        if steps == self._steps:
+            return
+        same = self._shared_with(steps)
         for streams, calls in zip(self._streams, self._calls, strict=True):
-            hidden = streams.pop(layer)
-            for index in after:
-                streams[index] = hidden
-                if index != after[-1]:
-                    hidden = self._run(hidden, calls, [index])
-        self.alive.remove(layer)
+            hidden = streams[same]
+            del streams[same + 1 :]
+            for step in steps[same:-1]:
+                hidden = self._run(hidden, calls, step)
+                streams.append(hidden)
+        self._steps = steps
 
     @torch.no_grad()
     def losses(
         self,
-        candidates: Sequence[int],
+        models: Sequence[Shortened],
         *,
-        stop_early: bool,
+        survivors: int | None = None,
         on_step: Callable[[], None] = lambda: None,
-    ) -> dict[int, CandidateLoss]:
-        """Mean loss without each candidate.
+    ) -> list[CandidateLoss]:
+        """Mean loss of each model; of those that no more tokens can bring among the best, a lower bound.
 
         Args:
-            candidates: Layers still alive, in the order in which they are tried.
-            stop_early: End a candidate's evaluation once it can't be the best any more. The best
-                candidate and its loss are the same either way.
+            models: Candidates.
+            survivors: So many of the best have exact losses; the others may be given up. Which are the best
+                and their losses are the same either way. None measures all to the end.
             on_step: Called after each candidate.
         """
-        best = inf
-        all_tokens = sum(batch[:, 1:].numel() for batch in self.batches)
-        results: dict[int, CandidateLoss] = {}
-        for candidate in candidates:
-            total, stopped = 0.0, False
-            after = self.alive[self.alive.index(candidate) + 1 :]
-            for batch, streams, calls in zip(self.batches, self._streams, self._calls, strict=True):
-                if stop_early and total > best:
-                    stopped = True
-                    break
-                hidden = self._run(streams[candidate], calls, after)
-                total += stream_nll(self.decoder, hidden, batch).sum(dtype=torch.float64).item()
-            total = total if isfinite(total) else inf  # a broken model is the worst candidate, not an error
-            # An early stop divides by all tokens, too: the tokens not seen cost at least nothing.
-            results[candidate] = CandidateLoss(total / all_tokens, is_bound=stopped)
-            best = min(best, total) if not stopped else best
-            on_step()
-        return results
+        plans = [self._steps_of(model) for model in models]
+        starts = [self._shared_with(steps) for steps in plans]
+        totals, seen = [0.0] * len(models), [0] * len(models)
+        complete: list[float] = []
 
-    def _run(self, hidden: Tensor, calls: dict[int, LayerCall], layers: Sequence[int]) -> Tensor:
-        self.layer_forwards += len(layers)
-        return self.decoder.run_layers(hidden, calls, layers)
+        def advance(index: int, until: int) -> None:
+            while seen[index] < until and not self._is_hopeless(totals[index], complete, survivors):
+                totals[index] += self._loss(plans[index], starts[index], seen[index])
+                seen[index] += 1
+
+        if survivors is not None:  # the likeliest winners first: low losses early let the others stop early
+            for index in range(len(models)):
+                advance(index, 1)
+        for index in sorted(range(len(models)), key=lambda index: (totals[index], index)):
+            advance(index, len(self.batches))
+            if seen[index] == len(self.batches):
+                complete.append(totals[index])
+            on_step()
+        # An early stop divides by all tokens, too: the tokens not seen cost at least nothing.
+        tokens = sum(batch[:, 1:].numel() for batch in self.batches)
+        return [
+            CandidateLoss(total / tokens, is_bound=count < len(self.batches))
+            for total, count in zip(totals, seen, strict=True)
+        ]
+
+    @staticmethod
+    def _is_hopeless(total: float, complete: Sequence[float], survivors: int | None) -> bool:
+        return survivors is not None and len(complete) >= survivors and total > sorted(complete)[survivors - 1]
+
+    def _loss(self, steps: Sequence[_Step], start: int, index: int) -> float:
+        """Summed loss of one batch, from the first step that isn't that of the model the search stands at."""
+        hidden, calls = self._streams[index][start], self._calls[index]
+        for step in steps[start:-1]:
+            hidden = self._run(hidden, calls, step)
+        total = stream_nll(self.decoder, _patched(hidden, steps[-1]), self.batches[index])
+        value = total.sum(dtype=torch.float64).item()
+        return value if isfinite(value) else inf  # a broken model is the worst candidate, not an error
+
+    def _run(self, hidden: Tensor, calls: dict[int, LayerCall], step: _Step) -> Tensor:
+        self.layer_forwards += 1
+        layer = self.decoder.layers[step.reader]
+        with ExitStack() as stack:
+            for patch in step.on_mlp:
+                stack.enter_context(_patching(mlp_writer(layer), patch))
+            return self.decoder.run_layers(_patched(hidden, step), calls, [step.reader])
+
+    def _shared_with(self, steps: Sequence[_Step]) -> int:
+        """How many steps a model begins with that are those of the model the search stands at."""
+        pairs = zip(steps[:-1], self._steps[:-1], strict=False)
+        differs = (index for index, (mine, theirs) in enumerate(pairs) if mine != theirs)
+        return next(differs, min(len(steps), len(self._steps)) - 1)
+
+    def _steps_of(self, model: Shortened) -> list[_Step]:
+        gone = set(model.removed)
+        steps: list[_Step] = []
+        stream: list[nn.Module] = []
+        for reader in range(self.decoder.num_layers + 1):
+            # Where the reader of a patch is gone, the next layer reads what it patched.
+            stream += [patch for site, patch in model.patches if site.branch == "stream" and site.reader == reader]
+            if reader in gone:
+                continue
+            on_mlp = [patch for site, patch in model.patches if site.branch == "mlp" and site.start - 1 == reader]
+            steps.append(_Step(reader, tuple(stream), tuple(on_mlp)))
+            stream = []
+        return steps
+
+
+def _patched(hidden: Tensor, step: _Step) -> Tensor:
+    for patch in step.patches:
+        hidden = patch(hidden.to(next(patch.parameters()).device))
+    return hidden
+
+
+@contextmanager
+def _patching(writer: nn.Module, patch: nn.Module) -> Iterator[None]:
+    """While open, a patch is on what a module adds to the stream."""
+
+    def after_forward(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        return (patch(output[0]), *output[1:]) if isinstance(output, tuple) else patch(output)
+
+    handle = writer.register_forward_hook(after_forward)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -6,25 +6,27 @@ computed once. `collect` gathers what several components need in a single pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from linearpatch.cache import Cache, Entry
+from linearpatch.calibration.drafts import Drafts, Fits
 from linearpatch.calibration.gradients import first_order_importance, layer_weights
 from linearpatch.calibration.statistics import LayerInput, Statistic
-from linearpatch.calibration.suffix import CandidateLoss, SuffixSearch
+from linearpatch.calibration.suffix import DENSE, CandidateLoss, Shortened, SuffixSearch
 from linearpatch.data.blocks import TokenBlocks
-from linearpatch.errors import NumericsError
+from linearpatch.errors import ConfigError, NumericsError
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.models.passes import mlp_outputs, walk
 from linearpatch.progress import steps
 
 # Versions of what this file computes; raise one when its numbers change.
-REMOVAL_LOSS_VERSION = 1
+REMOVAL_LOSS_VERSION = 2
 IMPORTANCE_VERSION = 1
 WEIGHT_NORM_VERSION = 1
 
@@ -35,9 +37,12 @@ class Workspace:
     Args:
         decoder: The dense model; never changed.
         blocks: Calibration tokens.
+        held_out: Calibration tokens that share nothing with `blocks`, for those who choose by a loss.
+        patch: How gaps will be bridged, for pruners that look at patched models.
         cache: Where results are kept; by default in memory.
         model_key: What identifies the weights and how they compute (`models.fingerprint`).
         batch_size: Blocks in one forward pass; doesn't change results beyond rounding.
+        base: What lies before the gaps that are to be patched: layers gone already, and their patches.
     """
 
     def __init__(
@@ -45,16 +50,40 @@ class Workspace:
         decoder: Decoder,
         blocks: TokenBlocks,
         *,
+        held_out: TokenBlocks | None = None,
+        patch: Fits | None = None,
         cache: Cache | None = None,
         model_key: Mapping[str, Any] | None = None,
         batch_size: int = 1,
+        base: Shortened = DENSE,
     ) -> None:
         self.decoder = decoder
         self.blocks = blocks
-        self._cache = cache or Cache()
-        self._key = {"model": dict(model_key or {}), "tokens": blocks.hash}
-        self._batches = [batch.to(decoder.input_device) for batch in blocks.ids.split(batch_size)]
-        self._search: SuffixSearch | None = None
+        self.cache = cache or Cache()
+        self.batch_size = batch_size
+        self.base = base
+        self.key = {"model": dict(model_key or {}), "tokens": blocks.hash}
+        self._held_out = held_out
+        self._patch = patch
+        self._drafts: Drafts | None = None
+        self._batches = self._on_device(blocks)
+        self._searches: dict[str, SuffixSearch] = {}
+
+    def scratch(self) -> Workspace:
+        """The same with a cache of its own, in memory, for what isn't worth keeping."""
+        return Workspace(self.decoder, self.blocks, held_out=self._held_out, batch_size=self.batch_size)
+
+    @property
+    def drafts(self) -> Drafts:
+        """Patched models, for pruners that look at them.
+
+        Raises:
+            ConfigError: the workspace doesn't know how gaps will be bridged.
+        """
+        if self._patch is None:
+            raise ConfigError("This workspace has no patch, and the pruner looks at patched models. Give it one.")
+        self._drafts = self._drafts or Drafts(self, self._patch)
+        return self._drafts
 
     @property
     def num_layers(self) -> int:
@@ -81,12 +110,12 @@ class Workspace:
         missing = self._missing(statistics)
         if missing:
             # Another job may be on the same pass; one on other statistics isn't waited for.
-            same = {**self._key, "statistics": [self._statistic_key(wanted) for wanted in missing]}
-            with self._cache.locked("pass", same):
+            same = {**self.key, "statistics": [self._statistic_key(wanted) for wanted in missing]}
+            with self.cache.locked("pass", same):
                 missing = self._missing(statistics)
                 if missing:
                     self._run_pass(missing, description)
-        entries = [self._cache.find("statistic", self._statistic_key(wanted)) for wanted in statistics]
+        entries = [self.cache.find("statistic", self._statistic_key(wanted)) for wanted in statistics]
         return [entry.tensors for entry in entries if entry is not None]
 
     def removal_losses(
@@ -96,34 +125,86 @@ class Workspace:
 
         Args:
             removed: Layers already gone, in the order in which they went.
-            candidates: Layers to try, in the order in which to try them.
+            candidates: Layers to try.
             stop_early: Give up on a candidate once it can't be the best; its loss is then a bound.
 
         Raises:
             NumericsError: no candidate has a finite loss.
         """
         key = {
-            **self._key,
+            **self.key,
             "version": REMOVAL_LOSS_VERSION,
             "removed": sorted(removed),
             "candidates": sorted(candidates),
         }
-        exhaustive = self._cache.find("removal_loss", {**key, "stop_early": False})
-        entry = exhaustive or self._cache.get(
-            "removal_loss",
-            {**key, "stop_early": stop_early},
-            lambda: self._measure_removals(removed, candidates, stop_early),
-        )
+
+        def compute() -> Entry:
+            losses = self._losses_without(removed, candidates, survivors=1 if stop_early else None)
+            return Entry(facts={"losses": {str(c): asdict(loss) for c, loss in zip(candidates, losses, strict=True)}})
+
+        exhaustive = self.cache.find("removal_loss", {**key, "stop_early": False})
+        entry = exhaustive or self.cache.get("removal_loss", {**key, "stop_early": stop_early}, compute)
         return {int(layer): CandidateLoss(**value) for layer, value in entry.facts["losses"].items()}
 
     @property
+    def held_out(self) -> TokenBlocks:
+        """Calibration tokens that nothing is fitted on.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        if self._held_out is None:
+            raise ConfigError(
+                "No calibration tokens are held out, and a choice by loss needs some that nothing was fitted on. "
+                "Set calibration.held_out_blocks."
+            )
+        return self._held_out
+
+    def losses(
+        self,
+        blocks: TokenBlocks,
+        base: Shortened,
+        models: Sequence[Shortened],
+        *,
+        survivors: int | None = None,
+    ) -> list[CandidateLoss]:
+        """Losses of models that are the same as `base` up to some layer; only what follows is run. Not cached.
+
+        Args:
+            blocks: The tokens: those for calibration, or `held_out`.
+            base: Streams of this model are kept for the next call.
+            models: Candidates.
+            survivors: Only so many of the best need exact losses (`SuffixSearch.losses`).
+
+        Raises:
+            NumericsError: no candidate has a finite loss.
+        """
+        if blocks.hash not in self._searches:
+            self._searches[blocks.hash] = SuffixSearch(self.decoder, self._on_device(blocks))
+        search = self._searches[blocks.hash]
+        search.move(base)
+        with steps(f"losses of {len(models)} shorter models", len(models)) as on_step:
+            losses = search.losses(models, survivors=survivors, on_step=on_step)
+        if not any(isfinite(loss.loss) for loss in losses):
+            tried = [list(model.removed) for model in models]
+            raise NumericsError(_not_finite("the calibration loss", f"each of the layers {tried} removed"))
+        return losses
+
+    def _losses_without(
+        self, removed: Sequence[int], candidates: Sequence[int], *, survivors: int | None
+    ) -> list[CandidateLoss]:
+        models = [Shortened((*removed, layer)) for layer in candidates]
+        return self.losses(self.blocks, Shortened(tuple(removed)), models, survivors=survivors)
+
+    @property
     def layer_forwards(self) -> int:
-        """Layers run by the search behind `removal_losses` so far, each counted once a batch."""
-        return self._search.layer_forwards if self._search else 0
+        """Layers run for `losses` so far, each counted once a batch."""
+        return sum(search.layer_forwards for search in self._searches.values())
 
     def release(self) -> None:
-        """Drop the streams kept for `removal_losses`; the next call would compute them again."""
-        self._search = None
+        """Drop the streams kept for `losses` and the drafts; the next call would compute them again."""
+        self._searches.clear()
+        self._drafts = None
 
     def importance(self) -> Tensor:
         """First-order (Taylor) importance of each layer, `[L]`; see `first_order_importance`."""
@@ -136,8 +217,8 @@ class Workspace:
 
         # Batches decide where absolute values are taken, so their size is part of the key.
         sizes = [len(batch) for batch in self._batches]
-        key = {**self._key, "version": IMPORTANCE_VERSION, "batches": sizes}
-        return self._cache.get("importance", key, compute).tensors["importance"]
+        key = {**self.key, "version": IMPORTANCE_VERSION, "batches": sizes}
+        return self.cache.get("importance", key, compute).tensors["importance"]
 
     def weight_norms(self, power: float) -> Tensor:
         """Σ|W|^power over each layer's weights, `[L]` in fp64; needs no tokens."""
@@ -149,11 +230,11 @@ class Workspace:
             ]
             return Entry({"norm": _finite(torch.stack([torch.as_tensor(n) for n in norms]), "the weights", "layer")})
 
-        key = {"model": self._key["model"], "version": WEIGHT_NORM_VERSION, "power": power}
-        return self._cache.get("weight_norm", key, compute).tensors["norm"]
+        key = {"model": self.key["model"], "version": WEIGHT_NORM_VERSION, "power": power}
+        return self.cache.get("weight_norm", key, compute).tensors["norm"]
 
     def _missing(self, statistics: Sequence[Statistic]) -> list[Statistic]:
-        return [s for s in dict.fromkeys(statistics) if self._cache.find("statistic", self._statistic_key(s)) is None]
+        return [s for s in dict.fromkeys(statistics) if self.cache.find("statistic", self._statistic_key(s)) is None]
 
     def _run_pass(self, statistics: Sequence[Statistic], description: str) -> None:
         accumulators = [statistic.start(self.num_layers) for statistic in statistics]
@@ -162,43 +243,31 @@ class Workspace:
         mlp_layers = {layer for statistic in statistics for layer in statistic.mlp_layers()}
 
         def visit(index: int, hidden: Tensor, _: LayerCall) -> None:
-            stream = LayerInput(index, hidden, added.get(index - 1))
+            stream = replaced.get(index) or LayerInput(index, hidden, added.get(index - 1))
             for accumulator in accumulators:
                 accumulator.observe(stream)
 
         with steps(description, len(self._batches)) as on_step, mlp_outputs(self.decoder, mlp_layers) as added:
             for batch in self._batches:
+                replaced = self._replaced(batch, mlp_layers)
                 walk(self.decoder, batch, visit, stop=deepest)
                 on_step()
         for statistic, accumulator in zip(statistics, accumulators, strict=True):
             tensors = accumulator.result()
             for name, tensor in tensors.items():
                 _finite(tensor, f"{type(statistic).__name__} ({name})", "entry")
-            self._cache.put("statistic", self._statistic_key(statistic), Entry(tensors))
+            self.cache.put("statistic", self._statistic_key(statistic), Entry(tensors))
+
+    def _replaced(self, batch: Tensor, mlp_layers: Collection[int]) -> dict[int, LayerInput]:
+        """Streams that statistics shall see in place of the model's own, by layer."""
+        return {}
 
     def _statistic_key(self, statistic: Statistic) -> dict[str, Any]:
         kind = f"{type(statistic).__module__}.{type(statistic).__qualname__}"
-        return {**self._key, "statistic": kind, "version": statistic.version, **asdict(statistic)}  # type: ignore[call-overload]
+        return {**self.key, "statistic": kind, "version": statistic.version, **asdict(statistic)}  # type: ignore[call-overload]
 
-    def _measure_removals(self, removed: Sequence[int], candidates: Sequence[int], stop_early: bool) -> Entry:
-        search = self._search_without(removed)
-        with steps(f"loss without one of {len(candidates)} layers", len(candidates)) as on_step:
-            losses = search.losses(candidates, stop_early=stop_early, on_step=on_step)
-        measured = torch.tensor([candidate.loss for candidate in losses.values()])
-        if not measured.isfinite().any():
-            raise NumericsError(_not_finite("the calibration loss", f"each of the layers {list(candidates)} removed"))
-        return Entry(facts={"losses": {str(layer): asdict(loss) for layer, loss in losses.items()}})
-
-    def _search_without(self, removed: Sequence[int]) -> SuffixSearch:
-        """The search at the state `removed`; carried on from the last call where that leads there."""
-        search = self._search
-        if search is None or not set(search.alive) >= set(range(self.num_layers)) - set(removed):
-            search = SuffixSearch(self.decoder, self._batches)
-        for layer in removed:
-            if layer in search.alive:
-                search.remove(layer)
-        self._search = search
-        return search
+    def _on_device(self, blocks: TokenBlocks) -> list[Tensor]:
+        return [batch.to(self.decoder.input_device) for batch in blocks.ids.split(self.batch_size)]
 
 
 def _finite(values: Tensor, what: str, unit: str) -> Tensor:

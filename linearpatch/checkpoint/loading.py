@@ -23,7 +23,7 @@ from linearpatch.checkpoint.saving import PATCH_FILE
 from linearpatch.errors import ModelError, StorageError
 from linearpatch.models.decoder import decoder_of
 from linearpatch.models.fingerprint import weights_hash
-from linearpatch.models.modeling_linearpatch import empty_patch
+from linearpatch.models.modeling_linearpatch import empty_patch, form_of
 from linearpatch.models.patched import patched_config_class, patched_model_class
 from linearpatch.models.views import view_of
 
@@ -107,7 +107,7 @@ def apply(base_model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     expected = {
         f"{index}.{name}": shape
         for index, entry in enumerate(manifest.patches)
-        for name, shape in _shapes(entry.operator, entry.size, entry.bias, manifest.base.hidden_size).items()
+        for name, shape in _shapes(entry.form, manifest.base.hidden_size).items()
     }
     _check_shapes(folder, expected)
     dense = decoder_of(base_model)
@@ -115,7 +115,7 @@ def apply(base_model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     tensors = load_file(folder / PATCH_FILE)
     patches = []
     for index, entry in enumerate(manifest.patches):
-        patch = empty_patch(entry.operator, entry.size, entry.bias)
+        patch = empty_patch(**entry.form)
         names = patch.state_dict()
         patch.load_state_dict({name: tensors[f"{index}.{name}"] for name in names})
         patches.append((entry.site, patch))
@@ -157,16 +157,17 @@ def _expected_shapes(entries: Sequence[Mapping[str, Any]], hidden_size: int) -> 
     for entry in entries:
         path = f"{entry['module']}.linear_patch_{seen[entry['module']]}"
         seen[entry["module"]] += 1
-        shapes = _shapes(entry["operator"], entry["size"], entry["bias"], hidden_size)
+        shapes = _shapes(form_of(entry), hidden_size)
         expected |= {f"{path}.{name}": shape for name, shape in shapes.items()}
     return expected
 
 
-def _shapes(operator: str, size: int, bias: bool, hidden_size: int) -> dict[str, tuple[int, ...]]:
-    if size != hidden_size and (operator, size) != ("channel_scale", 1):
+def _shapes(form: Mapping[str, Any], hidden_size: int) -> dict[str, tuple[int, ...]]:
+    size = form["size"]
+    if size != hidden_size and (form["operator"], size) != ("channel_scale", 1):
         raise StorageError(f"A patch of size {size} doesn't fit a stream of {hidden_size}. Write the checkpoint anew.")
     with torch.device("meta"):
-        return {name: tuple(value.shape) for name, value in empty_patch(operator, size, bias).state_dict().items()}
+        return {name: tuple(value.shape) for name, value in empty_patch(**form).state_dict().items()}
 
 
 def _check_shapes(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None:

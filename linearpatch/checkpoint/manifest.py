@@ -61,6 +61,9 @@ class PatchEntry:
     operator: str
     size: int
     bias: bool
+    normalised: bool = False
+    scale: bool = False
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         if self.operator not in OPERATORS or self.branch not in ("stream", "mlp"):
@@ -70,6 +73,11 @@ class PatchEntry:
     def site(self) -> Site:
         """Where it sits."""
         return Site(self.start, self.end, self.reader, self.branch)
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What `empty_patch` needs to build its operator."""
+        return {name: value for name, value in asdict(self).items() if name not in asdict(self.site)}
 
 
 @dataclass(frozen=True)

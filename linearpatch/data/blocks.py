@@ -102,7 +102,7 @@ class BlockSpec:
     def cut_apart(
         self, documents: Sequence[str], separator: str, tokenizer: Any, source: str, held_out: int
     ) -> tuple[TokenBlocks, TokenBlocks]:
-        """Cut all but the end of the joined documents, and the end into disjoint blocks for validation.
+        """Cut all but the end of the joined documents, and the end into disjoint blocks that are held out.
 
         Args:
             documents: The texts.
@@ -112,16 +112,20 @@ class BlockSpec:
             held_out: Number of blocks at the end; no token of theirs is in the other blocks.
 
         Raises:
-            DataError: they can't give so many blocks.
+            DataError: they can't give so many blocks, or aren't joined.
         """
+        if self.sampling == "document_crops":
+            raise DataError(
+                f"{source}: sampling=document_crops draws from every document, so that no end of the text can be held "
+                "out. Use sampling=crops or windows."
+            )
         tokens = self._tokens(separator.join(documents), tokenizer)
         body = self.block_length - (self.bos == "each")
         if len(tokens) < (held_out + 1) * body:
             raise DataError(
-                f"{source} has {len(tokens):,} tokens: too few for {held_out} blocks of {self.block_length} for "
-                "validation and at least one for training. Use a smaller distillation.block_length (such as 512) or "
-                "distillation.validation_blocks, or more text: corpus=NAME, or for it alone "
-                "corpus@distillation.corpus=NAME."
+                f"{source} has {len(tokens):,} tokens: too few for {held_out} blocks of {self.block_length} that are "
+                "held out and at least one more. Use shorter blocks (block_length=512), hold fewer out, or read more "
+                "text: corpus=NAME, or for one purpose alone corpus@distillation.corpus=NAME."
             )
         rest, end = tokens[: -held_out * body], tokens[-held_out * body :]
         validation = BlockSpec(held_out, self.block_length, "first", self.bos)

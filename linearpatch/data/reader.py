@@ -46,13 +46,35 @@ class Calibration(BlocksOfText):
 
     Attributes:
         batch_size: Blocks in one forward pass.
+        held_out_blocks: Blocks at the end of the text on which nothing is fitted, for those who choose by a loss
+            (pruner=patch_aware, patch.ridge=auto); the others come from the rest of the text. Null: half as
+            many as `num_blocks` where something chooses so, else none.
     """
 
     batch_size: int = 1
+    held_out_blocks: int | None = None
 
     def __post_init__(self) -> None:
         require_range("calibration.batch_size", self.batch_size, low=1)
+        if self.held_out_blocks is not None:
+            require_range("calibration.held_out_blocks", self.held_out_blocks, low=0)
         super().__post_init__()
+
+    def num_held_out(self, needed: bool) -> int:
+        """How many blocks are held out.
+
+        Raises:
+            ConfigError: some are needed, and none are held out.
+        """
+        if not needed:
+            return self.held_out_blocks or 0
+        if self.held_out_blocks == 0 or (self.held_out_blocks is None and self.num_blocks is None):
+            raise ConfigError(
+                f"calibration.held_out_blocks={self.held_out_blocks} with calibration.num_blocks={self.num_blocks} "
+                "holds no text out, and pruner=patch_aware and patch.ridge=auto choose by a loss on text that nothing "
+                "was fitted on. Set calibration.held_out_blocks to at least 1, such as 8."
+            )
+        return self.held_out_blocks or max(1, (self.num_blocks or 0) // 2)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ transformers: each entry of `config.linear_patches` puts an operator on what ent
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-OPERATORS = ("channel_scale", "linear_map")
+OPERATORS = ("channel_scale", "linear_map", "feature_map")
+EPSILON = 1e-6  # added to a mean square before dividing by its root
+PATCH_PREFIX = "linear_patch_"  # of the names of patches, as submodules of what they sit on
 
 
 class ChannelScale(nn.Module):
@@ -52,24 +55,73 @@ class LinearMap(nn.Module):
         return functional.linear(hidden, self.weight, self.bias)
 
 
+class FeatureMap(nn.Module):
+    """Adds a linear map of what a layer sees of the stream: x ↦ x ⊙ d + n(x) W + b.
+
+    n(x) is x, or x over its root mean square, as the norm before a layer has it. W may be a product A B of two
+    thin matrices.
+
+    Args:
+        maps: W, `[hidden_size, hidden_size]`, or A and B, `[hidden_size, rank]` and `[rank, hidden_size]`.
+        normalised: Whether n divides by the root mean square.
+        scale: d, `[hidden_size]`; None: one.
+        bias: b, `[hidden_size]`.
+    """
+
+    def __init__(
+        self, maps: Sequence[Tensor], normalised: bool, scale: Tensor | None = None, bias: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList([_parameter(matrix.T) for matrix in maps])
+        self.normalised = normalised
+        self.scale = None if scale is None else _parameter(scale)
+        self.bias = None if bias is None else _parameter(bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map `[…, hidden_size]`."""
+        added = hidden
+        if self.normalised:
+            wide = hidden.float()  # squares of massive activations overflow in half precision
+            added = (wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + EPSILON)).to(hidden.dtype)
+        *first, last = self.weights
+        for weight in first:
+            added = functional.linear(added, weight)
+        added = functional.linear(added, last, self.bias)
+        return added + (hidden if self.scale is None else hidden * self.scale)
+
+
 def _parameter(values: Tensor) -> nn.Parameter:
     """Frozen values in the default dtype, which `from_pretrained` sets to the model's."""
     return nn.Parameter(values.to(torch.get_default_dtype()).contiguous(), requires_grad=False)
 
 
-def empty_patch(operator: str, size: int, bias: bool) -> nn.Module:
+def empty_patch(
+    operator: str, size: int, bias: bool, normalised: bool = False, scale: bool = False, rank: int | None = None
+) -> nn.Module:
     """An operator that does nothing yet: its parameters are those of the identity.
 
     Args:
         operator: One of `OPERATORS`.
         size: Of the stream; 1 for one scale for all channels.
         bias: Whether a map adds one.
+        normalised: Whether a feature map sees the stream over its root mean square.
+        scale: Whether it scales each channel of what it adds to.
+        rank: Of its matrix where that is a product; None where it isn't.
     """
     if operator == "channel_scale":
         return ChannelScale(torch.ones(size))
     if operator == "linear_map":
         return LinearMap(torch.eye(size), torch.zeros(size) if bias else None)
+    if operator == "feature_map":
+        shapes = [(size, size)] if rank is None else [(size, rank), (rank, size)]
+        maps = [torch.zeros(shape) for shape in shapes]
+        return FeatureMap(maps, normalised, torch.ones(size) if scale else None, torch.zeros(size) if bias else None)
     raise ValueError(f"unknown operator {operator!r}")
+
+
+def form_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an entry of `config.linear_patches` that `empty_patch` needs."""
+    return {name: value for name, value in entry.items() if name not in ("module", "side")}
 
 
 def attach(module: nn.Module, patch: nn.Module, side: str) -> None:
@@ -83,7 +135,7 @@ def attach(module: nn.Module, patch: nn.Module, side: str) -> None:
     anchor = next((parameter for parameter in module.parameters() if not parameter.is_meta), None)
     if anchor is not None:
         patch = patch.to(device=anchor.device, dtype=anchor.dtype)
-    name = f"linear_patch_{sum(name.startswith('linear_patch_') for name, _ in module.named_children())}"
+    name = f"{PATCH_PREFIX}{sum(name.startswith(PATCH_PREFIX) for name, _ in module.named_children())}"
     module.add_module(name, patch)
     if side == "input":
         module.register_forward_pre_hook(partial(_on_input, name), with_kwargs=True)
@@ -117,8 +169,7 @@ class LinearPatchMixin:
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         for entry in config.linear_patches:
-            patch = empty_patch(entry["operator"], entry["size"], entry["bias"])
-            attach(self.get_submodule(entry["module"]), patch, entry["side"])
+            attach(self.get_submodule(entry["module"]), empty_patch(**form_of(entry)), entry["side"])
         self.post_init()
 
     # transformers reads the source of a class to see what it can switch; that of the family's class tells.

@@ -41,7 +41,7 @@ class Recording:
 
 
 @contextmanager
-def _watching(decoder: Decoder, visit: Visitor, stop: int) -> Iterator[None]:
+def _watching(decoder: Decoder, visit: Visitor, stop: int, before_patches: bool) -> Iterator[None]:
     def hook(index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def before_forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             visit(index, *split_call(args, kwargs))
@@ -51,7 +51,8 @@ def _watching(decoder: Decoder, visit: Visitor, stop: int) -> Iterator[None]:
         return before_forward
 
     handles = [
-        decoder.reader(index).register_forward_pre_hook(hook(index), with_kwargs=True) for index in range(stop + 1)
+        decoder.reader(index).register_forward_pre_hook(hook(index), prepend=before_patches, with_kwargs=True)
+        for index in range(stop + 1)
     ]
     try:
         yield
@@ -61,7 +62,14 @@ def _watching(decoder: Decoder, visit: Visitor, stop: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def walk(decoder: Decoder, input_ids: Tensor, visit: Visitor, *, stop: int | None = None) -> None:
+def walk(
+    decoder: Decoder,
+    input_ids: Tensor,
+    visit: Visitor,
+    *,
+    stop: int | None = None,
+    before_patches: bool = False,
+) -> None:
     """Run one forward pass without gradients and visit what each layer reads, in order.
 
     Args:
@@ -69,9 +77,10 @@ def walk(decoder: Decoder, input_ids: Tensor, visit: Visitor, *, stop: int | Non
         input_ids: Token ids without padding, `[batch, tokens]`.
         visit: Called for layers `0, 1, …` and, with index `num_layers`, for the final norm.
         stop: Index of the last stream to visit; the pass ends there. None visits all.
+        before_patches: In a patched model, see the stream that reaches a layer before the patch on its input.
     """
     stop = decoder.num_layers if stop is None else stop
-    with _watching(decoder, visit, stop):
+    with _watching(decoder, visit, stop, before_patches):
         try:
             decoder.model.base_model(input_ids=input_ids.to(decoder.input_device), use_cache=False)
         except _Stop:
@@ -102,13 +111,16 @@ def mlp_outputs(decoder: Decoder, layers: Iterable[int]) -> Iterator[dict[int, T
             handle.remove()
 
 
-def record(decoder: Decoder, input_ids: Tensor, wanted: Collection[int] | None = None) -> Recording:
+def record(
+    decoder: Decoder, input_ids: Tensor, wanted: Collection[int] | None = None, *, before_patches: bool = False
+) -> Recording:
     """Run one forward pass and keep streams and calls.
 
     Args:
         decoder: The model.
         input_ids: Token ids without padding, `[batch, tokens]`.
         wanted: Streams to keep; the pass ends at the last of them. None keeps all: one stream per layer.
+        before_patches: As in `walk`: a layer that is called again with such a stream patches it itself.
     """
     streams: dict[int, Tensor] = {}
     calls: dict[int, LayerCall] = {}
@@ -118,5 +130,5 @@ def record(decoder: Decoder, input_ids: Tensor, wanted: Collection[int] | None =
             streams[index] = hidden
         calls[index] = call
 
-    walk(decoder, input_ids, keep, stop=None if wanted is None else max(wanted))
+    walk(decoder, input_ids, keep, stop=None if wanted is None else max(wanted), before_patches=before_patches)
     return Recording(streams, calls)

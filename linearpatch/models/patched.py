@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from linearpatch.errors import ModelError, StorageError
 from linearpatch.models import modeling_linearpatch
-from linearpatch.models.modeling_linearpatch import OPERATORS, ChannelScale, LinearMap, LinearPatchMixin
+from linearpatch.models.modeling_linearpatch import OPERATORS, ChannelScale, FeatureMap, LinearMap, LinearPatchMixin
 
 MODULE = "modeling_linearpatch"
 CONFIG_CLASS = "LinearPatchConfig"
@@ -104,6 +104,15 @@ def operator_of(patch: nn.Module) -> dict[str, Any]:
         return {"operator": "channel_scale", "size": patch.scale.numel(), "bias": False}
     if isinstance(patch, LinearMap):
         return {"operator": "linear_map", "size": len(patch.weight), "bias": patch.bias is not None}
+    if isinstance(patch, FeatureMap):
+        return {
+            "operator": "feature_map",
+            "size": len(patch.weights[-1]),
+            "bias": patch.bias is not None,
+            "normalised": patch.normalised,
+            "scale": patch.scale is not None,
+            "rank": len(patch.weights[0]) if len(patch.weights) > 1 else None,
+        }
     return {"operator": type(patch).__name__, "size": 0, "bias": False}
 
 
@@ -116,8 +125,8 @@ def check_storable(entries: Iterable[Mapping[str, Any]]) -> None:
     for entry in entries:
         if entry["operator"] not in OPERATORS:
             raise StorageError(
-                f"A checkpoint can't hold the operator {entry['operator']}. Allowed: ChannelScale and LinearMap of "
-                "linearpatch.models.modeling_linearpatch."
+                f"A checkpoint can't hold the operator {entry['operator']}. Allowed: ChannelScale, LinearMap and "
+                "FeatureMap of linearpatch.models.modeling_linearpatch."
             )
 
 

@@ -1,41 +1,68 @@
-"""What the least-squares patches share: the settings, the closed-form solution, its diagnostics."""
+"""What the least-squares patches share: the settings, the closed-form solution, the choice of the ridge."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from linearpatch.errors import NumericsError, require_choice, require_range
+from linearpatch.calibration.drafts import ready
+from linearpatch.calibration.gram import Gram, MlpGram
+from linearpatch.calibration.suffix import Shortened
+from linearpatch.calibration.workspace import Workspace
+from linearpatch.errors import ConfigError, NumericsError, require_choice, require_range
 from linearpatch.models.views import Site
-from linearpatch.patches.patch import Patch
+from linearpatch.patches.patch import FittedPatch, Patch
 from linearpatch.registry import name_of
 
 log = logging.getLogger(__name__)
 
 WEIGHTINGS = ("none", "relative")
+RIDGE = 1e-6
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # what `ridge=auto` tries beside leaving the gap alone
+
+
+@dataclass(frozen=True)
+class Solution:
+    """x ↦ x W + b, in fp64.
+
+    Attributes:
+        matrix: W, `[D, D]`.
+        bias: b, `[D]`, where there is one.
+    """
+
+    matrix: Tensor
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class LeastSquaresPatch(Patch):
-    """Base of the patches that minimise Σ w ‖x W − y‖² + λ ‖W − I‖², solved from Gram matrices in fp64.
+    """Base of the patches that minimise Σ w ‖x W + b − y‖² + λ ‖W − W₀‖², solved from Gram matrices in fp64.
+
+    W₀ leaves the stream as it is.
 
     Attributes:
-        ridge: λ as a fraction of the mean of the diagonal of Σ w xᵀx; pulls toward the identity. At 0 the
-            map is free.
+        ridge: λ as a fraction of the mean of the diagonal of Σ w xᵀx. At 0 the map is free. `auto` tries
+            several, and no patch at all, and takes what has the lowest loss on held-out calibration tokens.
         weighting: `none`, or `relative`: w is 1 over the squared norm of the stream past the gap. Whatever
             reads the stream normalises it first, so that an error matters by its share of the token's norm.
     """
 
-    ridge: float = 1e-6
+    ridge: Any = RIDGE  # a number or `auto`
     weighting: str = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_range("patch.ridge", self.ridge, low=0)
+        if isinstance(self.ridge, str) and self.ridge != "auto":
+            raise ConfigError(f"patch.ridge is {self.ridge!r}. Allowed: auto, or a number of at least 0.")
+        if self.ridge != "auto":
+            require_range("patch.ridge", self.ridge, low=0)
         require_choice("patch.weighting", self.weighting, WEIGHTINGS)
 
     @property
@@ -43,45 +70,133 @@ class LeastSquaresPatch(Patch):
         """Whether tokens are weighted by their norm."""
         return self.weighting == "relative"
 
-    def solve(self, site: Site, gram: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """The minimiser W, `[D(+1), D]` in fp64, and how far the stream is from its target before and after.
+    @property
+    def needs_held_out(self) -> bool:
+        """A ridge is chosen on tokens that the map wasn't fitted to."""
+        return bool(self.ridge == "auto")
 
-        Args:
-            site: For messages.
-            gram: Results of `Gram` or `MlpGram`; a row past D belongs to a bias, which the ridge leaves alone.
+    def draft(self) -> Self:
+        """With a ridge that needs no choice."""
+        return replace(super().draft(), ridge=RIDGE if self.ridge == "auto" else self.ridge)
+
+    @abstractmethod
+    def gram(self, site: Site) -> Gram | MlpGram:
+        """The sums of products that the fit at a site needs."""
+
+    @abstractmethod
+    def operator(self, gram: Mapping[str, Tensor], penalty: float) -> tuple[nn.Module, Solution]:
+        """The operator for some sums of products and λ, and the whole map that it stands for.
 
         Raises:
             NumericsError: there is no unique solution.
         """
-        xx, xy = gram["xx"], gram["xy"]
-        size = xy.shape[1]
-        identity = torch.zeros_like(xy)
-        identity[:size] = torch.eye(size, dtype=xy.dtype)
-        penalty = torch.zeros(len(xx), dtype=xx.dtype)
-        penalty[:size] = self.ridge * xx.diagonal()[:size].mean()
-        if gram["count"] < len(xx):
-            log.warning(
-                "patch=%s at [%d, %d): %d tokens for %d unknowns per channel; the fit follows its own tokens and "
-                "may do harm elsewhere. Give it more calibration tokens.",
-                *(name_of(self), site.start, site.end, int(gram["count"]), len(xx)),
-            )
-        factor, failed = torch.linalg.cholesky_ex(xx + penalty.diag())
-        if failed:
+
+    def prior(self, size: int) -> Tensor:
+        """W₀."""
+        return torch.eye(size, dtype=torch.float64)
+
+    def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[FittedPatch]:
+        """Gather sums of products at the sites in one pass up to the deepest, and solve.
+
+        Raises:
+            NumericsError: there is no unique solution.
+        """
+        grams = workspace.collect(*(self.gram(site) for site in sites), description="fit")
+        for site, gram in zip(sites, grams, strict=True):
+            if gram["count"] < len(gram["xx"]):
+                log.warning(
+                    "patch=%s at [%d, %d): %d tokens for %d unknowns per channel; the fit follows its own tokens and "
+                    "may do harm elsewhere. Give it more calibration tokens.",
+                    *(name_of(self), site.start, site.end, int(gram["count"]), len(gram["xx"])),
+                )
+        ridge = self._choose(workspace, sites, grams) if self.ridge == "auto" else self.ridge
+        return [self._solve(site, gram, ridge) for site, gram in zip(sites, grams, strict=True)]
+
+    def _solve(self, site: Site, gram: Mapping[str, Tensor], ridge: float) -> FittedPatch:
+        size = gram["xy"].shape[1]
+        diagonal = gram["xx"].diagonal()[:size].mean().item()
+        try:
+            operator, solution = self.operator(gram, ridge * diagonal)
+        except NumericsError as error:
             raise NumericsError(
                 f"The least-squares fit at [{site.start}, {site.end}) has no unique solution: "
-                f"{int(gram['count'])} tokens for {len(xx)} unknowns per channel, patch.ridge={self.ridge}. "
+                f"{int(gram['count'])} tokens for {len(gram['xx'])} unknowns per channel, patch.ridge={ridge}. "
                 "Give it more calibration tokens or a larger ridge."
-            )
-        matrix = torch.cholesky_solve(xy + penalty[:, None] * identity, factor)
+            ) from error
         diagnostics = {
-            "error_before": _relative_error(identity, gram),
-            "error_after": _relative_error(matrix, gram),
+            "error_before": _relative_error(Solution(self.prior(size)), gram),
+            "error_after": _relative_error(solution, gram),
             "tokens": gram["count"].item(),
+            "ridge": ridge,
         }
-        return matrix, diagnostics
+        return FittedPatch(site, operator, diagnostics)
+
+    def _choose(self, workspace: Workspace, sites: Sequence[Site], grams: Sequence[Mapping[str, Tensor]]) -> float:
+        """The ridge whose patches have the lowest held-out loss; infinity where none is better than no patch."""
+        gone = {layer for site in sites for layer in range(site.start, site.end)}
+        removed = (*workspace.base.removed, *sorted(gone - set(workspace.base.removed)))
+        models = {inf: Shortened(removed, workspace.base.patches)}
+        for ridge in RIDGES:
+            fitted = [self._solve(site, gram, ridge) for site, gram in zip(sites, grams, strict=True)]
+            patches = tuple((one.site, ready(one.module, workspace.decoder, one.site)) for one in fitted)
+            models[ridge] = Shortened(removed, (*workspace.base.patches, *patches))
+        losses = workspace.losses(workspace.held_out, workspace.base, list(models.values()), survivors=1)
+        found = {ridge: loss.loss for ridge, loss in zip(models, losses, strict=True) if not loss.is_bound}
+        best = min(found, key=lambda ridge: (found[ridge], -ridge))
+        log.info("patch=%s: held-out loss %.4f with patch.ridge=%g", name_of(self), found[best], best)
+        return best
 
 
-def _relative_error(matrix: Tensor, gram: Mapping[str, Tensor]) -> float:
-    """Σ w ‖x W − y‖² from the Gram matrices, over the weighted energy of the stream past the gap."""
+def solve(gram: Mapping[str, Tensor], penalty: float, prior: Tensor) -> Solution:
+    """The minimiser of Σ w ‖x W + b − y‖² + λ ‖W − W₀‖²; there is a b where the rows x end in a 1.
+
+    Args:
+        gram: Results of `Gram` or `MlpGram`.
+        penalty: λ; b isn't held back.
+        prior: W₀.
+
+    Raises:
+        NumericsError: there is no unique one.
+    """
+    if penalty == inf:
+        return Solution(prior)
+    xx, xy, mean_x, mean_y = centred(gram)
+    matrix = torch.cholesky_solve(xy + penalty * prior, factor_of(xx, penalty))
+    return Solution(matrix, None if mean_x is None or mean_y is None else mean_y - mean_x @ matrix)
+
+
+def factor_of(xx: Tensor, penalty: float) -> Tensor:
+    """The Cholesky factor of Σ w xᵀx + λ I.
+
+    Raises:
+        NumericsError: it isn't positive definite.
+    """
+    found = torch.linalg.cholesky_ex(xx + penalty * torch.eye(len(xx), dtype=xx.dtype))
+    if found.info:
+        raise NumericsError("The sums of products are singular.")
+    factor: Tensor = found.L
+    return factor
+
+
+def centred(gram: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Σ w xᵀx, Σ w xᵀy and the weighted means of x and y; the sums are about those means where a b takes them up."""
+    xx, xy = gram["xx"], gram["xy"]
+    size = xy.shape[1]
+    if len(xx) == size:
+        return xx, xy, None, None
+    mean_x, mean_y = xx[size, :size] / xx[size, size], xy[size] / xx[size, size]
+    return (
+        xx[:size, :size] - xx[size, size] * mean_x[:, None] * mean_x,
+        xy[:size] - xx[size, size] * mean_x[:, None] * mean_y,
+        mean_x,
+        mean_y,
+    )
+
+
+def _relative_error(solution: Solution, gram: Mapping[str, Tensor]) -> float:
+    """Σ w ‖x W + b − y‖² from the Gram matrices, over the weighted energy of the stream past the gap."""
+    bias = solution.bias if solution.bias is not None else torch.zeros(len(solution.matrix), dtype=torch.float64)
+    has_row = len(gram["xx"]) > len(solution.matrix)
+    matrix = torch.cat([solution.matrix, bias[None]]) if has_row else solution.matrix
     error = gram["yy"] - 2 * (matrix * gram["xy"]).sum() + (matrix * (gram["xx"] @ matrix)).sum()
-    return float(error / gram.get("energy", gram["yy"]))
+    return float(error / gram["energy"])

@@ -1,17 +1,24 @@
-"""The unconstrained map with the least squared error."""
+"""The unconstrained map with the least squared error, and thinner ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor, nn
 
 from linearpatch.calibration.gram import Gram
-from linearpatch.calibration.workspace import Workspace
-from linearpatch.models.modeling_linearpatch import LinearMap
+from linearpatch.errors import ConfigError, require_choice, require_range
+from linearpatch.models.modeling_linearpatch import FeatureMap, LinearMap
 from linearpatch.models.views import Site
-from linearpatch.patches.least_squares import LeastSquaresPatch
-from linearpatch.patches.patch import FittedPatch
+from linearpatch.patches.least_squares import LeastSquaresPatch, Solution, centred, factor_of, solve
 from linearpatch.registry import component
+
+FEATURES = ("hidden", "rms_normalised")
+FORMS = ("full", "low_rank", "diagonal_plus_low_rank")
+SWEEPS = 10  # of the alternation between a diagonal and what is left to the product
 
 
 @component("patch", "lstsq")
@@ -23,17 +30,68 @@ class LeastSquares(LeastSquaresPatch):
 
     Attributes:
         bias: Whether there is a b; it isn't held back by the ridge.
+        features: What the map reads: `hidden` is the stream. With `rms_normalised` it reads the stream over
+            its root mean square, as the removed layers did, and adds to the stream: x ↦ x + n(x) W + b, with
+            the ridge toward W = 0.
+        form: `full`; `low_rank`: the identity (or 0) and a product of two thin matrices;
+            `diagonal_plus_low_rank`: a scale of each channel and such a product.
+        rank: Of the product.
     """
 
     bias: bool = False
+    features: str = "hidden"
+    form: str = "full"
+    rank: int = 64
 
-    def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[FittedPatch]:
-        """Gather Gram matrices at the sites in one pass up to the deepest, and solve."""
-        wanted = [Gram(site.start, site.end, self.bias, self.relative) for site in sites]
-        fitted = []
-        for site, gram in zip(sites, workspace.collect(*wanted, description="fit"), strict=True):
-            matrix, diagnostics = self.solve(site, gram)
-            size = workspace.hidden_size
-            operator = LinearMap(matrix[:size], matrix[size] if self.bias else None)
-            fitted.append(FittedPatch(site, operator, diagnostics))
-        return fitted
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("patch.features", self.features, FEATURES)
+        require_choice("patch.form", self.form, FORMS)
+        require_range("patch.rank", self.rank, low=1)
+        if self.form == "diagonal_plus_low_rank" and self.features != "hidden":
+            raise ConfigError(
+                f"patch.form=diagonal_plus_low_rank scales what the map reads, and patch.features={self.features} adds "
+                "to the stream. Use patch.form=low_rank, or patch.features=hidden."
+            )
+
+    @property
+    def normalised(self) -> bool:
+        """Whether the map reads the stream over its root mean square."""
+        return self.features == "rms_normalised"
+
+    def gram(self, site: Site) -> Gram:
+        """The streams before and after the gap."""
+        return Gram(site.start, site.end, self.bias, self.relative, self.normalised)
+
+    def prior(self, size: int) -> Tensor:
+        """The identity, or nothing to add."""
+        return torch.zeros(size, size, dtype=torch.float64) if self.normalised else super().prior(size)
+
+    def operator(self, gram: Mapping[str, Tensor], penalty: float) -> tuple[nn.Module, Solution]:
+        """Solve in the form asked for."""
+        prior = self.prior(gram["xy"].shape[1])
+        if self.form == "full" or penalty == inf:
+            solution = solve(gram, penalty, prior)
+            if self.normalised:
+                return FeatureMap([solution.matrix], True, bias=solution.bias), solution
+            return LinearMap(solution.matrix, solution.bias), solution
+        return self._thin(gram, penalty, prior)
+
+    def _thin(self, gram: Mapping[str, Tensor], penalty: float, prior: Tensor) -> tuple[nn.Module, Solution]:
+        """W₀ or a diagonal, and a product of rank r: reduced-rank regression, in turns with the diagonal."""
+        xx, xy, mean_x, mean_y = centred(gram)
+        factor = factor_of(xx, penalty)
+        kept = prior
+        for _ in range(SWEEPS if self.form == "diagonal_plus_low_rank" else 1):
+            # With W the full solution for what is left, the best of rank r is W V Vᵀ, V its leading outputs.
+            left = xy - xx @ kept
+            full = torch.cholesky_solve(left, factor)
+            outputs = torch.linalg.eigh(left.T @ full).eigenvectors[:, -self.rank :]
+            first, second = full @ outputs, outputs.T
+            if self.form == "diagonal_plus_low_rank":
+                wanted = xy.diagonal() - (xx @ first * second.T).sum(dim=1)
+                kept = ((wanted + penalty) / (xx.diagonal() + penalty)).diag()
+        matrix = kept + first @ second
+        bias = None if mean_x is None or mean_y is None else mean_y - mean_x @ matrix
+        scale = kept.diagonal() if self.form == "diagonal_plus_low_rank" else None
+        return FeatureMap([first, second], self.normalised, scale, bias), Solution(matrix, bias)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor, nn
+
 from linearpatch.calibration.gram import MlpGram
-from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.views import Interface, Site
 from linearpatch.models.writers import mlp_writer
-from linearpatch.patches.least_squares import LeastSquaresPatch
-from linearpatch.patches.patch import FittedPatch
+from linearpatch.patches.least_squares import LeastSquaresPatch, Solution, solve
 from linearpatch.registry import component
 
 
@@ -52,11 +52,11 @@ class MlpLeastSquares(LeastSquaresPatch):
             )
         return [Site(gap.start, gap.end, gap.end, branch="mlp") for gap in interfaces]
 
-    def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[FittedPatch]:
-        """Gather Gram matrices of the MLP's outputs in one pass up to the deepest site, and solve."""
-        wanted = [MlpGram(site.start, site.end, self.relative) for site in sites]
-        fitted = []
-        for site, gram in zip(sites, workspace.collect(*wanted, description="fit"), strict=True):
-            matrix, diagnostics = self.solve(site, gram)
-            fitted.append(FittedPatch(site, LinearMap(matrix), diagnostics))
-        return fitted
+    def gram(self, site: Site) -> MlpGram:
+        """What the MLP adds, and what it would have to add."""
+        return MlpGram(site.start, site.end, self.relative)
+
+    def operator(self, gram: Mapping[str, Tensor], penalty: float) -> tuple[nn.Module, Solution]:
+        """A map of the MLP's output."""
+        solution = solve(gram, penalty, self.prior(gram["xy"].shape[1]))
+        return LinearMap(solution.matrix), solution

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
+from linearpatch.calibration.repaired import BehindWorkspace
 from linearpatch.calibration.statistics import Magnitude, MagnitudeRatio, Statistic, ratio
+from linearpatch.calibration.suffix import Shortened
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import require_choice
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.views import Interface, Site
+from linearpatch.models.views import Interface, Site, interfaces_of
 
 SITES = ("one_per_interface", "one_per_layer")
 ESTIMATORS = ("ratio_of_means", "mean_of_ratios")
@@ -44,6 +46,8 @@ class Patch(ABC):
     Attributes:
         sites: `one_per_interface`, or `one_per_layer`: one patch for each removed layer, one after the
             other at the same place (the paper's tables 13 to 15).
+        sequential: Fit patches from the first to the last, each on the stream as those before it leave it;
+            the target stays the dense model's stream. A pass over the tokens for each.
     """
 
     version: ClassVar[int] = 1
@@ -51,6 +55,7 @@ class Patch(ABC):
     foldable_distilled: ClassVar[bool] = False  # … and still can when it has been trained
 
     sites: str = "one_per_interface"
+    sequential: bool = False
 
     def __post_init__(self) -> None:
         require_choice("patch.sites", self.sites, SITES)
@@ -64,13 +69,34 @@ class Patch(ABC):
             return [Site(gap.start, gap.end, reader=gap.end) for gap in interfaces]
         return [Site(layer, layer + 1, reader=gap.end) for gap in interfaces for layer in range(gap.start, gap.end)]
 
+    @property
+    def needs_held_out(self) -> bool:
+        """Whether the fit chooses something by its loss on tokens that nothing was fitted on."""
+        return False
+
     def statistics(self) -> Sequence[Statistic]:
         """Statistics wanted whichever layers go; they share one pass with those of the pruner."""
         return ()
 
+    def repair(self, workspace: Workspace, removed: Sequence[int]) -> list[FittedPatch]:
+        """Bridge the gaps that removed layers leave."""
+        sites = self.place(interfaces_of(removed))
+        if not self.sequential:
+            return self.fit(workspace, sites)
+        fitted: list[FittedPatch] = []
+        for site in sites:
+            gone = tuple(layer for layer in removed if layer < site.reader)
+            model = Shortened(gone, tuple((patch.site, patch.module) for patch in fitted))
+            fitted += self.fit(BehindWorkspace(workspace, model, site), [site])
+        return fitted
+
+    def draft(self) -> Self:
+        """The same without what would cost a search over many gaps passes of its own."""
+        return replace(self, sequential=False)
+
     @abstractmethod
     def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[FittedPatch]:
-        """Fit one operator for each site, on the dense model."""
+        """Fit one operator for each site, on the streams that the workspace shows."""
 
 
 @dataclass(frozen=True)

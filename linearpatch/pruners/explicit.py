@@ -21,6 +21,13 @@ class Explicit(Pruner):
 
     layers: list[int] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.iterative:
+            raise ConfigError(
+                "pruner=explicit has nothing to choose, so pruner.iterative=true has no meaning for it. Leave it out."
+            )
+
     def check(self, num_layers: int, n: int) -> None:
         """Refuse a list that is too short or names layers that don't exist."""
         super().check(num_layers, n)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from linearpatch.calibration.repaired import RepairedWorkspace
 from linearpatch.calibration.statistics import Statistic
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError, require_range
@@ -37,16 +38,25 @@ class Pruner(ABC):
     Attributes:
         protect_first: So many layers at the start are never removed.
         protect_last: So many layers at the end are never removed.
+        iterative: Remove one layer at a time: choose it, patch the gaps, choose the next in the patched model
+            (the order of Prune&Comp, with any patch).
     """
 
     version: ClassVar[int] = 1
+    needs_held_out: ClassVar[bool] = False  # whether it chooses by a loss on tokens that nothing was fitted on
 
     protect_first: int = 0
     protect_last: int = 0
+    iterative: bool = False
 
     def __post_init__(self) -> None:
         require_range("pruner.protect_first", self.protect_first, low=0)
         require_range("pruner.protect_last", self.protect_last, low=0)
+
+    @property
+    def sees_patches(self) -> bool:
+        """Whether the choice depends on the patch."""
+        return self.needs_held_out or self.iterative
 
     def statistics(self, n: int) -> Sequence[Statistic]:
         """Statistics that `select` will ask for; they share one pass with those of the patch."""
@@ -55,6 +65,31 @@ class Pruner(ABC):
     def rough_passes(self, num_layers: int, n: int) -> float:
         """What `select` costs beyond statistics, in forward passes over the calibration tokens, roughly."""
         return 0
+
+    def choose(self, workspace: Workspace, n: int) -> Selection:
+        """Choose `n` layers of the workspace's model, at once or one by one."""
+        return self._iterate(workspace, n) if self.iterative else self.select(workspace, n)
+
+    def _iterate(self, workspace: Workspace, n: int) -> Selection:
+        """Choose a layer, patch the gaps that there are now, and choose the next in what that gives."""
+        removed: list[int] = []
+        steps: list[dict[str, Any]] = []
+        criterion = ""
+        while len(removed) < n:
+            current = RepairedWorkspace(workspace, removed) if removed else workspace
+            left = [layer for layer in range(workspace.num_layers) if layer not in removed]
+            selection = self.select(current, 1)
+            removed.append(left[selection.removed[0]])
+            criterion = selection.scores["criterion"]
+            losses, bounds = _layer_scores(selection.scores)
+            steps.append(
+                {
+                    "removed": removed[-1],
+                    "losses": {str(left[layer]): loss for layer, loss in losses.items()},
+                    "bounds": [left[layer] for layer in bounds],
+                }
+            )
+        return Selection(tuple(removed), {"criterion": criterion, "unit": "layer", "steps": steps})
 
     @abstractmethod
     def select(self, workspace: Workspace, n: int) -> Selection:
@@ -100,3 +135,11 @@ class Pruner(ABC):
         start = min(range(allowed.start, allowed.stop - n + 1), key=lambda first: (scores[first], first))
         values = {"criterion": criterion, "unit": "window", "values": list(scores)}
         return Selection(tuple(range(start, start + n)), values)
+
+
+def _layer_scores(scores: Mapping[str, Any]) -> tuple[dict[int, float], list[int]]:
+    """Score of each layer that has one, and those that are lower bounds, where one layer was chosen."""
+    if "steps" in scores:
+        (step,) = scores["steps"]
+        return {int(layer): loss for layer, loss in step["losses"].items()}, step["bounds"]
+    return {layer: value for layer, value in enumerate(scores["values"]) if value is not None}, []

@@ -35,9 +35,9 @@ class Sleb(Pruner):
         """Remove one layer after the other."""
         removed: list[int] = []
         steps: list[dict[str, Any]] = []
-        order = list(self.candidates(workspace.num_layers))
         for _ in range(n):
-            losses = workspace.removal_losses(removed, order, stop_early=self.stop_early)
+            candidates = [layer for layer in self.candidates(workspace.num_layers) if layer not in removed]
+            losses = workspace.removal_losses(removed, candidates, stop_early=self.stop_early)
             best = min(
                 (layer for layer in losses if not losses[layer].is_bound),
                 key=lambda layer: (losses[layer].loss, layer),
@@ -50,6 +50,4 @@ class Sleb(Pruner):
                 }
             )
             removed.append(best)
-            # The likeliest winners of the next step first: a low loss early lets the others stop early.
-            order = sorted((layer for layer in losses if layer != best), key=lambda layer: losses[layer].loss)
         return Selection(tuple(removed), {"criterion": "mean NLL without the layer", "unit": "layer", "steps": steps})

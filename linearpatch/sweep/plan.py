@@ -217,12 +217,14 @@ def _dense_key(experiment: Experiment) -> Hashable:
 
 def _statistics_key(experiment: Experiment) -> Hashable:
     calibration = replace(experiment.calibration, corpus=experiment.calibration_reader.corpus)
-    return digest([identity(experiment.model), identity(calibration), experiment.seed])
+    return digest([identity(experiment.model), identity(calibration), experiment.num_held_out, experiment.seed])
 
 
 def _pruned_key(experiment: Experiment) -> Hashable:
     """The choice of layers; where evaluations differ, the step makes those of its first run."""
-    return digest([_statistics_key(experiment), identity(experiment.pruner), experiment.num_pruned_layers])
+    pruner, patch = experiment.pruner, experiment.patch
+    seen = identity(patch.draft()) if pruner.sees_patches else None
+    return digest([_statistics_key(experiment), identity(pruner), experiment.num_pruned_layers, seen])
 
 
 def _targets_key(experiment: Experiment) -> Hashable:

@@ -4,16 +4,17 @@ import pytest
 import torch
 from conftest import NUM_LAYERS, tiny_model
 
-from linearpatch.calibration.suffix import SuffixSearch
+from linearpatch.calibration.suffix import DENSE, Shortened, SuffixSearch
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.models.decoder import decoder_of
-from linearpatch.models.views import view_of
+from linearpatch.models.modeling_linearpatch import LinearMap
+from linearpatch.models.views import Site, view_of
 from linearpatch.pruners.sleb import Sleb
 
 
-def direct_loss(decoder, removed, ids):
+def direct_loss(decoder, removed, ids, patches=()):
     """Mean next-token loss of the model with layers really gone, from its full logits."""
-    model = view_of(decoder, removed) if removed else decoder.model
+    model = view_of(decoder, removed, patches) if removed else decoder.model
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False).logits
     losses = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).double(), ids[:, 1:].flatten())
@@ -48,17 +49,23 @@ def test_sleb_removes_what_the_exhaustive_search_removes(family, stop_early, blo
     assert list(selection.removed) == greedy(decoder, blocks.ids, 4)
 
 
-def test_an_early_stop_gives_a_lower_bound_and_the_same_best(decoder):
+def without(*layers):
+    return [Shortened((layer,)) for layer in layers]
+
+
+@pytest.mark.parametrize("survivors", [1, 2])
+def test_an_early_stop_gives_lower_bounds_and_the_same_best(decoder, survivors):
     batches = torch.randint(3, 300, (60, 5), generator=torch.Generator().manual_seed(2)).split(1)
-    exact = SuffixSearch(decoder, batches).losses(range(NUM_LAYERS), stop_early=False)
-    order = sorted(exact, key=lambda layer: exact[layer].loss)
-    stopped = SuffixSearch(decoder, batches).losses(order, stop_early=True)
-    assert any(loss.is_bound for loss in stopped.values())
-    assert stopped[order[0]] == exact[order[0]]
-    for layer, loss in stopped.items():
-        assert loss.loss <= exact[layer].loss + 1e-9
-        if loss.is_bound:
-            assert loss.loss > stopped[order[0]].loss
+    models = [*without(*range(NUM_LAYERS)), Shortened((0, 1, 2, 3, 4)), Shortened((0, 2, 4, 5))]
+    exact = SuffixSearch(decoder, batches).losses(models)
+    stopped = SuffixSearch(decoder, batches).losses(models, survivors=survivors)
+    best = sorted(range(len(models)), key=lambda index: exact[index].loss)[:survivors]
+    assert any(loss.is_bound for loss in stopped)
+    assert [stopped[index] for index in best] == [exact[index] for index in best]
+    for found, true in zip(stopped, exact, strict=True):
+        assert found.loss <= true.loss + 1e-9
+        if found.is_bound:
+            assert found.loss > max(stopped[index].loss for index in best)
 
 
 def test_one_search_serves_every_smaller_number(workspace):
@@ -68,7 +75,7 @@ def test_one_search_serves_every_smaller_number(workspace):
 
 def test_half_the_layers_run(decoder, blocks):
     search = SuffixSearch(decoder, [blocks.ids])
-    search.losses(range(1, NUM_LAYERS - 1), stop_early=False)
+    search.losses(without(*range(1, NUM_LAYERS - 1)))
     # Once through the model, then for candidate j the layers after it.
     assert search.layer_forwards == NUM_LAYERS + sum(NUM_LAYERS - 1 - j for j in range(1, NUM_LAYERS - 1))
 
@@ -85,6 +92,48 @@ def test_a_candidate_that_breaks_the_model_loses(decoder, blocks, monkeypatch):
         return loss * float("nan") if len(calls) == 1 else loss
 
     monkeypatch.setattr(module, "stream_nll", broken_once)
-    losses = SuffixSearch(decoder, [blocks.ids]).losses([1, 2], stop_early=True)
-    assert losses[1].loss == float("inf")
-    assert losses[2].loss < 100
+    broken, whole = SuffixSearch(decoder, [blocks.ids]).losses(without(1, 2), survivors=1)
+    assert broken.loss == float("inf")
+    assert whole.loss < 100
+
+
+MODELS = [  # each with its patches, by their gaps
+    ((), ()),
+    ((2, 3), ((2, 4),)),
+    ((2, 3, 4), ((2, 5),)),
+    ((0,), ((0, 1),)),
+    ((4, 5), ((4, 6),)),
+    ((1, 3, 4), ((1, 2), (3, 5))),
+    ((1, 2, 4), ((1, 3), (4, 5))),
+    ((5, 1), ((1, 2), (5, 6))),
+]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt", "gpt_neox"])
+@pytest.mark.parametrize("stands_at", range(len(MODELS)))
+def test_losses_of_patched_models_are_those_of_their_views(family, stands_at, blocks):
+    """Whatever model the search stands at, and whichever it stood at before."""
+    decoder = decoder_of(tiny_model(family))
+    modules = {(start, end): random_map(10 * start + end) for _, gaps in MODELS for start, end in gaps}
+    models = [
+        Shortened(removed, tuple((Site(*gap, reader=gap[1]), modules[gap]) for gap in gaps)) for removed, gaps in MODELS
+    ]
+    search = SuffixSearch(decoder, blocks.ids.split(2))
+    search.move(models[5])
+    search.move(models[stands_at])
+    for model, found in zip(models, search.losses(models), strict=True):
+        assert found.loss == pytest.approx(direct_loss(decoder, model.removed, blocks.ids, model.patches), rel=1e-5)
+
+
+def test_losses_of_models_patched_at_an_mlp(decoder, blocks):
+    patch = random_map(3)
+    model = Shortened((3, 4), ((Site(3, 5, reader=5, branch="mlp"), patch),))
+    search = SuffixSearch(decoder, [blocks.ids])
+    (found,) = search.losses([model])
+    assert found.loss == pytest.approx(direct_loss(decoder, model.removed, blocks.ids, model.patches), rel=1e-5)
+    assert search.losses([DENSE])[0].loss == pytest.approx(direct_loss(decoder, [], blocks.ids), rel=1e-5)
+
+
+def random_map(seed):
+    matrix = torch.eye(32) + 0.3 * torch.randn(32, 32, generator=torch.Generator().manual_seed(seed))
+    return LinearMap(matrix)

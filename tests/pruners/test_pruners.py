@@ -94,7 +94,7 @@ def test_magnitude_sums_powers_of_weights(workspace, decoder, power):
         sum(w.double().abs().pow(power).sum().item() for n, w in layer.named_parameters() if not n.endswith("bias"))
         for layer in decoder.layers
     ]
-    selection = Magnitude(0, 0, power).select(workspace, 3)
+    selection = Magnitude(protect_first=0, protect_last=0, power=power).select(workspace, 3)
     assert selection.scores["values"] == pytest.approx(expected, rel=1e-5)
     assert list(selection.removed) == sorted(range(NUM_LAYERS), key=lambda i: expected[i])[:3]
 

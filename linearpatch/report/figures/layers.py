@@ -112,7 +112,8 @@ def _search(figure: Figure, axis: Axes, scores: Mapping[str, Any]) -> None:
     high = numpy.nanquantile(grid, 0.9)
     image = axis.imshow(grid, aspect="auto", cmap="cividis", vmax=high, interpolation="nearest")
     for at, step in enumerate(steps):
-        axis.plot([step["removed"]], [at], marker="x", color="white", markersize=5, markeredgewidth=1.5)
+        removed = numpy.atleast_1d(step["removed"])
+        axis.plot(removed, [at] * len(removed), "x", color="white", markersize=5, markeredgewidth=1.5)
     axis.set_yticks(range(len(steps)), [str(at + 1) for at in range(len(steps))])
     axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axis.set_xlabel("layer")

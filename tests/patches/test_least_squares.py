@@ -1,0 +1,222 @@
+"""The grown-up least squares: features, thin forms, the choice of the ridge, fits behind earlier patches."""
+
+from math import inf
+
+import pytest
+import torch
+from conftest import NUM_LAYERS, tiny_model
+
+from linearpatch.calibration.workspace import Workspace
+from linearpatch.data.blocks import TokenBlocks
+from linearpatch.errors import ConfigError
+from linearpatch.models.decoder import decoder_of
+from linearpatch.models.passes import mlp_outputs, record
+from linearpatch.models.views import Site, view_of
+from linearpatch.patches.diag import Diag
+from linearpatch.patches.least_squares import RIDGES
+from linearpatch.patches.lstsq import LeastSquares
+from linearpatch.patches.mlp_lstsq import MlpLeastSquares
+from linearpatch.patches.rotate import Rotate
+
+SITE = Site(1, 4, 4)
+
+
+def random_blocks(count, seed, tokens=12):
+    return TokenBlocks(torch.randint(3, 300, (count, tokens), generator=torch.Generator().manual_seed(seed)), "random")
+
+
+@pytest.fixture
+def fitting(decoder):
+    return Workspace(decoder, random_blocks(24, 8), held_out=random_blocks(4, 9), batch_size=4)
+
+
+@pytest.fixture
+def pair(decoder, fitting):
+    """Streams before and after the gap, `[tokens, hidden]` in fp64."""
+    streams = record(decoder, fitting.blocks.ids).streams
+    return streams[SITE.start].reshape(-1, 32).double(), streams[SITE.end].reshape(-1, 32).double()
+
+
+def fit(patch, workspace):
+    return patch.fit(workspace, [SITE])[0]
+
+
+def applied(fitted, values):
+    return fitted.module(values.float()).double()
+
+
+def normalised(values):
+    return values / (values.square().mean(dim=1, keepdim=True) + 1e-6).sqrt()
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_rms_normalised_features_explain_what_the_gap_adds(fitting, pair, bias, relative):
+    before, after = pair
+    design = normalised(before)
+    if bias:
+        design = torch.cat([design, torch.ones(len(design), 1).double()], dim=1)
+    weight = 1 / after.norm(dim=1, keepdim=True) if relative else torch.ones(len(after), 1).double()
+    solution = torch.linalg.lstsq(design * weight, (after - before) * weight).solution
+    patch = LeastSquares(
+        ridge=0.0, features="rms_normalised", bias=bias, weighting="relative" if relative else "none"
+    )
+    fitted = fit(patch, fitting)
+    assert torch.allclose(applied(fitted, before), before + design @ solution, rtol=1e-3, atol=1e-3)
+    left = (before + design @ solution - after) * weight
+    assert fitted.diagnostics["error_after"] == pytest.approx(
+        (left.square().sum() / (after * weight).square().sum()).item(), rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("features", ["hidden", "rms_normalised"])
+def test_ridge_pulls_the_map_of_features_toward_doing_nothing(fitting, pair, features):
+    before, _ = pair
+    fitted = fit(LeastSquares(ridge=1e9, features=features, bias=False), fitting)
+    assert torch.allclose(applied(fitted, before), before, atol=1e-4)
+
+
+@pytest.mark.parametrize("features", ["hidden", "rms_normalised"])
+@pytest.mark.parametrize("rank", [1, 5, 32])
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+def test_low_rank_is_the_best_of_that_rank(fitting, pair, features, rank, ridge):
+    """Against the projection on leading singular vectors of the fitted values, ridge rows included."""
+    before, after = pair
+    design = before if features == "hidden" else normalised(before)
+    penalty = ridge * design.square().sum(dim=0).mean()
+    rows = torch.cat([design, penalty.sqrt() * torch.eye(32).double()])
+    target = torch.cat([after - before, torch.zeros(32, 32).double()])
+    full = torch.linalg.lstsq(rows, target).solution
+    right = torch.linalg.svd(rows @ full, full_matrices=False).Vh[:rank]
+    fitted = fit(LeastSquares(ridge=ridge, form="low_rank", rank=rank, features=features), fitting)
+    assert torch.allclose(applied(fitted, before), before + design @ full @ right.T @ right, rtol=1e-3, atol=1e-3)
+    assert [tuple(weight.shape) for weight in fitted.module.weights] == [(rank, 32), (32, rank)]
+
+
+def test_a_diagonal_helps_a_low_rank_map_and_neither_can_be_moved_to_do_better(fitting, pair):
+    before, after = pair
+    patch = LeastSquares(ridge=0.0, form="diagonal_plus_low_rank", rank=4, bias=True)
+    fitted = fit(patch, fitting)
+    scale = fitted.module.scale.double().requires_grad_()
+    first, second = (weight.double().T.requires_grad_() for weight in fitted.module.weights)
+    offset = fitted.module.bias.double().requires_grad_()
+    loss = (before * scale + before @ first @ second + offset - after).square().sum() / after.square().sum()
+    gradients = torch.autograd.grad(loss, [scale, second, offset])
+    thin = fit(LeastSquares(ridge=0.0, form="low_rank", rank=4, bias=True), fitting)
+    diagonal = after.mean(0) * 0 + (before * after).sum(0) / before.square().sum(0)
+    alone = (before * diagonal - after).square().sum() / after.square().sum()
+    assert loss.item() == pytest.approx(fitted.diagnostics["error_after"], rel=1e-4)
+    assert loss < min(thin.diagnostics["error_after"], alone)
+    assert max(gradient.abs().max() for gradient in gradients) < 1e-2 * loss
+
+
+@pytest.mark.parametrize("kind", [LeastSquares, MlpLeastSquares])
+@pytest.mark.parametrize("removed", [[1, 2, 3], [1, 4]])
+def test_auto_takes_the_ridge_with_the_lowest_held_out_loss(fitting, decoder, kind, removed):
+    losses = {inf: held_out_loss(decoder, fitting, removed, [])}
+    for ridge in RIDGES:
+        losses[ridge] = held_out_loss(decoder, fitting, removed, kind(ridge=ridge).repair(fitting, removed))
+    best = min(losses, key=lambda ridge: losses[ridge])
+    fitted = kind(ridge="auto").repair(fitting, removed)
+    assert {one.diagnostics["ridge"] for one in fitted} == {best}
+    assert held_out_loss(decoder, fitting, removed, fitted) == pytest.approx(losses[best], rel=1e-5)
+
+
+@pytest.mark.parametrize("features", ["hidden", "rms_normalised"])
+def test_auto_leaves_a_gap_alone_where_every_patch_does_harm(decoder, features):
+    """Fitted to a few tokens, which say nothing of others."""
+    workspace = Workspace(decoder, random_blocks(1, 8, tokens=4), held_out=random_blocks(4, 9))
+    (fitted,) = LeastSquares(ridge="auto", features=features).repair(workspace, [2])
+    assert fitted.diagnostics["ridge"] == inf
+    values = torch.randn(5, 32)
+    assert torch.allclose(fitted.module(values), values)
+
+
+def held_out_loss(decoder, workspace, removed, fitted):
+    view = view_of(decoder, removed, [(one.site, one.module) for one in fitted])
+    ids = workspace.held_out.ids
+    with torch.no_grad():
+        logits = view(input_ids=ids, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).double(), ids[:, 1:].flatten()).item()
+
+
+@pytest.mark.parametrize(
+    "patch", [LeastSquares(ridge=1e-3), LeastSquares(features="rms_normalised"), Rotate(), Diag()], ids=repr
+)
+def test_a_sequential_fit_sees_what_earlier_patches_leave(fitting, decoder, patch):
+    from dataclasses import replace
+
+    removed = [1, 3, 4]
+    first, second = replace(patch, sequential=True).repair(fitting, removed)
+    plain_first, plain_second = patch.repair(fitting, removed)
+    assert same(first, plain_first)
+    assert not same(second, plain_second)
+    # By hand: the streams of the dense model, but for the one that the second patch reads.
+    view = decoder_of(view_of(decoder, [1], [(first.site, first.module)]))
+    ids = fitting.blocks.ids
+    reads, wanted = record(view, ids).streams[3 - 1], record(decoder, ids).streams[5]
+    by_hand = patch.fit(Pretended(decoder, fitting.blocks, {3: reads, 5: wanted}), [second.site])[0]
+    values = torch.randn(7, 32)
+    assert torch.allclose(second.module(values), by_hand.module(values), rtol=1e-3, atol=1e-4)
+
+
+class Pretended(Workspace):
+    """A workspace whose statistics see some streams that they are given."""
+
+    def __init__(self, decoder, blocks, streams):
+        super().__init__(decoder, blocks, batch_size=len(blocks.ids))
+        self._given = streams
+
+    def _replaced(self, batch, mlp_layers):
+        from linearpatch.calibration.statistics import LayerInput
+
+        return {index: LayerInput(index, stream) for index, stream in self._given.items()}
+
+
+def same(one, other):
+    values = torch.randn(9, 32, generator=torch.Generator().manual_seed(4))
+    return torch.allclose(one.module(values), other.module(values), rtol=1e-5, atol=1e-6)
+
+
+def test_a_sequential_map_of_an_mlp_reads_the_mlp_of_the_patched_model(fitting, decoder):
+    removed = [1, 4]
+    first, second = MlpLeastSquares(sequential=True, ridge=0.0).repair(fitting, removed)
+    view = decoder_of(view_of(decoder, [1], [(first.site, first.module)]))
+    ids = fitting.blocks.ids
+    with mlp_outputs(view, [2]) as added:  # dense layer 3
+        before = record(view, ids).streams[3].reshape(-1, 32).double()
+        mlp = added[2].reshape(-1, 32).double()
+    after = record(decoder, ids).streams[5].reshape(-1, 32).double()
+    expected = torch.linalg.lstsq(mlp, after - before + mlp).solution
+    assert torch.allclose(second.module(mlp.float()).double(), mlp @ expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "opt"])
+def test_patches_of_a_sequential_repair_fit_other_families(family):
+    decoder = decoder_of(tiny_model(family))
+    workspace = Workspace(decoder, random_blocks(8, 8), held_out=random_blocks(2, 9), batch_size=4)
+    patch = LeastSquares(ridge="auto", sequential=True, weighting="relative", bias=True)
+    fitted = patch.repair(workspace, [NUM_LAYERS - 1, 1])
+    assert [one.site.start for one in fitted] == [1, NUM_LAYERS - 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"ridge": "best"}, "patch.ridge is 'best'. Allowed: auto, or a number"),
+        ({"ridge": -1}, "patch.ridge"),
+        ({"features": "raw"}, "patch.features"),
+        ({"form": "thin"}, "patch.form"),
+        ({"rank": 0}, "patch.rank"),
+        ({"form": "diagonal_plus_low_rank", "features": "rms_normalised"}, "patch.form=low_rank"),
+    ],
+)
+def test_impossible_least_squares_are_refused(settings, words):
+    with pytest.raises(ConfigError) as error:
+        LeastSquares(**settings)
+    assert words in str(error.value)
+
+
+def test_a_choice_needs_tokens_that_are_held_out(decoder, blocks):
+    with pytest.raises(ConfigError, match="calibration.held_out_blocks"):
+        LeastSquares(ridge="auto").repair(Workspace(decoder, blocks), [2])

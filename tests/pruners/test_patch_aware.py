@@ -1,0 +1,261 @@
+"""Searches over patched models, and pruning one layer at a time, against doing it by hand."""
+
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+import torch
+from conftest import NUM_LAYERS, tiny_model
+
+from linearpatch.cache import Cache
+from linearpatch.calibration.statistics import WindowCosine
+from linearpatch.calibration.workspace import Workspace
+from linearpatch.data.blocks import TokenBlocks
+from linearpatch.errors import ConfigError
+from linearpatch.models.decoder import decoder_of
+from linearpatch.models.views import view_of
+from linearpatch.patches.lstsq import LeastSquares
+from linearpatch.patches.mlp_lstsq import MlpLeastSquares
+from linearpatch.patches.none import NoPatch
+from linearpatch.patches.rotate import Rotate
+from linearpatch.pruners.explicit import Explicit
+from linearpatch.pruners.patch_aware import PatchAware
+from linearpatch.pruners.perplexity import Perplexity
+from linearpatch.pruners.random import Random
+from linearpatch.pruners.shortgpt import ShortGPT
+from linearpatch.pruners.sleb import Sleb
+from linearpatch.pruners.streamline import Streamline
+from linearpatch.pruners.taylor import Taylor
+
+PATCHES = [NoPatch(), Rotate(), LeastSquares(ridge=0.1), LeastSquares(ridge=0.1, features="rms_normalised", bias=True)]
+
+
+def random_blocks(count, seed):
+    return TokenBlocks(torch.randint(3, 300, (count, 12), generator=torch.Generator().manual_seed(seed)), "random")
+
+
+def workspace_for(patch, decoder=None, cache=None):
+    return Workspace(
+        decoder or decoder_of(tiny_model()), random_blocks(12, 8), held_out=random_blocks(6, 9), patch=patch, cache=cache
+    )
+
+
+def patched_view(workspace, patch, removed):
+    if not removed:
+        return workspace.decoder.model
+    fitted = patch.repair(workspace, removed)
+    return view_of(workspace.decoder, removed, [(one.site, one.module) for one in fitted])
+
+
+def held_out_loss(workspace, patch, removed):
+    ids = workspace.held_out.ids
+    with torch.no_grad():
+        logits = patched_view(workspace, patch, removed)(input_ids=ids, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).double(), ids[:, 1:].flatten()).item()
+
+
+@pytest.mark.parametrize("stop_early", [False, True])
+@pytest.mark.parametrize("patch", PATCHES, ids=repr)
+def test_window_takes_the_window_that_is_best_when_patched(patch, stop_early):
+    workspace = workspace_for(patch)
+    losses = [held_out_loss(workspace, patch, range(start, start + 2)) for start in range(NUM_LAYERS - 1)]
+    selection = PatchAware(stop_early=stop_early).select(workspace, 2)
+    best = losses.index(min(losses))
+    assert selection.removed == (best, best + 1)
+    for start, (found, loss) in enumerate(zip(selection.scores["values"], losses, strict=True)):
+        if start in selection.scores["bounds"]:
+            assert losses[best] < found <= loss + 1e-6
+        else:
+            assert found == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("stop_early", [False, True])
+@pytest.mark.parametrize("patch", PATCHES, ids=repr)
+def test_greedy_removes_and_patches_layer_by_layer(patch, stop_early):
+    workspace = workspace_for(patch)
+    removed = []
+    for _ in range(4):
+        losses = {
+            layer: held_out_loss(workspace, patch, sorted([*removed, layer]))
+            for layer in range(1, NUM_LAYERS)
+            if layer not in removed
+        }
+        removed.append(min(losses, key=lambda layer: losses[layer]))
+    pruner = PatchAware(search="greedy", stop_early=stop_early, protect_first=1)
+    selection = pruner.select(workspace, 4)
+    assert list(selection.removed) == removed
+    assert pruner.select(workspace, 2).removed == selection.removed[:2]
+    last = selection.scores["steps"][-1]
+    assert last["losses"][str(removed[-1])] == pytest.approx(losses[removed[-1]], rel=1e-5)
+
+
+@pytest.mark.parametrize("stop_early", [False, True])
+def test_a_beam_that_is_wide_enough_finds_the_best_set_of_all(stop_early):
+    patch = LeastSquares(ridge=0.1)
+    workspace = workspace_for(patch)
+    losses = {layers: held_out_loss(workspace, patch, layers) for layers in combinations(range(NUM_LAYERS), 3)}
+    pruner = PatchAware(search="beam", width=100, stop_early=stop_early)
+    assert pruner.select(workspace, 3).removed == min(losses, key=lambda layers: losses[layers])
+
+
+@pytest.mark.parametrize("patch", PATCHES[1:3], ids=repr)
+def test_a_narrow_beam_keeps_the_best_of_grown_sets_and_windows(patch):
+    workspace = workspace_for(patch)
+    width, kept = 2, [()]
+    for size in (1, 2, 3):
+        grown = {tuple(sorted((*base, layer))) for base in kept for layer in range(NUM_LAYERS) if layer not in base}
+        windows = {tuple(range(start, start + size)) for start in range(NUM_LAYERS - size + 1)}
+        losses = {layers: held_out_loss(workspace, patch, layers) for layers in grown | windows}
+        kept = sorted(losses, key=lambda layers: losses[layers])[:width]
+    selection = PatchAware(search="beam", width=width).select(workspace, 3)
+    assert selection.removed == kept[0]
+    assert selection.scores["steps"][-1]["sets"] == [list(layers) for layers in kept]
+
+
+def test_a_patch_on_an_mlp_is_searched_too():
+    patch = MlpLeastSquares(ridge=0.1)
+    workspace = workspace_for(patch)
+    losses = [held_out_loss(workspace, patch, range(start, start + 2)) for start in range(1, NUM_LAYERS - 1)]
+    best = 1 + losses.index(min(losses))
+    assert PatchAware(protect_first=1).select(workspace, 2).removed == (best, best + 1)
+
+
+def test_a_candidate_runs_only_what_comes_after_its_cut():
+    n, batches = 2, 6
+    workspace = workspace_for(LeastSquares(ridge=0.1))
+    PatchAware(stop_early=False).select(workspace, n)
+    after = sum(NUM_LAYERS - n - start for start in range(NUM_LAYERS - n + 1))
+    assert workspace.layer_forwards == batches * (NUM_LAYERS + after)
+
+
+def test_a_search_is_kept_for_the_next_run(tmp_path):
+    patch = LeastSquares(ridge=0.1)
+    first = PatchAware(search="greedy").select(workspace_for(patch, cache=Cache(tmp_path)), 3)
+    again = workspace_for(patch, cache=Cache(tmp_path))
+    assert PatchAware(search="greedy").select(again, 3) == first
+    assert again.layer_forwards == 0
+    assert not list(tmp_path.rglob("statistic/*"))  # Gram matrices of every candidate would fill a disk
+    other = workspace_for(replace(patch, ridge=0.2), cache=Cache(tmp_path))
+    PatchAware(search="greedy").select(other, 3)
+    assert other.layer_forwards > 0
+
+
+def test_large_models_are_fitted_in_parts(monkeypatch):
+    import linearpatch.calibration.drafts as module
+
+    patch = LeastSquares(ridge=0.1)
+    whole = PatchAware().select(workspace_for(patch), 2)
+    monkeypatch.setattr(module, "GRAM_BYTES", 3 * 2 * 8 * 32**2)
+    assert PatchAware().select(workspace_for(patch), 2) == whole
+
+
+def test_a_search_draws_on_drafts():
+    patch = LeastSquares(ridge="auto", sequential=True)
+    assert patch.draft() == LeastSquares()
+    workspace = workspace_for(patch.draft())
+    assert len(PatchAware(search="greedy").select(workspace, 2).removed) == 2
+
+
+def iterated(workspace, patch, n, score):
+    """Score each layer that is left in the patched model, remove the lowest, patch, again."""
+    removed = []
+    for _ in range(n):
+        left = [layer for layer in range(NUM_LAYERS) if layer not in removed]
+        view = decoder_of(patched_view(workspace, patch, removed))
+        scores = score(Workspace(view, workspace.blocks), left)
+        removed.append(min(scores, key=lambda layer: scores[layer]))
+    return removed
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=repr)
+def test_iterative_block_influence_is_measured_in_the_patched_model(patch):
+    def influence(workspace, left):
+        cosine = workspace.statistic(WindowCosine(1))["cosine"]
+        return dict(zip(left, (1 - cosine).tolist(), strict=True))
+
+    workspace = workspace_for(patch)
+    selection = ShortGPT(iterative=True).choose(workspace, 4)
+    assert list(selection.removed) == iterated(workspace, patch, 4, influence)
+    assert len(selection.scores["steps"][2]["losses"]) == NUM_LAYERS - 2
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=repr)
+def test_iterative_taylor_goes_through_the_patches_and_scores_layers_alone(patch):
+    def importance(workspace, left):
+        model = workspace.decoder.model.requires_grad_(True)
+        ids = workspace.blocks.ids
+        total = dict.fromkeys(left, 0.0)
+        for block in ids.split(1):
+            model.zero_grad()
+            logits = model(input_ids=block, use_cache=False).logits[:, :-1].flatten(0, 1)
+            torch.nn.functional.cross_entropy(logits, block[:, 1:].flatten()).backward()
+            for layer, module in zip(left, workspace.decoder.layers, strict=True):
+                total[layer] += sum(
+                    (w.grad * w.detach()).abs().sum().item()
+                    for name, w in module.named_parameters()
+                    if not name.endswith("bias") and not name.startswith("linear_patch")
+                )
+        model.requires_grad_(False)
+        return total
+
+    workspace = workspace_for(patch)
+    selection = Taylor(protect_first=0, protect_last=0, iterative=True).choose(workspace, 3)
+    assert list(selection.removed) == iterated(workspace, patch, 3, importance)
+
+
+@pytest.mark.parametrize("patch", PATCHES[1:3], ids=repr)
+@pytest.mark.parametrize("pruner", [Perplexity(iterative=True), Sleb(0, 0, iterative=True)], ids=repr)
+def test_iterative_losses_keep_the_patches_that_are_there(pruner, patch):
+    """A candidate goes without a patch of its own; those fitted before stay, also where their reader goes."""
+    workspace = workspace_for(patch)
+    ids = workspace.blocks.ids
+    removed = []
+    for _ in range(3):
+        fitted = patch.repair(workspace, sorted(removed)) if removed else []
+        losses = {}
+        for layer in range(NUM_LAYERS):
+            if layer not in removed:
+                patches = [(moved(one.site, {*removed, layer}), one.module) for one in fitted]
+                view = view_of(workspace.decoder, sorted([*removed, layer]), patches)
+                with torch.no_grad():
+                    logits = view(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1).double()
+                losses[layer] = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()).item()
+        removed.append(min(losses, key=lambda layer: losses[layer]))
+    assert list(pruner.choose(workspace, 3).removed) == removed
+
+
+def moved(site, removed):
+    reader = next(layer for layer in range(site.reader, NUM_LAYERS + 1) if layer not in removed)
+    return replace(site, reader=reader)
+
+
+@pytest.mark.parametrize("pruner", [Streamline(iterative=True), Random(iterative=True)], ids=repr)
+def test_every_pruner_can_iterate(pruner):
+    workspace = workspace_for(LeastSquares(ridge=0.1))
+    assert len(set(pruner.choose(workspace, 3).removed)) == 3
+
+
+def test_iterating_is_reproduced_from_the_cache(tmp_path):
+    patch = LeastSquares(ridge=0.1)
+    first = ShortGPT(iterative=True).choose(workspace_for(patch, cache=Cache(tmp_path)), 3)
+    assert ShortGPT(iterative=True).choose(workspace_for(patch, cache=Cache(tmp_path)), 3) == first
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: PatchAware(search="all"), "pruner.search"),
+        (lambda: PatchAware(width=0), "pruner.width"),
+        (lambda: PatchAware(iterative=True), "pruner.search=greedy"),
+        (lambda: Explicit(layers=[1], iterative=True), "Leave it out"),
+    ],
+)
+def test_impossible_searches_are_refused(make, words):
+    with pytest.raises(ConfigError) as error:
+        make()
+    assert words in str(error.value)
+
+
+def test_a_search_needs_tokens_that_are_held_out(decoder, blocks):
+    with pytest.raises(ConfigError, match="calibration.held_out_blocks"):
+        PatchAware().select(Workspace(decoder, blocks, patch=Rotate()), 2)
