@@ -109,6 +109,11 @@ class Experiment:
                 f"distill={name_of(self.distill)} trains patches, and patch=none has none. Choose a patch to begin "
                 "with, such as rotate or lstsq, or use distill=none."
             )
+        if self.training is not None and self.training.trainable != "full" and not self.patch.is_matrix:
+            raise ConfigError(
+                f"distill.trainable={self.training.trainable} trains a part of one matrix, and this "
+                f"patch={name_of(self.patch)} isn't one (patch.features, patch.form). Use distill.trainable=full."
+            )
         if self.training is not None and "distilled" not in self.stages and not self.save_model:
             raise ConfigError(
                 f"distill={name_of(self.distill)} would serve nothing: stages={list(self.stages)} leaves out the "

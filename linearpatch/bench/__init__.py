@@ -7,12 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from linearpatch.bench import distill, distill_8b, harness, perplexity, report, sleb, statistics, sweep, taylor
+from linearpatch.bench import (
+    distill,
+    distill_8b,
+    harness,
+    patch_aware,
+    perplexity,
+    report,
+    sleb,
+    statistics,
+    sweep,
+    taylor,
+)
 from linearpatch.bench.measure import Claim
 
 BENCHMARKS: Mapping[str, Callable[[], Sequence[Claim]]] = {
     "statistics": statistics.claims,
     "sleb": sleb.claims,
+    "patch_aware": patch_aware.claims,
     "taylor": taylor.claims,
     "perplexity": perplexity.claims,
     "harness": harness.claims,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from linearpatch.distillation.sources import SHARD, Cached, Online, Source
 from linearpatch.distillation.student import Student
 from linearpatch.distillation.trainable import (
     DiagonalPatch,
+    FeaturePatch,
     FullPatch,
     LowRankPatch,
     TrainablePatch,
@@ -29,7 +31,7 @@ from linearpatch.errors import ConfigError, StorageError
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.fingerprint import parameter_hash, weights_hash
 from linearpatch.models.gradients import gradients_for
-from linearpatch.models.modeling_linearpatch import empty_patch
+from linearpatch.models.modeling_linearpatch import FeatureMap, empty_patch
 from linearpatch.models.patched import operator_of
 from linearpatch.models.views import Site
 from linearpatch.progress import steps
@@ -160,6 +162,10 @@ def _trainable(training: Training, decoder: Decoder, modules: Sequence[nn.Module
         raise ConfigError("There is no patch to distil. Use another patch than none.")
     patches: list[TrainablePatch] = []
     for index, module in enumerate(modules):
+        if isinstance(module, FeatureMap) and training.trainable == "full":
+            fitted = copy.deepcopy(module).to(decoder.input_device)
+            patches.append(FeaturePatch(fitted, around_start=training.decays_to_start))
+            continue
         matrix, bias = dense_form(module, decoder.hidden_size)
         matrix, bias = matrix.to(decoder.input_device), None if bias is None else bias.to(decoder.input_device)
         if training.trainable == "full":

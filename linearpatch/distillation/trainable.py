@@ -7,19 +7,33 @@ that are too small for their own dtype.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from linearpatch.errors import ConfigError
 from linearpatch.hadamard import hadamard_matrix
-from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap
+from linearpatch.models.modeling_linearpatch import ChannelScale, FeatureMap, LinearMap
 
 
 class TrainablePatch(nn.Module, ABC):
+    """A patch made of parameters in fp32."""
+
+    @abstractmethod
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map `[…, hidden_size]`, in the stream's dtype and where it is."""
+
+    @abstractmethod
+    def operator(self) -> nn.Module:
+        """The patch as it is now, as an operator of its own."""
+
+
+class MatrixPatch(TrainablePatch):
     """x ↦ x P + b with P and b made of parameters, fp32 `[hidden_size, hidden_size]` and `[hidden_size]`."""
 
     @abstractmethod
@@ -42,7 +56,7 @@ class TrainablePatch(nn.Module, ABC):
         return LinearMap(self.matrix().detach().clone(), None if bias is None else bias.detach().clone())
 
 
-class FullPatch(TrainablePatch):
+class FullPatch(MatrixPatch):
     """Every entry moves: P = A + W, with W trained and A fixed.
 
     Args:
@@ -73,7 +87,44 @@ class FullPatch(TrainablePatch):
         return self.get_buffer(f"start_{name}") + moved if self.around_start else moved
 
 
-class DiagonalPatch(TrainablePatch):
+class FeaturePatch(TrainablePatch):
+    """A feature map whose parameters move, all of them.
+
+    Args:
+        fitted: The map it begins as.
+        around_start: What moves begins at zero and is added to the fitted parameters, as in `FullPatch`.
+    """
+
+    def __init__(self, fitted: FeatureMap, *, around_start: bool) -> None:
+        super().__init__()
+        self.around_start = around_start
+        self._shape = (fitted,)  # in a tuple, so that its parameters aren't this module's
+        start = [parameter.detach().float() for parameter in fitted.parameters()]
+        self.moved = nn.ParameterList([torch.zeros_like(v) if around_start else v.clone() for v in start])
+        for index, values in enumerate(start):
+            self.register_buffer(f"start_{index}", values if around_start else None)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map `[…, hidden_size]`, in the stream's dtype and where it is."""
+        values = {name: value.to(hidden) for name, value in self._values().items()}
+        patched: Tensor = functional_call(self._shape[0], values, (hidden,))
+        return patched
+
+    @torch.no_grad()
+    def operator(self) -> nn.Module:
+        """The map as it is now."""
+        operator = copy.deepcopy(self._shape[0]).float()
+        operator.load_state_dict(self._values())
+        return operator
+
+    def _values(self) -> dict[str, Tensor]:
+        names = [name for name, _ in self._shape[0].named_parameters()]
+        moved = enumerate(self.moved)
+        values = [self.get_buffer(f"start_{at}") + value if self.around_start else value for at, value in moved]
+        return dict(zip(names, values, strict=True))
+
+
+class DiagonalPatch(MatrixPatch):
     """Only a scale in some basis moves: P = P₀ B diag(s) Bᵀ, with s beginning at one.
 
     With B the Hadamard matrix and P₀ the paper's patch H diag(d) Hᵀ this trains d; with B = I a `diag` patch's.
@@ -116,7 +167,7 @@ class DiagonalPatch(TrainablePatch):
         return super().operator()
 
 
-class LowRankPatch(TrainablePatch):
+class LowRankPatch(MatrixPatch):
     """P = P₀ + U V with U `[hidden_size, rank]` random and V zero at the beginning; P₀ and b₀ stay.
 
     Args:
@@ -160,7 +211,8 @@ def dense_form(operator: nn.Module, size: int) -> tuple[Tensor, Tensor | None]:
         bias = operator.bias
         return operator.weight.detach().float().T.contiguous(), None if bias is None else bias.detach().float().clone()
     raise ConfigError(
-        f"A patch of the kind {type(operator).__name__} can't be distilled. Allowed: ChannelScale and LinearMap."
+        f"A patch of the kind {type(operator).__name__} can't be distilled. Allowed: ChannelScale, LinearMap and, with "
+        "distill.trainable=full, FeatureMap."
     )
 
 

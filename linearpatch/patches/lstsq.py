@@ -59,6 +59,11 @@ class LeastSquares(LeastSquaresPatch):
         """Whether the map reads the stream over its root mean square."""
         return self.features == "rms_normalised"
 
+    @property
+    def is_matrix(self) -> bool:
+        """Neither thin nor of normalised features."""
+        return self.form == "full" and not self.normalised
+
     def gram(self, site: Site) -> Gram:
         """The streams before and after the gap."""
         return Gram(site.start, site.end, self.bias, self.relative, self.normalised)

@@ -70,6 +70,11 @@ class Patch(ABC):
         return [Site(layer, layer + 1, reader=gap.end) for gap in interfaces for layer in range(gap.start, gap.end)]
 
     @property
+    def is_matrix(self) -> bool:
+        """Whether operators are x ↦ x P + b, or of another form, which distillation can only train as a whole."""
+        return True
+
+    @property
     def needs_held_out(self) -> bool:
         """Whether the fit chooses something by its loss on tokens that nothing was fitted on."""
         return False

@@ -3,10 +3,17 @@
 import pytest
 import torch
 
-from linearpatch.distillation.trainable import DiagonalPatch, FullPatch, LowRankPatch, dense_form, parameters_of
+from linearpatch.distillation.trainable import (
+    DiagonalPatch,
+    FeaturePatch,
+    FullPatch,
+    LowRankPatch,
+    dense_form,
+    parameters_of,
+)
 from linearpatch.errors import ConfigError
 from linearpatch.hadamard import hadamard_matrix
-from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap
+from linearpatch.models.modeling_linearpatch import ChannelScale, FeatureMap, LinearMap
 
 SIZE = 12
 GENERATOR = torch.Generator().manual_seed(0)
@@ -34,6 +41,33 @@ def test_every_patch_begins_as_the_fitted_one_and_ends_as_what_it_became(patch):
     assert not torch.allclose(moved, expected, atol=1e-2)
     assert torch.allclose(patch.operator()(HIDDEN), moved, atol=1e-6)
     assert not any(parameter.requires_grad for parameter in patch.operator().parameters())
+
+
+@pytest.mark.parametrize("around_start", [False, True])
+@pytest.mark.parametrize(
+    "fitted",
+    [
+        FeatureMap([MATRIX], True, bias=BIAS),
+        FeatureMap([MATRIX[:, :3], MATRIX[:3]], False, scale=BIAS),
+    ],
+    ids=["normalised", "thin"],
+)
+def test_a_feature_map_is_trained_as_a_whole(fitted, around_start):
+    patch = FeaturePatch(fitted, around_start=around_start)
+    expected = fitted(HIDDEN)
+    assert torch.allclose(patch(HIDDEN), expected, atol=1e-5)
+    parameters = parameters_of([patch])
+    assert sum(p.numel() for p in parameters) == sum(p.numel() for p in fitted.parameters())
+    patch(HIDDEN).square().sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in parameters)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=GENERATOR))
+    moved = patch(HIDDEN)
+    assert torch.allclose(patch.operator()(HIDDEN), moved, atol=1e-5)
+    assert torch.equal(fitted(HIDDEN), expected)
+    assert not any(parameter.requires_grad for parameter in patch.operator().parameters())
+    assert patch(HIDDEN.bfloat16()).dtype == torch.bfloat16
 
 
 def test_the_diagonal_of_the_papers_patch_is_its_d():
