@@ -52,6 +52,7 @@ def describe_pruning(
     removed = sum(p.numel() for layer in selection.removed for p in dense.layers[layer].parameters())
     return {
         "method": name_of(experiment.pruner),
+        "sees_patches": experiment.pruner.sees_patches,
         "removed_layers": list(selection.removed),
         "interfaces": [[gap.start, gap.end] for gap in gaps],
         "scores": dict(selection.scores),

@@ -222,7 +222,7 @@ def prepare(experiment: Experiment, record: Record) -> Opened:
 def rank(experiment: Experiment, workspace: Workspace, record: Record) -> Selection:
     """Choose the layers that go."""
     n = experiment.num_pruned_layers
-    workspace.collect(*experiment.pruner.statistics(n), *experiment.patch.statistics())
+    workspace.collect(*experiment.pruner.dense_statistics(n), *experiment.patch.statistics())
     selection = experiment.pruner.choose(workspace, n)
     workspace.release()
     gaps = interfaces_of(selection.removed)

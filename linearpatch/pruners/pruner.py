@@ -66,6 +66,14 @@ class Pruner(ABC):
         """What `select` costs beyond statistics, in forward passes over the calibration tokens, roughly."""
         return 0
 
+    def dense_statistics(self, n: int) -> Sequence[Statistic]:
+        """Statistics of the dense model that `choose` will ask for."""
+        return self.statistics(1 if self.iterative else n)
+
+    def rough_cost(self, num_layers: int, n: int) -> float:
+        """`rough_passes` of `choose`: where layers go one by one, each costs a fit, a pass and a choice."""
+        return n * (2 + self.rough_passes(num_layers, 1)) if self.iterative else self.rough_passes(num_layers, n)
+
     def choose(self, workspace: Workspace, n: int) -> Selection:
         """Choose `n` layers of the workspace's model, at once or one by one."""
         return self._iterate(workspace, n) if self.iterative else self.select(workspace, n)

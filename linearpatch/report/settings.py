@@ -27,10 +27,11 @@ CORPORA = ("corpus", "calibration.corpus", "distillation.corpus")
 
 def relevant(record: Record, stage: str) -> dict[str, str]:
     """The settings that make the model of a stage, by dotted name; but not the run's seed."""
+    groups = MATTERS["patched" if stage == "pruned" and record.pruning.get("sees_patches") else stage]
     found = {
         name: value
         for name, value in flat(record.config).items()
-        if name.partition(".")[0] in MATTERS[stage]
+        if name.partition(".")[0] in groups
         and name not in ASIDE
         and not (name in SEEDS and value == record.seed)
     }

@@ -116,11 +116,11 @@ def _estimate(job: Job, experiment: Experiment, size: Size, rate: float) -> Esti
     elif part == "dense":
         tokens = evaluation
     elif part == "pruned":
-        passes = experiment.pruner.rough_passes(size.layers, n)
+        passes = experiment.pruner.rough_cost(size.layers, n)
         tokens = passes * calibration + kept * evaluation * ("pruned" in experiment.stages)
     else:
         stages = [stage for stage in experiment.asked_stages if stage in ("patched", "distilled") or alone]
-        passes = 1 + (1 + experiment.pruner.rough_passes(size.layers, n) if alone else 0)
+        passes = 1 + (1 + experiment.pruner.rough_cost(size.layers, n) if alone else 0)
         tokens = passes * calibration + evaluation * sum(1 if stage == "dense" else kept for stage in stages)
         tokens += 2 * _training_tokens(experiment)
     disk = 0

@@ -38,7 +38,7 @@ def collect_statistics(experiments: Sequence[Experiment], cache: Cache, record: 
             wanted = [
                 statistic
                 for one in experiments
-                for statistic in (*one.pruner.statistics(one.num_pruned_layers), *one.patch.statistics())
+                for statistic in (*one.pruner.dense_statistics(one.num_pruned_layers), *one.patch.statistics())
             ]
             opened.workspace(experiments[0], cache).collect(*wanted)
 
