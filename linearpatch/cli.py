@@ -19,6 +19,7 @@ from rich.table import Table
 
 from linearpatch.errors import ConfigError, LinearPatchError, suggest
 from linearpatch.progress import WIDTH_OF_FILES, console
+from linearpatch.words import counted
 
 if TYPE_CHECKING:
     from linearpatch.sweep.plan import Plan
@@ -263,7 +264,7 @@ def _report(arguments: argparse.Namespace) -> int:
     report = write_report(arguments.folders, output, title=arguments.title, published=arguments.published)
     for table in report.terminal_tables():
         out.print(table)
-    out.print(f"{report.folder}/report.html and {len(report.files) - 1} files more", soft_wrap=True)
+    out.print(f"{report.folder}/report.html and {counted(len(report.files) - 1, 'file')} more", soft_wrap=True)
     if arguments.wandb:
         out.print(push_wandb_report(arguments.folders, title=arguments.title), soft_wrap=True)
     return 1 if report.failures else 0
@@ -298,7 +299,7 @@ def _cache(arguments: argparse.Namespace) -> int:
         if arguments.kind is None:
             raise ConfigError("What is to be removed? Name a kind that `linearpatch cache ls` lists, or all.")
         count, size = remove(root, arguments.kind, older_than_s=arguments.older_than * 86_400)
-        out.print(f"removed {count} entries, {size / 2**20:,.1f} MiB")
+        out.print(f"removed {counted(count, 'entry')}, {size / 2**20:,.1f} MiB")
         return 0
     if arguments.action == "verify":
         with steps("entries", len(entries_to_check(root))) as on_step:
@@ -307,7 +308,8 @@ def _cache(arguments: argparse.Namespace) -> int:
             out.print(f"{path}: {reason}", soft_wrap=True, markup=False)
         if len(found) > MOST_SHOWN:
             out.print(f"… and {len(found) - MOST_SHOWN} more")
-        out.print(f"{len(entries_to_check(root))} entries, {len(found)} damaged; those are computed anew when needed")
+        checked = counted(len(entries_to_check(root)), "entry")
+        out.print(f"{checked}, {len(found)} damaged; those are computed anew when needed")
         return 1 if found else 0
     table = Table(title=str(root), title_justify="left")
     table.add_column("kind")

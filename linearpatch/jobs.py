@@ -25,6 +25,7 @@ from linearpatch.sweep.manifest import write_manifest
 from linearpatch.sweep.plan import Asked, Plan, plan_sweep
 from linearpatch.sweep.schedule import Outcome, execute
 from linearpatch.sweep.tables import duration
+from linearpatch.words import counted
 from linearpatch.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,8 @@ class Jobs:
             self.estimates, self.at_a_time = estimate(self.plan), launcher.at_a_time
             return
         pending = sum(job.is_pending for job in self.plan.runs)
-        log.info("sweep %s: %d runs, %d of them to do, %s", label, len(self.plan.runs), pending, launcher.describe())
+        runs = counted(len(self.plan.runs), "run")
+        log.info("sweep %s: %s, %d to do, %s", label, runs, pending, launcher.describe())
         write_manifest(self.plan)
         with steps("runs", len(self.plan.runs)) as on_step:
 

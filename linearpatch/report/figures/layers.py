@@ -16,6 +16,7 @@ from linearpatch.report.figures.quality import by_model
 from linearpatch.report.figures.style import COLOURS, FAINT, GRID, Drawing, panels, plain_powers, short
 from linearpatch.report.quantities import Entry
 from linearpatch.report.reading import Run
+from linearpatch.words import counted
 
 MOST_LINES = 60  # of a map: more than a page holds
 
@@ -81,7 +82,7 @@ def layer_scores(runs: Sequence[Run]) -> list[Drawing]:
 
 def _scores(figure: Figure, axis: Axes, pruner: str, pruning: Mapping[str, Any]) -> None:
     scores, removed = pruning["scores"], pruning["removed_layers"]
-    axis.set_title(f"{short(pruner)}, {len(removed)} layers")
+    axis.set_title(f"{short(pruner)}, {counted(len(removed), 'layer')}")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     if scores.get("steps"):
         _search(figure, axis, scores)

@@ -12,6 +12,7 @@ from typing import Any
 from linearpatch.errors import ConfigError, require_range
 from linearpatch.sweep.launching import Ending, Launcher, Submit, run_process
 from linearpatch.sweep.request import Request
+from linearpatch.words import counted
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class RayLauncher(Launcher):
     def describe(self) -> str:
         """Where jobs run."""
         where = "on this machine" if self.address is None else f"on the cluster {self.address}"
-        gpus = "one GPU where there is one" if self.num_gpus is None else f"{self.num_gpus:g} GPUs"
-        return f"as Ray schedules them {where}, {self.num_cpus:g} cores and {gpus} each"
+        gpus = "one GPU where there is one" if self.num_gpus is None else counted(self.num_gpus, "GPU")
+        return f"as Ray schedules them {where}, {counted(self.num_cpus, 'core')} and {gpus} each"
 
     @contextmanager
     def opened(self) -> Iterator[Submit]:
