@@ -63,8 +63,7 @@ def compare(
         (), tuple(column.key for column in kept),
     )  # fmt: skip
     table, how = _explained(_with_best(table, [column.better for column in kept]), kept)
-    if any(cell.spread is not None for line in table.lines for cell in line.cells):
-        notes = ["mean ± standard deviation over seeds", *notes]
+    notes = [*table.seeds_note, *notes]
     if any(cell.best for line in table.lines for cell in line.cells):
         notes = ["bold: best of a model and number of removed layers, of numbers measured in the same way", *notes]
     return without_empty_heads(replace(table, notes=(*notes, *how, *_versions(entries))))
