@@ -75,7 +75,10 @@ def layer_scores(runs: Sequence[Run]) -> list[Drawing]:
             figure, axes = panels(len(chosen), size=(3.3, 2.4))
             for axis, (pruner, run) in zip(axes, sorted(chosen.items()), strict=True):
                 _scores(figure, axis, pruner, run.record.pruning)
-            caption = f"{model}: scores of each pruner at the largest number of layers; dark: removed"
+            searches = [bool(run.record.pruning["scores"].get("steps")) for run in chosen.values()]
+            marks = "" if all(searches) else "; dark bars: removed"
+            marks += "; ×: what a step of the search removes, grey: no candidate" if any(searches) else ""
+            caption = f"{model}: scores of each pruner at the largest number of layers{marks}"
             drawings.append(Drawing(f"scores_{model}", caption, figure))
     return drawings
 
