@@ -1,6 +1,8 @@
-"""Numbers as sentences have them."""
+"""Numbers as sentences have them, and letters that number notes."""
 
 from __future__ import annotations
+
+from string import ascii_lowercase
 
 
 def counted(count: float, noun: str) -> str:
@@ -11,3 +13,13 @@ def counted(count: float, noun: str) -> str:
     """
     many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     return f"{count:,.9g} {noun if count == 1 else many}"
+
+
+def letter(index: int) -> str:
+    """Letters in order.
+
+    >>> letter(0), letter(25), letter(26)
+    ('a', 'z', 'aa')
+    """
+    more, last = divmod(index, len(ascii_lowercase))
+    return (letter(more - 1) if more else "") + ascii_lowercase[last]
