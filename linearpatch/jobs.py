@@ -19,6 +19,7 @@ from linearpatch.experiment import check_group, digest
 from linearpatch.progress import steps
 from linearpatch.results.record import Record
 from linearpatch.run import run
+from linearpatch.storage import check_folder
 from linearpatch.sweep.estimate import Estimate, estimate
 from linearpatch.sweep.launchers import launcher_of
 from linearpatch.sweep.manifest import write_manifest
@@ -59,6 +60,7 @@ class Jobs:
         """One run, in this process."""
         overrides = list(HydraConfig.get().overrides.task)
         experiment = to_experiment(config)
+        check_folder(experiment.folder())
         if self.dry_run:
             asked = [Asked(tuple(overrides), replace(experiment, output_dir=str(experiment.folder().parent)))]
             self.plan = plan_sweep(asked, config.group or "run")
@@ -108,6 +110,7 @@ class Jobs:
             search_path=search_path,
             since=time.time() if config.force else None,
         )
+        check_folder(self.plan.folder)
         if self.dry_run:
             self.estimates, self.at_a_time = estimate(self.plan), launcher.at_a_time
             return

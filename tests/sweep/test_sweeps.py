@@ -272,9 +272,11 @@ def test_every_launcher_runs_a_sweep_in_which_a_job_dies(launcher, capfd):
         (["hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs is 0. Allowed: at least 1"),
         (["hydra.launcher.n_jobs=many"], "Value 'many'"),
         (["hydra.launcher.gpus_per_job=1.5"], "Allowed: a whole number, or a share below 1"),
-        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "Allowed: 1, 2, …, or -1 for all cores"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "n_jobs is 0. Allowed on this machine: 1, 2, …, or -1"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=-9999"], "n_jobs is -9999. Allowed"),
         (["hydra/launcher=slurm", "hydra.launcher.cluster=pbs"], "Allowed: local, slurm"),
         (["hydra/launcher=ray", "hydra.launcher.num_cpus=-1"], "Allowed: at least 0"),
+        (["hydra/launcher=ray", "hydra.launcher.num_cpus=9999"], "num_cpus is 9999, and this machine has"),
         (["hydra/launcher=rey"], "Did you mean 'ray'?"),
         (["hydra.launcher.njobs=2"], "njobs"),
         (["sweep=nowhere.yaml"], "can't be read"),
@@ -283,10 +285,20 @@ def test_every_launcher_runs_a_sweep_in_which_a_job_dies(launcher, capfd):
         (["group=../evil"], "group is '../evil'"),
     ],
 )
-def test_a_launcher_that_cannot_be_is_refused_before_anything_runs(overrides, message, tmp_path, capsys):
-    assert sweep("patch=none,rotate", *overrides, "output_dir=S") == 1
+@pytest.mark.parametrize("how", [[], ["--dry-run"]])
+def test_a_launcher_that_cannot_be_is_refused_before_anything_runs(overrides, message, how, tmp_path, capsys):
+    assert sweep("patch=none,rotate", *overrides, "output_dir=S", *how) == 1
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "S").exists()
+
+
+@pytest.mark.parametrize("how", [[], ["--dry-run"]])
+@pytest.mark.parametrize("words", [["-m", "patch=none,rotate"], []])
+def test_an_output_dir_that_cannot_be_is_refused_before_anything_runs(words, how, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/below"):
+        assert main(["run", *words, *TINY, f"output_dir={place}", *how]) == 1
+        assert f"Can't create the folder {place}: file is a file." in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_runs_out_of_a_gpus_memory_is_repeated_once_with_half_the_batches():

@@ -39,6 +39,12 @@ class RayLauncher(Launcher):
         require_range("hydra.launcher.num_cpus", self.num_cpus, low=0)
         if self.num_gpus is not None:
             require_range("hydra.launcher.num_gpus", self.num_gpus, low=0)
+        cores = self.init.get("num_cpus") or os.cpu_count() or 1
+        if self.address is None and self.num_cpus > cores:
+            raise ConfigError(
+                f"hydra.launcher.num_cpus is {self.num_cpus:g}, and this machine has {counted(cores, 'core')}. Lower "
+                "it, or join a larger cluster (hydra.launcher.address)."
+            )
 
     def describe(self) -> str:
         """Where jobs run."""
@@ -50,8 +56,9 @@ class RayLauncher(Launcher):
     def opened(self) -> Iterator[Submit]:
         """Start Ray or join it."""
         ray = _ray()
-        local: dict[str, Any] = {"include_dashboard": False} if self.address is None else {}
-        settings = {"address": self.address, "log_to_driver": False, "configure_logging": False, **local, **self.init}
+        # Without an address Ray would join a cluster that it finds running.
+        where = {"address": "local", "include_dashboard": False} if self.address is None else {"address": self.address}
+        settings = {"log_to_driver": False, "configure_logging": False, **where, **self.init}
         try:
             ray.init(**settings)
         except Exception as error:  # Ray raises many kinds
