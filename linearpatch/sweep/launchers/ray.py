@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -55,6 +56,8 @@ class RayLauncher(Launcher):
     @contextmanager
     def opened(self) -> Iterator[Submit]:
         """Start Ray or join it."""
+        if self.address is None and "ray" not in sys.modules:  # Ray reads it when it is imported
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # the default of newer versions, which they announce
         ray = _ray()
         # Without an address Ray would join a cluster that it finds running.
         where = {"address": "local", "include_dashboard": False} if self.address is None else {"address": self.address}
