@@ -283,11 +283,12 @@ def test_every_launcher_runs_a_sweep_in_which_a_job_dies(launcher, capfd):
         (["hydra/launcher=slurm", "hydra.launcher.timeout_min=-1"], "timeout_min is -1"),
         (["--cfg", "job"], "Leave -m out"),
         (["group=../evil"], "group is '../evil'"),
+        (["output_dir=S,T"], "output_dir is S, T: a sweep has one folder"),
     ],
 )
 @pytest.mark.parametrize("how", [[], ["--dry-run"]])
 def test_a_launcher_that_cannot_be_is_refused_before_anything_runs(overrides, message, how, tmp_path, capsys):
-    assert sweep("patch=none,rotate", *overrides, "output_dir=S", *how) == 1
+    assert sweep("patch=none,rotate", "output_dir=S", *overrides, *how) == 1
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "S").exists()
 
