@@ -108,7 +108,7 @@ def test_force_computes_anew(tmp_path):
     assert first == second
 
 
-def test_combinations_that_a_product_cannot_say(tmp_path):
+def test_combinations_that_a_product_cannot_say(tmp_path, capsys):
     (tmp_path / "combinations.yaml").write_text(
         "- {pruner: streamline, num_pruned_layers: 2}\n- {pruner: shortgpt, num_pruned_layers: '3,4'}\n"
     )
@@ -116,6 +116,12 @@ def test_combinations_that_a_product_cannot_say(tmp_path):
     assert main(["run", "-m", *words, "sweep=combinations.yaml", "patch=none", "output_dir=S"]) == 0
     made = {(r["pruning"]["method"], len(r["pruning"]["removed_layers"])) for r in records("S").values()}
     assert made == {("streamline", 2), ("shortgpt", 3), ("shortgpt", 4)}
+    capsys.readouterr()
+    over = ("pruner=tail", "num_pruned_layers=5")  # the command line has the last word
+    assert main(["run", "-m", *words, "sweep=combinations.yaml", *over, "output_dir=S", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "in S: 1 job to do" in told
+    assert "random-tail-5-" in told
 
 
 def test_an_impossible_combination_does_not_stop_the_others(capsys):
