@@ -17,7 +17,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-from linearpatch.errors import ConfigError, LinearPatchError, suggest
+from linearpatch.errors import ConfigError, LinearPatchError, require_range, suggest
 from linearpatch.progress import WIDTH_OF_FILES, console
 from linearpatch.words import counted
 
@@ -294,6 +294,7 @@ def _cache(arguments: argparse.Namespace) -> int:
     from linearpatch.progress import steps
     from linearpatch.upkeep import contents, damaged, entries_to_check, remove
 
+    require_range("--older-than", arguments.older_than, low=0)
     root: Path = arguments.dir or default_cache_dir()
     if arguments.action == "rm":
         if arguments.kind is None:
