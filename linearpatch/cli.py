@@ -123,7 +123,7 @@ def _run(arguments: list[str]) -> int:
     """Compose with Hydra, run each job, print the table."""
     import hydra
 
-    from linearpatch.config import CONF_DIR, readable_errors, register_schemas
+    from linearpatch.config import CONF_DIR, check_choices, readable_errors, register_schemas
     from linearpatch.jobs import Jobs
     from linearpatch.results.tables import run_table
     from linearpatch.stopping import terminable
@@ -134,6 +134,7 @@ def _run(arguments: list[str]) -> int:
     if not workers.is_main:  # the first process speaks for all
         log.setLevel(logging.ERROR)
     register_schemas()
+    check_choices(arguments)
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
     if is_sweep and {"--cfg", "-c"} & set(arguments):
         raise ConfigError("--cfg shows one configuration. Leave -m out and give each key one value, or use --dry-run.")

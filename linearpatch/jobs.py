@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from linearpatch.config import CONF_DIR, readable_errors, resolved, to_experiment
+from linearpatch.config import CONF_DIR, check_choices, readable_errors, resolved, to_experiment
 from linearpatch.errors import ConfigError
 from linearpatch.experiment import check_group, digest
 from linearpatch.progress import steps
@@ -135,6 +135,7 @@ class Jobs:
 def _asked(overrides: Sequence[str], label: str, compose: Callable[[Sequence[str]], DictConfig]) -> Asked:
     """One run of a sweep, or why it is impossible."""
     try:
+        check_choices(overrides)
         with readable_errors():
             config = compose(overrides)
         with open_dict(config):

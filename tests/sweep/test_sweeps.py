@@ -145,6 +145,11 @@ def test_a_dry_run_touches_nothing(tmp_path, capsys):
     (tmp_path / "none.yaml").write_text("- {patch: null}\n")
     assert sweep("sweep=none.yaml", "output_dir=S", "--dry-run") == 1
     assert "Config group override must be a string" in " ".join(capsys.readouterr().out.split())
+    (tmp_path / "list.yaml").write_text("- {patch: [none, rotate]}\n- {patch: none, eval: [ppl, smoke]}\n")
+    assert sweep("sweep=list.yaml", "output_dir=S", "--dry-run") == 1
+    told = capsys.readouterr().out
+    assert "in S: 1 job to do, 1 impossible" in told
+    assert "'none,rotate'" in told
 
 
 def start(*overrides) -> subprocess.Popen:
@@ -289,6 +294,7 @@ def test_every_launcher_runs_a_sweep_in_which_a_job_dies(launcher, capfd):
         (["hydra/launcher=slurm", "hydra.launcher.timeout_min=-1"], "timeout_min is -1"),
         (["--cfg", "job"], "Leave -m out"),
         (["group=../evil"], "group is '../evil'"),
+        (["pruner=[sleb,taylor]"], "is a list, where a run takes one pruner."),
         (["output_dir=S,T"], "output_dir is S, T: a sweep has one folder"),
     ],
 )
