@@ -52,7 +52,6 @@ class LinearPatchSweeper(BasicSweeper):  # type: ignore[misc]
 
     Args:
         params: Values by key, as on the command line, which may change them.
-        self.file = file
         combinations: Settings that go together, each a mapping; `sweep=FILE` reads them from a file.
         small: What takes their place at `scale=small`; null keeps them.
         scale: `full` or `small`.

@@ -17,8 +17,9 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-from linearpatch.errors import ConfigError, LinearPatchError, suggest
+from linearpatch.errors import ConfigError, LinearPatchError, require_range, suggest
 from linearpatch.progress import WIDTH_OF_FILES, console
+from linearpatch.words import counted
 
 if TYPE_CHECKING:
     from linearpatch.sweep.plan import Plan
@@ -122,7 +123,7 @@ def _run(arguments: list[str]) -> int:
     """Compose with Hydra, run each job, print the table."""
     import hydra
 
-    from linearpatch.config import CONF_DIR, readable_errors, register_schemas
+    from linearpatch.config import CONF_DIR, check_choices, readable_errors, register_schemas
     from linearpatch.jobs import Jobs
     from linearpatch.results.tables import run_table
     from linearpatch.stopping import terminable
@@ -133,6 +134,7 @@ def _run(arguments: list[str]) -> int:
     if not workers.is_main:  # the first process speaks for all
         log.setLevel(logging.ERROR)
     register_schemas()
+    check_choices(arguments)
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
     if is_sweep and {"--cfg", "-c"} & set(arguments):
         raise ConfigError("--cfg shows one configuration. Leave -m out and give each key one value, or use --dry-run.")
@@ -263,7 +265,7 @@ def _report(arguments: argparse.Namespace) -> int:
     report = write_report(arguments.folders, output, title=arguments.title, published=arguments.published)
     for table in report.terminal_tables():
         out.print(table)
-    out.print(f"{report.folder}/report.html and {len(report.files) - 1} files more", soft_wrap=True)
+    out.print(f"{report.folder}/report.html and {counted(len(report.files) - 1, 'file')} more", soft_wrap=True)
     if arguments.wandb:
         out.print(push_wandb_report(arguments.folders, title=arguments.title), soft_wrap=True)
     return 1 if report.failures else 0
@@ -293,12 +295,13 @@ def _cache(arguments: argparse.Namespace) -> int:
     from linearpatch.progress import steps
     from linearpatch.upkeep import contents, damaged, entries_to_check, remove
 
+    require_range("--older-than", arguments.older_than, low=0)
     root: Path = arguments.dir or default_cache_dir()
     if arguments.action == "rm":
         if arguments.kind is None:
             raise ConfigError("What is to be removed? Name a kind that `linearpatch cache ls` lists, or all.")
         count, size = remove(root, arguments.kind, older_than_s=arguments.older_than * 86_400)
-        out.print(f"removed {count} entries, {size / 2**20:,.1f} MiB")
+        out.print(f"removed {counted(count, 'entry')}, {size / 2**20:,.1f} MiB")
         return 0
     if arguments.action == "verify":
         with steps("entries", len(entries_to_check(root))) as on_step:
@@ -307,7 +310,8 @@ def _cache(arguments: argparse.Namespace) -> int:
             out.print(f"{path}: {reason}", soft_wrap=True, markup=False)
         if len(found) > MOST_SHOWN:
             out.print(f"… and {len(found) - MOST_SHOWN} more")
-        out.print(f"{len(entries_to_check(root))} entries, {len(found)} damaged; those are computed anew when needed")
+        checked = counted(len(entries_to_check(root)), "entry")
+        out.print(f"{checked}, {len(found)} damaged; those are computed anew when needed")
         return 1 if found else 0
     table = Table(title=str(root), title_justify="left")
     table.add_column("kind")

@@ -82,10 +82,26 @@ def compose_config(overrides: Sequence[str], search_path: Sequence[str] = ()) ->
         ConfigError: a choice or key isn't possible.
     """
     register_schemas()
+    check_choices(overrides)
     more = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search_path)}]"] if search_path else []
     with readable_errors(), initialize_config_dir(str(CONF_DIR.resolve()), version_base="1.3"):
         config: DictConfig = compose("config", [*overrides, *more])
     return config
+
+
+def check_choices(overrides: Sequence[str]) -> None:
+    """Refuse a list of choices where a run has one: Hydra would merge them, or say so in its own words.
+
+    Raises:
+        ConfigError: an override is such a list.
+    """
+    for override in overrides:
+        found = re.fullmatch(r"\+{0,2}(([\w/]+)(?:@[\w.]+)?)=\[(.*)\]", override)
+        if found and found[2] in GROUPS and found[2] != "eval":
+            raise ConfigError(
+                f"{override} is a list, where a run takes one {found[2]}. For a run with each, sweep (-m) over "
+                f"{found[1]}={found[3]}; in a sweep's file that is {found[1]}: '{found[3]}'."
+            )
 
 
 def to_experiment(config: DictConfig) -> Experiment:

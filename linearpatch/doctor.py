@@ -23,6 +23,7 @@ from linearpatch.errors import LinearPatchError
 from linearpatch.models.embedded import EmbeddedModel
 from linearpatch.storage import write_atomically
 from linearpatch.upkeep import contents
+from linearpatch.words import counted
 
 SIGNS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[red]problem[/]"}
 MAIN = ("torch", "transformers", "hydra-core", "lm_eval", "wandb")
@@ -92,10 +93,9 @@ def _packages() -> Iterator[Finding]:
 
 def _devices() -> Iterator[Finding]:
     memory = psutil.virtual_memory()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding(
-        "cpu", "ok", f"{usable} cores, {memory.available / GIB:.0f} of {memory.total / GIB:.0f} GiB memory free"
-    )
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    room = f"{memory.available / GIB:.0f} of {memory.total / GIB:.0f} GiB memory free"
+    yield Finding("cpu", "ok", f"{counted(usable, 'core')}, {room}")
     if not torch.cuda.is_available():
         yield Finding("gpu", "note", "none that torch can use; runs use the CPU")
         return
@@ -120,7 +120,7 @@ def _cache() -> Iterator[Finding]:
         return
     free = shutil.disk_usage(root).free
     kept = contents(root)
-    text = f"{root}: {sum(one.count for one in kept)} entries, {sum(one.size for one in kept) / GIB:.1f} GiB"
+    text = f"{root}: {counted(sum(one.count for one in kept), 'entry')}, {sum(one.size for one in kept) / GIB:.1f} GiB"
     state = "ok" if free > LEAST_FREE else "problem"
     yield Finding("cache", state, f"{text}; {free / GIB:.0f} GiB free" + (" (too little)" if state != "ok" else ""))
 

@@ -13,18 +13,20 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from linearpatch.config import CONF_DIR, readable_errors, resolved, to_experiment
+from linearpatch.config import CONF_DIR, check_choices, readable_errors, resolved, to_experiment
 from linearpatch.errors import ConfigError
 from linearpatch.experiment import check_group, digest
 from linearpatch.progress import steps
 from linearpatch.results.record import Record
 from linearpatch.run import run
+from linearpatch.storage import check_folder
 from linearpatch.sweep.estimate import Estimate, estimate
 from linearpatch.sweep.launchers import launcher_of
 from linearpatch.sweep.manifest import write_manifest
 from linearpatch.sweep.plan import Asked, Plan, plan_sweep
 from linearpatch.sweep.schedule import Outcome, execute
 from linearpatch.sweep.tables import duration
+from linearpatch.words import counted
 from linearpatch.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class Jobs:
         """One run, in this process."""
         overrides = list(HydraConfig.get().overrides.task)
         experiment = to_experiment(config)
+        check_folder(experiment.folder())
         if self.dry_run:
             asked = [Asked(tuple(overrides), replace(experiment, output_dir=str(experiment.folder().parent)))]
             self.plan = plan_sweep(asked, config.group or "run")
@@ -107,11 +110,13 @@ class Jobs:
             search_path=search_path,
             since=time.time() if config.force else None,
         )
+        check_folder(self.plan.folder)
         if self.dry_run:
             self.estimates, self.at_a_time = estimate(self.plan), launcher.at_a_time
             return
         pending = sum(job.is_pending for job in self.plan.runs)
-        log.info("sweep %s: %d runs, %d of them to do, %s", label, len(self.plan.runs), pending, launcher.describe())
+        runs = counted(len(self.plan.runs), "run")
+        log.info("sweep %s: %s, %d to do, %s", label, runs, pending, launcher.describe())
         write_manifest(self.plan)
         with steps("runs", len(self.plan.runs)) as on_step:
 
@@ -130,6 +135,7 @@ class Jobs:
 def _asked(overrides: Sequence[str], label: str, compose: Callable[[Sequence[str]], DictConfig]) -> Asked:
     """One run of a sweep, or why it is impossible."""
     try:
+        check_choices(overrides)
         with readable_errors():
             config = compose(overrides)
         with open_dict(config):

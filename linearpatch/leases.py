@@ -39,13 +39,9 @@ def leased(path: Path, what: str) -> Iterator[None]:
         StorageError: the file can't be written.
     """
     lease = _lease(path)
-    try:
-        with _storage_errors(path):
-            lease.acquire(timeout=1)
-    except Timeout:
+    if not _acquired(lease, timeout=1):
         log.info("waiting for another run that computes the same (%s, %s)", what, _owner(lease))
-        with _storage_errors(path):
-            lease.acquire(timeout=-1)
+        _acquired(lease, timeout=-1)
     try:
         yield
     finally:
@@ -65,13 +61,10 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         StorageError: the file can't be written.
     """
     lease = _lease(path)
-    try:
-        with _storage_errors(path):
-            lease.acquire(timeout=0)
-    except Timeout as error:
+    if not _acquired(lease, timeout=0):
         raise Occupied(
             f"{what} is in the works by another process ({_owner(lease)}). Wait for it, or choose another output_dir."
-        ) from error
+        )
     try:
         yield
     finally:
@@ -107,14 +100,15 @@ def _owner(lease: SoftFileLease) -> str:
     return f"process {owner.pid} on {owner.hostname}" if owner else "its owner is not known"
 
 
-@contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
+def _acquired(lease: SoftFileLease, *, timeout: float) -> bool:
+    """Whether a lease could be had within some seconds; -1 waits for it."""
     try:
-        yield
+        lease.acquire(timeout=timeout)
     except Timeout:
-        raise
+        return False
     except OSError as error:
         raise StorageError(
-            f"Can't write {path}: {error.strerror}. Choose another place (cache_dir=… for the cache, output_dir=… for "
-            "a run), or free some space."
+            f"Can't write {lease.lock_file}: {error.strerror}. Choose another place (cache_dir=… for the cache, "
+            "output_dir=… for a run), or free some space."
         ) from error
+    return True

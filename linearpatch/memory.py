@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from linearpatch.errors import ConfigError, ModelError
+from linearpatch.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class BatchSize:
     def _halve(self, tried: int, error: BaseException) -> None:
         if not self.automatic or tried == 1:
             advice = "Use a shorter max_length or a device with more memory." if tried == 1 else "Use batch_size=auto."
-            raise ModelError(f"Memory doesn't suffice for {tried} sequences at a time. {advice}") from error
+            raise ModelError(f"Memory doesn't suffice for {counted(tried, 'sequence')} at a time. {advice}") from error
         self.rows = tried // 2
         log.info("memory doesn't suffice for %d sequences at a time; going on with %d", tried, self.rows)
         if torch.cuda.is_available():

@@ -43,6 +43,7 @@ from linearpatch.results.record import Record, read_record, recording
 from linearpatch.results.state import occupied
 from linearpatch.stopping import Terminated
 from linearpatch.tracking.tracker import NoTracker
+from linearpatch.words import counted
 from linearpatch.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -243,9 +244,8 @@ def _training_blocks(experiment: Experiment, text: Text, model: LoadedModel) -> 
     """What patches are trained on, and what decides which are best."""
     spec = experiment.distillation.blocks(experiment.seed)
     blocks, validation = text.cut_apart(spec, model.tokenizer, experiment.distillation.validation_blocks)
-    log.info(
-        "distillation reads %d blocks of %d tokens from a text of %s", *blocks.ids.shape, f"{blocks.available:,} tokens"
-    )
+    read, length = counted(len(blocks.ids), "block"), blocks.ids.shape[1]
+    log.info("distillation reads %s of %d tokens from a text of %s tokens", read, length, f"{blocks.available:,}")
     return blocks, validation
 
 

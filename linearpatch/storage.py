@@ -30,6 +30,17 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a place that can't be a folder, without making one.
+
+    Raises:
+        StorageError: a file is there, or in place of a folder above.
+    """
+    file = next((place for place in (path, *path.parents) if place.is_file()), None)
+    if file is not None:
+        raise StorageError(f"Can't create the folder {path}: {file} is a file. Choose another place, or move it.")
+
+
 def write_atomically(path: Path, content: bytes, *, safely: bool = True) -> None:
     """Write a file so that readers see the old content or the new, and a failure leaves no trace.
 

@@ -79,6 +79,8 @@ def test_no_target_strings_but_those_of_hydras_plugins():
         ("seed=-1", "seed is -1. Allowed: from 0"),
         ("seed=99999999999999999999", "Allowed: from 0 to 9223372036854775807"),
         ("stages=[]", "stages is empty"),
+        ("pruner=[sleb,taylor]", "a run takes one pruner. For a run with each, sweep (-m) over pruner=sleb,taylor;"),
+        ("corpus@evaluation.corpus=[c4,ptb]", "in a sweep's file that is corpus@evaluation.corpus: 'c4,ptb'."),
     ],
 )
 def test_every_mistake_has_a_sentence(override, message):

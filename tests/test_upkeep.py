@@ -76,7 +76,10 @@ def test_the_command_line(root, capsys):
     next((root / "targets").glob("*.safetensors")).write_bytes(b"broken")
     assert main(["cache", "verify", *place]) == 1
     assert main(["cache", "rm", "targets", *place]) == 0
-    assert "removed 1 entries" in capsys.readouterr().out
+    assert "removed 1 entry," in capsys.readouterr().out
+    assert main(["cache", "rm", "all", "--older-than", "-3", *place]) == 1
+    assert "--older-than is -3.0. Allowed: at least 0." in capsys.readouterr().err
+    assert len(contents(root)) == 2
     assert main(["cache", "rm", *place]) == 1
     assert "Name a kind" in capsys.readouterr().err
 

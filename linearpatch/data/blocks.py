@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from linearpatch.errors import DataError, require_choice, require_range
+from linearpatch.words import counted
 
 SAMPLINGS = ("first", "windows", "crops", "document_crops")
 BOS_POLICIES = ("tokenizer", "each", "none")
@@ -123,9 +124,10 @@ class BlockSpec:
         body = self.block_length - (self.bos == "each")
         if len(tokens) < (held_out + 1) * body:
             raise DataError(
-                f"{source} has {len(tokens):,} tokens: too few for {held_out} blocks of {self.block_length} that are "
-                "held out and at least one more. Use shorter blocks (block_length=512), hold fewer out, or read more "
-                "text: corpus=NAME, or for one purpose alone corpus@distillation.corpus=NAME."
+                f"{source} has {len(tokens):,} tokens: too few for {counted(held_out, 'block')} of "
+                f"{self.block_length} that are held out and at least one more. Use shorter blocks (block_length=512), "
+                "hold fewer out, or read more text: corpus=NAME, or for one purpose alone "
+                "corpus@distillation.corpus=NAME."
             )
         rest, end = tokens[: -held_out * body], tokens[-held_out * body :]
         validation = BlockSpec(held_out, self.block_length, "first", self.bos)
@@ -144,7 +146,7 @@ class BlockSpec:
         crops = self.sampling == "crops"
         if available == 0 or (wanted > available and not crops):
             raise DataError(
-                f"{source} has {len(tokens):,} tokens: {available} blocks of {self.block_length}, "
+                f"{source} has {len(tokens):,} tokens: {counted(available, 'block')} of {self.block_length}, "
                 f"{'1' if self.num_blocks is None else wanted} needed. Ask for fewer or shorter blocks, "
                 "allow overlap (sampling=crops), or choose a longer corpus."
             )

@@ -19,6 +19,7 @@ from linearpatch.errors import ConfigError, ModelError, require_choice, require_
 from linearpatch.hadamard import hadamard_factors
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.registry import component
+from linearpatch.words import counted
 
 TRAINABLE = ("full", "diagonal", "low_rank")
 BASES = ("hadamard", "channel")
@@ -145,9 +146,10 @@ class Training(Distillation, ABC):
         Raises:
             ConfigError: some would have nothing to do.
         """
-        if self.batch_size * self.accumulation < count:
+        sequences = self.batch_size * self.accumulation
+        if sequences < count:
             raise ConfigError(
-                f"{count} processes share each step, and a step has {self.batch_size * self.accumulation} sequences. "
+                f"{count} processes share each step, and a step has {counted(sequences, 'sequence')}. "
                 f"Use distill.accumulation={count}, or fewer processes."
             )
 

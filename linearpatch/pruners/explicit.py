@@ -8,6 +8,7 @@ from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError
 from linearpatch.pruners.pruner import Pruner, Selection
 from linearpatch.registry import component
+from linearpatch.words import counted
 
 
 @component("pruner", "explicit")
@@ -33,7 +34,7 @@ class Explicit(Pruner):
         super().check(num_layers, n)
         bad = [layer for layer in self.layers if layer not in self.candidates(num_layers)]
         if bad or len(set(self.layers)) < len(self.layers) or len(self.layers) < n:
-            problem = f"holds {bad}" if bad else f"names {len(set(self.layers))} layers"
+            problem = f"holds {bad}" if bad else f"names {counted(len(set(self.layers)), 'layer')}"
             allowed = self.candidates(num_layers)
             middle = max(0, (len(allowed) - n) // 2)
             example = ",".join(map(str, allowed[middle : middle + n]))

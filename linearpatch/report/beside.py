@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from linearpatch.report.layouts import perplexity_columns, suite_columns, suites_of
 from linearpatch.report.published import Published
@@ -31,7 +32,8 @@ def beside_table(entries: Sequence[Entry], published: Sequence[Published]) -> Ta
     ]
     keys = ("measured", "published", "difference")
     title = "Measured beside published"
-    return without_empty_heads(Table("published", title, heads, keys, tuple(lines), tuple(notes), keys))
+    table = Table("published", title, heads, keys, tuple(lines), (), keys)
+    return without_empty_heads(replace(table, notes=(*table.seeds_note, *notes)))
 
 
 def matches(entry: Entry, published: Published) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from string import ascii_lowercase
 
 from linearpatch.report.published import Published
 from linearpatch.report.quantities import Entry, Value
@@ -20,6 +19,7 @@ from linearpatch.report.tables import (
     number_text,
     without_empty_heads,
 )
+from linearpatch.words import letter
 
 PUBLISHED = "published"
 
@@ -63,8 +63,7 @@ def compare(
         (), tuple(column.key for column in kept),
     )  # fmt: skip
     table, how = _explained(_with_best(table, [column.better for column in kept]), kept)
-    if any(cell.spread is not None for line in table.lines for cell in line.cells):
-        notes = ["mean ± standard deviation over seeds", *notes]
+    notes = [*table.seeds_note, *notes]
     if any(cell.best for line in table.lines for cell in line.cells):
         notes = ["bold: best of a model and number of removed layers, of numbers measured in the same way", *notes]
     return without_empty_heads(replace(table, notes=(*notes, *how, *_versions(entries))))
@@ -181,14 +180,8 @@ def letters(columns: Sequence[Sequence[tuple[str, str]]]) -> dict[str, str]:
         words = {key.rpartition(", ")[0] for keys in by_model.values() for key in keys}
         if len(words) > 1 or any(len(keys) > 1 for keys in by_model.values()):
             for key in (key for keys in by_model.values() for key in keys):
-                found.setdefault(key, _letter(len(found)))
+                found.setdefault(key, letter(len(found)))
     return found
-
-
-def _letter(index: int) -> str:
-    """Letters in order: a to z, then aa, ab and so on."""
-    more, last = divmod(index, len(ascii_lowercase))
-    return (_letter(more - 1) if more else "") + ascii_lowercase[last]
 
 
 def _versions(entries: Sequence[Entry]) -> list[str]:

@@ -8,6 +8,7 @@ from linearpatch.report.figures.style import Drawing
 from linearpatch.report.markdown import escape, markdown_table
 from linearpatch.report.reading import Found
 from linearpatch.report.tables import Table
+from linearpatch.words import counted
 
 MOST_LINES = 60  # of a table in the document; its own file holds them all
 
@@ -17,7 +18,7 @@ def document(title: str, found: Found, tables: Sequence[Table], drawings: Sequen
     models = list(dict.fromkeys(run.record.model["name"] for run in found.runs))
     parts = [
         f"# {escape(title)}\n",
-        f"{len(found.runs)} runs of {', '.join(escape(model) for model in models) or 'no model'}. "
+        f"{counted(len(found.runs), 'run')} of {', '.join(escape(model) for model in models) or 'no model'}. "
         "[report.html](report.html) shows them all, to filter, sort and plot; `tables/` holds each table as Markdown, "
         "LaTeX and CSV, and every number in `measurements.csv`; `figures/` holds each figure as PNG and PDF.\n",
     ]

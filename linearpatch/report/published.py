@@ -81,7 +81,7 @@ def _read(file: Path, lines: Iterator[str]) -> list[Published]:
         if not line["model"] or not line["metric"]:
             raise DataError(f"{where}: model and metric must not be empty.")
         if count and not line["pruner"]:
-            raise DataError(f"{where}: pruner is empty, but {int(count)} layers are removed. Name the pruner.")
+            raise DataError(f"{where}: pruner is empty, but num_pruned_layers is {int(count)}. Name the pruner.")
         what = ("", "", "") if count == 0 else (line["pruner"], line["patch"] or "none", line["distill"] or "none")
         settings = tuple((name, line[name]) for name in more if line[name])
         model = Published(line["model"], int(count), *what, settings=settings)

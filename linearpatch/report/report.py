@@ -29,6 +29,7 @@ from linearpatch.report.rows import Row, merged, told_apart
 from linearpatch.report.tables import Table
 from linearpatch.report.terminal import failures_table, rich_table
 from linearpatch.storage import make_folder
+from linearpatch.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def write_report(
     files = _files(title, comparison)
     _replace_files(output, files, earlier)
     left_out = f" ({len(comparison.found.failures)} left out)" if comparison.found.failures else ""
-    log.info("the report of %d runs%s is in %s", len(comparison.found.runs), left_out, output)
+    log.info("the report of %s%s is in %s", counted(len(comparison.found.runs), "run"), left_out, output)
     return Report(
         output, tuple(sorted(files)), len(comparison.found.runs), comparison.found.failures, comparison.tables
     )

@@ -31,9 +31,7 @@ def relevant(record: Record, stage: str) -> dict[str, str]:
     found = {
         name: value
         for name, value in flat(record.config).items()
-        if name.partition(".")[0] in groups
-        and name not in ASIDE
-        and not (name in SEEDS and value == record.seed)
+        if name.partition(".")[0] in groups and name not in ASIDE and not (name in SEEDS and value == record.seed)
     }
     found["model.fingerprint"] = record.model.get("fingerprint")
     found["model.dtype"] = record.model.get("dtype")

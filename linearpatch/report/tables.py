@@ -106,6 +106,12 @@ class Table:
     keys: tuple[str, ...] = field(default=())
 
     @property
+    def seeds_note(self) -> tuple[str, ...]:
+        """What ± means, where a number has it."""
+        spread = any(cell.spread is not None for line in self.lines for cell in line.cells)
+        return ("mean ± standard deviation over seeds",) if spread else ()
+
+    @property
     def groups(self) -> list[list[Line]]:
         """Lines between rules."""
         return [list(lines) for _, lines in groupby(self.lines, key=lambda line: line.group)]

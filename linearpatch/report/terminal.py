@@ -9,6 +9,7 @@ from rich.table import Table as RichTable
 
 from linearpatch.report.reading import Failure
 from linearpatch.report.tables import Table
+from linearpatch.words import counted
 
 MOST_LINES = 40
 
@@ -29,7 +30,7 @@ def rich_table(table: Table) -> RichTable:
         left -= min(left, len(group))
         shown.add_section()
     rest = len(table.lines) - MOST_LINES
-    more = [f"… and {rest} lines more in tables/{table.name}.md"] if rest > 0 else []
+    more = [f"… and {counted(rest, 'line')} more in tables/{table.name}.md"] if rest > 0 else []
     shown.caption = escape("\n".join([*more, *table.notes])) or None
     return shown
 

@@ -13,6 +13,7 @@ from linearpatch.report.quantities import all_metrics
 from linearpatch.report.reading import Run, read_runs
 from linearpatch.report.report import Comparison, compare_runs, default_title
 from linearpatch.results.display import STAGES
+from linearpatch.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def build_wandb_report(comparison: Comparison, project: str, entity: str = "", t
         project=project,
         entity=entity,
         title=title or default_title(comparison),
-        description=f"{len(names)} runs compared by linearpatch report",
+        description=f"{counted(len(names), 'run')} compared by linearpatch report",
         blocks=[
             reports.TableOfContents(),
             reports.H1("Runs"),

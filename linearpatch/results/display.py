@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from linearpatch.results.record import Record
+from linearpatch.words import letter
 
 STAGES = ("dense", "pruned", "patched", "distilled")
 
@@ -97,16 +98,33 @@ def retained_text(record: Record, stage: str, name: str, definition: str = "mean
     return f"{100 * found['value']:.1f}{interval}"
 
 
-def notes(records: Sequence[Record], names: Sequence[str]) -> list[str]:
+def how_measured(metric: Mapping[str, Any]) -> str:
+    """The protocol, and how much was counted."""
+    return f"{metric['protocol']}, {metric['n']:,} {metric.get('counted', 'tokens')}"
+
+
+def marks(records: Sequence[Record], names: Sequence[str]) -> dict[str, str]:
+    """What stands at numbers and at their notes, by `how_measured`, where a metric was measured in several ways."""
+    found: dict[str, str] = {}
+    for name in names:
+        measured = (stage.get(name) for record in records for stage in record.metrics.values())
+        ways = dict.fromkeys(how_measured(metric) for metric in measured if metric and _has_data(metric))
+        for way in ways if len(ways) > 1 else ():
+            found.setdefault(way, f"({letter(len(found))})")
+    return found
+
+
+def notes(records: Sequence[Record], names: Sequence[str], marked: Mapping[str, str] | None = None) -> list[str]:
     """How the shown metrics were measured, and what readers of the numbers must know."""
     measured: dict[str, list[str]] = {}
     for record in records:
         for stage in record.metrics.values():
             for name in (name for name in names if name in stage):
-                metric = stage[name]
-                protocol = f"{metric['protocol']}, {metric['n']:,} {metric.get('counted', 'tokens')}"
-                measured.setdefault(protocol, []).append(name)
-    lines = [f"{_in_short(list(dict.fromkeys(found)))}: {protocol}" for protocol, found in measured.items()]
+                measured.setdefault(how_measured(stage[name]), []).append(name)
+    lines = [
+        f"{(marked or {}).get(protocol, '')} {_in_short(list(dict.fromkeys(found)))}: {protocol}".lstrip()
+        for protocol, found in measured.items()
+    ]
     lines += _without_data(records)
     if len(records) == 1:
         lines += _gains(records[0])

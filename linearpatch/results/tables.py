@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from rich.markup import escape
@@ -12,7 +13,9 @@ from rich.table import Table
 from linearpatch.results.display import (
     STAGES,
     headline_names,
+    how_measured,
     label,
+    marks,
     metric_names,
     notes,
     retained_text,
@@ -76,7 +79,8 @@ def comparison_table(records: Sequence[Record]) -> Table:
     title = f"{models[0]}, {records[0].model['num_layers']} layers" if len(models) == 1 else "Comparison"
     title += f", pruned by {pruners[0]}" if len(pruners) == 1 else ""
     names, varied = headline_names(records), _varied_settings(records)
-    table = _table(title, notes(records, names))
+    marked = marks(records, names)
+    table = _table(title, notes(records, names, marked))
     columns = ["model", "pruner", "removed layers", "patch", "settings"]
     alike = {"model": len(models) == 1, "pruner": len(pruners) == 1, "settings": not varied}
     shown = [column for column in columns if not alike.get(column)]
@@ -87,18 +91,22 @@ def comparison_table(records: Sequence[Record]) -> Table:
         table.add_column("retained %" if _is_retained(records, name) else "against dense", justify="right")
     table.add_column("parameters", justify="right")
     seen: set[tuple[str, ...]] = set()
+    rows: list[tuple[tuple[Any, ...], list[str]]] = []  # each with the section it belongs to
     for record in records:
         for stage in (stage for stage in STAGES if stage in record.metrics):
             cells = (record.model["name"], *_what(record, stage), _settings(record, stage, varied))
             if cells in seen:
                 continue
-            if stage == "pruned" and seen:
-                table.add_section()
             seen.add(cells)
             row = [cell for column, cell in zip(columns, cells, strict=True) if column in shown]
             if stage == "dense":
                 row[len(models) > 1] = "dense"  # in the first column that says what was done to the model
-            table.add_row(*row, *_metric_cells(records, record, stage, names), _count_and_change(record, stage))
+            row += [*_metric_cells(records, record, stage, names, marked), _count_and_change(record, stage)]
+            rows.append((_order(record)[: 1 if stage == "dense" else 3], row))
+    for _, section in groupby(sorted(rows, key=itemgetter(0)), key=itemgetter(0)):
+        for _, row in section:
+            table.add_row(*row)
+        table.add_section()
     return table
 
 
@@ -126,15 +134,18 @@ def _is_retained(records: Sequence[Record], name: str) -> bool:
     return any(name in kept.get("mean_of_ratios", {}) for record in records for kept in record.retained.values())
 
 
-def _metric_cells(records: Sequence[Record], record: Record, stage: str, names: Sequence[str]) -> list[str]:
+def _metric_cells(
+    records: Sequence[Record], record: Record, stage: str, names: Sequence[str], marked: Mapping[str, str]
+) -> list[str]:
     dense, cells = record.metrics.get("dense", {}), []
     for name in names:
         metric = record.metrics[stage].get(name)
+        mark = f" {marked[how]}" if metric and (how := how_measured(metric)) in marked else ""
         if _is_retained(records, name):  # the interval says more than the standard error
-            cells.append(value_text(metric and {**metric, "stderr": None}))
+            cells.append(value_text(metric and {**metric, "stderr": None}) + mark)
             cells.append("100" if stage == "dense" else retained_text(record, stage, name))
         else:
-            cells.append(value_text(metric))
+            cells.append(value_text(metric) + mark)
             cells.append("" if stage == "dense" else versus_text(metric, dense.get(name)))
     return cells
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from linearpatch.errors import ConfigError
 from linearpatch.experiment import Experiment, digest
 from linearpatch.registry import identity, name_of
 from linearpatch.results.record import Record
@@ -114,9 +115,12 @@ def plan_sweep(
     Args:
         asked: Its combinations.
         label: The group of its runs.
-        folder: Where their folders are, unless they say otherwise.
+        folder: Where their folders are; combinations that are possible say it themselves.
         search_path: Folders of the user's own configuration.
         since: With `force`, cached results from before (seconds since 1970) are computed anew.
+
+    Raises:
+        ConfigError: runs have different folders.
     """
     asked_for: dict[Path, set[str]] = {}
     for one in asked:
@@ -136,7 +140,12 @@ def plan_sweep(
         done = None if one.experiment.force else completed(one.experiment, place, name)
         request = replace(request, name=name, folder=str(place))
         runs.append(Job(request.name, request, one.experiment, done=done))
-    folders = [run.request.path.parent for run in runs if run.experiment]
+    folders = list(dict.fromkeys(run.request.path.parent for run in runs if run.experiment))
+    if len(folders) > 1:
+        raise ConfigError(
+            f"output_dir is {', '.join(map(str, folders))}: a sweep has one folder, with the steps that its runs "
+            "share. Give output_dir one value, or make a sweep for each."
+        )
     folder = folders[0] if folders else folder
     return Plan(label, folder, tuple(_linked(runs, folder)))
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from linearpatch.sweep.estimate import Estimate
 from linearpatch.sweep.plan import Job, Plan
 from linearpatch.sweep.schedule import Outcome
+from linearpatch.words import counted
 
 PARTS = {
     "dense": "evaluate dense",
@@ -47,7 +48,7 @@ def plan_table(plan: Plan, estimates: Mapping[str, Estimate], at_a_time: int | N
     """
     count = sum(job.is_pending for job in plan.jobs)
     impossible = sum(job.error is not None for job in plan.jobs)
-    title = f"{plan.label} in {plan.folder}: {count} job{'' if count == 1 else 's'} to do"
+    title = f"{plan.label} in {plan.folder}: {counted(count, 'job')} to do"
     title += f", {impossible} impossible" if impossible else ""
     table = Table(title=title, caption=_sum(plan, estimates, at_a_time), title_justify="left", caption_justify="left")
     for column in ("job", "what", "after", "state"):
@@ -77,7 +78,7 @@ def _sum(plan: Plan, estimates: Mapping[str, Estimate], at_a_time: int | None) -
     missing = len(pending) - len(known)
     text = f"roughly (within a factor of 3): {duration(seconds)} of work{parallel}, up to "
     text += f"{_gib(max(cost.memory for cost in known))} of memory a job, {_gib(sum(cost.disk for cost in known)) or 0}"
-    return text + " on disk" + (f"; {missing} jobs not known" if missing else "")
+    return text + " on disk" + (f"; {counted(missing, 'job')} not known" if missing else "")
 
 
 def _longest_chain(pending: Sequence[Job], estimates: Mapping[str, Estimate]) -> float:

@@ -58,9 +58,7 @@ def test_rms_normalised_features_explain_what_the_gap_adds(fitting, pair, bias, 
         design = torch.cat([design, torch.ones(len(design), 1).double()], dim=1)
     weight = 1 / after.norm(dim=1, keepdim=True) if relative else torch.ones(len(after), 1).double()
     solution = torch.linalg.lstsq(design * weight, (after - before) * weight).solution
-    patch = LeastSquares(
-        ridge=0.0, features="rms_normalised", bias=bias, weighting="relative" if relative else "none"
-    )
+    patch = LeastSquares(ridge=0.0, features="rms_normalised", bias=bias, weighting="relative" if relative else "none")
     fitted = fit(patch, fitting)
     assert torch.allclose(applied(fitted, before), before + design @ solution, rtol=1e-3, atol=1e-3)
     left = (before + design @ solution - after) * weight
@@ -218,5 +216,5 @@ def test_impossible_least_squares_are_refused(settings, words):
 
 
 def test_a_choice_needs_tokens_that_are_held_out(decoder, blocks):
-    with pytest.raises(ConfigError, match="calibration.held_out_blocks"):
+    with pytest.raises(ConfigError, match="held_out_blocks"):
         LeastSquares(ridge="auto").repair(Workspace(decoder, blocks), [2])

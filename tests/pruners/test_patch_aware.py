@@ -36,7 +36,11 @@ def random_blocks(count, seed):
 
 def workspace_for(patch, decoder=None, cache=None):
     return Workspace(
-        decoder or decoder_of(tiny_model()), random_blocks(12, 8), held_out=random_blocks(6, 9), patch=patch, cache=cache
+        decoder or decoder_of(tiny_model()),
+        random_blocks(12, 8),
+        held_out=random_blocks(6, 9),
+        patch=patch,
+        cache=cache,
     )
 
 
@@ -257,5 +261,5 @@ def test_impossible_searches_are_refused(make, words):
 
 
 def test_a_search_needs_tokens_that_are_held_out(decoder, blocks):
-    with pytest.raises(ConfigError, match="calibration.held_out_blocks"):
+    with pytest.raises(ConfigError, match="held_out_blocks"):
         PatchAware().select(Workspace(decoder, blocks, patch=Rotate()), 2)

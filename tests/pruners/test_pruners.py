@@ -121,8 +121,8 @@ def test_explicit_takes_a_prefix_of_the_list(workspace):
 @pytest.mark.parametrize(
     ("layers", "n", "message"),
     [
-        ([1], 2, "names 1 layers"),
-        ([1, 1], 2, "names 1 layers"),
+        ([1], 2, "names 1 layer,"),
+        ([1, 1], 2, "names 1 layer,"),
         ([1, 9], 2, r"holds \[9\]"),
         ([], 1, "names 0"),
     ],

@@ -83,9 +83,11 @@ def chip(page, facet, value):
 
 
 def points(page, title):
-    """All y values of a plot."""
+    """All points of a plot: where each is, and the text of its x."""
     figure = page.locator("figure", has=page.get_by_role("heading", name=title, exact=True)).locator(".plot")
-    return figure.evaluate("plot => plot.data.flatMap(trace => trace.y)")
+    return figure.evaluate(
+        "plot => plot.data.flatMap(trace => trace.x.map((x, at) => [x, trace.y[at], trace.text[at]]))"
+    )
 
 
 def test_filters_change_lines_counts_and_plots(page):
@@ -100,6 +102,13 @@ def test_filters_change_lines_counts_and_plots(page):
     page.get_by_role("button", name="Clear filters").click()
     assert set(cells(page, "pruner")) == {"dense", "sleb", "tail", EVIL}
     assert len(points(page, "Perplexity")) == everything
+
+
+def test_points_at_one_place_stand_beside_each_other(page):
+    found = points(page, "Perplexity")
+    assert len({(text, y) for _, y, text in found}) < len(found)  # sleb and tail score alike
+    assert len({(x, y) for x, y, _ in found}) == len(found)
+    assert [str(round(x)) for x, _, _ in found] == [text for _, _, text in found]
 
 
 def test_a_click_on_a_head_sorts_numbers_as_numbers_and_empty_cells_last(page):

@@ -58,6 +58,13 @@ def test_measured_and_published_stand_side_by_side_with_the_difference(tmp_path)
     assert any("a paper" in note for note in table.notes)
 
 
+def test_seeds_stand_beside_published_figures_with_their_spread(tmp_path):
+    runs = [record(seed=seed, patched=value) for seed, value in enumerate((14.0, 15.0, 19.0))]
+    table = beside_table(entries(*runs), published(tmp_path, LINES[1]))
+    assert line(table, "rotate") == ["16.00 ± 2.65", "14.50", "+1.50"]
+    assert table.notes[0] == "mean ± standard deviation over seeds"
+
+
 def test_published_lines_stand_in_the_papers_tables_marked_as_such(tmp_path):
     tables = {table.name: table for table in paper_tables(measured(), published(tmp_path, *LINES))}
     table = tables["perplexity"]

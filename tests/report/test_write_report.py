@@ -130,6 +130,10 @@ def test_a_search_is_drawn_and_other_scores_do_no_harm(tmp_path):
     odd.pruning["scores"] = {"values": "none of your business"}
     report = write_report([write(tmp_path / "a", search)], tmp_path / "report")
     assert "figures/scores_tiny.png" in report.files
+    told = (tmp_path / "report" / "report.md").read_text()
+    assert "\n1 run of tiny." in told
+    assert "×: what a step of the search removes" in told
+    assert "dark bars" not in told
     report = write_report([write(tmp_path / "b", odd)], tmp_path / "other")
     assert "figures/scores_tiny.png" not in report.files
     assert "figures/layers_tiny.png" in report.files

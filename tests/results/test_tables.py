@@ -71,6 +71,23 @@ def test_runs_that_differ_in_a_setting_only_are_told_apart():
     assert "output_dir" not in text
 
 
+def test_two_protocols_carry_letters_and_each_pruned_model_has_a_section():
+    records = []
+    for length in (64, 128):
+        for pruner in ("sleb", "tail"):
+            one = record(pruner)
+            one.config = {"eval": {"ppl": {"seq_len": length}}}
+            for stage in one.metrics.values():
+                stage["ppl/w"]["protocol"] = f"windows of {length}"
+            records.append(one)
+    text = printed(comparison_table(records))
+    assert "(a) ppl/w: windows of 64, 10 tokens" in text
+    assert "(b) ppl/w: windows of 128, 10 tokens" in text
+    assert text.count("± 0.50 (a)") == text.count("± 0.50 (b)") == 5
+    lines = [line.split("│")[1].strip() if "│" in line else "" for line in text.splitlines() if line[:1] in "│├"]
+    assert lines == ["dense", "dense", "", "sleb", "sleb", "sleb", "sleb", "", "tail", "tail", "tail", "tail"]
+
+
 def test_a_metric_without_value_says_so():
     broken = record()
     broken.metrics["pruned"]["ppl/w"] = metric(None, reason="the value is inf")

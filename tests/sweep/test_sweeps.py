@@ -108,7 +108,7 @@ def test_force_computes_anew(tmp_path):
     assert first == second
 
 
-def test_combinations_that_a_product_cannot_say(tmp_path):
+def test_combinations_that_a_product_cannot_say(tmp_path, capsys):
     (tmp_path / "combinations.yaml").write_text(
         "- {pruner: streamline, num_pruned_layers: 2}\n- {pruner: shortgpt, num_pruned_layers: '3,4'}\n"
     )
@@ -116,6 +116,12 @@ def test_combinations_that_a_product_cannot_say(tmp_path):
     assert main(["run", "-m", *words, "sweep=combinations.yaml", "patch=none", "output_dir=S"]) == 0
     made = {(r["pruning"]["method"], len(r["pruning"]["removed_layers"])) for r in records("S").values()}
     assert made == {("streamline", 2), ("shortgpt", 3), ("shortgpt", 4)}
+    capsys.readouterr()
+    over = ("pruner=tail", "num_pruned_layers=5")  # the command line has the last word
+    assert main(["run", "-m", *words, "sweep=combinations.yaml", *over, "output_dir=S", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "in S: 1 job to do" in told
+    assert "random-tail-5-" in told
 
 
 def test_an_impossible_combination_does_not_stop_the_others(capsys):
@@ -139,6 +145,11 @@ def test_a_dry_run_touches_nothing(tmp_path, capsys):
     (tmp_path / "none.yaml").write_text("- {patch: null}\n")
     assert sweep("sweep=none.yaml", "output_dir=S", "--dry-run") == 1
     assert "Config group override must be a string" in " ".join(capsys.readouterr().out.split())
+    (tmp_path / "list.yaml").write_text("- {patch: [none, rotate]}\n- {patch: none, eval: [ppl, smoke]}\n")
+    assert sweep("sweep=list.yaml", "output_dir=S", "--dry-run") == 1
+    told = capsys.readouterr().out
+    assert "in S: 1 job to do, 1 impossible" in told
+    assert "'none,rotate'" in told
 
 
 def start(*overrides) -> subprocess.Popen:
@@ -272,21 +283,35 @@ def test_every_launcher_runs_a_sweep_in_which_a_job_dies(launcher, capfd):
         (["hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs is 0. Allowed: at least 1"),
         (["hydra.launcher.n_jobs=many"], "Value 'many'"),
         (["hydra.launcher.gpus_per_job=1.5"], "Allowed: a whole number, or a share below 1"),
-        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "Allowed: 1, 2, …, or -1 for all cores"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "n_jobs is 0. Allowed on this machine: 1, 2, …, or -1"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=-9999"], "n_jobs is -9999. Allowed"),
         (["hydra/launcher=slurm", "hydra.launcher.cluster=pbs"], "Allowed: local, slurm"),
         (["hydra/launcher=ray", "hydra.launcher.num_cpus=-1"], "Allowed: at least 0"),
+        (["hydra/launcher=ray", "hydra.launcher.num_cpus=9999"], "num_cpus is 9999, and this machine has"),
         (["hydra/launcher=rey"], "Did you mean 'ray'?"),
         (["hydra.launcher.njobs=2"], "njobs"),
         (["sweep=nowhere.yaml"], "can't be read"),
         (["hydra/launcher=slurm", "hydra.launcher.timeout_min=-1"], "timeout_min is -1"),
         (["--cfg", "job"], "Leave -m out"),
         (["group=../evil"], "group is '../evil'"),
+        (["pruner=[sleb,taylor]"], "is a list, where a run takes one pruner."),
+        (["output_dir=S,T"], "output_dir is S, T: a sweep has one folder"),
     ],
 )
-def test_a_launcher_that_cannot_be_is_refused_before_anything_runs(overrides, message, tmp_path, capsys):
-    assert sweep("patch=none,rotate", *overrides, "output_dir=S") == 1
+@pytest.mark.parametrize("how", [[], ["--dry-run"]])
+def test_a_launcher_that_cannot_be_is_refused_before_anything_runs(overrides, message, how, tmp_path, capsys):
+    assert sweep("patch=none,rotate", "output_dir=S", *overrides, *how) == 1
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "S").exists()
+
+
+@pytest.mark.parametrize("how", [[], ["--dry-run"]])
+@pytest.mark.parametrize("words", [["-m", "patch=none,rotate"], []])
+def test_an_output_dir_that_cannot_be_is_refused_before_anything_runs(words, how, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/below"):
+        assert main(["run", *words, *TINY, f"output_dir={place}", *how]) == 1
+        assert f"Can't create the folder {place}: file is a file." in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_runs_out_of_a_gpus_memory_is_repeated_once_with_half_the_batches():

@@ -16,6 +16,7 @@ from linearpatch.report.figures.quality import by_model
 from linearpatch.report.figures.style import COLOURS, FAINT, GRID, Drawing, panels, plain_powers, short
 from linearpatch.report.quantities import Entry
 from linearpatch.report.reading import Run
+from linearpatch.words import counted
 
 MOST_LINES = 60  # of a map: more than a page holds
 
@@ -74,14 +75,17 @@ def layer_scores(runs: Sequence[Run]) -> list[Drawing]:
             figure, axes = panels(len(chosen), size=(3.3, 2.4))
             for axis, (pruner, run) in zip(axes, sorted(chosen.items()), strict=True):
                 _scores(figure, axis, pruner, run.record.pruning)
-            caption = f"{model}: scores of each pruner at the largest number of layers; dark: removed"
+            searches = [bool(run.record.pruning["scores"].get("steps")) for run in chosen.values()]
+            marks = "" if all(searches) else "; dark bars: removed"
+            marks += "; ×: what a step of the search removes, grey: no candidate" if any(searches) else ""
+            caption = f"{model}: scores of each pruner at the largest number of layers{marks}"
             drawings.append(Drawing(f"scores_{model}", caption, figure))
     return drawings
 
 
 def _scores(figure: Figure, axis: Axes, pruner: str, pruning: Mapping[str, Any]) -> None:
     scores, removed = pruning["scores"], pruning["removed_layers"]
-    axis.set_title(f"{short(pruner)}, {len(removed)} layers")
+    axis.set_title(f"{short(pruner)}, {counted(len(removed), 'layer')}")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     if scores.get("steps"):
         _search(figure, axis, scores)

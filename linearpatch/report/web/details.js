@@ -51,7 +51,7 @@
         element("td", {}, data.protocols[value.p]));
     });
     document.getElementById("details-body").replaceChildren(
-      element("details", {}, element("summary", {}, `${measured.length} numbers`),
+      element("details", {}, element("summary", {}, report.counted(measured.length, "number")),
         element("div", { className: "scroll" }, element("table", {}, element("tbody", {}, ...measured)))),
       ...line.runs.map((at) => run(runs[at])),
     );

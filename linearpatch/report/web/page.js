@@ -40,6 +40,7 @@ const report = (() => {
     });
   }
 
+  const counted = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
   const visible = () => data.lines.filter((line) => passes(line));
 
   function changed() {
@@ -88,5 +89,5 @@ const report = (() => {
     });
   }
 
-  return { data, state, facets, listeners, element, visible, changed, compare, drawFilters };
+  return { data, state, facets, listeners, element, counted, visible, changed, compare, drawFilters };
 })();

@@ -40,7 +40,7 @@ report.drawPlots = (() => {
     line.stage === "dense" ? "dense" : [line.pruner, patchOf(line)].filter(Boolean).join(" · ");
   const hover = (line) =>
     `${text(line.model)}, ${line.n} of ${line.numLayers} layers<br>${text(name(line))}` +
-    (line.settings ? `<br>${text(line.settings)}` : "") + "<br>%{x}, %{y:.4~g}<extra></extra>";
+    (line.settings ? `<br>${text(line.settings)}` : "") + "<br>%{text}, %{y:.4~g}<extra></extra>";
 
   const colourOf = (patch) => colours[patches.indexOf(patch) % colours.length];
   const symbolOf = (pruner) => symbols[pruners.indexOf(pruner) % symbols.length];
@@ -86,6 +86,7 @@ report.drawPlots = (() => {
         x: points.map((point) => point.x),
         y: points.map((point) => point.value.v),
         customdata: points.map((point) => data.lines.indexOf(point.line)),
+        text: points.map((point) => point.x.toLocaleString("en", { maximumSignificantDigits: 4 })),
         hovertemplate: points.map((point) => hover(point.line)),
         marker: { color: look.color, symbol: look.symbol, size: 8 },
         line: { color: look.color, dash: look.dash, width: 1.6 },
@@ -96,6 +97,19 @@ report.drawPlots = (() => {
         },
       };
     });
+  }
+
+  /** Series beside each other, so that points of the same number of layers don't hide each other; dense has its own. */
+  function apart(traces, most) {
+    for (const isDense of [true, false]) {
+      const own = traces.filter((trace) => (data.lines[trace.customdata[0]].stage === "dense") === isDense);
+      const step = Math.min(most / 80, 0.6 / own.length);
+      own.forEach((trace, at) => {
+        const shift = (at - (own.length - 1) / 2) * step;
+        trace.x = trace.x.map((x) => x + shift);
+      });
+    }
+    return traces;
   }
 
   function map(lines) {
@@ -167,19 +181,20 @@ report.drawPlots = (() => {
   return (place) => {
     const layers = (line) => line.n;
     const most = Math.max(1, ...pruned.map(layers));
+    const against = (lines, column) => apart(series(lines, column, layers, "lines+markers"), most);
     const integers = (made) => ({ ...made, xaxis: { ...made.xaxis, tickformat: "d", range: [-0.4, most + 0.4] } });
     drawKey(place);
     const perplexities = columnsOf("perplexity");
     if (perplexities.length) {
       card(place, "Perplexity", perplexities, (lines, column) => {
-        const traces = series(lines, column, layers, "lines+markers");
+        const traces = against(lines, column);
         return { traces, layout: integers(layout("layers removed", "perplexity", logarithmic(traces))) };
       });
     }
     const kept = columnsOf("retained");
     if (kept.length) {
       card(place, "Retained performance", kept, (lines, column) => ({
-        traces: series(lines, column, layers, "lines+markers"),
+        traces: against(lines, column),
         layout: integers(layout("layers removed", "retained, %")),
       }));
     }

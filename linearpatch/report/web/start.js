@@ -2,15 +2,14 @@
 "use strict";
 
 (() => {
-  const { data, element } = report;
+  const { data, element, counted } = report;
   const dialog = document.getElementById("details");
   document.getElementById("title").textContent = data.title;
   const models = new Set(data.lines.map((line) => line.model)).size;
-  const count = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
   const runs = new Set(data.lines.flatMap((line) => line.runs)).size;
   const left = data.failures.length ? `, ${data.failures.length} left out` : "";
   document.getElementById("summary").textContent =
-    `${count(runs, "run")} of ${count(models, "model")}: ${count(data.lines.length, "line")} to compare${left}`;
+    `${counted(runs, "run")} of ${counted(models, "model")}: ${counted(data.lines.length, "line")} to compare${left}`;
   document.getElementById("close").addEventListener("click", () => dialog.close());
   dialog.addEventListener("click", (event) => {
     if (event.target === dialog) dialog.close(); // beside the dialog

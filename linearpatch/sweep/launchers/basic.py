@@ -20,6 +20,7 @@ from linearpatch.errors import ConfigError, require_range
 from linearpatch.sweep.launching import Ending, Launcher, Submit
 from linearpatch.sweep.request import Request
 from linearpatch.sweep.worker import redirect_output, work
+from linearpatch.words import counted
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -65,7 +66,8 @@ class BasicLauncher(Launcher):
         else:
             size = int(self.gpus_per_job)
             if size > len(gpus):
-                raise ConfigError(f"hydra.launcher.gpus_per_job is {size}, and this machine has {len(gpus)} GPUs.")
+                have = counted(len(gpus), "GPU")
+                raise ConfigError(f"hydra.launcher.gpus_per_job is {size}, and this machine has {have}.")
             slots = [",".join(gpus[i : i + size]) for i in range(0, len(gpus) - size + 1, size)]
         return list(slots[: self.n_jobs])
 

@@ -25,15 +25,16 @@ class JoblibLauncher(Launcher):
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.n_jobs == 0:
-            raise ConfigError("hydra.launcher.n_jobs is 0. Allowed: 1, 2, …, or -1 for all cores.")
+        if self.n_jobs == 0 or self.at_a_time < 1:
+            raise ConfigError(
+                f"hydra.launcher.n_jobs is {self.n_jobs}. Allowed on this machine: 1, 2, …, or -1 for all cores to "
+                f"-{_usable_cores()} for one."
+            )
 
     @property
     def at_a_time(self) -> int:
         """Jobs at a time."""
-        from joblib import cpu_count
-
-        return self.n_jobs if self.n_jobs > 0 else max(1, cpu_count() + 1 + self.n_jobs)
+        return self.n_jobs if self.n_jobs > 0 else _usable_cores() + 1 + self.n_jobs
 
     def describe(self) -> str:
         """Where jobs run."""
@@ -42,10 +43,9 @@ class JoblibLauncher(Launcher):
     @contextmanager
     def opened(self) -> Iterator[Submit]:
         """Joblib's executor; a worker that is killed breaks it, and it is replaced."""
-        from joblib import cpu_count
         from joblib.externals.loky import get_reusable_executor
 
-        threads = self.threads or max(1, cpu_count() // self.at_a_time)
+        threads = self.threads or max(1, _usable_cores() // self.at_a_time)
         environment = {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
 
         def submit(requests: Sequence[Request]) -> list[Future[Ending]]:
@@ -56,3 +56,9 @@ class JoblibLauncher(Launcher):
             yield submit
         finally:
             get_reusable_executor(max_workers=self.at_a_time).shutdown(wait=True, kill_workers=True)
+
+
+def _usable_cores() -> int:
+    from joblib import cpu_count
+
+    return int(cpu_count())

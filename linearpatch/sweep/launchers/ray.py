@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 from linearpatch.errors import ConfigError, require_range
 from linearpatch.sweep.launching import Ending, Launcher, Submit, run_process
 from linearpatch.sweep.request import Request
+from linearpatch.words import counted
 
 
 @dataclass(frozen=True)
@@ -38,19 +40,28 @@ class RayLauncher(Launcher):
         require_range("hydra.launcher.num_cpus", self.num_cpus, low=0)
         if self.num_gpus is not None:
             require_range("hydra.launcher.num_gpus", self.num_gpus, low=0)
+        cores = self.init.get("num_cpus") or os.cpu_count() or 1
+        if self.address is None and self.num_cpus > cores:
+            raise ConfigError(
+                f"hydra.launcher.num_cpus is {self.num_cpus:g}, and this machine has {counted(cores, 'core')}. Lower "
+                "it, or join a larger cluster (hydra.launcher.address)."
+            )
 
     def describe(self) -> str:
         """Where jobs run."""
         where = "on this machine" if self.address is None else f"on the cluster {self.address}"
-        gpus = "one GPU where there is one" if self.num_gpus is None else f"{self.num_gpus:g} GPUs"
-        return f"as Ray schedules them {where}, {self.num_cpus:g} cores and {gpus} each"
+        gpus = "one GPU where there is one" if self.num_gpus is None else counted(self.num_gpus, "GPU")
+        return f"as Ray schedules them {where}, {counted(self.num_cpus, 'core')} and {gpus} each"
 
     @contextmanager
     def opened(self) -> Iterator[Submit]:
         """Start Ray or join it."""
+        if self.address is None and "ray" not in sys.modules:  # Ray reads it when it is imported
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # the default of newer versions, which they announce
         ray = _ray()
-        local: dict[str, Any] = {"include_dashboard": False} if self.address is None else {}
-        settings = {"address": self.address, "log_to_driver": False, "configure_logging": False, **local, **self.init}
+        # Without an address Ray would join a cluster that it finds running.
+        where = {"address": "local", "include_dashboard": False} if self.address is None else {"address": self.address}
+        settings = {"log_to_driver": False, "configure_logging": False, **where, **self.init}
         try:
             ray.init(**settings)
         except Exception as error:  # Ray raises many kinds

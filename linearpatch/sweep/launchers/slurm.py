@@ -13,6 +13,7 @@ from typing import Any
 from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.sweep.launching import Ending, Launcher, Submit, run_process
 from linearpatch.sweep.request import Request
+from linearpatch.words import counted
 
 POLL_S = 2.0
 
@@ -58,9 +59,8 @@ class SlurmLauncher(Launcher):
     def describe(self) -> str:
         """Where jobs run."""
         where = "by SLURM" if self.cluster == "slurm" else "on this machine in place of SLURM"
-        return (
-            f"{self.array_parallelism} at a time {where}, {self.gpus_per_node} GPUs and {self.cpus_per_task} cores each"
-        )
+        each = f"{counted(self.gpus_per_node, 'GPU')} and {counted(self.cpus_per_task, 'core')} each"
+        return f"{self.array_parallelism} at a time {where}, {each}"
 
     @contextmanager
     def opened(self) -> Iterator[Submit]:
