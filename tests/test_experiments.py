@@ -28,6 +28,7 @@ RUNS = {  # at full and at small scale
     "per_layer_patches": (24, 12),
     "pruned_layers": (16, 12),
     "pruner_comparison": (48, 48),
+    "repair": (336, 36),
     "relative_weighting": (4, 4),
     "retention": (8, 8),
     "top_k": (3, 3),
