@@ -94,7 +94,7 @@ def describe_distillation(
 
 def _num_own_parameters(patches: Sequence[tuple[Site, nn.Module]]) -> int:
     """What patches add to a model: nothing where weights that it has absorb them."""
-    own = [] if is_foldable(patches) else [module for _, module in patches]
+    own = [] if is_foldable(patches) else [module for site, module in patches if site.branch != "mlp_weight"]
     return sum(parameter.numel() for module in own for parameter in module.parameters())
 
 

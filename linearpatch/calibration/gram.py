@@ -21,7 +21,7 @@ class Gram(Statistic):
     and weights w (1, or 1/‖y‖² where `relative`), results in fp64:
 
     `xx`: Σ w xᵀx, `[D(+1), D(+1)]` · `xy`: Σ w xᵀy, `[D(+1), D]` · `yy`: Σ w ‖y‖², scalar ·
-    `energy`: Σ w ‖stream end_layer‖² · `count`: number of tokens.
+    `energy`: Σ w ‖stream end_layer‖² · `count`: number of tokens · `bias`: 1 or 0.
 
     Where `normalised` is set, rows x are those of the stream over their root mean square, and rows y what the
     gap adds to the stream.
@@ -77,7 +77,8 @@ class _GramSums:
     def result(self) -> dict[str, Tensor]:
         sums: Mapping[str, Tensor] = {name: total.cpu() for name, total in self.sums.items()}
         energy = torch.as_tensor(self.energy, dtype=torch.float64).cpu()
-        return {**sums, "energy": energy, "count": torch.tensor(float(self.count), dtype=torch.float64)}
+        facts = {"count": float(self.count), "bias": float(self.spec.bias)}
+        return {**sums, "energy": energy, **{name: torch.tensor(fact).double() for name, fact in facts.items()}}
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class MlpGram(Statistic):
     be stream `end_layer`, m A must be t = x_end − x_start + m. With rows m and t and weights w (1, or
     1/‖x_end‖² where `relative`), results in fp64:
 
-    `xx`: Σ w mᵀm · `xy`: Σ w mᵀt · `yy`: Σ w ‖t‖² · `energy`: Σ w ‖x_end‖² · `count`: number of tokens.
+    `xx`: Σ w mᵀm · `xy`: Σ w mᵀt · `yy`: Σ w ‖t‖² · `energy`: Σ w ‖x_end‖² · `count`: number of tokens · `bias`: 0.
     """
 
     start_layer: int
@@ -126,6 +127,59 @@ class _MlpGramSums:
             weight = 1 / energy if self.spec.relative else None
             self.sums.add(added, after - self.before.tokens.to(after) + added, weight)
             self.sums.energy = self.sums.energy + (float(len(after)) if self.spec.relative else energy.sum())
+            self.before = None
+
+    def result(self) -> dict[str, Tensor]:
+        return self.sums.result()
+
+
+@dataclass(frozen=True)
+class RefitGram(Statistic):
+    """Sums of products from which a stream past a gap follows by the stream before it and by what made that.
+
+    With rows x of stream `start_layer`, rows h of what the last product of the MLP of layer `start_layer − 1`
+    reads, rows [x, h, 1], rows y of stream `end_layer`, and weights w (1, or 1/‖y‖² where `relative`), results in fp64:
+
+    `xx`: Σ w [x, h, 1]ᵀ[x, h, 1], `[D + H + 1, D + H + 1]` · `xy`: Σ w [x, h, 1]ᵀy, `[D + H + 1, D]` ·
+    `yy` and `energy`: Σ w ‖y‖² · `count`: number of tokens · `bias`: 1.
+    """
+
+    start_layer: int
+    end_layer: int
+    relative: bool = False
+
+    def deepest(self, num_layers: int) -> int:
+        """Nothing is needed past the gap."""
+        return self.end_layer
+
+    def mlp_products(self) -> tuple[int, ...]:
+        """The last layer before the gap."""
+        return (self.start_layer - 1,)
+
+    def start(self, num_layers: int) -> Accumulator:
+        """Keep the sums of products."""
+        return _RefitGramSums(self)
+
+
+class _RefitGramSums:
+    def __init__(self, spec: RefitGram) -> None:
+        self.spec = spec
+        self.before: LayerInput | None = None
+        self.sums = _GramSums(Gram(spec.start_layer, spec.end_layer, bias=True))
+
+    def observe(self, stream: LayerInput) -> None:
+        if stream.index == self.spec.start_layer:
+            self.before = stream
+        elif stream.index == self.spec.end_layer:
+            assert self.before is not None
+            assert self.before.mlp_input is not None
+            y = stream.tokens.double()
+            x = self.before.tokens.to(y)
+            h = self.before.mlp_input.reshape(len(x), -1).to(y)
+            energy = y.square().sum(dim=-1, keepdim=True)
+            rows = functional.pad(torch.cat([x, h], dim=-1), (0, 1), value=1.0)
+            self.sums.add(rows, y, 1 / energy if self.spec.relative else None)
+            self.sums.energy = self.sums.energy + (float(len(y)) if self.spec.relative else energy.sum())
             self.before = None
 
     def result(self) -> dict[str, Tensor]:

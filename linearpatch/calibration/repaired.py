@@ -16,7 +16,7 @@ from linearpatch.calibration.statistics import LayerInput
 from linearpatch.calibration.suffix import CandidateLoss, Shortened
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.models.decoder import decoder_of
-from linearpatch.models.passes import mlp_outputs, record
+from linearpatch.models.passes import mlp_inputs, mlp_outputs, record
 from linearpatch.models.views import Site, view_of
 from linearpatch.registry import identity
 
@@ -69,9 +69,12 @@ class BehindWorkspace(Workspace):
         self._site = site
         self._kept = [layer for layer in range(dense.num_layers + 1) if layer not in model.removed]
 
-    def _replaced(self, batch: Tensor, mlp_layers: Collection[int]) -> dict[int, LayerInput]:
+    def _replaced(self, batch: Tensor, mlp_layers: Collection[int], products: Collection[int]) -> dict[int, LayerInput]:
         reader = self._kept.index(self._site.reader)
-        with mlp_outputs(self._view, [self._kept.index(layer) for layer in mlp_layers]) as added:
+        with (
+            mlp_outputs(self._view, map(self._kept.index, mlp_layers)) as added,
+            mlp_inputs(self._view, map(self._kept.index, products)) as read,
+        ):
             stream = record(self._view, batch, {reader}).streams[reader]
-        before = self._kept.index(self._site.start - 1) if mlp_layers else -1
-        return {self._site.start: LayerInput(self._site.start, stream, added.get(before))}
+        before = self._kept.index(self._site.start - 1) if mlp_layers or products else -1
+        return {self._site.start: LayerInput(self._site.start, stream, added.get(before), read.get(before))}

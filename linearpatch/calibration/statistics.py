@@ -35,12 +35,16 @@ class LayerInput:
         index: The layer, or the number of layers for the final norm.
         hidden: `[blocks, tokens, hidden_size]` in the model's dtype.
         mlp_output: What the MLP of the layer before added to it, where a statistic asked for that layer.
+        mlp_input: What the last product of that MLP read, where a statistic asked for that.
     """
 
-    def __init__(self, index: int, hidden: Tensor, mlp_output: Tensor | None = None) -> None:
+    def __init__(
+        self, index: int, hidden: Tensor, mlp_output: Tensor | None = None, mlp_input: Tensor | None = None
+    ) -> None:
         self.index = index
         self.hidden = hidden
         self.mlp_output = mlp_output
+        self.mlp_input = mlp_input
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -88,6 +92,10 @@ class Statistic(ABC):
 
     def mlp_layers(self) -> tuple[int, ...]:
         """Layers whose MLP output it needs, too."""
+        return ()
+
+    def mlp_products(self) -> tuple[int, ...]:
+        """Layers of which it needs what the last product of their MLP reads."""
         return ()
 
 

@@ -9,11 +9,9 @@ can't win and stops early; negative log-likelihoods are never negative, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +20,7 @@ from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.models.loss import stream_nll
 from linearpatch.models.passes import record
 from linearpatch.models.views import Site
-from linearpatch.models.writers import mlp_writer
+from linearpatch.models.writers import patched_mlp
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class _Step:
 
     reader: int
     patches: tuple[nn.Module, ...]
-    on_mlp: tuple[nn.Module, ...]
+    on_mlp: tuple[tuple[str, nn.Module], ...]
 
 
 class SuffixSearch:
@@ -153,9 +151,7 @@ class SuffixSearch:
     def _run(self, hidden: Tensor, calls: dict[int, LayerCall], step: _Step) -> Tensor:
         self.layer_forwards += 1
         layer = self.decoder.layers[step.reader]
-        with ExitStack() as stack:
-            for patch in step.on_mlp:
-                stack.enter_context(_patching(mlp_writer(layer), patch))
+        with patched_mlp(layer, step.on_mlp):
             return self.decoder.run_layers(_patched(hidden, step), calls, [step.reader])
 
     def _shared_with(self, steps: Sequence[_Step]) -> int:
@@ -173,7 +169,8 @@ class SuffixSearch:
             stream += [patch for site, patch in model.patches if site.branch == "stream" and site.reader == reader]
             if reader in gone:
                 continue
-            on_mlp = [patch for site, patch in model.patches if site.branch == "mlp" and site.start - 1 == reader]
+            here = [(site.branch, patch) for site, patch in model.patches if site.start - 1 == reader]
+            on_mlp = [(branch, patch) for branch, patch in here if branch != "stream"]
             steps.append(_Step(reader, tuple(stream), tuple(on_mlp)))
             stream = []
         return steps
@@ -183,17 +180,3 @@ def _patched(hidden: Tensor, step: _Step) -> Tensor:
     for patch in step.patches:
         hidden = patch(hidden.to(next(patch.parameters()).device))
     return hidden
-
-
-@contextmanager
-def _patching(writer: nn.Module, patch: nn.Module) -> Iterator[None]:
-    """While open, a patch is on what a module adds to the stream."""
-
-    def after_forward(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        return (patch(output[0]), *output[1:]) if isinstance(output, tuple) else patch(output)
-
-    handle = writer.register_forward_hook(after_forward)
-    try:
-        yield
-    finally:
-        handle.remove()

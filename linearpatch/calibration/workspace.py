@@ -22,7 +22,7 @@ from linearpatch.calibration.suffix import DENSE, CandidateLoss, Shortened, Suff
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError, NumericsError
 from linearpatch.models.decoder import Decoder, LayerCall
-from linearpatch.models.passes import mlp_outputs, walk
+from linearpatch.models.passes import mlp_inputs, mlp_outputs, walk
 from linearpatch.progress import steps
 
 # Versions of what this file computes; raise one when its numbers change.
@@ -241,15 +241,20 @@ class Workspace:
         deepest = max(statistic.deepest(self.num_layers) for statistic in statistics)
 
         mlp_layers = {layer for statistic in statistics for layer in statistic.mlp_layers()}
+        products = {layer for statistic in statistics for layer in statistic.mlp_products()}
 
         def visit(index: int, hidden: Tensor, _: LayerCall) -> None:
-            stream = replaced.get(index) or LayerInput(index, hidden, added.get(index - 1))
+            stream = replaced.get(index) or LayerInput(index, hidden, added.get(index - 1), read.get(index - 1))
             for accumulator in accumulators:
                 accumulator.observe(stream)
 
-        with steps(description, len(self._batches)) as on_step, mlp_outputs(self.decoder, mlp_layers) as added:
+        with (
+            steps(description, len(self._batches)) as on_step,
+            mlp_outputs(self.decoder, mlp_layers) as added,
+            mlp_inputs(self.decoder, products) as read,
+        ):
             for batch in self._batches:
-                replaced = self._replaced(batch, mlp_layers)
+                replaced = self._replaced(batch, mlp_layers, products)
                 walk(self.decoder, batch, visit, stop=deepest)
                 on_step()
         for statistic, accumulator in zip(statistics, accumulators, strict=True):
@@ -258,7 +263,7 @@ class Workspace:
                 _finite(tensor, f"{type(statistic).__name__} ({name})", "entry")
             self.cache.put("statistic", self._statistic_key(statistic), Entry(tensors))
 
-    def _replaced(self, batch: Tensor, mlp_layers: Collection[int]) -> dict[int, LayerInput]:
+    def _replaced(self, batch: Tensor, mlp_layers: Collection[int], products: Collection[int]) -> dict[int, LayerInput]:
         """Streams that statistics shall see in place of the model's own, by layer."""
         return {}
 

@@ -1,8 +1,8 @@
 """Patches that existing weights can absorb, so that a stock checkpoint needs no code.
 
-Two kinds can. One number α for the whole stream: every reader normalises the stream first, so that it is
+Three kinds can. One number α for the whole stream: every reader normalises the stream first, so that it is
 enough to divide what later layers add by α. And a matrix on an MLP's output: it is multiplied into the
-MLP's last product.
+MLP's last product. What is to be added to that product's weight is there already.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ NUM_CHECK_TOKENS = 16
 
 def is_foldable(patches: Sequence[tuple[Site, nn.Module]]) -> bool:
     """Whether stock weights can absorb all of some patches, going by their form."""
-    return all(_is_scalar(patch) or _is_branch_map(site, patch) for site, patch in patches)
+    return all(
+        _is_scalar(patch) or _is_branch_map(site, patch) or site.branch == "mlp_weight" for site, patch in patches
+    )
 
 
 @torch.no_grad()
@@ -46,14 +48,14 @@ def folded_view(dense: Decoder, removed: Sequence[int], patches: Sequence[tuple[
     Raises:
         ModelError: the family's layers can't absorb them exactly.
     """
-    model = view_of(dense, removed)
+    model = view_of(dense, removed, [(site, patch) for site, patch in patches if site.branch == "mlp_weight"])
     layers = decoder_of(model).layers
     kept = [index for index in range(dense.num_layers) if index not in set(removed)]
     for site, patch in patches:
         if site.branch == "mlp":
             assert isinstance(patch, LinearMap)
             _multiply(mlp_writer(layers[kept.index(site.start - 1)]), patch.weight.T)
-        else:
+        elif site.branch == "stream":
             assert isinstance(patch, ChannelScale)
             alpha = patch.scale.item()
             if alpha <= 0:

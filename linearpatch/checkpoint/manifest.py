@@ -13,7 +13,7 @@ from linearpatch.cache import canonical, default_cache_dir
 from linearpatch.errors import StorageError
 from linearpatch.models.fingerprint import file_hash
 from linearpatch.models.modeling_linearpatch import OPERATORS
-from linearpatch.models.views import Site
+from linearpatch.models.views import BRANCHES, Site
 from linearpatch.storage import write_atomically
 
 SCHEMA_VERSION = 1
@@ -64,9 +64,10 @@ class PatchEntry:
     normalised: bool = False
     scale: bool = False
     rank: int | None = None
+    inputs: int | None = None
 
     def __post_init__(self) -> None:
-        if self.operator not in OPERATORS or self.branch not in ("stream", "mlp"):
+        if self.operator not in OPERATORS or self.branch not in BRANCHES:
             raise ValueError(f"operator {self.operator!r} on {self.branch!r}")
 
     @property

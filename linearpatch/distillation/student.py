@@ -6,18 +6,16 @@ runs from the tokens: it takes over the dense model's stream there, and gradient
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from linearpatch.models.decoder import Decoder, LayerCall, unwrap
 from linearpatch.models.views import Site
-from linearpatch.models.writers import mlp_writer
+from linearpatch.models.writers import patched_mlp
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Student:
     @cached_property
     def entry(self) -> int:
         """The stream it takes over: that of the first interface, or before the MLP that a patch sits on."""
-        return min(site.start - (site.branch == "mlp") for site in self.sites)
+        return min(site.start - (site.branch != "stream") for site in self.sites)
 
     @cached_property
     def layers(self) -> list[int]:
@@ -81,24 +79,7 @@ class Student:
         return stream
 
     def _run_layer(self, index: int, stream: Tensor, call: LayerCall) -> Tensor:
-        with self._patched_mlp(index):
+        zipped = zip(self.sites, self.patches, strict=True)
+        here = [(site.branch, patch) for site, patch in zipped if site.branch != "stream" and site.start - 1 == index]
+        with patched_mlp(self.decoder.layers[index], here):
             return unwrap(self.decoder.layers[index](stream, *call.args, **call.kwargs))
-
-    @contextmanager
-    def _patched_mlp(self, index: int) -> Iterator[None]:
-        """Patch what the MLP of a layer writes while that layer runs for the student."""
-        with ExitStack() as stack:
-            for site, patch in zip(self.sites, self.patches, strict=True):
-                if site.branch == "mlp" and site.start - 1 == index:
-                    writer = mlp_writer(self.decoder.layers[index])
-                    stack.enter_context(writer.register_forward_hook(_hook(patch)))
-            yield
-
-
-def _hook(patch: nn.Module) -> Any:
-    def after_forward(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (patch(output[0]), *output[1:])
-        return patch(output)
-
-    return after_forward

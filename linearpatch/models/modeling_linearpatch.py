@@ -40,7 +40,7 @@ class LinearMap(nn.Module):
     """Multiplies by a matrix and adds a bias: x ↦ x W + b, one matrix product.
 
     Args:
-        matrix: W for row vectors, `[hidden_size, hidden_size]`.
+        matrix: W for row vectors, `[hidden_size, hidden_size]`, or as many rows as what it reads is wide.
         bias: b, `[hidden_size]`.
     """
 
@@ -96,7 +96,13 @@ def _parameter(values: Tensor) -> nn.Parameter:
 
 
 def empty_patch(
-    operator: str, size: int, bias: bool, normalised: bool = False, scale: bool = False, rank: int | None = None
+    operator: str,
+    size: int,
+    bias: bool,
+    normalised: bool = False,
+    scale: bool = False,
+    rank: int | None = None,
+    inputs: int | None = None,
 ) -> nn.Module:
     """An operator that does nothing yet: its parameters are those of the identity.
 
@@ -107,11 +113,13 @@ def empty_patch(
         normalised: Whether a feature map sees the stream over its root mean square.
         scale: Whether it scales each channel of what it adds to.
         rank: Of its matrix where that is a product; None where it isn't.
+        inputs: Width of what a map reads where that isn't the stream.
     """
     if operator == "channel_scale":
         return ChannelScale(torch.ones(size))
     if operator == "linear_map":
-        return LinearMap(torch.eye(size), torch.zeros(size) if bias else None)
+        matrix = torch.eye(size) if inputs is None else torch.zeros(inputs, size)
+        return LinearMap(matrix, torch.zeros(size) if bias else None)
     if operator == "feature_map":
         shapes = [(size, size)] if rank is None else [(size, rank), (rank, size)]
         maps = [torch.zeros(shape) for shape in shapes]

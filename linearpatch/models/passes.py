@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from linearpatch.models.decoder import Decoder, LayerCall, split_call, unwrap
-from linearpatch.models.writers import mlp_writer
+from linearpatch.models.writers import mlp_product, mlp_writer
 
 # Called with the index of the reader, the stream it reads, and the rest of its call.
 Visitor = Callable[[int, Tensor, LayerCall], None]
@@ -106,6 +106,31 @@ def mlp_outputs(decoder: Decoder, layers: Iterable[int]) -> Iterator[dict[int, T
     handles = [mlp_writer(decoder.layers[index]).register_forward_hook(keep(index)) for index in layers]
     try:
         yield added
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def mlp_inputs(decoder: Decoder, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+    """While open, keep what the last products of some layers' MLPs read in the last forward pass, by layer.
+
+    It is scaled so that the product's weight alone leads to the stream.
+
+    Raises:
+        ModelError: the family's MLP has no such product, or a norm stands between it and the stream.
+    """
+    read: dict[int, Tensor] = {}
+
+    def keep(index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def before_forward(_: nn.Module, args: tuple[Any, ...]) -> None:
+            read[index] = args[0] * decoder.residual_multiplier
+
+        return before_forward
+
+    handles = [mlp_product(decoder.layers[index]).register_forward_pre_hook(keep(index)) for index in layers]
+    try:
+        yield read
     finally:
         for handle in handles:
             handle.remove()

@@ -103,7 +103,9 @@ def operator_of(patch: nn.Module) -> dict[str, Any]:
     if isinstance(patch, ChannelScale):
         return {"operator": "channel_scale", "size": patch.scale.numel(), "bias": False}
     if isinstance(patch, LinearMap):
-        return {"operator": "linear_map", "size": len(patch.weight), "bias": patch.bias is not None}
+        size, inputs = patch.weight.shape
+        form = {"operator": "linear_map", "size": size, "bias": patch.bias is not None}
+        return form if inputs == size else form | {"inputs": inputs}
     if isinstance(patch, FeatureMap):
         return {
             "operator": "feature_map",

@@ -21,7 +21,9 @@ from linearpatch.models.decoder import Decoder, decoder_of, text_config
 from linearpatch.models.layer_config import remove_from_config
 from linearpatch.models.modeling_linearpatch import attach
 from linearpatch.models.patched import become_patched, entry_of
-from linearpatch.models.writers import mlp_writer
+from linearpatch.models.writers import add_to_mlp_weight, mlp_writer
+
+BRANCHES = ("stream", "mlp", "mlp_weight")
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Site:
         start: The patch maps stream `start` of the dense model …
         end: … to stream `end`.
         reader: Dense index of the layer on whose input it sits; the number of layers for the final norm.
-        branch: `stream`, or `mlp`: it sits on the output of the MLP of layer `start − 1` instead, and maps
-            only what that adds to the stream.
+        branch: `stream`; `mlp`: it sits on the output of the MLP of layer `start − 1` instead, and maps only
+            what that adds to the stream; or `mlp_weight`: its matrix, from what the last product of that MLP
+            reads to the stream, is added to that product's weight.
     """
 
     start: int
@@ -95,8 +98,13 @@ def view_of(dense: Decoder, removed: Sequence[int], patches: Sequence[tuple[Site
         path = next(name for name, module in model.named_modules() if module is layers)
         model.hf_device_map = _renumber(model.hf_device_map, path, kept)
 
-    if patches:
-        entries = [_insert(patch, site, view, layers, kept) for site, patch in patches]
+    entries = []
+    for site, patch in patches:
+        if site.branch == "mlp_weight":
+            add_to_mlp_weight(layers[kept.index(site.start - 1)], patch)
+        else:
+            entries.append(_insert(patch, site, view, layers, kept))
+    if entries:
         become_patched(model, entries)
     return model.eval()
 

@@ -6,11 +6,17 @@ Where a patch can be folded into existing weights, it is folded into these.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from linearpatch.errors import ModelError
+from linearpatch.models.offload import read_parameter, replace_parameter
 
 # The last product of each branch, by the names that families give it.
 ATTENTION = (
@@ -83,3 +89,58 @@ def mlp_writer(layer: nn.Module) -> nn.Module:
             "folded into its weights. Use patch=scalar, or a patch on the stream such as patch=lstsq."
         )
     return writers.mlp
+
+
+def mlp_product(layer: nn.Module) -> nn.Module:
+    """The single product by which the layer's MLP writes to the stream.
+
+    Raises:
+        ModelError: the MLP is a mixture of experts, or a norm stands between it and the stream.
+    """
+    writer = mlp_writer(layer)
+    if hasattr(writer, "experts"):
+        raise ModelError(
+            f"{type(layer).__name__} has a mixture of experts, each with a last product of its own, and not one weight "
+            "that could be fitted anew. Use a patch on the stream, such as patch=lstsq."
+        )
+    return writer
+
+
+@torch.no_grad()
+def add_to_mlp_weight(layer: nn.Module, patch: nn.Module) -> None:
+    """Give a layer of a view an MLP whose last product does the work of a patch, too.
+
+    Args:
+        layer: A layer of a view; the dense model keeps its weight.
+        patch: A `LinearMap` without bias, from what the product reads to the stream.
+    """
+    product = mlp_product(layer)
+    weight, added = read_parameter(product, "weight").double(), patch.get_parameter("weight").double()
+    added = added.to(weight.device)
+    replace_parameter(product, "weight", weight + (added.T if isinstance(product, Conv1D) else added))
+
+
+@contextmanager
+def patched_mlp(layer: nn.Module, patches: Sequence[tuple[str, nn.Module]]) -> Iterator[None]:
+    """While open, patches act on what a layer's MLP writes.
+
+    Args:
+        layer: A decoder layer.
+        patches: `mlp` and a map of what the MLP adds, or `mlp_weight` and a map beside its last product.
+    """
+
+    def mapped(patch: nn.Module) -> Any:
+        def after_forward(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+            return (patch(output[0]), *output[1:]) if isinstance(output, tuple) else patch(output)
+
+        return after_forward
+
+    def beside(patch: nn.Module) -> Any:
+        return lambda _, args, output: output + patch(args[0])
+
+    with ExitStack() as stack:
+        for branch, patch in patches:
+            hook = mapped(patch) if branch == "mlp" else beside(patch)
+            writer = mlp_writer(layer) if branch == "mlp" else mlp_product(layer)
+            stack.callback(writer.register_forward_hook(hook).remove)
+        yield

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from linearpatch.calibration.drafts import ready
-from linearpatch.calibration.gram import Gram, MlpGram
+from linearpatch.calibration.gram import Gram, MlpGram, RefitGram
 from linearpatch.calibration.suffix import Shortened
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError, NumericsError, require_choice, require_range
@@ -24,8 +24,6 @@ from linearpatch.registry import name_of
 log = logging.getLogger(__name__)
 
 WEIGHTINGS = ("none", "relative")
-RIDGE = 1e-6
-RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # what `ridge=auto` tries beside leaving the gap alone
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Solution:
     """x ↦ x W + b, in fp64.
 
     Attributes:
-        matrix: W, `[D, D]`.
+        matrix: W, `[D, D]`, or as many rows as x has entries.
         bias: b, `[D]`, where there is one.
     """
 
@@ -54,7 +52,10 @@ class LeastSquaresPatch(Patch):
             reads the stream normalises it first, so that an error matters by its share of the token's norm.
     """
 
-    ridge: Any = RIDGE  # a number or `auto`
+    ridges: ClassVar[Sequence[float]] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # what `auto` tries
+    usual_ridge: ClassVar[float] = 1e-6
+
+    ridge: Any = 1e-6  # a number or `auto`
     weighting: str = "none"
 
     def __post_init__(self) -> None:
@@ -77,23 +78,23 @@ class LeastSquaresPatch(Patch):
 
     def draft(self) -> Self:
         """With a ridge that needs no choice."""
-        return replace(super().draft(), ridge=RIDGE if self.ridge == "auto" else self.ridge)
+        return replace(super().draft(), ridge=self.usual_ridge if self.ridge == "auto" else self.ridge)
 
     @abstractmethod
-    def gram(self, site: Site) -> Gram | MlpGram:
+    def gram(self, site: Site) -> Gram | MlpGram | RefitGram:
         """The sums of products that the fit at a site needs."""
 
     @abstractmethod
-    def operator(self, gram: Mapping[str, Tensor], penalty: float) -> tuple[nn.Module, Solution]:
-        """The operator for some sums of products and λ, and the whole map that it stands for.
+    def operators(self, gram: Mapping[str, Tensor], ridge: float) -> tuple[list[nn.Module], Solution]:
+        """Operators for the sites that are fitted together, and what they come to: a map of the rows x of `gram`.
 
         Raises:
             NumericsError: there is no unique solution.
         """
 
-    def prior(self, size: int) -> Tensor:
-        """W₀."""
-        return torch.eye(size, dtype=torch.float64)
+    def prior(self, gram: Mapping[str, Tensor]) -> Tensor:
+        """W₀: as many rows as x has entries, without the 1 of a b."""
+        return torch.eye(gram["xy"].shape[1], dtype=torch.float64)
 
     def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[FittedPatch]:
         """Gather sums of products at the sites in one pass up to the deepest, and solve.
@@ -101,77 +102,105 @@ class LeastSquaresPatch(Patch):
         Raises:
             NumericsError: there is no unique solution.
         """
-        grams = workspace.collect(*(self.gram(site) for site in sites), description="fit")
-        for site, gram in zip(sites, grams, strict=True):
+        groups = self.together(sites)
+        grams = workspace.collect(*(self.gram(group[0]) for group in groups), description="fit")
+        for group, gram in zip(groups, grams, strict=True):
             if gram["count"] < len(gram["xx"]):
                 log.warning(
                     "patch=%s at [%d, %d): %d tokens for %d unknowns per channel; the fit follows its own tokens and "
                     "may do harm elsewhere. Give it more calibration tokens.",
-                    *(name_of(self), site.start, site.end, int(gram["count"]), len(gram["xx"])),
+                    *(name_of(self), group[0].start, group[0].end, int(gram["count"]), len(gram["xx"])),
                 )
-        ridge = self._choose(workspace, sites, grams) if self.ridge == "auto" else self.ridge
-        return [self._solve(site, gram, ridge) for site, gram in zip(sites, grams, strict=True)]
 
-    def _solve(self, site: Site, gram: Mapping[str, Tensor], ridge: float) -> FittedPatch:
-        size = gram["xy"].shape[1]
-        diagonal = gram["xx"].diagonal()[:size].mean().item()
+        def fitted(ridge: float) -> list[FittedPatch]:
+            solved = [self._solve(group, gram, ridge) for group, gram in zip(groups, grams, strict=True)]
+            return [patch for patches in solved for patch in patches]
+
+        return fitted(choose_ridge(self, workspace, sites, fitted) if self.ridge == "auto" else self.ridge)
+
+    def _solve(self, sites: Sequence[Site], gram: Mapping[str, Tensor], ridge: float) -> list[FittedPatch]:
         try:
-            operator, solution = self.operator(gram, ridge * diagonal)
+            operators, solution = self.operators(gram, ridge)
         except NumericsError as error:
             raise NumericsError(
-                f"The least-squares fit at [{site.start}, {site.end}) has no unique solution: "
+                f"The least-squares fit at [{sites[0].start}, {sites[0].end}) has no unique solution: "
                 f"{int(gram['count'])} tokens for {len(gram['xx'])} unknowns per channel, patch.ridge={ridge}. "
                 "Give it more calibration tokens or a larger ridge."
             ) from error
         diagnostics = {
-            "error_before": _relative_error(Solution(self.prior(size)), gram),
+            "error_before": _relative_error(Solution(self.prior(gram)), gram),
             "error_after": _relative_error(solution, gram),
             "tokens": gram["count"].item(),
             "ridge": ridge,
         }
-        return FittedPatch(site, operator, diagnostics)
-
-    def _choose(self, workspace: Workspace, sites: Sequence[Site], grams: Sequence[Mapping[str, Tensor]]) -> float:
-        """The ridge whose patches have the lowest held-out loss; infinity where none is better than no patch."""
-        gone = {layer for site in sites for layer in range(site.start, site.end)}
-        removed = (*workspace.base.removed, *sorted(gone - set(workspace.base.removed)))
-        models = {inf: Shortened(removed, workspace.base.patches)}
-        for ridge in RIDGES:
-            fitted = [self._solve(site, gram, ridge) for site, gram in zip(sites, grams, strict=True)]
-            patches = tuple((one.site, ready(one.module, workspace.decoder, one.site)) for one in fitted)
-            models[ridge] = Shortened(removed, (*workspace.base.patches, *patches))
-        losses = workspace.losses(workspace.held_out, workspace.base, list(models.values()), survivors=1)
-        found = {ridge: loss.loss for ridge, loss in zip(models, losses, strict=True) if not loss.is_bound}
-        best = min(found, key=lambda ridge: (found[ridge], -ridge))
-        log.info("patch=%s: held-out loss %.4f with patch.ridge=%g", name_of(self), found[best], best)
-        return best
+        return [FittedPatch(site, operator, diagnostics) for site, operator in zip(sites, operators, strict=True)]
 
 
-def solve(gram: Mapping[str, Tensor], penalty: float, prior: Tensor) -> Solution:
-    """The minimiser of Σ w ‖x W + b − y‖² + λ ‖W − W₀‖²; there is a b where the rows x end in a 1.
+def choose_ridge(
+    patch: LeastSquaresPatch,
+    workspace: Workspace,
+    sites: Sequence[Site],
+    fit: Callable[[float], Sequence[FittedPatch]],
+) -> float:
+    """The ridge whose patches have the lowest held-out loss; infinity where none is better than no patch.
 
     Args:
-        gram: Results of `Gram` or `MlpGram`.
-        penalty: λ; b isn't held back.
+        patch: Says which are tried, beside no patch.
+        workspace: The model and the held-out tokens.
+        sites: Where the patches are; the layers between are gone.
+        fit: The patches with some ridge.
+    """
+    gone = {layer for site in sites for layer in range(site.start, site.end)}
+    removed = (*workspace.base.removed, *sorted(gone - set(workspace.base.removed)))
+    models = {inf: Shortened(removed, workspace.base.patches)}
+    for ridge in patch.ridges:
+        patches = tuple((one.site, ready(one.module, workspace.decoder, one.site)) for one in fit(ridge))
+        models[ridge] = Shortened(removed, (*workspace.base.patches, *patches))
+    losses = workspace.losses(workspace.held_out, workspace.base, list(models.values()), survivors=1)
+    found = {ridge: loss.loss for ridge, loss in zip(models, losses, strict=True) if not loss.is_bound}
+    best = min(found, key=lambda ridge: (found[ridge], -ridge))
+    log.info("patch=%s: held-out loss %.4f with patch.ridge=%g", name_of(patch), found[best], best)
+    return best
+
+
+def penalty_of(gram: Mapping[str, Tensor], ridge: float) -> float:
+    """λ: a fraction of the mean of the diagonal of Σ w xᵀx, the 1 of a b left out."""
+    size = gram["xy"].shape[1]
+    return ridge * gram["xx"].diagonal()[:size].mean().item()
+
+
+def energies(xx: Tensor) -> Tensor:
+    """Σ w x² of each entry of x; an entry that is never used counts a millionth of the mean, so that it can be held."""
+    diagonal = xx.diagonal()
+    return diagonal.clamp_min(1e-6 * diagonal.mean().item())
+
+
+def solve(gram: Mapping[str, Tensor], penalty: float | Tensor, prior: Tensor) -> Solution:
+    """The minimiser of Σ w ‖x W + b − y‖² + ‖Λ½ (W − W₀)‖²; there is a b where the rows x end in a 1.
+
+    Args:
+        gram: Sums of products.
+        penalty: The diagonal of Λ, or λ for all of it; b isn't held back.
         prior: W₀.
 
     Raises:
         NumericsError: there is no unique one.
     """
-    if penalty == inf:
-        return Solution(prior)
     xx, xy, mean_x, mean_y = centred(gram)
-    matrix = torch.cholesky_solve(xy + penalty * prior, factor_of(xx, penalty))
+    penalty = torch.as_tensor(penalty, dtype=xx.dtype).expand(len(xx))
+    if penalty.isinf().any():
+        return Solution(prior)
+    matrix = torch.cholesky_solve(xy + penalty[:, None] * prior, factor_of(xx, penalty))
     return Solution(matrix, None if mean_x is None or mean_y is None else mean_y - mean_x @ matrix)
 
 
-def factor_of(xx: Tensor, penalty: float) -> Tensor:
-    """The Cholesky factor of Σ w xᵀx + λ I.
+def factor_of(xx: Tensor, penalty: float | Tensor) -> Tensor:
+    """The Cholesky factor of Σ w xᵀx + Λ, Λ diagonal.
 
     Raises:
         NumericsError: it isn't positive definite.
     """
-    found = torch.linalg.cholesky_ex(xx + penalty * torch.eye(len(xx), dtype=xx.dtype))
+    found = torch.linalg.cholesky_ex(xx + torch.as_tensor(penalty, dtype=xx.dtype).expand(len(xx)).diag())
     if found.info:
         raise NumericsError("The sums of products are singular.")
     factor: Tensor = found.L
@@ -181,9 +210,9 @@ def factor_of(xx: Tensor, penalty: float) -> Tensor:
 def centred(gram: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Σ w xᵀx, Σ w xᵀy and the weighted means of x and y; the sums are about those means where a b takes them up."""
     xx, xy = gram["xx"], gram["xy"]
-    size = xy.shape[1]
-    if len(xx) == size:
+    if not gram["bias"]:
         return xx, xy, None, None
+    size = len(xx) - 1
     mean_x, mean_y = xx[size, :size] / xx[size, size], xy[size] / xx[size, size]
     return (
         xx[:size, :size] - xx[size, size] * mean_x[:, None] * mean_x,
@@ -195,8 +224,7 @@ def centred(gram: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None, 
 
 def _relative_error(solution: Solution, gram: Mapping[str, Tensor]) -> float:
     """Σ w ‖x W + b − y‖² from the Gram matrices, over the weighted energy of the stream past the gap."""
-    bias = solution.bias if solution.bias is not None else torch.zeros(len(solution.matrix), dtype=torch.float64)
-    has_row = len(gram["xx"]) > len(solution.matrix)
-    matrix = torch.cat([solution.matrix, bias[None]]) if has_row else solution.matrix
+    bias = solution.bias if solution.bias is not None else torch.zeros_like(solution.matrix[0])
+    matrix = torch.cat([solution.matrix, bias[None]]) if gram["bias"] else solution.matrix
     error = gram["yy"] - 2 * (matrix * gram["xy"]).sum() + (matrix * (gram["xx"] @ matrix)).sum()
     return float(error / gram["energy"])

@@ -13,7 +13,7 @@ from linearpatch.calibration.gram import Gram
 from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.models.modeling_linearpatch import FeatureMap, LinearMap
 from linearpatch.models.views import Site
-from linearpatch.patches.least_squares import LeastSquaresPatch, Solution, centred, factor_of, solve
+from linearpatch.patches.least_squares import LeastSquaresPatch, Solution, centred, factor_of, penalty_of, solve
 from linearpatch.registry import component
 
 FEATURES = ("hidden", "rms_normalised")
@@ -68,19 +68,21 @@ class LeastSquares(LeastSquaresPatch):
         """The streams before and after the gap."""
         return Gram(site.start, site.end, self.bias, self.relative, self.normalised)
 
-    def prior(self, size: int) -> Tensor:
+    def prior(self, gram: Mapping[str, Tensor]) -> Tensor:
         """The identity, or nothing to add."""
-        return torch.zeros(size, size, dtype=torch.float64) if self.normalised else super().prior(size)
+        identity = super().prior(gram)
+        return torch.zeros_like(identity) if self.normalised else identity
 
-    def operator(self, gram: Mapping[str, Tensor], penalty: float) -> tuple[nn.Module, Solution]:
+    def operators(self, gram: Mapping[str, Tensor], ridge: float) -> tuple[list[nn.Module], Solution]:
         """Solve in the form asked for."""
-        prior = self.prior(gram["xy"].shape[1])
-        if self.form == "full" or penalty == inf:
-            solution = solve(gram, penalty, prior)
-            if self.normalised:
-                return FeatureMap([solution.matrix], True, bias=solution.bias), solution
-            return LinearMap(solution.matrix, solution.bias), solution
-        return self._thin(gram, penalty, prior)
+        prior, penalty = self.prior(gram), penalty_of(gram, ridge)
+        if self.form != "full" and ridge < inf:
+            operator, solution = self._thin(gram, penalty, prior)
+            return [operator], solution
+        solution = solve(gram, penalty, prior)
+        if self.normalised:
+            return [FeatureMap([solution.matrix], True, bias=solution.bias)], solution
+        return [LinearMap(solution.matrix, solution.bias)], solution
 
     def _thin(self, gram: Mapping[str, Tensor], penalty: float, prior: Tensor) -> tuple[nn.Module, Solution]:
         """W₀ or a diagonal, and a product of rank r: reduced-rank regression, in turns with the diagonal."""

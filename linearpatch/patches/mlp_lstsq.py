@@ -14,7 +14,7 @@ from linearpatch.models.decoder import Decoder
 from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.views import Interface, Site
 from linearpatch.models.writers import mlp_writer
-from linearpatch.patches.least_squares import LeastSquaresPatch, Solution, solve
+from linearpatch.patches.least_squares import LeastSquaresPatch, Solution, penalty_of, solve
 from linearpatch.registry import component
 
 
@@ -56,7 +56,7 @@ class MlpLeastSquares(LeastSquaresPatch):
         """What the MLP adds, and what it would have to add."""
         return MlpGram(site.start, site.end, self.relative)
 
-    def operator(self, gram: Mapping[str, Tensor], penalty: float) -> tuple[nn.Module, Solution]:
+    def operators(self, gram: Mapping[str, Tensor], ridge: float) -> tuple[list[nn.Module], Solution]:
         """A map of the MLP's output."""
-        solution = solve(gram, penalty, self.prior(gram["xy"].shape[1]))
-        return LinearMap(solution.matrix), solution
+        solution = solve(gram, penalty_of(gram, ridge), self.prior(gram))
+        return [LinearMap(solution.matrix)], solution

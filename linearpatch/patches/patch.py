@@ -89,11 +89,16 @@ class Patch(ABC):
         if not self.sequential:
             return self.fit(workspace, sites)
         fitted: list[FittedPatch] = []
-        for site in sites:
-            gone = tuple(layer for layer in removed if layer < site.reader)
+        for together in self.together(sites):
+            first = together[0]
+            gone = tuple(layer for layer in removed if layer < first.reader)
             model = Shortened(gone, tuple((patch.site, patch.module) for patch in fitted))
-            fitted += self.fit(BehindWorkspace(workspace, model, site), [site])
+            fitted += self.fit(BehindWorkspace(workspace, model, first), together)
         return fitted
+
+    def together(self, sites: Sequence[Site]) -> list[list[Site]]:
+        """Sites in groups that are fitted at once; one by one, as a rule."""
+        return [[site] for site in sites]
 
     def draft(self) -> Self:
         """The same without what would cost a search over many gaps passes of its own."""

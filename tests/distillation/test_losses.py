@@ -1,5 +1,7 @@
 """Loss and gradients of the student against the plain procedure: a whole pruned model, all logits, fp64."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 from conftest import FAMILIES, tiny_model
@@ -19,7 +21,7 @@ from linearpatch.models.decoder import decoder_of
 from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.passes import record
 from linearpatch.models.views import Site, interfaces_of, view_of
-from linearpatch.models.writers import mlp_writer
+from linearpatch.models.writers import mlp_product, mlp_writer
 
 IDS = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(0))
 SIZE = 32
@@ -36,6 +38,9 @@ def maps(count, dtype=torch.float64):
 def student_of(decoder, removed, branch="stream", **settings):
     sites = [Site(gap.start, gap.end, gap.end, branch) for gap in interfaces_of(removed)]
     matrices = maps(len(sites))
+    if branch == "mlp_weight":
+        width = mlp_product(decoder.layers[0]).weight.numel() // SIZE
+        matrices = [0.1 * torch.randn(width, SIZE).double() for _ in sites]
     patches = nn.ModuleList([FullPatch(matrix, None, around_start=False).double() for matrix in matrices])
     return Student(decoder, removed, sites, patches, **settings), list(zip(sites, matrices, strict=True))
 
@@ -59,11 +64,13 @@ def in_fp64(family):
     return decoder_of(model)
 
 
-def has_plain_mlp(decoder):
-    try:
-        return mlp_writer(decoder.layers[0]) is not None
-    except ModelError:
-        return False
+def branches_of(decoder):
+    found = ["stream"]
+    for branch, find in (("mlp", mlp_writer), ("mlp_weight", mlp_product)):
+        with suppress(ModelError):
+            find(decoder.layers[0])
+            found.append(branch)
+    return found
 
 
 CASES = {"one gap": (2, 3), "two gaps": (1, 3, 4), "at the front": (0, 1), "at the end": (4, 5)}
@@ -73,7 +80,7 @@ CASES = {"one gap": (2, 3), "two gaps": (1, 3, 4), "at the front": (0, 1), "at t
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_student_is_the_patched_model(family, removed):
     decoder = in_fp64(family)
-    for branch in ["stream", "mlp"] if has_plain_mlp(decoder) and 0 not in removed else ["stream"]:
+    for branch in branches_of(decoder) if 0 not in removed else ["stream"]:
         student, patches = student_of(decoder, removed, branch)
         recording = record(decoder, IDS, {student.entry, decoder.num_layers})
         logits = decoder.logits(decoder.final_norm(student.run(recording.streams[student.entry], recording.calls)))

@@ -13,7 +13,6 @@ from linearpatch.models.decoder import decoder_of
 from linearpatch.models.passes import mlp_outputs, record
 from linearpatch.models.views import Site, view_of
 from linearpatch.patches.diag import Diag
-from linearpatch.patches.least_squares import RIDGES
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.mlp_lstsq import MlpLeastSquares
 from linearpatch.patches.rotate import Rotate
@@ -112,7 +111,7 @@ def test_a_diagonal_helps_a_low_rank_map_and_neither_can_be_moved_to_do_better(f
 @pytest.mark.parametrize("removed", [[1, 2, 3], [1, 4]])
 def test_auto_takes_the_ridge_with_the_lowest_held_out_loss(fitting, decoder, kind, removed):
     losses = {inf: held_out_loss(decoder, fitting, removed, [])}
-    for ridge in RIDGES:
+    for ridge in kind.ridges:
         losses[ridge] = held_out_loss(decoder, fitting, removed, kind(ridge=ridge).repair(fitting, removed))
     best = min(losses, key=lambda ridge: losses[ridge])
     fitted = kind(ridge="auto").repair(fitting, removed)
@@ -165,7 +164,7 @@ class Pretended(Workspace):
         super().__init__(decoder, blocks, batch_size=len(blocks.ids))
         self._given = streams
 
-    def _replaced(self, batch, mlp_layers):
+    def _replaced(self, batch, mlp_layers, products):
         from linearpatch.calibration.statistics import LayerInput
 
         return {index: LayerInput(index, stream) for index, stream in self._given.items()}
