@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 # The oldest release of transformers that passes the tests.
 LOWEST := 5.0.0
 
-.PHONY: help demo test test-lowest lint format types bench clean
+.PHONY: help demo test coverage test-lowest lint format types bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -22,7 +22,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## prune SmolLM2 by 5 of 30 layers with two pruners and three patches, print the comparison
 	$(BIN)/linearpatch run -m experiment=demo
 
-test: $(READY)  ## run the tests with line coverage
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest --numprocesses auto --durations 20
+
+coverage: $(READY)  ## run the tests with line coverage
 	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term
 
 test-lowest:  ## run the tests with the oldest transformers that is supported, in an environment of its own
