@@ -48,6 +48,7 @@ def test_every_command_runs_or_composes(arguments, tmp_path, monkeypatch, sessio
     monkeypatch.chdir(ROOT)  # documents name files from the top
     (tmp_path / "combinations.yaml").write_text("- {pruner: sleb}\n- {pruner: shortgpt, patch: 'none,diag'}\n")
     places = {"FOLDER": str(tmp_path), "=FILE": f"={tmp_path}/combinations.yaml", "outputs/compare": str(tmp_path)}
+    places["outputs/pruner_comparison"] = str(tmp_path)
     for name, place in places.items():
         arguments = [word.replace(name, place) for word in arguments]
     command, *rest = arguments

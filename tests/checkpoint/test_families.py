@@ -57,7 +57,9 @@ def fitted(model, removed, patch, settings):
 @pytest.mark.parametrize("family", IN_FULL)
 @pytest.mark.parametrize("pruner", components("pruner"))
 def test_every_pruner_selects_layers(family, pruner):
-    workspace = Workspace(decoder_of(tiny_model(family)), BLOCKS, batch_size=2)
+    held_out = TokenBlocks(BLOCKS.ids.flip(0, 1), "random/held out")
+    patch = components("patch")["rotate"]()
+    workspace = Workspace(decoder_of(tiny_model(family)), BLOCKS, held_out=held_out, patch=patch, batch_size=2)
     removed = components("pruner")[pruner](**SETTINGS.get(pruner, {})).select(workspace, 2).removed
     assert len(set(removed)) == 2
     assert set(removed) <= set(range(NUM_LAYERS))
