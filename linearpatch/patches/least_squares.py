@@ -53,7 +53,6 @@ class LeastSquaresPatch(Patch):
     """
 
     ridges: ClassVar[Sequence[float]] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # what `auto` tries
-    usual_ridge: ClassVar[float] = 1e-6
 
     ridge: Any = 1e-6  # a number or `auto`
     weighting: str = "none"
@@ -78,7 +77,7 @@ class LeastSquaresPatch(Patch):
 
     def draft(self) -> Self:
         """With a ridge that needs no choice."""
-        return replace(super().draft(), ridge=self.usual_ridge if self.ridge == "auto" else self.ridge)
+        return replace(super().draft(), ridge=type(self).ridge if self.ridge == "auto" else self.ridge)
 
     @abstractmethod
     def gram(self, site: Site) -> Gram | MlpGram | RefitGram:

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from linearpatch.calibration.gram import RefitGram
-from linearpatch.errors import ConfigError
-from linearpatch.models.decoder import Decoder
 from linearpatch.models.modeling_linearpatch import LinearMap
-from linearpatch.models.views import Interface, Site
-from linearpatch.models.writers import mlp_product
-from linearpatch.patches.least_squares import LeastSquaresPatch, Solution, energies, solve
+from linearpatch.models.views import Site
+from linearpatch.patches.before_gap import RefitPatch
+from linearpatch.patches.least_squares import Solution, energies, solve
 from linearpatch.registry import component
 
 STREAM_SHARE = 0.01  # of the ridge holds back the map: it has a fraction of the unknowns and does most of the work
@@ -25,7 +22,7 @@ SMALLEST = 0.03  # what the map shrinks by more than that isn't asked of the wei
 
 @component("patch", "refit")
 @dataclass(frozen=True)
-class Refit(LeastSquaresPatch):
+class Refit(RefitPatch):
     """x ↦ x W + b behind a gap, and a new weight for the last product of the MLP before it.
 
     Most of what removed layers compute isn't linear in the stream, and no matrix at a gap can make up for that.
@@ -39,51 +36,11 @@ class Refit(LeastSquaresPatch):
             pulls W toward the identity. `auto` tries several, and no patch at all, on held-out calibration tokens.
     """
 
-    ridges: ClassVar[Sequence[float]] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-    usual_ridge: ClassVar[float] = 0.03
-
-    ridge: Any = 0.03  # a number or `auto`
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.sites != "one_per_interface":
-            raise ConfigError(
-                f"patch=refit has one MLP before each interface to fit anew. patch.sites={self.sites} isn't possible. "
-                "Leave patch.sites out."
-            )
-
-    @property
-    def is_matrix(self) -> bool:
-        """One matrix at the stream, another beside a weight."""
-        return False
-
-    def check(self, decoder: Decoder) -> None:
-        """Refuse families whose MLPs have no single last product that writes to the stream as it is."""
-        for layer in decoder.layers:
-            mlp_product(layer)
-
-    def place(self, interfaces: Sequence[Interface]) -> list[Site]:
-        """On the MLP's weight before each interface, and behind it."""
-        if any(gap.start == 0 for gap in interfaces):
-            raise ConfigError(
-                "patch=refit needs a layer before the gap, but layer 0 is removed. Keep it with "
-                "pruner.protect_first=1, or use another patch."
-            )
-        branches = ("mlp_weight", "stream")
-        return [Site(gap.start, gap.end, gap.end, branch) for gap in interfaces for branch in branches]
+    branches: ClassVar[Sequence[str]] = ("mlp_weight", "stream")
 
     def together(self, sites: Sequence[Site]) -> list[list[Site]]:
         """Both sites of an interface."""
         return [list(pair) for _, pair in groupby(sites, key=lambda site: (site.start, site.end))]
-
-    def gram(self, site: Site) -> RefitGram:
-        """The stream before the gap and what the last MLP's product reads, and the stream after."""
-        return RefitGram(site.start, site.end, self.relative)
-
-    def prior(self, gram: Mapping[str, Tensor]) -> Tensor:
-        """The identity for the stream, nothing for the rest."""
-        rows = len(gram["xx"]) - 1
-        return torch.eye(rows, gram["xy"].shape[1], dtype=torch.float64)
 
     def operators(self, gram: Mapping[str, Tensor], ridge: float) -> tuple[list[nn.Module], Solution]:
         """Solve for both, move V before the map, and solve for the map again."""

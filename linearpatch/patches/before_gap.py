@@ -1,0 +1,76 @@
+"""What patches share that change the MLP before a gap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from linearpatch.calibration.gram import RefitGram
+from linearpatch.errors import ConfigError
+from linearpatch.models.decoder import Decoder
+from linearpatch.models.views import Interface, Site
+from linearpatch.models.writers import mlp_product
+from linearpatch.patches.least_squares import LeastSquaresPatch
+from linearpatch.registry import name_of
+
+
+@dataclass(frozen=True)
+class BeforeGapPatch(LeastSquaresPatch):
+    """Base of the patches that sit at the MLP of the layer before each interface."""
+
+    branches: ClassVar[Sequence[str]]  # of the sites at an interface
+    find: ClassVar[Callable[[nn.Module], nn.Module]]  # what they need of a layer; refuses families without it
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sites != "one_per_interface":
+            raise ConfigError(
+                f"patch={name_of(self)} has one site at each interface: the MLP before it. patch.sites={self.sites} "
+                "isn't possible. Leave patch.sites out."
+            )
+
+    def check(self, decoder: Decoder) -> None:
+        """Refuse families whose MLPs don't write to the stream as it needs."""
+        for layer in decoder.layers:
+            type(self).find(layer)
+
+    def place(self, interfaces: Sequence[Interface]) -> list[Site]:
+        """At the MLP of the layer before each interface."""
+        if any(gap.start == 0 for gap in interfaces):
+            raise ConfigError(
+                f"patch={name_of(self)} needs a layer before the gap, but layer 0 is removed. Keep it with "
+                "pruner.protect_first=1, or use another patch."
+            )
+        return [Site(gap.start, gap.end, gap.end, branch) for gap in interfaces for branch in self.branches]
+
+
+@dataclass(frozen=True)
+class RefitPatch(BeforeGapPatch):
+    """Base of the patches that fit the last product of that MLP anew.
+
+    Attributes:
+        ridge: Holds back each entry of the new weight by this fraction of the energy of what it multiplies. `auto`
+            tries several, and no patch at all, on held-out calibration tokens.
+    """
+
+    find: ClassVar[Callable[[nn.Module], nn.Module]] = staticmethod(mlp_product)
+    ridges: ClassVar[Sequence[float]] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+    ridge: Any = 0.03  # a number or `auto`
+
+    @property
+    def is_matrix(self) -> bool:
+        """A matrix beside a weight."""
+        return False
+
+    def gram(self, site: Site) -> RefitGram:
+        """The stream before the gap and what the last MLP's product reads, and the stream after."""
+        return RefitGram(site.start, site.end, self.relative)
+
+    def prior(self, gram: Mapping[str, Tensor]) -> Tensor:
+        """The identity for the stream, nothing for the rest."""
+        return torch.eye(len(gram["xx"]) - 1, gram["xy"].shape[1], dtype=torch.float64)
