@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from linearpatch.calibration.drafts import ready
-from linearpatch.calibration.gram import Gram, MlpGram, RefitGram
+from linearpatch.calibration.gram import PairGram
 from linearpatch.calibration.suffix import Shortened
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError, NumericsError, require_choice, require_range
@@ -80,7 +80,7 @@ class LeastSquaresPatch(Patch):
         return replace(super().draft(), ridge=type(self).ridge if self.ridge == "auto" else self.ridge)
 
     @abstractmethod
-    def gram(self, site: Site) -> Gram | MlpGram | RefitGram:
+    def gram(self, site: Site) -> PairGram:
         """The sums of products that the fit at a site needs."""
 
     @abstractmethod

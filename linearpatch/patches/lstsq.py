@@ -66,7 +66,7 @@ class LeastSquares(LeastSquaresPatch):
 
     def gram(self, site: Site) -> Gram:
         """The streams before and after the gap."""
-        return Gram(site.start, site.end, self.bias, self.relative, self.normalised)
+        return Gram(site.start, site.end, self.relative, self.bias, self.normalised)
 
     def prior(self, gram: Mapping[str, Tensor]) -> Tensor:
         """The identity, or nothing to add."""
