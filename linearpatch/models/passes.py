@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from linearpatch.models.decoder import Decoder, LayerCall, split_call, unwrap
 from linearpatch.models.writers import mlp_product, mlp_writer
@@ -41,6 +42,15 @@ class Recording:
 
 
 @contextmanager
+def _removed_at_the_end(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def _watching(decoder: Decoder, visit: Visitor, stop: int, before_patches: bool) -> Iterator[None]:
     def hook(index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def before_forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -54,11 +64,8 @@ def _watching(decoder: Decoder, visit: Visitor, stop: int, before_patches: bool)
         decoder.reader(index).register_forward_pre_hook(hook(index), prepend=before_patches, with_kwargs=True)
         for index in range(stop + 1)
     ]
-    try:
+    with _removed_at_the_end(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -104,11 +111,8 @@ def mlp_outputs(decoder: Decoder, layers: Iterable[int]) -> Iterator[dict[int, T
         return after_forward
 
     handles = [mlp_writer(decoder.layers[index]).register_forward_hook(keep(index)) for index in layers]
-    try:
+    with _removed_at_the_end(handles):
         yield added
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -129,11 +133,8 @@ def mlp_inputs(decoder: Decoder, layers: Iterable[int]) -> Iterator[dict[int, Te
         return before_forward
 
     handles = [mlp_product(decoder.layers[index]).register_forward_pre_hook(keep(index)) for index in layers]
-    try:
+    with _removed_at_the_end(handles):
         yield read
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def record(
