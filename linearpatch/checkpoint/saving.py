@@ -174,10 +174,11 @@ def _represent(
             "save_format=plain can't hold these patches: only a scale common to all channels, or a map of an MLP's "
             "output, can be folded into stock weights. Remaining formats: custom, adapter."
         )
-    if not patches:
-        log.info("nothing is patched, so that the checkpoint needs no code: it is plain")
-        return "plain", view_of(dense, removed)
-    return "custom", view_of(dense, removed, patches)
+    view = view_of(dense, removed, patches)
+    if all(site.branch == "mlp_weight" for site, _ in patches):
+        log.info("no patch is a module of its own, so that the checkpoint needs no code: it is plain")
+        return "plain", view
+    return "custom", view
 
 
 def _check_experts_on_disk(view: PreTrainedModel) -> None:

@@ -18,6 +18,7 @@ from linearpatch.models.views import interfaces_of, view_of
 from linearpatch.registry import components
 
 POST_NORM = ("gemma2", "gemma3_text")
+AT_MLP = ("mlp_lstsq", "refit", "mlp_refit")
 IN_FULL = ("llama", "qwen3", "gemma3_text", "opt")
 TOKENS = torch.randint(3, 259, (2, 14), generator=torch.Generator().manual_seed(3))
 BLOCKS = TokenBlocks(torch.randint(3, 300, (6, 16), generator=torch.Generator().manual_seed(1)), "random/test")
@@ -26,7 +27,15 @@ SETTINGS = {
     "taylor": {"protect_first": 1, "protect_last": 1},
     "magnitude": {"protect_first": 1, "protect_last": 1},
 }
-PATCHES = {"scalar": {}, "diag": {}, "rotate": {}, "lstsq": {"bias": True, "ridge": 0.01}, "mlp_lstsq": {"ridge": 0.01}}
+PATCHES = {
+    "scalar": {},
+    "diag": {},
+    "rotate": {},
+    "lstsq": {"bias": True, "ridge": 0.01},
+    "mlp_lstsq": {"ridge": 0.01},
+    "refit": {"ridge": 0.1},
+    "mlp_refit": {"ridge": 0.1},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -65,23 +74,24 @@ def test_every_pruner_selects_layers(family, pruner):
     assert set(removed) <= set(range(NUM_LAYERS))
 
 
+@pytest.mark.parametrize("patch", AT_MLP)
 @pytest.mark.parametrize("family", POST_NORM)
-def test_a_norm_after_the_mlp_refuses_a_map_of_its_output(family, tmp_path):
+def test_a_norm_after_the_mlp_refuses_patches_of_the_mlp(family, patch, tmp_path):
     with pytest.raises(ModelError, match="normalises its MLP's output"):
-        fitted(loaded(family, tmp_path), [1], "mlp_lstsq", {})
+        fitted(loaded(family, tmp_path), [1], patch, {})
 
 
 IN_FULL_AND_SMOKE = [
     (family, patch)
     for family in FAMILIES
     for patch in (PATCHES if family in IN_FULL else ["rotate"])
-    if (patch, family) != ("mlp_lstsq", "gemma3_text")
+    if not (patch in AT_MLP and family in POST_NORM)
 ]
 FOLDED = [
     (family, patch)
     for family in FAMILIES
-    for patch in ("none", "scalar", "mlp_lstsq")
-    if not (patch == "mlp_lstsq" and family in POST_NORM)
+    for patch in ("none", "scalar", "mlp_lstsq", "mlp_refit")
+    if not (patch in AT_MLP and family in POST_NORM) and (patch, family) != ("mlp_refit", "qwen3_moe")
 ]
 
 
@@ -92,7 +102,8 @@ def test_saved_models_load_in_three_ways_with_the_same_logits(family, patch, tmp
     patches = fitted(model, removed, patch, PATCHES[patch])
     expected = logits_of(view_of(model.decoder, removed, patches))
 
-    assert save_checkpoint(tmp_path / "custom", model, removed, patches, save_format="custom").format == "custom"
+    manifest = save_checkpoint(tmp_path / "custom", model, removed, patches, save_format="custom")
+    assert manifest.format == ("plain" if patch == "mlp_refit" else "custom")  # new weights alone need no code
     save_checkpoint(tmp_path / "adapter", model, removed, patches, save_format="adapter")
     remote, info = AutoModelForCausalLM.from_pretrained(
         tmp_path / "custom", trust_remote_code=True, output_loading_info=True
