@@ -154,6 +154,13 @@ class Experiment:
         return Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
 
     @property
+    def patch_seen(self) -> Patch | None:
+        """What of the patch the choice of layers depends on."""
+        if not self.pruner.sees_patches:
+            return None
+        return self.patch if self.pruner.sees_whole_patches else self.patch.draft()
+
+    @property
     def num_held_out(self) -> int:
         """Calibration blocks on which nothing is fitted."""
         return self.calibration.num_held_out(self.pruner.needs_held_out or self.patch.needs_held_out)

@@ -184,7 +184,7 @@ class Opened:
             self.model.decoder,
             self.blocks,
             held_out=self.held_out,
-            patch=experiment.patch.draft(),
+            patch=experiment.patch,
             cache=cache,
             model_key=self.model.key,
             batch_size=experiment.calibration.batch_size,

@@ -15,7 +15,7 @@ from torch import nn
 
 from linearpatch.cache import Entry
 from linearpatch.calibration.statistics import Statistic
-from linearpatch.calibration.suffix import CandidateLoss, Shortened
+from linearpatch.calibration.suffix import DENSE, CandidateLoss, Shortened
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.views import Interface, Site, interfaces_of
 from linearpatch.registry import identity
@@ -48,8 +48,17 @@ class Fits(Protocol):
     def statistics(self) -> Sequence[Statistic]:
         """Statistics wanted whichever layers go."""
 
+    def gap_statistics(self, sites: Sequence[Site]) -> Sequence[Statistic]:
+        """Statistics that `fit` asks for at some sites."""
+
+    def draft(self) -> Fits:
+        """What stands in for it where many gaps are fitted."""
+
     def fit(self, workspace: Workspace, sites: Sequence[Site]) -> Sequence[Fitted]:
         """Fit one operator for each site."""
+
+    def repair(self, workspace: Workspace, removed: Sequence[int]) -> Sequence[Fitted]:
+        """Bridge the gaps that removed layers leave."""
 
 
 class Drafts:
@@ -120,6 +129,43 @@ class Drafts:
                 modules[fitted.site] = ready(fitted.module, self.workspace.decoder, fitted.site)
         for gap, some in sites.items():
             self._patches[gap] = tuple((site, modules[site]) for site in some)
+
+
+def repaired_losses(
+    workspace: Workspace, patch: Fits, removals: Sequence[Sequence[int]], *, survivors: int | None = None
+) -> list[CandidateLoss]:
+    """Held-out loss without each of some sets of layers, repaired as a run would repair it; cached.
+
+    Other than drafts: a patch may choose its ridge on the held-out tokens, or be fitted on what earlier ones leave.
+
+    Args:
+        workspace: The dense model and its calibration tokens.
+        patch: How gaps are bridged.
+        removals: Sets of layers. What their patches need is gathered in one pass, and kept for the run.
+        survivors: Only so many of the best need exact losses.
+    """
+    removals = [sorted(removed) for removed in removals]
+
+    def compute() -> Entry:
+        sites = [patch.place(interfaces_of(removed)) for removed in removals]
+        workspace.collect(*(wanted for some in sites for wanted in patch.gap_statistics(some)), description="fit")
+        models = []
+        for removed in removals:
+            fitted = patch.repair(workspace, removed)
+            modules = tuple((one.site, ready(one.module, workspace.decoder, one.site)) for one in fitted)
+            models.append(Shortened(tuple(removed), modules))
+        losses = workspace.losses(workspace.held_out, DENSE, models, survivors=survivors)
+        return Entry(facts={"losses": [asdict(loss) for loss in losses]})
+
+    key = {
+        **workspace.key,
+        "version": VERSION,
+        "held_out": workspace.held_out.hash,
+        "patch": identity(patch),
+        "repaired": removals,
+        "survivors": survivors,
+    }
+    return [CandidateLoss(**loss) for loss in workspace.cache.get("patched_loss", key, compute).facts["losses"]]
 
 
 def ready(module: nn.Module, decoder: Decoder, site: Site) -> nn.Module:

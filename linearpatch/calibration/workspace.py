@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from linearpatch.cache import Cache, Entry
-from linearpatch.calibration.drafts import Drafts, Fits
+from linearpatch.calibration.drafts import Drafts, Fits, repaired_losses
 from linearpatch.calibration.gradients import first_order_importance, layer_weights
 from linearpatch.calibration.statistics import LayerInput, Statistic
 from linearpatch.calibration.suffix import DENSE, CandidateLoss, Shortened, SuffixSearch
@@ -75,15 +75,42 @@ class Workspace:
 
     @property
     def drafts(self) -> Drafts:
-        """Patched models, for pruners that look at them.
+        """Patched models by the dozen, for pruners that look at them.
 
         Raises:
             ConfigError: the workspace doesn't know how gaps will be bridged.
         """
+        self._drafts = self._drafts or Drafts(self, self._known_patch.draft())
+        return self._drafts
+
+    def repaired_losses(self, removals: Sequence[Sequence[int]]) -> list[CandidateLoss]:
+        """Held-out loss without each of some sets of layers, with the patch itself and not its draft; cached.
+
+        Raises:
+            ConfigError: no tokens are held out, or the workspace doesn't know how gaps will be bridged.
+        """
+        return repaired_losses(self, self._known_patch, removals, survivors=1)
+
+    def part(self, share: float) -> Workspace:
+        """The same with the first blocks alone, of both kinds; for a first look. At least one of each."""
+        if share == 1:
+            return self
+        return Workspace(
+            self.decoder,
+            self.blocks.part(share),
+            held_out=self._held_out and self._held_out.part(share),
+            patch=self._patch,
+            cache=self.cache,
+            model_key=self.key["model"],
+            batch_size=self.batch_size,
+            base=self.base,
+        )
+
+    @property
+    def _known_patch(self) -> Fits:
         if self._patch is None:
             raise ConfigError("This workspace has no patch, and the pruner looks at patched models. Give it one.")
-        self._drafts = self._drafts or Drafts(self, self._patch)
-        return self._drafts
+        return self._patch
 
     @property
     def num_layers(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +37,10 @@ class TokenBlocks:
     def hash(self) -> str:
         """SHA-256 of the token stream: equal for equal tokens in equal blocks, whatever their source."""
         return token_hash(self.ids)
+
+    def part(self, share: float) -> TokenBlocks:
+        """The first of them: this share, and at least one."""
+        return replace(self, ids=self.ids[: max(1, round(share * len(self.ids)))])
 
 
 @dataclass(frozen=True)

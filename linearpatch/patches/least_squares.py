@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +75,13 @@ class LeastSquaresPatch(Patch):
         """A ridge is chosen on tokens that the map wasn't fitted to."""
         return bool(self.ridge == "auto")
 
-    def draft(self) -> Self:
+    def draft(self) -> Patch:
         """With a ridge that needs no choice."""
-        return replace(super().draft(), ridge=type(self).ridge if self.ridge == "auto" else self.ridge)
+        return replace(self, sequential=False, ridge=type(self).ridge if self.ridge == "auto" else self.ridge)
+
+    def gap_statistics(self, sites: Sequence[Site]) -> Sequence[PairGram]:
+        """The sums of products at each site; where one fit waits for another, its own come later."""
+        return () if self.sequential else [self.gram(group[0]) for group in self.together(sites)]
 
     @abstractmethod
     def gram(self, site: Site) -> PairGram:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -100,9 +100,13 @@ class Patch(ABC):
         """Sites in groups that are fitted at once; one by one, as a rule."""
         return [[site] for site in sites]
 
-    def draft(self) -> Self:
-        """The same without what would cost a search over many gaps passes of its own."""
+    def draft(self) -> Patch:
+        """What stands in for it where a search fits many gaps: nothing that costs a pass for each of them."""
         return replace(self, sequential=False)
+
+    def gap_statistics(self, sites: Sequence[Site]) -> Sequence[Statistic]:
+        """Statistics that `fit` asks for at some sites; asked for together, many gaps share a pass."""
+        return ()
 
     @abstractmethod
     def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[FittedPatch]:

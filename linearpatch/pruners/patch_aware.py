@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 from linearpatch.calibration.suffix import CandidateLoss
 from linearpatch.calibration.workspace import Workspace
@@ -16,6 +16,7 @@ SEARCHES = ("window", "greedy", "beam")
 CRITERION = "held-out NLL when patched"
 
 Layers = tuple[int, ...]
+Scores = dict[str, Any]
 
 
 @component("pruner", "patch_aware")
@@ -23,8 +24,9 @@ Layers = tuple[int, ...]
 class PatchAware(Pruner):
     """The layers without which the patched model's loss on held-out calibration tokens is lowest.
 
-    Every candidate is fitted the run's patch (`Patch.draft`: without what is chosen or fitted by passes of its own)
-    and measured. Patches are fitted on the calibration tokens, losses measured on `calibration.held_out_blocks`.
+    Every candidate is fitted the run's patch, or what stands in for it in a search (`Patch.draft`: nothing that costs
+    passes of its own), and measured. The best of them may be fitted the patch itself and measured again. Patches are
+    fitted on the calibration tokens, losses measured on `calibration.held_out_blocks`.
 
     Attributes:
         search: `window` tries every window of n layers. `greedy` removes one layer after the other; layers
@@ -33,6 +35,9 @@ class PatchAware(Pruner):
         width: Sets that a beam keeps.
         stop_early: Give up on a candidate once it can't be among the best. The same layers are removed
             either way; the recorded loss of such a candidate is a lower bound.
+        draft_share: The search looks at this share of the calibration blocks and of those held out.
+        finalists: So many of the best sets are fitted the patch itself on all blocks, and the best of those is taken.
+            With 1 the search has the last word.
     """
 
     needs_held_out: ClassVar[bool] = True
@@ -40,42 +45,61 @@ class PatchAware(Pruner):
     search: str = "window"
     width: int = 3
     stop_early: bool = True
+    draft_share: float = 1.0
+    finalists: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("pruner.search", self.search, SEARCHES)
         require_range("pruner.width", self.width, low=1)
+        require_range("pruner.draft_share", self.draft_share, low=0, high=1)
+        require_range("pruner.finalists", self.finalists, low=1)
         if self.iterative:
             raise ConfigError(
                 "pruner=patch_aware patches every candidate already, so pruner.iterative=true has no meaning for it. "
                 "Use pruner.search=greedy to remove one layer at a time."
             )
 
+    @property
+    def sees_whole_patches(self) -> bool:
+        """Where there is a final."""
+        return self.finalists > 1
+
     def rough_passes(self, num_layers: int, n: int) -> float:
-        """Half of the layers run for each candidate."""
+        """Half of the layers run for each candidate, on the drafts' share of the tokens; then a final."""
         windows, singles = num_layers - n + 1, n * (num_layers - n / 2)
         tried = {"window": windows, "greedy": singles, "beam": self.width * singles + n * windows}
-        return 0.5 * tried[self.search]
+        final = 1 + 0.5 * self.finalists if self.finalists > 1 else 0
+        return 0.5 * tried[self.search] * self.draft_share + final
 
     def select(self, workspace: Workspace, n: int) -> Selection:
-        """Search as asked."""
-        return {"window": self._window, "greedy": self._greedy, "beam": self._beam}[self.search](workspace, n)
+        """Search as asked, then hold the final."""
+        search = {"window": self._window, "greedy": self._greedy, "beam": self._beam}[self.search]
+        best, scores = search(workspace.part(self.draft_share), n)
+        if self.finalists == 1:
+            return Selection(best[0], scores)
+        finalists = best[: self.finalists]
+        final = dict(zip(finalists, workspace.repaired_losses(finalists), strict=True))
+        results = [{"removed": sorted(layers), **asdict(loss)} for layers, loss in final.items()]
+        return Selection(_best(final)[0], {**scores, "finalists": results})
 
-    def _window(self, workspace: Workspace, n: int) -> Selection:
-        losses = self._losses(workspace, (), self._windows(workspace, n))
+    def _window(self, workspace: Workspace, n: int) -> tuple[list[Layers], Scores]:
+        losses = self._losses(workspace, (), self._windows(workspace, n), self.finalists)
         values: list[float | None] = [None] * (workspace.num_layers - n + 1)
         for window, loss in losses.items():
             values[window[0]] = loss.loss
         bounds = [window[0] for window, loss in losses.items() if loss.is_bound]
         scores = {"criterion": CRITERION, "unit": "window", "values": values, "bounds": bounds}
-        return Selection(_best(losses)[0], scores)
+        return _best(losses), scores
 
-    def _greedy(self, workspace: Workspace, n: int) -> Selection:
+    def _greedy(self, workspace: Workspace, n: int) -> tuple[list[Layers], Scores]:
         removed: Layers = ()
         steps = []
-        for _ in range(n):
+        losses: dict[Layers, CandidateLoss] = {}
+        for size in range(1, n + 1):
             layers = [layer for layer in self.candidates(workspace.num_layers) if layer not in removed]
-            losses = self._losses(workspace, removed, [(*removed, layer) for layer in layers])
+            survivors = self.finalists if size == n else 1
+            losses = self._losses(workspace, removed, [(*removed, layer) for layer in layers], survivors)
             removed = _best(losses)[0]
             steps.append(
                 {
@@ -84,33 +108,34 @@ class PatchAware(Pruner):
                     "bounds": [tried[-1] for tried, loss in losses.items() if loss.is_bound],
                 }
             )
-        return Selection(removed, {"criterion": CRITERION, "unit": "layer", "steps": steps})
+        return _best(losses), {"criterion": CRITERION, "unit": "layer", "steps": steps}
 
-    def _beam(self, workspace: Workspace, n: int) -> Selection:
+    def _beam(self, workspace: Workspace, n: int) -> tuple[list[Layers], Scores]:
         kept: list[Layers] = [()]
         steps = []
         for size in range(1, n + 1):
             losses: dict[Layers, CandidateLoss] = {}
+            width = self.width if size < n else max(self.width, self.finalists)
             for base in kept:
                 layers = [layer for layer in self.candidates(workspace.num_layers) if layer not in base]
                 grown = dict.fromkeys(tuple(sorted((*base, layer))) for layer in layers)
-                losses |= self._losses(workspace, base, [one for one in grown if one not in losses], self.width)
+                losses |= self._losses(workspace, base, [one for one in grown if one not in losses], width)
             windows = [window for window in self._windows(workspace, size) if window not in losses]
-            losses |= self._losses(workspace, (), windows, self.width)
-            kept = _best(losses)[: self.width]
+            losses |= self._losses(workspace, (), windows, width)
+            kept = _best(losses)[:width]
             with_layer = {
                 str(layer): min(loss.loss for tried, loss in losses.items() if layer in tried)
                 for layer in self.candidates(workspace.num_layers)
             }
             steps.append({"removed": list(kept[0]), "losses": with_layer, "bounds": [], "sets": [*map(list, kept)]})
-        return Selection(kept[0], {"criterion": f"{CRITERION}, with the layer", "unit": "layer", "steps": steps})
+        return kept, {"criterion": f"{CRITERION}, with the layer", "unit": "layer", "steps": steps}
 
     def _windows(self, workspace: Workspace, size: int) -> list[Layers]:
         allowed = self.candidates(workspace.num_layers)
         return [tuple(range(start, start + size)) for start in range(allowed.start, allowed.stop - size + 1)]
 
     def _losses(
-        self, workspace: Workspace, base: Layers, tried: Sequence[Layers], survivors: int = 1
+        self, workspace: Workspace, base: Layers, tried: Sequence[Layers], survivors: int
     ) -> dict[Layers, CandidateLoss]:
         if not tried:
             return {}

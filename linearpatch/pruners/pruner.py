@@ -58,6 +58,11 @@ class Pruner(ABC):
         """Whether the choice depends on the patch."""
         return self.needs_held_out or self.iterative
 
+    @property
+    def sees_whole_patches(self) -> bool:
+        """Whether it measures the patch as it will be fitted, and not only what stands in for it (`Patch.draft`)."""
+        return False
+
     def statistics(self, n: int) -> Sequence[Statistic]:
         """Statistics that `select` will ask for; they share one pass with those of the patch."""
         return ()

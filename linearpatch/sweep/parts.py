@@ -70,11 +70,10 @@ def _measure(
 
 def _plain(experiment: Experiment) -> Experiment:
     """The experiment up to its patch, which stays where the pruner looks at it."""
-    seen = experiment.pruner.sees_patches
     return replace(
         experiment,
         calibration=replace(experiment.calibration, held_out_blocks=experiment.num_held_out),
-        patch=experiment.patch.draft() if seen else NoPatch(),
+        patch=experiment.patch_seen or NoPatch(),
         distill=NoDistillation(),
         stages=list(STAGES),
         save_model=False,

@@ -231,8 +231,8 @@ def _statistics_key(experiment: Experiment) -> Hashable:
 
 def _pruned_key(experiment: Experiment) -> Hashable:
     """The choice of layers; where evaluations differ, the step makes those of its first run."""
-    pruner, patch = experiment.pruner, experiment.patch
-    seen = identity(patch.draft()) if pruner.sees_patches else None
+    pruner, patch = experiment.pruner, experiment.patch_seen
+    seen = None if patch is None else identity(patch)
     return digest([_statistics_key(experiment), identity(pruner), experiment.num_pruned_layers, seen])
 
 

@@ -17,6 +17,7 @@ from linearpatch.models.views import view_of
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.mlp_lstsq import MlpLeastSquares
 from linearpatch.patches.none import NoPatch
+from linearpatch.patches.refit import Refit
 from linearpatch.patches.rotate import Rotate
 from linearpatch.pruners.explicit import Explicit
 from linearpatch.pruners.patch_aware import PatchAware
@@ -151,6 +152,52 @@ def test_large_models_are_fitted_in_parts(monkeypatch):
     whole = PatchAware().select(workspace_for(patch), 2)
     monkeypatch.setattr(module, "GRAM_BYTES", 3 * 2 * 8 * 32**2)
     assert PatchAware().select(workspace_for(patch), 2) == whole
+
+
+@pytest.mark.parametrize("search", ["window", "greedy", "beam"])
+@pytest.mark.parametrize(
+    "patch",
+    [Refit(), Refit(ridge="auto"), LeastSquares(ridge="auto"), LeastSquares(ridge=0.1, sequential=True)],
+    ids=repr,
+)
+def test_finalists_are_measured_as_the_run_would_repair_them(search, patch):
+    workspace = workspace_for(patch)
+    pruner = PatchAware(search=search, finalists=4, protect_first=1)
+    selection = pruner.choose(workspace, 2)
+    finalists = selection.scores["finalists"]
+    found = {tuple(one["removed"]): one["loss"] for one in finalists if not one["is_bound"]}
+    losses = {tuple(one["removed"]): held_out_loss(workspace, patch, one["removed"]) for one in finalists}
+    assert len(losses) == 4
+    assert found == pytest.approx({removed: losses[removed] for removed in found}, rel=1e-5)
+    assert tuple(sorted(selection.removed)) == min(losses, key=lambda removed: losses[removed])
+    drafts = {
+        removed: held_out_loss(workspace, patch.draft(), removed) for removed in combinations(range(1, NUM_LAYERS), 2)
+    }
+    if search == "window":
+        windows = [removed for removed in drafts if removed[1] == removed[0] + 1]
+        assert set(losses) == set(sorted(windows, key=lambda removed: drafts[removed])[:4])
+
+
+def test_a_search_may_look_at_a_part_of_the_tokens():
+    patch = LeastSquares(ridge=0.1)
+    whole = workspace_for(patch)
+    part = Workspace(
+        whole.decoder,
+        replace(whole.blocks, ids=whole.blocks.ids[:3]),
+        held_out=replace(whole.held_out, ids=whole.held_out.ids[:2]),
+        patch=patch,
+    )
+    pruner = PatchAware(search="greedy")
+    assert replace(pruner, draft_share=0.25).select(whole, 3) == pruner.select(part, 3)
+    with pytest.raises(ConfigError, match="draft_share"):
+        PatchAware(draft_share=1.5)
+
+
+def test_the_final_leaves_what_the_run_will_need(tmp_path, monkeypatch):
+    workspace = workspace_for(Refit(), cache=Cache(tmp_path))
+    removed = PatchAware(finalists=3, protect_first=1).choose(workspace, 2).removed
+    monkeypatch.setattr(Workspace, "_run_pass", None)
+    assert Refit().repair(workspace, removed)
 
 
 def test_a_search_draws_on_drafts():
