@@ -62,7 +62,7 @@ class Workspace:
         self.cache = cache or Cache()
         self.batch_size = batch_size
         self.base = base
-        self.key = {"model": dict(model_key or {}), "tokens": blocks.hash}
+        self.key: dict[str, Any] = {"model": dict(model_key or {}), "tokens": blocks.hash}
         self._held_out = held_out
         self._patch = patch
         self._drafts: Drafts | None = None

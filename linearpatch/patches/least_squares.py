@@ -33,10 +33,12 @@ class Solution:
     Attributes:
         matrix: W, `[D, D]`, or as many rows as x has entries.
         bias: b, `[D]`, where there is one.
+        gain: How much its differences between tokens were enlarged (`unshrunk`).
     """
 
     matrix: Tensor
     bias: Tensor | None = None
+    gain: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ class LeastSquaresPatch(Patch):
             "error_after": _relative_error(solution, gram),
             "tokens": gram["count"].item(),
             "ridge": ridge,
+            "gain": solution.gain,
         }
         return [FittedPatch(site, operator, diagnostics) for site, operator in zip(sites, operators, strict=True)]
 
@@ -195,6 +198,35 @@ def solve(gram: Mapping[str, Tensor], penalty: float | Tensor, prior: Tensor) ->
         return Solution(prior)
     matrix = torch.cholesky_solve(xy + penalty[:, None] * prior, factor_of(xx, penalty))
     return Solution(matrix, None if mean_x is None or mean_y is None else mean_y - mean_x @ matrix)
+
+
+def unshrunk(solution: Solution, gram: Mapping[str, Tensor], gain: float | str) -> Solution:
+    """The map with its differences from the mean enlarged: x ↦ ȳ + g (x W + b − ȳ).
+
+    What a least-squares map can't foresee it leaves out, so that its outputs vary less from token to token than the
+    stream that they stand for, around the same mean.
+
+    Args:
+        solution: A map with the b that was solved for, so that the mean of its outputs is ȳ.
+        gram: The sums of products that it was solved from; rows y are the stream past the gap.
+        gain: g, or `matched`: the g with which outputs vary as much as rows y do.
+    """
+    xx, _, mean_x, mean_y = centred(gram)
+    assert mean_x is not None
+    assert mean_y is not None
+    if gain == "matched":
+        target = gram["yy"] - gram["xx"][-1, -1] * mean_y.square().sum()
+        gain = (target / (solution.matrix * (xx @ solution.matrix)).sum()).sqrt().item()
+    matrix = float(gain) * solution.matrix
+    return Solution(matrix, mean_y - mean_x @ matrix, float(gain))
+
+
+def check_gain(gain: Any) -> None:
+    """Refuse what isn't a gain."""
+    if isinstance(gain, str) and gain != "matched":
+        raise ConfigError(f"patch.gain is {gain!r}. Allowed: matched, or a number of at least 0.")
+    if gain != "matched":
+        require_range("patch.gain", gain, low=0)
 
 
 def factor_of(xx: Tensor, penalty: float | Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,16 @@ from linearpatch.calibration.gram import Gram
 from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.models.modeling_linearpatch import FeatureMap, LinearMap
 from linearpatch.models.views import Site
-from linearpatch.patches.least_squares import LeastSquaresPatch, Solution, centred, factor_of, penalty_of, solve
+from linearpatch.patches.least_squares import (
+    LeastSquaresPatch,
+    Solution,
+    centred,
+    check_gain,
+    factor_of,
+    penalty_of,
+    solve,
+    unshrunk,
+)
 from linearpatch.registry import component
 
 FEATURES = ("hidden", "rms_normalised")
@@ -36,12 +46,15 @@ class LeastSquares(LeastSquaresPatch):
         form: `full`; `low_rank`: the identity (or 0) and a product of two thin matrices;
             `diagonal_plus_low_rank`: a scale of each channel and such a product.
         rank: Of the product.
+        gain: Enlarges how outputs differ from their mean, from which a regression falls short: a number, or `matched`,
+            as much as the stream past the gap does. Needs a b, and the map in full.
     """
 
     bias: bool = False
     features: str = "hidden"
     form: str = "full"
     rank: int = 64
+    gain: Any = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,6 +65,12 @@ class LeastSquares(LeastSquaresPatch):
             raise ConfigError(
                 f"patch.form=diagonal_plus_low_rank scales what the map reads, and patch.features={self.features} adds "
                 "to the stream. Use patch.form=low_rank, or patch.features=hidden."
+            )
+        check_gain(self.gain)
+        if self.gain != 1 and not (self.bias and self.is_matrix):
+            raise ConfigError(
+                f"patch.gain={self.gain} acts around the mean of the map's outputs: it needs patch.bias=true, "
+                "patch.features=hidden and patch.form=full."
             )
 
     @property
@@ -82,6 +101,8 @@ class LeastSquares(LeastSquaresPatch):
         solution = solve(gram, penalty, prior)
         if self.normalised:
             return [FeatureMap([solution.matrix], True, bias=solution.bias)], solution
+        if self.gain != 1 and ridge < inf:
+            solution = unshrunk(solution, gram, self.gain)
         return [LinearMap(solution.matrix, solution.bias)], solution
 
     def _thin(self, gram: Mapping[str, Tensor], penalty: float, prior: Tensor) -> tuple[nn.Module, Solution]:

@@ -1,5 +1,6 @@
 """The grown-up least squares: features, thin forms, the choice of the ridge, fits behind earlier patches."""
 
+from dataclasses import replace
 from math import inf
 
 import pytest
@@ -15,6 +16,7 @@ from linearpatch.models.views import Site, view_of
 from linearpatch.patches.diag import Diag
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.mlp_lstsq import MlpLeastSquares
+from linearpatch.patches.refit import Refit
 from linearpatch.patches.rotate import Rotate
 
 SITE = Site(1, 4, 4)
@@ -137,6 +139,36 @@ def held_out_loss(decoder, workspace, removed, fitted):
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).double(), ids[:, 1:].flatten()).item()
 
 
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize(
+    "patch", [LeastSquares(bias=True, ridge=0.1), LeastSquares(bias=True, ridge=0.0), Refit(ridge=0.1)], ids=repr
+)
+def test_a_matched_gain_gives_outputs_the_mean_and_the_variance_of_the_stream_past_the_gap(decoder, patch, relative):
+    workspace = Workspace(decoder, random_blocks(24, 8), batch_size=4)
+    patch = replace(patch, weighting="relative" if relative else "none")
+
+    def outputs(gain):
+        removed = range(SITE.start, SITE.end)
+        fitted = replace(patch, gain=gain).repair(workspace, removed)
+        view = decoder_of(view_of(decoder, removed, [(one.site, one.module) for one in fitted]))
+        found = record(view, workspace.blocks.ids).streams[SITE.start]
+        return found.reshape(-1, 32).double(), fitted[-1].diagnostics
+
+    after = record(decoder, workspace.blocks.ids).streams[SITE.end].reshape(-1, 32).double()
+    weight = 1 / after.square().sum(dim=1, keepdim=True) if relative else torch.ones(len(after), 1).double()
+
+    def moments(rows):
+        mean = (rows * weight).sum(dim=0) / weight.sum()
+        return mean, ((rows - mean).square() * weight).sum().item()
+
+    (plain, _), (matched, diagnostics), (doubled, _) = outputs(1), outputs("matched"), outputs(2.0)
+    mean, variance = moments(after)
+    assert torch.allclose(moments(matched)[0], mean, atol=1e-4)
+    assert moments(matched)[1] == pytest.approx(variance, rel=1e-3)
+    assert diagnostics["gain"] == pytest.approx((variance / moments(plain)[1]) ** 0.5, rel=1e-3)
+    assert torch.allclose(doubled, mean + 2 * (plain - mean), atol=1e-3)
+
+
 @pytest.mark.parametrize(
     "patch", [LeastSquares(ridge=1e-3), LeastSquares(features="rms_normalised"), Rotate(), Diag()], ids=repr
 )
@@ -206,6 +238,9 @@ def test_patches_of_a_sequential_repair_fit_other_families(family):
         ({"form": "thin"}, "patch.form"),
         ({"rank": 0}, "patch.rank"),
         ({"form": "diagonal_plus_low_rank", "features": "rms_normalised"}, "patch.form=low_rank"),
+        ({"gain": "auto", "bias": True}, "patch.gain is 'auto'. Allowed: matched"),
+        ({"gain": "matched"}, "patch.bias=true"),
+        ({"gain": 1.1, "bias": True, "form": "low_rank"}, "patch.form=full"),
     ],
 )
 def test_impossible_least_squares_are_refused(settings, words):

@@ -57,7 +57,7 @@ def test_refit_solves_for_the_map_and_the_weight(family, relative):
     x, y, h = streams_of(workspace)
     weight = 1 / y.norm(dim=1, keepdim=True) if relative else torch.ones(len(y), 1).double()
     ridge = 0.1
-    fitted = Refit(ridge=ridge, weighting="relative" if relative else "none").repair(workspace, REMOVED)
+    fitted = Refit(ridge=ridge, gain=1, weighting="relative" if relative else "none").repair(workspace, REMOVED)
     assert [one.site.branch for one in fitted] == ["mlp_weight", "stream"]
 
     design = torch.cat([x, h, torch.ones(len(x), 1).double()], dim=1)
@@ -111,7 +111,7 @@ def test_mlp_refit_regresses_what_the_gap_adds(family):
 def test_refit_explains_more_than_the_stream_alone():
     workspace = workspace_of()
     alone = LeastSquares(bias=True).repair(workspace, REMOVED)[0].diagnostics["error_after"]
-    assert Refit(ridge=1e-4).repair(workspace, REMOVED)[1].diagnostics["error_after"] < 0.8 * alone
+    assert Refit(ridge=1e-4, gain=1).repair(workspace, REMOVED)[1].diagnostics["error_after"] < 0.8 * alone
 
 
 @pytest.mark.parametrize("patch", [Refit(), MlpRefit(), Refit(ridge="auto", sequential=True)], ids=repr)
