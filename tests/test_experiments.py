@@ -13,7 +13,8 @@ from linearpatch.data.pydoc import SHARES
 from linearpatch.jobs import Jobs
 
 NAMES = sorted(file.stem for file in (CONF_DIR / "experiment").glob("*.yaml"))
-DOCUMENTED = [one for one in NAMES if one != "demo"]  # which is in the README
+PRESETS = ["recommended", "recommended_distilled"]  # which docs/repair.md explains
+DOCUMENTED = [one for one in NAMES if one not in ("demo", *PRESETS)]  # demo is in the README
 RUNS = {  # at full and at small scale
     "calibration_corpus": (3, 2),
     "calibration_size": (4, 4),
@@ -28,7 +29,9 @@ RUNS = {  # at full and at small scale
     "per_layer_patches": (24, 12),
     "pruned_layers": (16, 12),
     "pruner_comparison": (48, 48),
-    "repair": (336, 36),
+    "recommended": (6, 6),
+    "recommended_distilled": (6, 6),
+    "repair": (63, 18),
     "relative_weighting": (4, 4),
     "retention": (8, 8),
     "top_k": (3, 3),
