@@ -18,7 +18,7 @@ DOCUMENTED = [one for one in NAMES if one not in ("demo", *PRESETS)]  # demo is 
 RUNS = {  # at full and at small scale
     "calibration_corpus": (3, 2),
     "calibration_size": (4, 4),
-    "demo": (6, 6),
+    "demo": (7, 7),
     "distillation": (6, 6),
     "distillation_size": (4, 4),
     "ingredients": (4, 4),
@@ -32,6 +32,7 @@ RUNS = {  # at full and at small scale
     "recommended": (6, 6),
     "recommended_distilled": (6, 6),
     "repair": (63, 18),
+    "repair_test": (15, 12),
     "relative_weighting": (4, 4),
     "retention": (8, 8),
     "top_k": (3, 3),
