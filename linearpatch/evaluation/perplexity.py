@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class Perplexity(Evaluation):
         bos: `tokenizer`, `each` or `none`; see `BlockSpec`.
         batch_size: Windows in one forward pass.
     """
+
+    version: ClassVar[int] = 2  # since then the mean loss of each window is kept as an array
 
     corpora: dict[str, Any] = field(default_factory=dict)
     seq_len: int = 2048
@@ -88,7 +90,7 @@ class Perplexity(Evaluation):
 
     def _measurement(self, name: str, blocks: TokenBlocks) -> Measurement:
         def run(subjects: Sequence[Subject], on_step: Callable[[float], None]) -> list[Measured]:
-            return [Measured({name: self._measure(subject.decoder, blocks, on_step)}) for subject in subjects]
+            return [self._measure(subject.decoder, name, blocks, on_step) for subject in subjects]
 
         key = {"version": self.version, "protocol": self.protocol, "tokens": {name: blocks.hash}}
         return Measurement(name, key, len(blocks.ids), run)
@@ -97,14 +99,14 @@ class Perplexity(Evaluation):
     def _spec(self) -> BlockSpec:
         return BlockSpec(self.num_blocks, self.seq_len, self.sampling, self.bos, self.seed)
 
-    def _measure(self, decoder: Decoder, blocks: TokenBlocks, on_step: Callable[[float], None]) -> Metric:
+    def _measure(self, decoder: Decoder, name: str, blocks: TokenBlocks, on_step: Callable[[float], None]) -> Measured:
         losses = window_losses(decoder, blocks.ids, batch_size=self.batch_size, on_step=on_step)
         value = losses.mean().exp().item()
         spread = losses.std(correction=1).item() if len(losses) > 1 else float("nan")
         predicted = blocks.ids[:, 1:].numel()
-        return Metric.of(
-            value, value * spread / len(losses) ** 0.5, predicted, self.protocol, blocks.hash, headline=True
-        )
+        stderr = value * spread / len(losses) ** 0.5
+        metric = Metric.of(value, stderr, predicted, self.protocol, blocks.hash, headline=True)
+        return Measured({name: metric}, arrays={f"{name}/windows": losses})
 
 
 @torch.inference_mode()

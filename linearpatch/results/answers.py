@@ -1,4 +1,4 @@
-"""What lies beside `result.json`: what each question gave, and small arrays for plots.
+"""What lies beside `result.json`: what each question gave, and small arrays.
 
 `questions.parquet` has one row for each metric and question (its number in the task, and a hash of its text) and one
 column for each stage: the answers to compare stand side by side. `diagnostics.safetensors` holds arrays named

@@ -56,6 +56,7 @@ def test_the_metric_is_the_protocols_formula(decoder):
     expected = math.exp(losses.mean()) * losses.std().item() / math.sqrt(len(losses))
     assert metric.stderr == pytest.approx(expected, rel=1e-3)
     assert metric.n == len(windows) * 99
+    assert measured.arrays["ppl/fake/windows"].numpy() == pytest.approx(losses.numpy(), rel=1e-5)
     assert "windows of 100 tokens" in metric.protocol
 
 
@@ -75,5 +76,5 @@ def test_the_version_is_part_of_the_measurements_identity_and_the_batch_size_is_
     first = key(seq_len=50)
     assert key(seq_len=50, batch_size=2) == first
     assert key(seq_len=60) != first
-    monkeypatch.setattr(Perplexity, "version", 2)
+    monkeypatch.setattr(Perplexity, "version", 99)
     assert key(seq_len=50) != first

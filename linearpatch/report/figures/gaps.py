@@ -80,7 +80,7 @@ def fits(runs: Sequence[Run]) -> list[Drawing]:
 def profiles(runs: Sequence[Run]) -> list[Drawing]:
     """How far each stage is from dense along the layers, where the evaluation `diagnostics` recorded it."""
     drawings = []
-    for run in largest([run for run in runs if (run.folder / ARRAYS).exists()]):
+    for run in largest([run for run in runs if any(name.endswith("/streams") for name in _arrays(run))]):
         arrays = _arrays(run)
         stages = [s for s in ("pruned", "patched", "distilled") if f"{s}/streams" in arrays]
         shown = [name for name in PROFILES if all(f"{stage}/{name}" in arrays for stage in stages)]
@@ -152,6 +152,8 @@ def _run_name(run: Run) -> str:
 
 def _arrays(run: Run) -> dict[str, NDArray[numpy.float32]]:
     """Arrays beside the record; none where the file can't be read."""
+    if not (run.folder / ARRAYS).exists():
+        return {}
     try:
         return dict(load_file(run.folder / ARRAYS))
     except (OSError, SafetensorError, ValueError):
