@@ -32,7 +32,7 @@ RUNS = {  # at full and at small scale
     "recommended": (6, 6),
     "recommended_distilled": (6, 6),
     "repair": (63, 18),
-    "repair_test": (15, 12),
+    "repair_test": (30, 24),
     "relative_weighting": (4, 4),
     "retention": (8, 8),
     "top_k": (3, 3),
