@@ -205,3 +205,10 @@ def test_every_experiment_has_a_readme_with_its_command(experiment):
 
 def test_every_folder_is_an_experiment():
     assert sorted(folder.name for folder in EXPERIMENTS.iterdir() if folder.is_dir()) == DOCUMENTED
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_explained(preset):
+    text = (EXPERIMENTS.parent / "docs" / "repair.md").read_text()
+    assert re.search(rf"^linearpatch run experiment={preset}( |$)", text, re.MULTILINE)
+    assert "docs/repair.md" in (CONF_DIR / "experiment" / f"{preset}.yaml").read_text()
