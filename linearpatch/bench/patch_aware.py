@@ -30,17 +30,17 @@ def claims() -> list[Claim]:
     dense = min(_dense_pass(model.decoder, held_out) for _ in range(3))
     started = time.perf_counter()
     workspace = Workspace(model.decoder, fitted, held_out=held_out, patch=patch)
-    windows = [range(start, start + REMOVED) for start in range(model.decoder.num_layers - REMOVED + 1)]
+    windows = [range(start, start + REMOVED) for start in range(1, model.decoder.num_layers - REMOVED + 1)]
     workspace.drafts.models(windows)
     fits = time.perf_counter() - started
 
     started = time.perf_counter()
-    quick = PatchAware().select(workspace, REMOVED)
+    quick = PatchAware(protect_first=1).select(workspace, REMOVED)
     search = time.perf_counter() - started
     ran = workspace.layer_forwards
 
     thorough_workspace = Workspace(model.decoder, fitted, held_out=held_out, patch=patch)
-    thorough = PatchAware(stop_early=False).select(thorough_workspace, REMOVED)
+    thorough = PatchAware(protect_first=1, stop_early=False).select(thorough_workspace, REMOVED)
     allowed = dense * 5 * len(windows) / 10
     detail = f"{len(windows)} windows of {REMOVED}, {HELD_OUT} × {LENGTH} tokens; fits {fits:.1f} s"
     return [

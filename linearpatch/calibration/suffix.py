@@ -112,27 +112,32 @@ class SuffixSearch:
         """
         plans = [self._steps_of(model) for model in models]
         starts = [self._shared_with(steps) for steps in plans]
-        totals, seen = [0.0] * len(models), [0] * len(models)
+        found: list[dict[int, float]] = [{} for _ in models]  # for each model, the losses of the batches it has seen
         complete: list[float] = []
+        order = list(range(len(self.batches)))
 
-        def advance(index: int, until: int) -> None:
-            while seen[index] < until and not self._is_hopeless(totals[index], complete, survivors):
-                totals[index] += self._loss(plans[index], starts[index], seen[index])
-                seen[index] += 1
+        def total(index: int) -> float:
+            return sum(found[index][batch] for batch in sorted(found[index]))
+
+        def advance(index: int, batches: Sequence[int]) -> None:
+            for batch in batches:
+                if batch not in found[index] and not self._is_hopeless(total(index), complete, survivors):
+                    found[index][batch] = self._loss(plans[index], starts[index], batch)
 
         if survivors is not None:  # the likeliest winners first: low losses early let the others stop early
             for index in range(len(models)):
-                advance(index, 1)
-        for index in sorted(range(len(models)), key=lambda index: (totals[index], index)):
-            advance(index, len(self.batches))
-            if seen[index] == len(self.batches):
-                complete.append(totals[index])
+                advance(index, order[:1])
+        for index in sorted(range(len(models)), key=lambda index: (total(index), index)):
+            advance(index, order)
+            if len(found[index]) == len(order):
+                complete.append(total(index))
+                order.sort(key=lambda batch: -found[index][batch])  # hard text first: sums grow past the best sooner
             on_step()
         # An early stop divides by all tokens, too: the tokens not seen cost at least nothing.
         tokens = sum(batch[:, 1:].numel() for batch in self.batches)
         return [
-            CandidateLoss(total / tokens, is_bound=count < len(self.batches))
-            for total, count in zip(totals, seen, strict=True)
+            CandidateLoss(total(index) / tokens, is_bound=len(found[index]) < len(order))
+            for index in range(len(models))
         ]
 
     @staticmethod
