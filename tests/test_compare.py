@@ -1,0 +1,58 @@
+"""The script beside experiments/repair_test: ratios of geometric means, from losses of windows."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import numpy
+import pytest
+
+FILE = Path(__file__).parents[1] / "experiments" / "repair_test" / "compare.py"
+
+
+@pytest.fixture(scope="module")
+def compare():
+    spec = importlib.util.spec_from_file_location("compare", FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_ratio_is_that_of_geometric_means_over_sizes_and_seeds(compare):
+    drawn = numpy.random.default_rng(0)
+    losses = {
+        (recipe, size, seed): drawn.normal(level + size / 10, 0.3, 40)
+        for recipe, level in ((compare.MINE, 3.0), ("other", 3.5))
+        for size in compare.SIZES
+        for seed in (0, 1)
+    }
+
+    def perplexity(recipe):
+        values = [math.exp(found.mean()) for (name, _, _), found in losses.items() if name == recipe]
+        return math.prod(values) ** (1 / len(values))
+
+    mean, ratio, interval = compare.summary(losses, "other", [0, 1])
+    assert float(mean) == pytest.approx(perplexity("other"), abs=0.01)
+    assert float(ratio) == pytest.approx(perplexity(compare.MINE) / perplexity("other"), abs=0.001)
+    low, high = (float(end) for end in interval.strip("[]").split(", "))
+    assert low < float(ratio) < high
+    mean, ratio, _ = compare.summary(losses, compare.MINE, [0, 1])
+    assert (mean, ratio) == (f"{perplexity(compare.MINE):.2f}", "1")
+    assert compare.summary(losses, "other", [0, 1, 2]) == ("", "", "")
+
+
+def test_the_whole_comparison_reads_what_runs_leave(compare, tmp_path, capsys, monkeypatch):
+    from linearpatch.cli import main
+
+    monkeypatch.setattr(compare, "METRIC", "ppl/pydoc")
+    monkeypatch.setattr(compare, "SIZES", (2,))
+    monkeypatch.setattr(compare, "MINE", "tail + lstsq")
+    for patch in (["none"], ["lstsq", "patch.ridge=0.01"]):
+        settings = ["debug=tiny", "tracker=none", "model=random", "pruner=tail", "num_pruned_layers=2"]
+        words = [*settings, f"patch={patch[0]}", *patch[1:], f"output_dir={tmp_path}/{patch[0]}"]
+        assert main(["run", *words, f"cache_dir={tmp_path}/cache"]) == 0
+    capsys.readouterr()
+    compare.main(tmp_path)
+    printed = capsys.readouterr().out
+    assert "tail +" in printed
+    assert "[" in printed
