@@ -80,7 +80,7 @@ class Answers:
         elif kind == "documents":
             self.documents.setdefault(stage, {})[name] = [f"{value:015x}" for value in values.tolist()]
         else:
-            self.arrays[f"{stage}/{name}"] = values
+            self.arrays[f"{stage}/{name}"] = values.clone()  # two stages may be one model, and share what was found
 
     def write(self) -> None:
         """Write both files, each whole or not at all; none where there is nothing to write.

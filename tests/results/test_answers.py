@@ -72,3 +72,13 @@ def test_many_questions_take_little_room(tmp_path):
         answers.add(stage, "questions", "mmlu/acc", torch.randint(2, (14_042,), generator=generator).float())
     answers.write()
     assert (tmp_path / "questions.parquet").stat().st_size < 100_000
+
+
+def test_stages_that_are_one_model_may_share_an_array(tmp_path):
+    values = torch.tensor([1.0, 2.0])
+    with Answers(tmp_path) as answers:
+        answers.add("patched", "arrays", "windows", values)
+        answers.add("distilled", "arrays", "windows", values)
+    found = load_file(tmp_path / "diagnostics.safetensors")
+    assert torch.equal(found["patched/windows"], values)
+    assert torch.equal(found["distilled/windows"], values)
