@@ -7,9 +7,9 @@ search comes across are fitted together. Their Gram matrices stay in memory only
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
@@ -100,22 +100,12 @@ class Drafts:
         workspace = self.workspace
         removals = [sorted(candidate) for candidate in removals]
 
-        def compute() -> Entry:
+        def compute() -> list[CandidateLoss]:
             base, *models = self.models([removed, *removals])
-            losses = workspace.losses(workspace.held_out, base, models, survivors=survivors)
-            return Entry(facts={"losses": [asdict(loss) for loss in losses]})
+            return workspace.losses(workspace.held_out, base, models, survivors=survivors)
 
-        key = {
-            **workspace.key,
-            "version": VERSION,
-            "held_out": workspace.held_out.hash,
-            "patch": identity(self.patch),
-            "removed": sorted(removed),
-            "removals": removals,
-            "survivors": survivors,
-        }
-        entry = workspace.cache.get("patched_loss", key, compute)
-        return [CandidateLoss(**loss) for loss in entry.facts["losses"]]
+        key = {"removed": sorted(removed), "removals": removals, "survivors": survivors}
+        return _kept(workspace, self.patch, key, compute)
 
     def _fit(self, gaps: Iterable[Interface]) -> None:
         sites = {gap: self.patch.place([gap]) for gap in gaps}
@@ -125,8 +115,7 @@ class Drafts:
         for first in range(0, len(missing), at_once):
             # What patches want whichever layers go is small and worth keeping; Gram matrices aren't.
             workspace = self.workspace if self.patch.statistics() else self.workspace.scratch()
-            for fitted in self.patch.fit(workspace, missing[first : first + at_once]):
-                modules[fitted.site] = ready(fitted.module, self.workspace.decoder, fitted.site)
+            modules |= all_ready(self.patch.fit(workspace, missing[first : first + at_once]), self.workspace.decoder)
         for gap, some in sites.items():
             self._patches[gap] = tuple((site, modules[site]) for site in some)
 
@@ -146,26 +135,32 @@ def repaired_losses(
     """
     removals = [sorted(removed) for removed in removals]
 
-    def compute() -> Entry:
+    def compute() -> list[CandidateLoss]:
         sites = [patch.place(interfaces_of(removed)) for removed in removals]
         workspace.collect(*(wanted for some in sites for wanted in patch.gap_statistics(some)), description="fit")
         models = []
         for removed in removals:
-            fitted = patch.repair(workspace, removed)
-            modules = tuple((one.site, ready(one.module, workspace.decoder, one.site)) for one in fitted)
-            models.append(Shortened(tuple(removed), modules))
-        losses = workspace.losses(workspace.held_out, DENSE, models, survivors=survivors)
-        return Entry(facts={"losses": [asdict(loss) for loss in losses]})
+            models.append(Shortened(tuple(removed), all_ready(patch.repair(workspace, removed), workspace.decoder)))
+        return workspace.losses(workspace.held_out, DENSE, models, survivors=survivors)
 
-    key = {
-        **workspace.key,
-        "version": VERSION,
-        "held_out": workspace.held_out.hash,
-        "patch": identity(patch),
-        "repaired": removals,
-        "survivors": survivors,
-    }
-    return [CandidateLoss(**loss) for loss in workspace.cache.get("patched_loss", key, compute).facts["losses"]]
+    return _kept(workspace, patch, {"repaired": removals, "survivors": survivors}, compute)
+
+
+def _kept(
+    workspace: Workspace, patch: Fits, asked: Mapping[str, Any], compute: Callable[[], list[CandidateLoss]]
+) -> list[CandidateLoss]:
+    """Held-out losses from the cache, or computed."""
+    held_out = workspace.held_out.hash
+    key = {**workspace.key, "version": VERSION, "held_out": held_out, "patch": identity(patch), **asked}
+    entry = workspace.cache.get(
+        "patched_loss", key, lambda: Entry(facts={"losses": [asdict(loss) for loss in compute()]})
+    )
+    return [CandidateLoss(**loss) for loss in entry.facts["losses"]]
+
+
+def all_ready(fitted: Iterable[Fitted], decoder: Decoder) -> tuple[tuple[Site, nn.Module], ...]:
+    """Fitted operators at their sites, each `ready`."""
+    return tuple((one.site, ready(one.module, decoder, one.site)) for one in fitted)
 
 
 def ready(module: nn.Module, decoder: Decoder, site: Site) -> nn.Module:

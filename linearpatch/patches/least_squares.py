@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from linearpatch.calibration.drafts import ready
+from linearpatch.calibration.drafts import all_ready
 from linearpatch.calibration.gram import PairGram
 from linearpatch.calibration.suffix import Shortened
 from linearpatch.calibration.workspace import Workspace
@@ -160,8 +160,7 @@ def choose_ridge(
     removed = (*workspace.base.removed, *sorted(gone - set(workspace.base.removed)))
     models = {inf: Shortened(removed, workspace.base.patches)}
     for ridge in patch.ridges:
-        patches = tuple((one.site, ready(one.module, workspace.decoder, one.site)) for one in fit(ridge))
-        models[ridge] = Shortened(removed, (*workspace.base.patches, *patches))
+        models[ridge] = Shortened(removed, (*workspace.base.patches, *all_ready(fit(ridge), workspace.decoder)))
     losses = workspace.losses(workspace.held_out, workspace.base, list(models.values()), survivors=1)
     found = {ridge: loss.loss for ridge, loss in zip(models, losses, strict=True) if not loss.is_bound}
     best = min(found, key=lambda ridge: (found[ridge], -ridge))

@@ -152,8 +152,6 @@ def _run_name(run: Run) -> str:
 
 def _arrays(run: Run) -> dict[str, NDArray[numpy.float32]]:
     """Arrays beside the record; none where the file can't be read."""
-    if not (run.folder / ARRAYS).exists():
-        return {}
     try:
         return dict(load_file(run.folder / ARRAYS))
     except (OSError, SafetensorError, ValueError):
