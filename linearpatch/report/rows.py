@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from linearpatch.evaluation.evaluation import Metric
-from linearpatch.report.settings import relevant, telling
+from linearpatch.report.settings import CHOSEN_FOR, relevant, telling
 from linearpatch.results.display import STAGES
 from linearpatch.results.record import Record
 from linearpatch.results.tables import num_parameters
@@ -172,13 +172,17 @@ def merged(rows: Iterable[Row]) -> list[Row]:
 
 
 def told_apart(rows: Sequence[Row]) -> list[Row]:
-    """Rows whose settings are those alone in which rows of the same model, pruner, size and patch differ."""
-    alike: dict[Variant, list[Row]] = {}
+    """Rows whose settings are those alone in which rows of the same model, pruner, size and patch differ.
+
+    Where the pruner foresaw a patch, rows are compared with those of the same one; its name is always shown.
+    """
+    alike: dict[tuple[Variant, str | None], list[Row]] = {}
     for row in rows:
-        alike.setdefault(replace(row.variant, settings=()), []).append(row)
+        foreseen = dict(row.variant.settings).get(CHOSEN_FOR)
+        alike.setdefault((replace(row.variant, settings=()), foreseen), []).append(row)
     found = []
-    for variant, group in alike.items():
-        shown = telling([dict(row.variant.settings) for row in group])
+    for (variant, _), group in alike.items():
+        shown = {CHOSEN_FOR, *telling([dict(row.variant.settings) for row in group])}
         for row in group:
             settings = tuple((name, value) for name, value in row.variant.settings if name in shown)
             found.append(replace(row, variant=replace(variant, settings=settings)))

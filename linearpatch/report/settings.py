@@ -22,17 +22,21 @@ ASIDE = frozenset(
     }
 )  # fmt: skip
 SEEDS = ("pruner.seed", "patch.seed", "distill.seed")  # as a rule the run's own
+CHOSEN_FOR = "patch.chosen_for"  # the patch that a pruner foresaw: all that is left of it at stage pruned
 CORPORA = ("corpus", "calibration.corpus", "distillation.corpus")
 
 
 def relevant(record: Record, stage: str) -> dict[str, str]:
     """The settings that make the model of a stage, by dotted name; but not the run's seed."""
-    groups = MATTERS["patched" if stage == "pruned" and record.pruning.get("sees_patches") else stage]
+    foreseen = stage == "pruned" and bool(record.pruning.get("sees_patches"))
+    groups = MATTERS["patched" if foreseen else stage]
     found = {
         name: value
         for name, value in flat(record.config).items()
         if name.partition(".")[0] in groups and name not in ASIDE and not (name in SEEDS and value == record.seed)
     }
+    if foreseen:
+        found[CHOSEN_FOR] = record.patch["method"]
     found["model.fingerprint"] = record.model.get("fingerprint")
     found["model.dtype"] = record.model.get("dtype")
     return {name: str(value) for name, value in found.items()}

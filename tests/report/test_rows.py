@@ -1,6 +1,7 @@
 """From records to what is compared: each model once, seeds together, settings that tell models apart."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from report_runs import entries, line, metric, record, write
@@ -66,6 +67,24 @@ def test_settings_that_vary_become_columns():
     assert "patch.ridge" in table.heads
     assert line(table, "0.001") == ["12.00"]
     assert ablation_table(entries(record(), record(patch="lstsq"))) is None
+
+
+def test_layers_that_were_chosen_for_a_patch_say_for_which():
+    def chosen_for(patch, config, **stages):
+        one = record("patch_aware", patch, config=config, **stages)
+        return replace(one, run_id=f"{one.run_id}-{config}", pruning={**one.pruning, "sees_patches": True})
+
+    none = chosen_for("none", {"patch": {}}, dense=10.0, pruned=20.0)
+    plain = chosen_for("lstsq", {"patch": {"ridge": 0.1, "weighting": "none"}})
+    relative = chosen_for("lstsq", {"patch": {"ridge": 0.1, "weighting": "relative"}})
+    found = [entry.variant for entry in entries(none, plain, relative) if entry.variant.stage != "dense"]
+    assert [(variant.patch, variant.settings_text) for variant in found] == [
+        ("none", "chosen_for=lstsq, weighting=none"),
+        ("none", "chosen_for=lstsq, weighting=relative"),
+        ("none", "chosen_for=none"),
+        ("lstsq", "weighting=none"),
+        ("lstsq", "weighting=relative"),
+    ]
 
 
 def test_a_corpus_is_told_by_its_name_alone():

@@ -5,11 +5,12 @@ import json
 
 import numpy
 import pytest
-from report_runs import metric, record, write
+from report_runs import entries, metric, record, write
 from rich.console import Console
 from safetensors.numpy import save_file
 
 from linearpatch.errors import DataError, StorageError
+from linearpatch.report.figures.quality import against_layers
 from linearpatch.report.report import MANIFEST, write_report
 
 
@@ -146,3 +147,17 @@ def test_names_that_are_paths_stay_inside(tmp_path):
     inside = (tmp_path / "report").resolve()
     assert all((inside / name).resolve().is_relative_to(inside) for name in report.files)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report", "runs"]
+
+
+def test_a_line_joins_sizes_with_the_same_settings():
+    def lines(*records):
+        (drawing,) = against_layers(entries(*records))
+        drawn = [line.get_xydata()[:, 1].tolist() for line in drawing.figure.axes[0].get_lines()]
+        return sorted(values for values in drawn if len(set(values)) > 1)
+
+    def fitted(patched, removed, ridge=0.1):
+        return record(removed=removed, config={"patch": {"ridge": ridge}}, dense=10.0, patched=patched)
+
+    alone = [fitted(14.0, (3, 4)), fitted(16.0, (3, 4, 5))]
+    assert lines(*alone) == [[14.0, 16.0]]
+    assert lines(*alone, fitted(13.0, (3, 4), 0.2), fitted(15.0, (3, 4, 5), 0.2)) == [[13.0, 15.0], [14.0, 16.0]]

@@ -97,6 +97,16 @@ def measured_alike(entries: Sequence[Entry], quantity: Quantity) -> list[list[En
     return sorted(groups, key=len, reverse=True)
 
 
+def with_same_settings(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Entries apart by the settings that tell them apart; all together where each number of layers has but one."""
+    if len({entry.variant.num_removed for entry in entries}) == len(entries):
+        return [list(entries)]
+    found: dict[tuple[tuple[str, str], ...], list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.variant.settings, []).append(entry)
+    return list(found.values())
+
+
 def patch_name(entry: Entry) -> str:
     """The patch, with its distillation."""
     variant = entry.variant
@@ -136,7 +146,8 @@ def _lines(
     for axis, pruner in zip(axes, pruners, strict=True):
         for at, patch in enumerate(patches):
             own = [entry for entry in shown if entry.variant.pruner == pruner and patch_name(entry) == patch]
-            _series(axis, own, quantity, look(at), shift=(at - (len(patches) - 1) / 2) * 0.06)
+            for same in with_same_settings(own):
+                _series(axis, same, quantity, look(at), shift=(at - (len(patches) - 1) / 2) * 0.06)
         if dense:
             axis.axhline(dense.mean, color=FAINT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
             label(axis, "dense", (0, dense.mean), (2, 2), xycoords=("axes fraction", "data"))
@@ -166,16 +177,15 @@ def _lines(
 
 
 def _series(axis: Axes, entries: Sequence[Entry], quantity: Quantity, style: Any, *, shift: float) -> None:
-    """Points with bars, joined where there is one for each number of layers."""
+    """Points with bars, one for each number of layers, joined."""
     values = [(entry.variant.num_removed, value) for entry in entries if (value := entry.value(quantity))]
     bars = [(x + shift, *value.interval, value.mean) for x, value in values if value.interval]
     lows = [max(low, mean * 0.01) for _, low, _, mean in bars]  # a logarithmic axis has no place below zero
     axis.vlines([x for x, *_ in bars], lows, [high for _, _, high, _ in bars], style.color, linewidth=0.8, alpha=0.7)
-    joined = len({x for x, _ in values}) == len(values)
     points = sorted((x + shift, value.mean) for x, value in values)
     axis.plot(
         [x for x, _ in points], [y for _, y in points], color=style.color, marker=style.marker,
-        linestyle=style.linestyle if joined else "", markeredgecolor="white", markeredgewidth=0.5, zorder=3,
+        linestyle=style.linestyle, markeredgecolor="white", markeredgewidth=0.5, zorder=3,
     )  # fmt: skip
 
 
