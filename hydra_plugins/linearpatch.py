@@ -52,7 +52,7 @@ class LinearPatchSweeper(BasicSweeper):  # type: ignore[misc]
 
     Args:
         params: Values by key, as on the command line, which may change them.
-        combinations: Settings that go together, each a mapping; `sweep=FILE` reads them from a file.
+        combinations: Settings that go together, each a mapping; `sweep=FILE` reads them from a file. null: none.
         small: What takes their place at `scale=small`; null keeps them.
         scale: `full` or `small`.
         file: A YAML file of combinations in place of either; on the command line `sweep=FILE`.
@@ -61,14 +61,14 @@ class LinearPatchSweeper(BasicSweeper):  # type: ignore[misc]
     def __init__(
         self,
         params: dict[str, str] | None = None,
-        combinations: Sequence[dict[str, Any]] = (),
+        combinations: Sequence[dict[str, Any]] | None = (),
         small: Sequence[dict[str, Any]] | None = None,
         scale: str = "full",
         file: str | None = None,
     ) -> None:
         super().__init__(None, params)
         self.file = file
-        self.combinations = small if scale == "small" and small is not None else combinations
+        self.combinations = small if scale == "small" and small is not None else combinations or ()
 
     def sweep(self, arguments: list[str]) -> Any:
         """Split the arguments, and launch."""

@@ -122,6 +122,9 @@ def test_combinations_that_a_product_cannot_say(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "in S: 1 job to do" in told
     assert "random-tail-5-" in told
+    none = ("hydra.sweeper.combinations=null", "patch=none,rotate")  # the command line's values alone
+    assert main(["run", "-m", *words, "experiment=demo", *none, "output_dir=T", "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("random-streamline-5-") == 2
 
 
 def test_an_impossible_combination_does_not_stop_the_others(capsys):
