@@ -44,13 +44,14 @@ def main(folder: Path) -> None:
             size: [losses[recipe, size, seed] for seed in seeds if (recipe, size, seed) in losses] for size in sizes
         }
         cells = [" … ".join(f"{exp(value):.2f}" for value in spread(runs)) for runs in found.values()]
-        table.add_row(recipe, *cells, *summary(losses, recipe, seeds))
+        table.add_row(recipe, *cells, *summary(losses, recipe))
     Console().print(table)
 
 
 def recipe_of(record: Record) -> str:
-    """Pruner and patch."""
-    return f"{record.pruning['method']} + {record.patch['method']}"
+    """Pruner and patch, and what they were calibrated on if it wasn't the run's corpus."""
+    corpus = record.config["calibration"]["corpus"]
+    return f"{record.pruning['method']} + {record.patch['method']}" + (f", {corpus['name']}" if corpus else "")
 
 
 def windows_of(record: Record, folder: Path) -> Losses:
@@ -66,11 +67,13 @@ def spread(runs: list[Losses]) -> list[float]:
     return [min(means), max(means)] if len(means) > 1 else means
 
 
-def summary(losses: dict[tuple[str, int, int], Losses], recipe: str, seeds: list[int]) -> tuple[str, str, str]:
-    """Geometric mean over sizes and seeds; the ratio of ours to it, and its interval."""
-    keys = [(size, seed) for size in SIZES for seed in seeds]
-    if not all((name, *key) in losses for name in (MINE, recipe) for key in keys):
+def summary(losses: dict[tuple[str, int, int], Losses], recipe: str) -> tuple[str, str, str]:
+    """Geometric mean over sizes and the seeds that ours has, too; the ratio of ours to it, and its interval."""
+    seeds = sorted({seed for _, _, seed in losses})
+    shared = [seed for seed in seeds if all((name, size, seed) in losses for name in (MINE, recipe) for size in SIZES)]
+    if not shared:
         return "", "", ""
+    keys = [(size, seed) for size in SIZES for seed in shared]
     mine, other = (numpy.mean([losses[name, *key] for key in keys], axis=0) for name in (MINE, recipe))
     if recipe == MINE:
         return f"{exp(mine.mean()):.2f}", "1", ""

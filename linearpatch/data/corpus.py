@@ -50,6 +50,10 @@ class Corpus(ABC):
         """The split that a purpose reads."""
         return str(getattr(self, purpose))
 
+    def sources(self, purpose: str) -> list[tuple[Corpus, str]]:
+        """The corpora that a purpose reads, itself as a rule, and of which split."""
+        return [(self, self.split(purpose))]
+
     @abstractmethod
     def documents(self, split: str, datasets_dir: Path | None = None) -> list[str]:
         """The texts of a split.

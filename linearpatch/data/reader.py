@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
-from linearpatch.data.corpus import Corpus, overlap
+from linearpatch.data.corpus import PURPOSES, Corpus, overlap
 from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.registry import component, identity
 
@@ -150,13 +151,16 @@ def check_disjoint(first: Reader, second: Reader) -> None:
     Raises:
         ConfigError: both read the same source, and their splits overlap.
     """
-    sources = [
-        {k: v for k, v in identity(reader.corpus).items() if k not in ("calibration", "distillation", "evaluation")}
-        for reader in (first, second)
-    ]
-    splits = [reader.corpus.split(reader.purpose) for reader in (first, second)]
-    if sources[0] == sources[1] and overlap(*splits):
-        raise ConfigError(
-            f"{first.purpose} reads {first.source} and {second.purpose} {second.source}, which share text. "
-            "No token may serve two purposes: give one of them another split or corpus."
-        )
+    for (mine, split), (other, other_split) in product(
+        first.corpus.sources(first.purpose), second.corpus.sources(second.purpose)
+    ):
+        if _text_of(mine) == _text_of(other) and overlap(split, other_split):
+            raise ConfigError(
+                f"{first.purpose} reads {mine.name}/{split} and {second.purpose} {other.name}/{other_split}, "
+                "which share text. No token may serve two purposes: give one of them another split or corpus."
+            )
+
+
+def _text_of(corpus: Corpus) -> dict[str, Any]:
+    """What makes the text of a corpus' splits."""
+    return {name: value for name, value in identity(corpus).items() if name not in PURPOSES}

@@ -1,0 +1,62 @@
+"""Several corpora as one text, for what must serve more than one kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from linearpatch.data.corpus import PURPOSES, Corpus
+from linearpatch.errors import ConfigError
+from linearpatch.registry import component
+
+
+@component("corpus", "mixture")
+@dataclass(frozen=True)
+class MixtureCorpus(Corpus):
+    """Documents of several corpora in turn, always of the one that has given the fewest characters so far.
+
+    So every stretch of the text, also its held-out end, has all kinds in equal shares. It ends where the first
+    corpus does. Each purpose reads what it reads of each corpus.
+
+    Attributes:
+        parts: Corpora by a name of your choice.
+    """
+
+    name: str = field(default="mixture", metadata={"identity": False})
+    calibration: str = "calibration"
+    distillation: str = "distillation"
+    evaluation: str = "evaluation"
+    parts: dict[str, Any] = field(default_factory=dict)  # of Corpus, as in Perplexity
+
+    def __post_init__(self) -> None:
+        for purpose in PURPOSES:
+            if self.split(purpose) != purpose:
+                raise ConfigError(
+                    f"corpus mixture has no splits of its own, and {purpose} is {self.split(purpose)!r}. Set the split "
+                    f"of a part, such as corpus.parts.NAME.{purpose}={self.split(purpose)}."
+                )
+
+    def sources(self, purpose: str) -> list[tuple[Corpus, str]]:
+        """Those of the parts."""
+        return [source for part in self._parts.values() for source in part.sources(purpose)]
+
+    def documents(self, split: str, datasets_dir: Path | None = None) -> list[str]:
+        """Those of all parts that a purpose reads, taken in turn."""
+        if not self._parts:
+            raise ConfigError("corpus mixture has no parts. Add some: +corpus@corpus.parts.NAME=CORPUS.")
+        left = {name: iter(part.read(split, datasets_dir)) for name, part in self._parts.items()}
+        given = dict.fromkeys(left, 0)
+        mixed: list[str] = []
+        while True:
+            behind = min(given, key=given.__getitem__)
+            document = next(left[behind], None)
+            if document is None:
+                return mixed
+            given[behind] += len(document)
+            mixed.append(document)
+
+    @property
+    def _parts(self) -> Mapping[str, Corpus]:
+        return self.parts

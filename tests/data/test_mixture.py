@@ -1,0 +1,62 @@
+"""Several corpora as one text: equal shares everywhere, and no text for two purposes through a part."""
+
+import pytest
+
+from linearpatch.cli import main
+from linearpatch.config import compose_experiment
+from linearpatch.data.files import TextCorpus
+from linearpatch.data.hub import HubCorpus
+from linearpatch.data.mixture import MixtureCorpus
+from linearpatch.data.pydoc import PydocCorpus
+from linearpatch.data.reader import Reader, check_disjoint
+from linearpatch.errors import ConfigError
+
+MIXED = ("corpus=mixture", "~corpus@corpus.parts.wikitext2", "+corpus@corpus.parts.mine=text")
+
+
+@pytest.fixture
+def mixture(tmp_path):
+    (tmp_path / "mine.txt").write_text("\n\n".join(f"{'mine ' * (1 + number % 9)}" for number in range(4000)))
+    return MixtureCorpus(parts={"mine": TextCorpus(path=str(tmp_path / "mine.txt")), "docs": PydocCorpus()})
+
+
+@pytest.mark.parametrize("purpose", ["calibration", "distillation", "evaluation"])
+def test_every_stretch_has_all_parts_in_equal_shares(mixture, purpose):
+    documents = mixture.read(purpose)
+    longest = max(map(len, documents))
+    mine = sum(len(document) for document in documents if document.startswith("mine"))
+    assert abs(2 * mine - sum(map(len, documents))) <= longest
+    ahead = 0
+    for document in documents:  # nowhere is one ahead of the other by more than a document
+        ahead += len(document) if document.startswith("mine") else -len(document)
+        assert abs(ahead) <= longest
+    parts = {part: iter(corpus.read(purpose)) for part, corpus in mixture.parts.items()}
+    for document in documents:  # and each goes on where it was
+        assert document == next(parts["mine" if document.startswith("mine") else "docs"])
+
+
+def test_parts_may_not_share_text_with_another_purpose():
+    hub = HubCorpus(name="hub", path="a/b", calibration="train", distillation="x", evaluation="test")
+    other = HubCorpus(name="other", path="a/b", calibration="x", distillation="y", evaluation="train[:10%]")
+    mixed = MixtureCorpus(parts={"hub": hub, "docs": PydocCorpus()})
+    with pytest.raises(ConfigError, match="calibration reads hub/train and evaluation other/train"):
+        check_disjoint(Reader(mixed, "calibration"), Reader(other, "evaluation"))
+    with pytest.raises(ConfigError, match="share text"):
+        check_disjoint(Reader(other, "evaluation"), Reader(mixed, "calibration"))
+    check_disjoint(Reader(mixed, "calibration"), Reader(hub, "evaluation"))
+
+
+def test_what_cant_be_mixed_is_refused():
+    with pytest.raises(ConfigError, match=r"corpus\.parts\.NAME\.calibration=train"):
+        MixtureCorpus(calibration="train")
+    with pytest.raises(ConfigError, match=r"\+corpus@corpus\.parts\.NAME=CORPUS"):
+        MixtureCorpus().read("calibration")
+
+
+def test_a_run_reads_a_mixture(tmp_path):
+    (tmp_path / "mine.txt").write_text("\n\n".join(f"{'mine ' * (1 + number % 9)}" for number in range(4000)))
+    words = ["model=random", "debug=tiny", *MIXED, f"corpus.parts.mine.path={tmp_path}/mine.txt", "output_dir=O"]
+    assert main(["run", *words]) == 0
+    experiment = compose_experiment(words)
+    assert experiment.calibration_reader.source == "mixture/calibration"
+    assert list(experiment.corpus.parts) == ["pydoc", "mine"]
