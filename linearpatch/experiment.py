@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -129,6 +130,7 @@ class Experiment:
             check_repository(self.push_to_hub)
         if self.datasets_dir is not None and not Path(self.datasets_dir).expanduser().is_dir():
             raise ConfigError(f"datasets_dir={self.datasets_dir} is not a folder (looked in {Path.cwd()}).")
+        check_metrics(self.evaluations, self.evaluation_reader)
         readers = [self.calibration_reader]
         if self.training is not None:
             check_disjoint(self.calibration_reader, self.distillation_reader)
@@ -273,6 +275,23 @@ def check_group(group: str | None) -> None:
         raise ConfigError(
             f"group is {group!r}. Allowed: letters, digits, spaces and . , = + - _ after a letter or digit."
         )
+
+
+def check_metrics(evaluations: Mapping[str, Evaluation], reader: Reader) -> None:
+    """Refuse two evaluations of which one would overwrite a metric of the other.
+
+    Raises:
+        ConfigError: they measure the same text under the same name.
+    """
+    owners: dict[str, str] = {}
+    for name, evaluation in evaluations.items():
+        for metric in evaluation.metrics_of_texts(reader):
+            if metric in owners:
+                raise ConfigError(
+                    f"eval.{owners[metric]} and eval.{name} both measure {metric}. Leave one of them out of "
+                    f"eval=[{','.join(evaluations)}], or give one a corpus of another name."
+                )
+            owners[metric] = name
 
 
 def digest(value: Any) -> str:

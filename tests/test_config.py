@@ -73,6 +73,7 @@ def test_no_target_strings_but_those_of_hydras_plugins():
         ("tracker.mode=on", "Allowed: offline, online"),
         ("datasets_dir=/nonexistent", "not a folder"),
         ("corpus.calibration=evaluation", "share text"),
+        ("eval=[ppl,ppl_pydoc]", "eval.ppl and eval.ppl_pydoc both measure ppl/pydoc. Leave one of them out of"),
         ("just words", "can't be parsed"),
         ("eval.ppl.batch_size=0", "Allowed: at least 1"),
         ("calibration.batch_size=0", "Allowed: at least 1"),

@@ -162,6 +162,10 @@ class Evaluation(ABC):
         """The texts it reads, given the run's evaluation corpus."""
         return ()
 
+    def metrics_of_texts(self, reader: Reader) -> tuple[str, ...]:
+        """Names of the metrics that are called after a text, not after the evaluation, so that two could share one."""
+        return ()
+
     def aggregates(self, name: str, metrics: Mapping[str, Mapping[str, Any]]) -> Sequence[Aggregate]:
         """Means over what it measured, given the metrics of one stage as the record holds them."""
         return ()

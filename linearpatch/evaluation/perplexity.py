@@ -79,6 +79,10 @@ class Perplexity(Evaluation):
         named: Mapping[str, Corpus] = self.corpora
         return tuple(replace(reader, corpus=corpus) for corpus in named.values()) or (reader,)
 
+    def metrics_of_texts(self, reader: Reader) -> tuple[str, ...]:
+        """One for each corpus."""
+        return tuple(f"ppl/{each.corpus.name}" for each in self.readers(reader))
+
     def prepare(self, name: str, reader: Reader) -> Preparation:
         """Read each corpus; cut into windows, each is a measurement of its own."""
         texts = [each.open() for each in self.readers(reader)]
