@@ -31,7 +31,7 @@ RUNS = {  # at full and at small scale
     "pruner_comparison": (48, 48),
     "recommended": (6, 6),
     "recommended_distilled": (6, 6),
-    "repair": (72, 18),
+    "repair": (87, 18),
     "repair_distilled": (9, 2),
     "repair_size": (26, 2),
     "repair_test": (42, 24),
