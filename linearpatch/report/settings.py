@@ -35,6 +35,9 @@ def relevant(record: Record, stage: str) -> dict[str, str]:
         for name, value in flat(record.config).items()
         if name.partition(".")[0] in groups and name not in ASIDE and not (name in SEEDS and value == record.seed)
     }
+    for corpus in (corpus for corpus in CORPORA if corpus in found):  # null: it reads the run's
+        del found[corpus]
+        found[f"{corpus}.name"] = record.config["corpus"]["name"]
     if foreseen:
         found[CHOSEN_FOR] = record.patch["method"]
     found["model.fingerprint"] = record.model.get("fingerprint")
@@ -55,9 +58,10 @@ def telling(settings: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _follows(name: str, settings: Sequence[Mapping[str, str]]) -> bool:
-    """Whether a setting of a corpus is known from the corpus' name."""
+    """Whether a setting of a corpus is known from its name, or the name of one purpose's from the run's corpus."""
     corpus = next((corpus for corpus in reversed(CORPORA) if name.startswith(f"{corpus}.")), None)
-    if corpus is None or name == f"{corpus}.name":
+    if corpus is None or name == "corpus.name":
         return False
-    pairs = {(one.get(f"{corpus}.name"), one.get(name)) for one in settings}
+    leader = "corpus.name" if name == f"{corpus}.name" else f"{corpus}.name"
+    pairs = {(one.get(leader), one.get(name)) for one in settings}
     return len({called for called, _ in pairs}) == len(pairs)

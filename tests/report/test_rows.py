@@ -93,6 +93,22 @@ def test_a_corpus_is_told_by_its_name_alone():
     assert [e.variant.settings_text for e in found] == ["corpus=c4", "corpus=pile"]
 
 
+def test_what_patches_were_fitted_on_is_named_also_where_it_is_the_runs_own_corpus():
+    def fitted(calibration, corpus="wikitext2"):
+        config = {"corpus": {"name": corpus, "path": f"x/{corpus}"}, "calibration": {"corpus": calibration}}
+        return record(config=config, patched=15.0 + len(str(config)))
+
+    mixed = {"name": "mixture", "parts": {"docs": {"name": "pydoc"}}}
+    assert [e.variant.settings_text for e in entries(fitted(None), fitted(mixed))] == [
+        "corpus=mixture",
+        "corpus=wikitext2",
+    ]
+    assert [e.variant.settings_text for e in entries(fitted(None), fitted(None, "c4"))] == [
+        "corpus=c4",
+        "corpus=wikitext2",
+    ]
+
+
 def test_removed_layers_are_ranges_and_seeds_that_differ_are_named():
     table = layers_table(entries(record(seed=0), record(seed=1), record(seed=2, removed=(5, 6, 7))))
     assert line(table, "0, 1") == ["3-4, 9"]
