@@ -48,9 +48,10 @@ def test_every_command_runs_or_composes(arguments, tmp_path, monkeypatch, sessio
     monkeypatch.chdir(ROOT)  # documents name files from the top
     (tmp_path / "combinations.yaml").write_text("- {pruner: sleb}\n- {pruner: shortgpt, patch: 'none,diag'}\n")
     places = {"FOLDER": str(tmp_path), "=FILE": f"={tmp_path}/combinations.yaml"}
-    places |= {f"outputs/{sweep}": str(tmp_path) for sweep in ("compare", "pruner_comparison", "repair_test", "repair")}
     for name, place in places.items():
         arguments = [word.replace(name, place) for word in arguments]
+    sweeps = r"outputs/(compare|pruner_comparison|repair(_\w+)?)"
+    arguments = [re.sub(sweeps, str(tmp_path), word) for word in arguments]
     command, *rest = arguments
     if "hydra/launcher=ray" in rest:
         pytest.importorskip("ray")
