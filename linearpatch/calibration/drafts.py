@@ -1,14 +1,18 @@
 """Models with layers gone and their gaps patched, by the dozen: what a search over patched models tries.
 
 A gap's patch depends only on where the gap begins and ends, so each is fitted once, and all that a step of a
-search comes across are fitted together. Their Gram matrices stay in memory only until they are solved.
+search comes across are fitted together, from one pass over the calibration tokens. Their Gram matrices stay in
+memory only until they are solved; where a model is so wide that they don't fit at once, the pass is repeated for
+each part of them.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from math import ceil
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
@@ -22,6 +26,8 @@ from linearpatch.registry import identity
 
 if TYPE_CHECKING:
     from linearpatch.calibration.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 VERSION = 2  # of the losses below; raise it when their numbers change
 GRAM_BYTES = 8 * 2**30  # of Gram matrices that exist at a time
@@ -111,6 +117,9 @@ class Drafts:
         sites = {gap: self.patch.place([gap]) for gap in gaps}
         missing = [site for some in sites.values() for site in some]
         at_once = max(1, GRAM_BYTES // (2 * 8 * self.workspace.hidden_size**2))
+        if len(missing) > at_once:
+            passes = ceil(len(missing) / at_once)
+            log.info("Gram matrices of %d of %d gaps fit into memory at once: %d passes", at_once, len(missing), passes)
         modules: dict[Site, nn.Module] = {}
         for first in range(0, len(missing), at_once):
             # What patches want whichever layers go is small and worth keeping; Gram matrices aren't.

@@ -145,13 +145,15 @@ def test_a_search_is_kept_for_the_next_run(tmp_path):
     assert other.layer_forwards > 0
 
 
-def test_large_models_are_fitted_in_parts(monkeypatch):
+def test_large_models_are_fitted_in_parts(monkeypatch, caplog):
     import linearpatch.calibration.drafts as module
 
     patch = LeastSquares(ridge=0.1)
     whole = PatchAware().select(workspace_for(patch), 2)
     monkeypatch.setattr(module, "GRAM_BYTES", 3 * 2 * 8 * 32**2)
-    assert PatchAware().select(workspace_for(patch), 2) == whole
+    with caplog.at_level("INFO"):
+        assert PatchAware().select(workspace_for(patch), 2) == whole
+    assert f"3 of {NUM_LAYERS - 1} gaps fit into memory at once" in caplog.text
 
 
 @pytest.mark.parametrize("search", ["window", "greedy", "beam"])
