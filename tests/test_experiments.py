@@ -34,7 +34,7 @@ RUNS = {  # at full and at small scale
     "repair": (87, 18),
     "repair_distilled": (9, 2),
     "repair_full": (4, 2),
-    "repair_size": (13, 2),
+    "repair_size": (11, 2),
     "repair_test": (42, 24),
     "relative_weighting": (4, 4),
     "retention": (8, 8),

@@ -1,21 +1,28 @@
-"""The script beside experiments/repair_test: ratios of geometric means, from losses of windows."""
+"""The scripts beside experiments/repair_test: ratios of geometric means, from losses of windows; the figure."""
 
+import csv
 import importlib.util
 import math
+import shutil
 from pathlib import Path
 
 import numpy
 import pytest
 
-FILE = Path(__file__).parents[1] / "experiments" / "repair_test" / "compare.py"
+FOLDER = Path(__file__).parents[1] / "experiments" / "repair_test"
+RECOMMENDED = ("patch_aware", "5", "ppl/wikitext2_v1")
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def compare():
-    spec = importlib.util.spec_from_file_location("compare", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("compare")
 
 
 def test_a_ratio_is_that_of_geometric_means_over_sizes_and_seeds(compare):
@@ -61,3 +68,24 @@ def test_the_whole_comparison_reads_what_runs_leave(compare, tmp_path, capsys, m
     printed = capsys.readouterr().out
     assert "tail +" in printed
     assert "[" in printed
+
+
+def test_the_figure_draws_the_means_of_the_committed_table(tmp_path):
+    draw = script("draw")
+    with (FOLDER / "report" / "tables" / "measurements.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    left, right = draw.draw(rows).axes
+    line = left.lines[1 + list(draw.RECIPES.values()).index("recommended")]
+    wanted = [
+        float(row["value"])
+        for row in rows
+        if (row["pruner"], row["num_pruned_layers"], row["metric"], row["stage"]) == (*RECOMMENDED, "patched")
+        and "mixture" not in row["settings"]
+    ]
+    assert len(wanted) == 3
+    assert dict(zip(*line.get_data(), strict=True))[5] == pytest.approx(sum(wanted) / 3)
+    assert all(len(axis.lines) == 1 + len(draw.RECIPES) for axis in (left, right))
+    shutil.copytree(FOLDER / "report" / "tables", tmp_path / "tables")
+    (tmp_path / "figures").mkdir()
+    draw.main(tmp_path)
+    assert (tmp_path / "figures" / "recipes.png").read_bytes().startswith(b"\x89PNG")
