@@ -33,7 +33,7 @@ RUNS = {  # at full and at small scale
     "recommended_distilled": (6, 6),
     "repair": (87, 18),
     "repair_distilled": (9, 2),
-    "repair_full": (4, 2),
+    "repair_full": (3, 2),
     "repair_size": (11, 2),
     "repair_test": (42, 24),
     "relative_weighting": (4, 4),

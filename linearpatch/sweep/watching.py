@@ -46,18 +46,17 @@ class Watched:
 
 
 def watch(folder: Path) -> list[Watched]:
-    """The jobs of the sweeps in a folder; the runs there where no sweep wrote a list.
+    """The jobs of the sweeps in a folder, each once, however many sweeps list it; runs there that none lists.
 
     Raises:
         StorageError: there is neither.
     """
-    manifests = read_manifests(folder)
+    listed = {job.folder or job.name: job for manifest in read_manifests(folder) for job in manifest.jobs}
     jobs = [
         Watched(job.name, job.part, RunState("failed") if job.error else state_of(folder / job.folder))
-        for manifest in manifests
-        for job in manifest.jobs
+        for job in listed.values()
     ]
-    known = {(folder / job.folder).resolve() for manifest in manifests for job in manifest.jobs}
+    known = {(folder / job.folder).resolve() for job in listed.values()}
     places = (
         [folder] if (folder / FILE_NAME).exists() else sorted(path.parent for path in folder.glob(f"*/{FILE_NAME}"))
     )

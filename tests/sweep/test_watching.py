@@ -1,6 +1,8 @@
 """What can be seen of a sweep from outside."""
 
+import json
 import time
+from dataclasses import asdict
 
 import pytest
 from rich.console import Console
@@ -12,6 +14,7 @@ from linearpatch.progress import steps
 from linearpatch.results.record import Record, write_record
 from linearpatch.results.state import LEASE_NAME, Progress, RunState, occupied, state_of
 from linearpatch.storage import make_folder
+from linearpatch.sweep.manifest import FOLDER, Listed, Manifest
 from linearpatch.sweep.tables import duration
 from linearpatch.sweep.watching import Watched, status_table, time_left, watch
 
@@ -49,6 +52,18 @@ def test_a_run_tells_how_far_it_is(tmp_path):
 def test_a_folder_that_is_in_use_is_refused(tmp_path):
     with exclusive(tmp_path / LEASE_NAME, "it"), pytest.raises(StorageError, match="in the works"), occupied(tmp_path):
         pass
+
+
+def test_a_run_that_two_sweeps_list_is_one_run(tmp_path):
+    for label, names in {"first": ["kept", "given_up"], "second": ["kept", "added"]}.items():
+        jobs = tuple(Listed(name, "run", name) for name in names)
+        make_folder(tmp_path / FOLDER)
+        (tmp_path / FOLDER / f"{label}.json").write_text(json.dumps(asdict(Manifest(label, time.time(), jobs))))
+    record(tmp_path / "kept")
+    record(tmp_path / "alone")
+    found = {job.name: job.now.state for job in watch(tmp_path)}
+    assert found == {"kept": "completed", "given_up": "waiting", "added": "waiting", "alone": "completed"}
+    assert len(watch(tmp_path)) == len(found)
 
 
 def watched(state, seconds=None, began=None, part="run"):
