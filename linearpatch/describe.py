@@ -62,11 +62,12 @@ def describe_pruning(
 
 
 def describe_patch(experiment: Experiment, patches: Sequence[FittedPatch]) -> dict[str, Any]:
-    """What was fitted."""
+    """What was fitted; operators that one fit gave, such as refit's two, are told once."""
+    fits = {(p.site.start, p.site.end): p.diagnostics for p in patches}
     return {
         "method": name_of(experiment.patch),
         "num_parameters": _num_own_parameters([(patch.site, patch.module) for patch in patches]),
-        "sites": [{"start": p.site.start, "end": p.site.end, **p.diagnostics} for p in patches],
+        "sites": [{"start": start, "end": end, **diagnostics} for (start, end), diagnostics in fits.items()],
     }
 
 

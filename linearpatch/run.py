@@ -199,6 +199,7 @@ def prepare(experiment: Experiment, record: Record) -> Opened:
             evaluation.prepare(name, experiment.evaluation_reader)
             for name, evaluation in experiment.evaluations.items()
         ]
+        calibration_text = experiment.calibration_reader.open()
         training_text = experiment.distillation_reader.open() if training else None
 
     with record.step("load"):
@@ -213,7 +214,7 @@ def prepare(experiment: Experiment, record: Record) -> Opened:
     record.model = describe_model(experiment, model)
 
     with record.step("data"):
-        blocks, held_out = _calibration_blocks(experiment, model)
+        blocks, held_out = _calibration_blocks(experiment, calibration_text, model)
         measurements = [one for prepare in preparations for one in prepare(model.tokenizer)]
         lessons = _training_blocks(experiment, training_text, model) if training_text else None
     record.calibration = describe_calibration(experiment, blocks, held_out)
@@ -232,9 +233,11 @@ def rank(experiment: Experiment, workspace: Workspace, record: Record) -> Select
     return selection
 
 
-def _calibration_blocks(experiment: Experiment, model: LoadedModel) -> tuple[TokenBlocks, TokenBlocks | None]:
+def _calibration_blocks(
+    experiment: Experiment, text: Text, model: LoadedModel
+) -> tuple[TokenBlocks, TokenBlocks | None]:
     """What layers are chosen and patches fitted with, and what decides between some that were."""
-    text, spec = experiment.calibration_reader.open(), experiment.calibration.blocks(experiment.seed)
+    spec = experiment.calibration.blocks(experiment.seed)
     if experiment.num_held_out:
         return text.cut_apart(spec, model.tokenizer, experiment.num_held_out)
     return text.cut(spec, model.tokenizer), None

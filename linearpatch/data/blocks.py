@@ -129,8 +129,8 @@ class BlockSpec:
         if len(tokens) < (held_out + 1) * body:
             raise DataError(
                 f"{source} has {len(tokens):,} tokens: too few for {counted(held_out, 'block')} of "
-                f"{self.block_length} that are held out and at least one more. Use shorter blocks (block_length=512), "
-                "hold fewer out, or read more text: corpus=NAME, or for one purpose alone "
+                f"{self.block_length} that are held out and at least one more. Hold fewer out, use shorter blocks "
+                f"(block_length={self.block_length // 2}), or read more text: corpus=NAME, or for one purpose alone "
                 "corpus@distillation.corpus=NAME."
             )
         rest, end = tokens[: -held_out * body], tokens[-held_out * body :]

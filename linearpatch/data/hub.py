@@ -44,14 +44,14 @@ class HubCorpus(Corpus):
         """The rows of a split."""
         name, _, _ = parse_split(split)
         local = self.local_file(name, datasets_dir)
-        rows = text_column(local, read_rows(local), self.column) if local else self._from_hub(name)
+        rows = text_column(local, read_rows(local), self.column) if local else self._from_hub(name, datasets_dir)
         return take_slice(rows, split)
 
     def local_file(self, split: str, datasets_dir: Path | None) -> Path | None:
         """The local copy of a split, if there is one."""
         return None if datasets_dir is None else local_copy(local_folder(datasets_dir, self.path, self.config), split)
 
-    def _from_hub(self, split: str) -> list[str]:
+    def _from_hub(self, split: str, datasets_dir: Path | None) -> list[str]:
         from datasets import load_dataset
 
         settings: dict[str, Any] = {"split": split, "revision": self.revision}
@@ -64,9 +64,24 @@ class HubCorpus(Corpus):
         except Exception as error:
             raise DataError(
                 f"corpus {self.name}: can't load {self.path} ({self.config or 'default'}, {split}) from the hub: "
-                f"{str(error).splitlines()[0]}. Offline, set datasets_dir=FOLDER (or LINEARPATCH_DATASETS) to a "
-                f"folder with {self.path.rpartition('/')[2]}/{self.config or ''}/{split}.jsonl, or use corpus=pydoc."
+                f"{str(error).splitlines()[0]}. {self._way_out(split, datasets_dir)}"
             ) from error
+
+    def _way_out(self, split: str, datasets_dir: Path | None) -> str:
+        """What to do where the hub can't be reached."""
+        file = local_folder(Path(), self.path, self.config) / f"{split}.jsonl"
+        if datasets_dir is None:
+            return (
+                f"Offline, set datasets_dir=FOLDER (or LINEARPATCH_DATASETS) to a folder with {file}, or choose a "
+                "corpus that is at hand, such as pydoc."
+            )
+        there = datasets_dir / file.parts[0]
+        found = sorted(one.name for one in there.iterdir()) if there.is_dir() else []
+        holds = f"; {there} holds {', '.join(found)}" if found else ""
+        return (
+            f"The local copy, {datasets_dir / file}, doesn't exist{holds}. Put it there, or choose a corpus that is "
+            "at hand, such as pydoc."
+        )
 
 
 def local_folder(datasets_dir: Path, path: str, config: str | None) -> Path:

@@ -21,7 +21,7 @@ class MixtureCorpus(Corpus):
     corpus does. Each purpose reads what it reads of each corpus.
 
     Attributes:
-        parts: Corpora by a name of your choice.
+        parts: Corpora by a name of your choice; null leaves one out.
     """
 
     name: str = field(default="mixture", metadata={"identity": False})
@@ -59,4 +59,4 @@ class MixtureCorpus(Corpus):
 
     @property
     def _parts(self) -> Mapping[str, Corpus]:
-        return self.parts
+        return {name: part for name, part in self.parts.items() if part is not None}

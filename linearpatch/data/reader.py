@@ -72,8 +72,8 @@ class Calibration(BlocksOfText):
         if self.held_out_blocks == 0 or (self.held_out_blocks is None and self.num_blocks is None):
             raise ConfigError(
                 f"calibration.held_out_blocks={self.held_out_blocks} with calibration.num_blocks={self.num_blocks} "
-                "holds no text out, and pruner=patch_aware and patch.ridge=auto choose by a loss on text that nothing "
-                "was fitted on. Set calibration.held_out_blocks to at least 1, such as 8."
+                "holds no text out, and this run chooses by a loss on text that nothing was fitted on, as "
+                "pruner=patch_aware and patch.ridge=auto do. Set calibration.held_out_blocks to at least 1, such as 8."
             )
         return self.held_out_blocks or max(1, (self.num_blocks or 0) // 2)
 

@@ -70,8 +70,8 @@ def writers_of(layer: nn.Module) -> Writers:
     if len(attention) != 1 or len(mlp) != 1 or post_norms:
         raise ModelError(
             f"{type(layer).__name__} adds to the stream in a way this version doesn't know (its parts: "
-            f"{', '.join(name for name, _ in layer.named_children())}), so nothing can be folded into its weights. "
-            "Use another patch, or save_format=custom or adapter."
+            f"{', '.join(name for name, _ in layer.named_children())}), so nothing can be folded into its weights or "
+            "fitted there. Use a patch on the stream, such as patch=lstsq, and save_format=custom or adapter for it."
         )
     return Writers(attention[0], mlp[0], normed=False)
 

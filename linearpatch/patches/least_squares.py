@@ -61,10 +61,7 @@ class LeastSquaresPatch(Patch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.ridge, str) and self.ridge != "auto":
-            raise ConfigError(f"patch.ridge is {self.ridge!r}. Allowed: auto, or a number of at least 0.")
-        if self.ridge != "auto":
-            require_range("patch.ridge", self.ridge, low=0)
+        require_number("patch.ridge", self.ridge, "auto")
         require_choice("patch.weighting", self.weighting, WEIGHTINGS)
 
     @property
@@ -109,13 +106,15 @@ class LeastSquaresPatch(Patch):
         """
         groups = self.together(sites)
         grams = workspace.collect(*(self.gram(group[0]) for group in groups), description="fit")
-        for group, gram in zip(groups, grams, strict=True):
-            if gram["count"] < len(gram["xx"]):
-                log.warning(
-                    "patch=%s at [%d, %d): %d tokens for %d unknowns per channel; the fit follows its own tokens and "
-                    "may do harm elsewhere. Give it more calibration tokens.",
-                    *(name_of(self), group[0].start, group[0].end, int(gram["count"]), len(gram["xx"])),
-                )
+        few = [group[0] for group, gram in zip(groups, grams, strict=True) if gram["count"] < len(gram["xx"])]
+        if few:
+            gaps = f"[{few[0].start}, {few[0].end})" if len(few) == 1 else f"{len(few)} gaps"
+            log.warning(
+                "patch=%s at %s: %d tokens for %d unknowns per channel; the fit follows its own tokens and may do harm "
+                "elsewhere. Give it more calibration tokens%s.",
+                *(name_of(self), gaps, int(grams[0]["count"]), len(grams[0]["xx"])),
+                "" if self.ridge == "auto" else ", or set patch.ridge=auto",
+            )
 
         def fitted(ridge: float) -> list[FittedPatch]:
             solved = [self._solve(group, gram, ridge) for group, gram in zip(groups, grams, strict=True)]
@@ -220,12 +219,20 @@ def unshrunk(solution: Solution, gram: Mapping[str, Tensor], gain: float | str) 
     return Solution(matrix, mean_y - mean_x @ matrix, float(gain))
 
 
+def require_number(what: str, value: Any, word: str) -> None:
+    """Raise `ConfigError` unless `value` is `word` or a number of at least 0."""
+    if value == word:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"{what} is {value!r}. Allowed: {word}, or a number of at least 0.")
+    require_range(what, value, low=0)
+
+
 def check_gain(gain: Any) -> None:
     """Refuse what isn't a gain."""
-    if isinstance(gain, str) and gain != "matched":
-        raise ConfigError(f"patch.gain is {gain!r}. Allowed: matched, or a number of at least 0.")
-    if gain != "matched":
-        require_range("patch.gain", gain, low=0)
+    require_number("patch.gain", gain, "matched")
+    if gain == inf:
+        raise ConfigError("patch.gain is inf. Allowed: matched, or a finite number of at least 0.")
 
 
 def factor_of(xx: Tensor, penalty: float | Tensor) -> Tensor:

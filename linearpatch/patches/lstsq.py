@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from linearpatch.calibration.gram import Gram
 from linearpatch.errors import ConfigError, require_choice, require_range
+from linearpatch.models.decoder import Decoder
 from linearpatch.models.modeling_linearpatch import FeatureMap, LinearMap
 from linearpatch.models.views import Site
 from linearpatch.patches.least_squares import (
@@ -71,6 +72,14 @@ class LeastSquares(LeastSquaresPatch):
             raise ConfigError(
                 f"patch.gain={self.gain} acts around the mean of the map's outputs: it needs patch.bias=true, "
                 "patch.features=hidden and patch.form=full."
+            )
+
+    def check(self, decoder: Decoder) -> None:
+        """Refuse a product that would be no thinner than the map itself."""
+        if self.form != "full" and self.rank > decoder.hidden_size:
+            raise ConfigError(
+                f"patch.rank is {self.rank}, and the stream has {decoder.hidden_size} channels. "
+                f"Allowed: 1 to {decoder.hidden_size}; below half of that the product is smaller than a matrix."
             )
 
     @property

@@ -53,6 +53,8 @@ class PatchAware(Pruner):
         require_choice("pruner.search", self.search, SEARCHES)
         require_range("pruner.width", self.width, low=1)
         require_range("pruner.draft_share", self.draft_share, low=0, high=1)
+        if self.draft_share == 0:
+            raise ConfigError("pruner.draft_share is 0, and a search needs some tokens. Allowed: more than 0, up to 1.")
         require_range("pruner.finalists", self.finalists, low=1)
         if self.iterative:
             raise ConfigError(

@@ -68,10 +68,15 @@ def estimate(plan: Plan) -> Mapping[str, Estimate]:
         if not job.is_pending or job.experiment is None:
             continue
         experiment = job.experiment
-        size = sizes.setdefault(experiment.model.label, size_of(experiment))
-        if size is not None:
-            rate = rates.setdefault(size.itemsize, measured_rate(experiment.model, size.itemsize))
-            found[job.name] = _estimate(job, experiment, size, rate)
+        label = experiment.model.label
+        if label not in sizes:
+            sizes[label] = size_of(experiment)
+        size = sizes[label]
+        if size is None:
+            continue
+        if size.itemsize not in rates:
+            rates[size.itemsize] = measured_rate(experiment.model, size.itemsize)
+        found[job.name] = _estimate(job, experiment, size, rates[size.itemsize])
     return found
 
 
@@ -101,6 +106,8 @@ def measured_rate(model: Model, itemsize: int) -> float:
         began = time.perf_counter()
         torch.mm(matrix, matrix).sum().item()
         best = min(best, time.perf_counter() - began)
+        if best > 0.5:  # a dtype that the machine has no instructions for: nobody waits for a better figure
+            break
     return 2 * 1024**3 / best
 
 

@@ -159,7 +159,14 @@ def test_local_data_sets_are_read_in_place_of_the_hub(tmp_path):
 
 def test_without_hub_and_local_data_the_error_says_what_to_do(tmp_path):
     corpus = HubCorpus(name="w", path="Salesforce/nonexistent", config="x")
-    with pytest.raises(DataError, match=r"nonexistent/x/test\.jsonl, or use corpus=pydoc"):
+    with pytest.raises(
+        DataError, match=r"set datasets_dir=FOLDER .* a folder with nonexistent/x/test\.jsonl, or choose"
+    ):
+        corpus.documents("test")
+    with pytest.raises(DataError, match=rf"{tmp_path}/nonexistent/x/test\.jsonl, doesn't exist\. Put it there"):
+        corpus.documents("test", tmp_path)
+    (tmp_path / "nonexistent" / "y").mkdir(parents=True)
+    with pytest.raises(DataError, match=rf"doesn't exist; {tmp_path}/nonexistent holds y\. Put it there"):
         corpus.documents("test", tmp_path)
 
 

@@ -53,6 +53,14 @@ def test_what_cant_be_mixed_is_refused():
         MixtureCorpus().read("calibration")
 
 
+def test_a_part_that_is_null_is_left_out(mixture):
+    alone = MixtureCorpus(parts={"mine": mixture.parts["mine"], "docs": None})
+    assert alone.read("calibration") == mixture.parts["mine"].read("calibration")
+    assert [split for _, split in alone.sources("calibration")] == [mixture.parts["mine"].calibration]
+    words = ["corpus=mixture", "corpus.parts.wikitext2=null", "debug=tiny"]
+    assert compose_experiment(words).calibration_reader.open().documents
+
+
 def test_a_run_reads_a_mixture(tmp_path):
     (tmp_path / "mine.txt").write_text("\n\n".join(f"{'mine ' * (1 + number % 9)}" for number in range(4000)))
     words = ["model=random", "debug=tiny", *MIXED, f"corpus.parts.mine.path={tmp_path}/mine.txt", "output_dir=O"]

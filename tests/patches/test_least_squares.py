@@ -234,11 +234,15 @@ def test_patches_of_a_sequential_repair_fit_other_families(family):
     [
         ({"ridge": "best"}, "patch.ridge is 'best'. Allowed: auto, or a number"),
         ({"ridge": -1}, "patch.ridge"),
+        ({"ridge": None}, "patch.ridge is None. Allowed: auto, or a number"),
+        ({"ridge": True}, "patch.ridge is True. Allowed: auto, or a number"),
         ({"features": "raw"}, "patch.features"),
         ({"form": "thin"}, "patch.form"),
         ({"rank": 0}, "patch.rank"),
         ({"form": "diagonal_plus_low_rank", "features": "rms_normalised"}, "patch.form=low_rank"),
         ({"gain": "auto", "bias": True}, "patch.gain is 'auto'. Allowed: matched"),
+        ({"gain": None, "bias": True}, "patch.gain is None. Allowed: matched"),
+        ({"gain": float("inf"), "bias": True}, "patch.gain is inf. Allowed: matched, or a finite number"),
         ({"gain": "matched"}, "patch.bias=true"),
         ({"gain": 1.1, "bias": True, "form": "low_rank"}, "patch.form=full"),
     ],
@@ -247,6 +251,13 @@ def test_impossible_least_squares_are_refused(settings, words):
     with pytest.raises(ConfigError) as error:
         LeastSquares(**settings)
     assert words in str(error.value)
+
+
+def test_a_product_thicker_than_the_map_is_refused(decoder):
+    with pytest.raises(ConfigError, match=r"patch\.rank is 33, and the stream has 32 channels"):
+        LeastSquares(form="low_rank", rank=33).check(decoder)
+    LeastSquares(form="low_rank", rank=32).check(decoder)
+    LeastSquares(rank=33).check(decoder)
 
 
 def test_a_choice_needs_tokens_that_are_held_out(decoder, blocks):

@@ -168,7 +168,12 @@ def test_too_few_tokens_with_ridge_are_reported(decoder, caplog):
 
         logging.getLogger("linearpatch").propagate = True
         fit(LeastSquares(ridge=0.1), Workspace(decoder, blocks))
-    assert "8 tokens for 32 unknowns" in caplog.text
+    assert "at [1, 4): 8 tokens for 32 unknowns" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="linearpatch.patches.lstsq"):
+        LeastSquares(ridge=0.1).repair(Workspace(decoder, blocks), [1, 3])
+    (record,) = caplog.records  # one line, however many gaps
+    assert "at 2 gaps: 8 tokens for 32 unknowns" in record.getMessage()
 
 
 def test_one_site_per_interface_or_per_layer():

@@ -299,6 +299,7 @@ def test_iterating_is_reproduced_from_the_cache(tmp_path):
     [
         (lambda: PatchAware(search="all"), "pruner.search"),
         (lambda: PatchAware(width=0), "pruner.width"),
+        (lambda: PatchAware(draft_share=0), "more than 0"),
         (lambda: PatchAware(iterative=True), "pruner.search=greedy"),
         (lambda: Explicit(layers=[1], iterative=True), "Leave it out"),
     ],

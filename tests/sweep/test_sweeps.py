@@ -133,6 +133,13 @@ def test_an_impossible_combination_does_not_stop_the_others(capsys):
     assert "Did you mean 'rotate'?" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_dry_run_measures_this_machine_once(monkeypatch):
+    measured = []
+    monkeypatch.setattr("linearpatch.sweep.estimate.measured_rate", lambda model, size: measured.append(size) or 1e9)
+    assert sweep(*GRID, "output_dir=S", "--dry-run") == 0
+    assert measured == [4]
+
+
 def test_a_dry_run_touches_nothing(tmp_path, capsys):
     assert sweep(*GRID, "output_dir=S", "--dry-run") == 0
     told = capsys.readouterr().out

@@ -87,7 +87,7 @@ def test_the_table_says_what_runs_are_at(tmp_path):
     console.print(
         status_table(tmp_path, [watched("completed", 75.0), watched("running", began=5.0), watched("waiting")])
     )
-    text = console.export_text()
+    text = " ".join(console.export_text().split())  # the title is folded where the folder's name is long
     assert "1 waiting, 1 running, 1 completed" in text
     assert "3/10" in text
     assert "1 min 15 s" in text
