@@ -42,8 +42,8 @@ class BeforeGapPatch(LeastSquaresPatch):
         """At the MLP of the layer before each interface."""
         if any(gap.start == 0 for gap in interfaces):
             raise ConfigError(
-                f"patch={name_of(self)} needs a layer before the gap, but layer 0 is removed. Keep it with "
-                "pruner.protect_first=1, or use another patch."
+                f"patch={name_of(self)} needs a layer before the gap, but layer 0 is removed. Keep it: set "
+                "pruner.protect_first=1 (leave it out of pruner.layers, where you name them), or use another patch."
             )
         return [Site(gap.start, gap.end, gap.end, branch) for gap in interfaces for branch in self.branches]
 
