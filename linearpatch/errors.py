@@ -54,3 +54,12 @@ def require_range(what: str, value: float, *, low: float, high: float | None = N
     if not value >= low or (high is not None and value > high):  # so that NaN is refused, too
         bounds = f"at least {low}" if high is None else f"from {low} to {high}"
         raise ConfigError(f"{what} is {value}. Allowed: {bounds}.")
+
+
+def require_number(what: str, value: object, word: str) -> None:
+    """Raise `ConfigError` unless `value` is `word` or a number of at least 0."""
+    if value == word:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"{what} is {value!r}. Allowed: {word}, or a number of at least 0.")
+    require_range(what, value, low=0)

@@ -210,12 +210,6 @@ def test_a_family_that_takes_no_map_is_refused_before_anything_is_computed(tmp_p
     assert set(result(tmp_path / "D")["timings_s"]) == {"read", "load"}
 
 
-def test_text_that_cant_be_had_is_missed_before_a_model_is_loaded(tmp_path, said):
-    assert run("corpus@calibration.corpus=wikitext2", f"output_dir={tmp_path}/D") == 1
-    assert "corpus wikitext2: can't load" in said()
-    assert set(result(tmp_path / "D")["timings_s"]) == {"read"}
-
-
 def test_a_folder_that_holds_another_run_is_left_alone(tmp_path, said):
     assert run(f"output_dir={tmp_path}/D") == 0
     before = result(tmp_path / "D")

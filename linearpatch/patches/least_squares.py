@@ -16,7 +16,7 @@ from linearpatch.calibration.drafts import all_ready
 from linearpatch.calibration.gram import PairGram
 from linearpatch.calibration.suffix import Shortened
 from linearpatch.calibration.workspace import Workspace
-from linearpatch.errors import ConfigError, NumericsError, require_choice, require_range
+from linearpatch.errors import ConfigError, NumericsError, require_choice, require_number
 from linearpatch.models.views import Site
 from linearpatch.patches.patch import FittedPatch, Patch
 from linearpatch.registry import name_of
@@ -217,15 +217,6 @@ def unshrunk(solution: Solution, gram: Mapping[str, Tensor], gain: float | str) 
         gain = (target / (solution.matrix * (xx @ solution.matrix)).sum()).sqrt().item()
     matrix = float(gain) * solution.matrix
     return Solution(matrix, mean_y - mean_x @ matrix, float(gain))
-
-
-def require_number(what: str, value: Any, word: str) -> None:
-    """Raise `ConfigError` unless `value` is `word` or a number of at least 0."""
-    if value == word:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{what} is {value!r}. Allowed: {word}, or a number of at least 0.")
-    require_range(what, value, low=0)
 
 
 def check_gain(gain: Any) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import tiny_model  # noqa: F401
 
+from linearpatch.cli import main
 from linearpatch.data.blocks import BlockSpec
 from linearpatch.data.corpus import PURPOSES
 from linearpatch.data.files import TextCorpus
@@ -168,6 +169,14 @@ def test_without_hub_and_local_data_the_error_says_what_to_do(tmp_path):
     (tmp_path / "nonexistent" / "y").mkdir(parents=True)
     with pytest.raises(DataError, match=rf"doesn't exist; {tmp_path}/nonexistent holds y\. Put it there"):
         corpus.documents("test", tmp_path)
+
+
+def test_text_that_cant_be_had_is_missed_before_a_model_is_loaded(tmp_path, capsys):
+    words = ["debug=tiny", "model=random", "tracker=none", "corpus@calibration.corpus=wikitext2"]
+    assert main(["run", *words, f"output_dir={tmp_path}/D"]) == 1
+    said = capsys.readouterr()
+    assert "corpus wikitext2: can't load" in " ".join((said.out + said.err).split())
+    assert set(json.loads((tmp_path / "D" / "result.json").read_text())["timings_s"]) == {"read"}
 
 
 def test_one_corpus_may_not_serve_two_purposes_with_one_text():
