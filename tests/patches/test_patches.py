@@ -164,9 +164,6 @@ def test_too_few_tokens_without_ridge_are_refused(decoder):
 def test_too_few_tokens_with_ridge_are_reported(decoder, caplog):
     blocks = TokenBlocks(torch.randint(3, 300, (1, 8)), "random")
     with caplog.at_level("WARNING", logger="linearpatch.patches.lstsq"):
-        import logging
-
-        logging.getLogger("linearpatch").propagate = True
         fit(LeastSquares(ridge=0.1), Workspace(decoder, blocks))
     assert "at [1, 4): 8 tokens for 32 unknowns" in caplog.text
     caplog.clear()
