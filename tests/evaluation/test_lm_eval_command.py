@@ -1,7 +1,7 @@
 """Question by question: a run's answers against those of `lm_eval --model hf` on the checkpoint that it saved.
 
-With real data (LINEARPATCH_DATASETS). LINEARPATCH_QUESTIONS sets the number of questions of each ARC task (40), a
-twentieth of it of each of three subjects of MMLU.
+With real data (LINEARPATCH_DATASETS). LINEARPATCH_QUESTIONS sets the number of questions of each ARC task (20), a
+twentieth of it, two at least, of each of three subjects of MMLU.
 """
 
 import json
@@ -16,7 +16,7 @@ import pytest
 
 from linearpatch.cli import main
 
-QUESTIONS = int(os.environ.get("LINEARPATCH_QUESTIONS", "40"))
+QUESTIONS = int(os.environ.get("LINEARPATCH_QUESTIONS", "20"))
 OF_MMLU = max(2, QUESTIONS // 20)
 TASKS = Path(lm_eval.tasks.__file__).parent
 ARC = {"arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge"}
