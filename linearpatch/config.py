@@ -90,12 +90,16 @@ def compose_config(overrides: Sequence[str], search_path: Sequence[str] = ()) ->
 
 
 def check_choices(overrides: Sequence[str]) -> None:
-    """Refuse a list of choices where a run has one: Hydra would merge them, or say so in its own words.
+    """Refuse a list of choices where a run has one, or null: Hydra would merge them, or say so in its own words.
 
     Raises:
-        ConfigError: an override is such a list.
+        ConfigError: an override is such a list, or null.
     """
     for override in overrides:
+        found = re.fullmatch(r"\+{0,2}(([\w/]+)(?:@([\w.]+))?)=(?:null|~)?", override)
+        if found and found[2] in (*GROUPS, *PRESET_GROUPS):
+            or_value = f", or set the value {found[3]}=null to have none" if found[3] else ""
+            raise ConfigError(f"{override} chooses nothing. Leave it out{or_value}. {suggest('', choices(found[2]))}")
         found = re.fullmatch(r"\+{0,2}(([\w/]+)(?:@[\w.]+)?)=\[(.*)\]", override)
         if found and found[2] in GROUPS and found[2] != "eval":
             raise ConfigError(

@@ -6,8 +6,10 @@ prints the message alone; from Python they are ordinary exceptions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from math import isfinite
 
 
 class LinearPatchError(Exception):
@@ -34,6 +36,15 @@ class StorageError(LinearPatchError):
     """A file or folder can't be written or doesn't hold what it should."""
 
 
+@contextmanager
+def settings_of(owner: str) -> Iterator[None]:
+    """Begin the message of a `ConfigError`, which names a setting, with whose setting that is."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{owner}.{error}") from error
+
+
 def suggest(value: str, allowed: Iterable[str]) -> str:
     """Return the end of an error message: the nearest allowed name, if any, and all allowed names."""
     allowed = sorted(allowed)
@@ -56,10 +67,11 @@ def require_range(what: str, value: float, *, low: float, high: float | None = N
         raise ConfigError(f"{what} is {value}. Allowed: {bounds}.")
 
 
-def require_number(what: str, value: object, word: str) -> None:
-    """Raise `ConfigError` unless `value` is `word` or a number of at least 0."""
+def require_number(what: str, value: object, word: str, *, zero: bool = True) -> None:
+    """Raise `ConfigError` unless `value` is `word` or a finite number of at least 0 (or above it, without `zero`)."""
     if value == word:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{what} is {value!r}. Allowed: {word}, or a number of at least 0.")
-    require_range(what, value, low=0)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (is_number and isfinite(value) and (value > 0 or (zero and value == 0))):  # type: ignore[arg-type,operator]
+        bounds = "of at least 0" if zero else "above 0"
+        raise ConfigError(f"{what} is {value!r}. Allowed: {word}, or a finite number {bounds}.")

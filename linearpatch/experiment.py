@@ -15,7 +15,7 @@ from omegaconf import MISSING
 from linearpatch.cache import canonical, default_cache_dir
 from linearpatch.checkpoint.hub import check_repository
 from linearpatch.checkpoint.saving import check_format
-from linearpatch.data.corpus import Corpus
+from linearpatch.data.corpus import Corpus, require_corpus
 from linearpatch.data.reader import Calibration, DistillationText, Reader, check_disjoint
 from linearpatch.distillation.training import Distillation, Training
 from linearpatch.errors import ConfigError, require_choice, require_range
@@ -40,6 +40,10 @@ class EvaluationText:
     """
 
     corpus: Any = None  # a Corpus, as in Calibration
+
+    def __post_init__(self) -> None:
+        if self.corpus is not None:
+            require_corpus("evaluation.corpus", self.corpus, "corpus@evaluation.corpus")
 
 
 @dataclass(frozen=True)

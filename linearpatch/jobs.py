@@ -63,8 +63,7 @@ class Jobs:
         check_folder(experiment.folder())
         if self.dry_run:
             asked = [Asked(tuple(overrides), replace(experiment, output_dir=str(experiment.folder().parent)))]
-            self.plan = plan_sweep(asked, config.group or "run")
-            self.estimates = estimate(self.plan)
+            self.plan, self.estimates = estimate(plan_sweep(asked, config.group or "run"))
             return
         self.folder = experiment.folder()
         command = shlex.join(["linearpatch", "run", *overrides])
@@ -112,7 +111,8 @@ class Jobs:
         )
         check_folder(self.plan.folder)
         if self.dry_run:
-            self.estimates, self.at_a_time = estimate(self.plan), launcher.at_a_time
+            self.plan, self.estimates = estimate(self.plan)
+            self.at_a_time = launcher.at_a_time
             return
         pending = sum(job.is_pending for job in self.plan.runs)
         runs = counted(len(self.plan.runs), "run")

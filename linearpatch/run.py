@@ -128,6 +128,8 @@ def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, wor
         with record.step("fit"):
             fitted = experiment.patch.repair(workspace, removed)
             workspace.release()
+        for warning in dict.fromkeys(patch.warning for patch in fitted if patch.warning):
+            log.warning("%s", warning)
         record.patch = describe_patch(experiment, fitted)
 
         patches: dict[str, Patches] = {"dense": [], "pruned": [], "patched": [(p.site, p.module) for p in fitted]}

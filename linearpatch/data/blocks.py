@@ -131,7 +131,7 @@ class BlockSpec:
                 f"{source} has {len(tokens):,} tokens: too few for {counted(held_out, 'block')} of "
                 f"{self.block_length} that are held out and at least one more. Hold fewer out, use shorter blocks "
                 f"(block_length={self.block_length // 2}), or read more text: corpus=NAME, or for one purpose alone "
-                "corpus@distillation.corpus=NAME."
+                "corpus@calibration.corpus=NAME or corpus@distillation.corpus=NAME."
             )
         rest, end = tokens[: -held_out * body], tokens[-held_out * body :]
         validation = BlockSpec(held_out, self.block_length, "first", self.bos)

@@ -54,6 +54,10 @@ class Corpus(ABC):
         """The corpora that a purpose reads, itself as a rule, and of which split."""
         return [(self, self.split(purpose))]
 
+    def rough_tokens(self) -> int:
+        """About how many tokens a purpose reads, told before anything is read; as many as WikiText-2 tests with."""
+        return 300_000
+
     @abstractmethod
     def documents(self, split: str, datasets_dir: Path | None = None) -> list[str]:
         """The texts of a split.
@@ -74,6 +78,13 @@ class Corpus(ABC):
             hint = " A slice takes whole documents: use a longer text, or wider slices." if "[" in split else ""
             raise DataError(f"corpus {self.name}: the split {split!r} holds no text.{hint}")
         return documents
+
+
+def require_corpus(what: str, value: object, *choices: str) -> None:
+    """Raise `ConfigError` unless `value` is a corpus, with the choices that make it one, such as `corpus`."""
+    if not isinstance(value, Corpus):
+        way_out = " or ".join(f"{choice}={value}" for choice in choices)
+        raise ConfigError(f"{what} is {value!r}, which is no corpus but at best the name of one. Choose it: {way_out}.")
 
 
 def overlap(first: str, second: str) -> bool:

@@ -35,15 +35,21 @@ class TextCorpus(Corpus):
     path: str = ""
     column: str = "text"
 
+    def rough_tokens(self) -> int:
+        """A third of all, at four bytes a token."""
+        return sum(file.stat().st_size for file in self._files()) // 12
+
     def documents(self, split: str, datasets_dir: Path | None = None) -> list[str]:
         """The documents of a slice."""
+        return take_slice([document for file in self._files() for document in self._read(file)], split)
+
+    def _files(self) -> list[Path]:
         if not self.path:
             raise ConfigError(f"corpus=text needs a file: add corpus.path=FILE ({', '.join(ENDINGS)}).")
         path = Path(self.path).expanduser()
         if not path.exists():
             raise DataError(f"corpus.path={self.path} doesn't exist (looked in {Path.cwd()}).")
-        files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-        return take_slice([document for file in files for document in self._read(file)], split)
+        return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
 
     def _read(self, file: Path) -> list[str]:
         if file.suffix in TEXT_ENDINGS:

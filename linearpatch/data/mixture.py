@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from linearpatch.data.corpus import PURPOSES, Corpus
+from linearpatch.data.corpus import PURPOSES, Corpus, require_corpus
 from linearpatch.errors import ConfigError
 from linearpatch.registry import component
 
@@ -37,6 +37,14 @@ class MixtureCorpus(Corpus):
                     f"corpus mixture has no splits of its own, and {purpose} is {self.split(purpose)!r}. Set the split "
                     f"of a part, such as corpus.parts.NAME.{purpose}={self.split(purpose)}."
                 )
+        for name, part in self._parts.items():
+            choices = (f"corpus@corpus.parts.{name}", f"corpus@calibration.corpus.parts.{name}")
+            require_corpus(f"The part {name} of corpus mixture", part, *choices)
+        if not self._parts:
+            raise ConfigError(
+                "corpus mixture has no parts. Add some: +corpus@corpus.parts.NAME=CORPUS, or where calibration alone "
+                "reads it +corpus@calibration.corpus.parts.NAME=CORPUS."
+            )
 
     def sources(self, purpose: str) -> list[tuple[Corpus, str]]:
         """Those of the parts."""
@@ -44,8 +52,6 @@ class MixtureCorpus(Corpus):
 
     def documents(self, split: str, datasets_dir: Path | None = None) -> list[str]:
         """Those of all parts that a purpose reads, taken in turn."""
-        if not self._parts:
-            raise ConfigError("corpus mixture has no parts. Add some: +corpus@corpus.parts.NAME=CORPUS.")
         left = {name: iter(part.read(split, datasets_dir)) for name, part in self._parts.items()}
         given = dict.fromkeys(left, 0)
         mixed: list[str] = []

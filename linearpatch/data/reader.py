@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
-from linearpatch.data.corpus import PURPOSES, Corpus, overlap
-from linearpatch.errors import ConfigError, require_choice, require_range
+from linearpatch.data.corpus import PURPOSES, Corpus, overlap, require_corpus
+from linearpatch.errors import ConfigError, require_choice, require_range, settings_of
 from linearpatch.registry import component, identity
 
 
@@ -26,6 +26,8 @@ class BlocksOfText:
         bos: `tokenizer`, `each` or `none`; see `BlockSpec`.
     """
 
+    purpose: ClassVar[str]
+
     corpus: Any = None  # a Corpus; OmegaConf would make an optional frozen dataclass read-only
     num_blocks: int | None = 16
     block_length: int = 1024
@@ -33,7 +35,10 @@ class BlocksOfText:
     bos: str = "tokenizer"
 
     def __post_init__(self) -> None:
-        self.blocks(seed=0)
+        if self.corpus is not None:
+            require_corpus(f"{self.purpose}.corpus", self.corpus, f"corpus@{self.purpose}.corpus")
+        with settings_of(self.purpose):
+            self.blocks(seed=0)
 
     def blocks(self, seed: int) -> BlockSpec:
         """The cut, with the run's seed."""
@@ -51,6 +56,8 @@ class Calibration(BlocksOfText):
             (pruner=patch_aware, patch.ridge=auto); the others come from the rest of the text. Null: half as
             many as `num_blocks` where something chooses so, else none.
     """
+
+    purpose: ClassVar[str] = "calibration"
 
     batch_size: int = 1
     held_out_blocks: int | None = None
@@ -85,6 +92,8 @@ class DistillationText(BlocksOfText):
     Attributes:
         validation_blocks: Disjoint blocks at the end of the text, of which training sees no token.
     """
+
+    purpose: ClassVar[str] = "distillation"
 
     num_blocks: int | None = 5000
     block_length: int = 2048

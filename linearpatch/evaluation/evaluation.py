@@ -154,8 +154,8 @@ class Evaluation(ABC):
             reader: The run's evaluation corpus.
         """
 
-    def rough_tokens(self) -> int:
-        """Tokens that one model reads, roughly, to estimate times before anything is read."""
+    def rough_tokens(self, reader: Reader) -> int:
+        """Tokens that one model reads, roughly, to estimate times before anything is read; `reader` as in `prepare`."""
         return 20_000
 
     def readers(self, reader: Reader) -> tuple[Reader, ...]:

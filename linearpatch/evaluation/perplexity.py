@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
-from linearpatch.data.corpus import Corpus
+from linearpatch.data.corpus import Corpus, require_corpus
 from linearpatch.data.reader import Reader
-from linearpatch.errors import require_choice, require_range
+from linearpatch.errors import require_choice, require_range, settings_of
 from linearpatch.evaluation.evaluation import (
     Evaluation,
     Measured,
@@ -59,12 +59,17 @@ class Perplexity(Evaluation):
         require_range("eval.ppl.batch_size", self.batch_size, low=1)
         require_range("eval.ppl.seq_len", self.seq_len, low=2)
         require_choice("eval.ppl.sampling", self.sampling, ("first", "document_crops"))
-        self._spec  # noqa: B018 — checks the rest
+        for name, corpus in self.corpora.items():
+            require_corpus(f"eval.ppl.corpora.{name}", corpus, f"+corpus@eval.ppl.corpora.{name}")
+        with settings_of("eval.ppl"):
+            self._spec  # noqa: B018 — checks the rest
 
-    def rough_tokens(self) -> int:
-        """Those of the windows, or of a test set like WikiText-2's."""
-        corpora = max(1, len(self.corpora))
-        return corpora * (300_000 if self.num_blocks is None else self.num_blocks * self.seq_len)
+    def rough_tokens(self, reader: Reader) -> int:
+        """Those of the windows, or of all texts."""
+        readers = self.readers(reader)
+        if self.num_blocks is not None:
+            return len(readers) * self.num_blocks * self.seq_len
+        return sum(each.corpus.rough_tokens() for each in readers)
 
     @property
     def protocol(self) -> str:

@@ -18,7 +18,7 @@ from linearpatch.registry import component
 class Tasks(Asking, Evaluation):
     """Tasks of lm_eval on the model in memory; each task's results are cached by themselves."""
 
-    def rough_tokens(self) -> int:
+    def rough_tokens(self, reader: Reader) -> int:
         """Some 2,000 questions a task (MMLU has 57), four answers and as many examples as are shown."""
         questions = min(2000, self.limit or 2000)
         tasks = sum(30 if task == "mmlu" else 1 for task in self.tasks)

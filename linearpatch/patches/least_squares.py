@@ -16,7 +16,7 @@ from linearpatch.calibration.drafts import all_ready
 from linearpatch.calibration.gram import PairGram
 from linearpatch.calibration.suffix import Shortened
 from linearpatch.calibration.workspace import Workspace
-from linearpatch.errors import ConfigError, NumericsError, require_choice, require_number
+from linearpatch.errors import NumericsError, require_choice, require_number
 from linearpatch.models.views import Site
 from linearpatch.patches.patch import FittedPatch, Patch
 from linearpatch.registry import name_of
@@ -106,15 +106,6 @@ class LeastSquaresPatch(Patch):
         """
         groups = self.together(sites)
         grams = workspace.collect(*(self.gram(group[0]) for group in groups), description="fit")
-        few = [group[0] for group, gram in zip(groups, grams, strict=True) if gram["count"] < len(gram["xx"])]
-        if few:
-            gaps = f"[{few[0].start}, {few[0].end})" if len(few) == 1 else f"{len(few)} gaps"
-            log.warning(
-                "patch=%s at %s: %d tokens for %d unknowns per channel; the fit follows its own tokens and may do harm "
-                "elsewhere. Give it more calibration tokens%s.",
-                *(name_of(self), gaps, int(grams[0]["count"]), len(grams[0]["xx"])),
-                "" if self.ridge == "auto" else ", or set patch.ridge=auto",
-            )
 
         def fitted(ridge: float) -> list[FittedPatch]:
             solved = [self._solve(group, gram, ridge) for group, gram in zip(groups, grams, strict=True)]
@@ -138,7 +129,16 @@ class LeastSquaresPatch(Patch):
             "ridge": ridge,
             "gain": solution.gain,
         }
-        return [FittedPatch(site, operator, diagnostics) for site, operator in zip(sites, operators, strict=True)]
+        warning = ""
+        if gram["count"] < len(gram["xx"]):
+            warning = (
+                f"patch={name_of(self)}: {int(gram['count'])} tokens for {len(gram['xx'])} unknowns per channel; the "
+                "fit follows its own tokens and may do harm elsewhere. Give it more calibration tokens"
+                f"{'' if self.ridge == 'auto' else ', or set patch.ridge=auto'}."
+            )
+        return [
+            FittedPatch(site, operator, diagnostics, warning) for site, operator in zip(sites, operators, strict=True)
+        ]
 
 
 def choose_ridge(
@@ -163,7 +163,8 @@ def choose_ridge(
     losses = workspace.losses(workspace.held_out, workspace.base, list(models.values()), survivors=1)
     found = {ridge: loss.loss for ridge, loss in zip(models, losses, strict=True) if not loss.is_bound}
     best = min(found, key=lambda ridge: (found[ridge], -ridge))
-    log.info("patch=%s: held-out loss %.4f with patch.ridge=%g", name_of(patch), found[best], best)
+    gaps = ", ".join(dict.fromkeys(f"[{site.start}, {site.end})" for site in sites))
+    log.info("patch=%s at %s: held-out loss %.4f with patch.ridge=%g", name_of(patch), gaps, found[best], best)
     return best
 
 
@@ -217,13 +218,6 @@ def unshrunk(solution: Solution, gram: Mapping[str, Tensor], gain: float | str) 
         gain = (target / (solution.matrix * (xx @ solution.matrix)).sum()).sqrt().item()
     matrix = float(gain) * solution.matrix
     return Solution(matrix, mean_y - mean_x @ matrix, float(gain))
-
-
-def check_gain(gain: Any) -> None:
-    """Refuse what isn't a gain."""
-    require_number("patch.gain", gain, "matched")
-    if gain == inf:
-        raise ConfigError("patch.gain is inf. Allowed: matched, or a finite number of at least 0.")
 
 
 def factor_of(xx: Tensor, penalty: float | Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from linearpatch.calibration.gram import Gram
-from linearpatch.errors import ConfigError, require_choice, require_range
+from linearpatch.errors import ConfigError, require_choice, require_number, require_range
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.modeling_linearpatch import FeatureMap, LinearMap
 from linearpatch.models.views import Site
@@ -19,7 +19,6 @@ from linearpatch.patches.least_squares import (
     LeastSquaresPatch,
     Solution,
     centred,
-    check_gain,
     factor_of,
     penalty_of,
     solve,
@@ -67,7 +66,7 @@ class LeastSquares(LeastSquaresPatch):
                 f"patch.form=diagonal_plus_low_rank scales what the map reads, and patch.features={self.features} adds "
                 "to the stream. Use patch.form=low_rank, or patch.features=hidden."
             )
-        check_gain(self.gain)
+        require_number("patch.gain", self.gain, "matched", zero=False)
         if self.gain != 1 and not (self.bias and self.is_matrix):
             raise ConfigError(
                 f"patch.gain={self.gain} acts around the mean of the map's outputs: it needs patch.bias=true, "

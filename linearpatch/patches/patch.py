@@ -32,11 +32,13 @@ class FittedPatch:
         site: Where it sits.
         module: Maps `[…, hidden_size]` to the same shape.
         diagnostics: How the fit went, as plain numbers.
+        warning: What is doubtful about it; empty: nothing.
     """
 
     site: Site
     module: nn.Module
     diagnostics: Mapping[str, float]
+    warning: str = ""
 
 
 @dataclass(frozen=True)

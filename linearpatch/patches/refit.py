@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from linearpatch.errors import require_number
 from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.views import Site
 from linearpatch.patches.before_gap import RefitPatch
-from linearpatch.patches.least_squares import Solution, check_gain, energies, solve, unshrunk
+from linearpatch.patches.least_squares import Solution, energies, solve, unshrunk
 from linearpatch.patches.patch import Patch
 from linearpatch.registry import component, components
 
@@ -47,7 +48,7 @@ class Refit(RefitPatch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_gain(self.gain)
+        require_number("patch.gain", self.gain, "matched", zero=False)
 
     def draft(self) -> Patch:
         """The map alone, a tenth of the work for a gap; each token by its share of its norm, so that none owns it."""

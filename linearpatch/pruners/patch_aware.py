@@ -68,11 +68,15 @@ class PatchAware(Pruner):
         return self.finalists > 1
 
     def rough_passes(self, num_layers: int, n: int) -> float:
-        """Half of the layers run for each candidate, on the drafts' share of the tokens; then a final."""
+        """Drafts are fitted on a share of the tokens, at each step of the search; finalists on all of them."""
+        fits = {"window": 1, "greedy": n, "beam": n * (self.width + 1)}
+        return fits[self.search] * self.draft_share + (self.finalists > 1)
+
+    def rough_held_out_passes(self, num_layers: int, n: int) -> float:
+        """Half of the layers run for each candidate."""
         windows, singles = num_layers - n + 1, n * (num_layers - n / 2)
         tried = {"window": windows, "greedy": singles, "beam": self.width * singles + n * windows}
-        final = 1 + 0.5 * self.finalists if self.finalists > 1 else 0
-        return 0.5 * tried[self.search] * self.draft_share + final
+        return 0.5 * (tried[self.search] * self.draft_share + (self.finalists if self.finalists > 1 else 0))
 
     def select(self, workspace: Workspace, n: int) -> Selection:
         """Search as asked, then hold the final."""

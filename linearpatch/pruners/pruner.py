@@ -71,6 +71,10 @@ class Pruner(ABC):
         """What `select` costs beyond statistics, in forward passes over the calibration tokens, roughly."""
         return 0
 
+    def rough_held_out_passes(self, num_layers: int, n: int) -> float:
+        """The same over the tokens that are held out."""
+        return 0
+
     def dense_statistics(self, n: int) -> Sequence[Statistic]:
         """Statistics of the dense model that `choose` will ask for."""
         return self.statistics(1 if self.iterative else n)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from linearpatch.evaluation.evaluation import Metric
-from linearpatch.report.settings import CHOSEN_FOR, relevant, telling
 from linearpatch.results.display import STAGES
 from linearpatch.results.record import Record
+from linearpatch.results.settings import CHOSEN_FOR, relevant, telling
 from linearpatch.results.tables import num_parameters
 
 PATCHES = ("none", "scalar", "diag", "rotate", "lstsq", "mlp_lstsq")  # from the plainest on; others follow

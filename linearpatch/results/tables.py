@@ -22,7 +22,8 @@ from linearpatch.results.display import (
     value_text,
     versus_text,
 )
-from linearpatch.results.record import Record, flat
+from linearpatch.results.record import Record
+from linearpatch.results.settings import settings, telling
 
 
 def run_table(record: Record) -> Table:
@@ -184,16 +185,11 @@ def _what(record: Record, stage: str) -> tuple[str, str, str]:
 
 def _varied_settings(records: Sequence[Record]) -> list[str]:
     """Settings in which runs with the same model, pruner, size, patch and distillation differ."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for record in records:
         same = (record.model["name"], *_what(record, "distilled")[::2], str(len(record.pruning["removed_layers"])))
-        groups.setdefault(same, []).append(flat(record.config))
-    varied = {
-        key
-        for configs in groups.values()
-        for key in set().union(*configs)
-        if len({str(config.get(key)) for config in configs}) > 1
-    }
+        groups.setdefault(same, []).append(settings(record))
+    varied = {key for alike in groups.values() for key in telling(alike)}
     return sorted(varied - {"output_dir", "group", "cache_dir", "force"})
 
 
@@ -205,8 +201,8 @@ def _settings(record: Record, stage: str, varied: Sequence[str]) -> str:
         "pruned": ("patch.", *training),
         "patched": training,
     }.get(stage, ())
-    config = flat(record.config)
-    return escape(", ".join(f"{key}={config[key]}" for key in varied if key in config and not key.startswith(past)))
+    known = settings(record)
+    return escape(", ".join(f"{key}={known[key]}" for key in varied if key in known and not key.startswith(past)))
 
 
 def _order(record: Record) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,11 +59,15 @@ class Estimate:
     disk: int
 
 
-def estimate(plan: Plan) -> Mapping[str, Estimate]:
-    """Estimates of the pending jobs by name; without those whose model's configuration isn't at hand."""
+def estimate(plan: Plan) -> tuple[Plan, Mapping[str, Estimate]]:
+    """Estimates of the pending jobs by name, and the plan with those marked that turn out to be impossible.
+
+    Jobs whose model's configuration isn't at hand have none.
+    """
     sizes: dict[str, Size | None] = {}
     rates: dict[int, float] = {}
-    found = {}
+    found: dict[str, Estimate] = {}
+    refused: dict[str, LinearPatchError] = {}
     for job in plan.jobs:
         if not job.is_pending or job.experiment is None:
             continue
@@ -76,8 +80,13 @@ def estimate(plan: Plan) -> Mapping[str, Estimate]:
             continue
         if size.itemsize not in rates:
             rates[size.itemsize] = measured_rate(experiment.model, size.itemsize)
-        found[job.name] = _estimate(job, experiment, size, rates[size.itemsize])
-    return found
+        try:
+            experiment.pruner.check(size.layers, experiment.num_pruned_layers)
+            found[job.name] = _estimate(job, experiment, size, rates[size.itemsize])
+        except LinearPatchError as error:
+            refused[job.name] = error
+    jobs = tuple(replace(job, error=refused.get(job.name, job.error)) for job in plan.jobs)
+    return replace(plan, jobs=jobs), found
 
 
 def size_of(experiment: Experiment) -> Size | None:
@@ -114,7 +123,10 @@ def measured_rate(model: Model, itemsize: int) -> float:
 def _estimate(job: Job, experiment: Experiment, size: Size, rate: float) -> Estimate:
     part, n = job.request.part, experiment.num_pruned_layers
     calibration = _tokens(experiment.calibration)
-    evaluation = sum(evaluation.rough_tokens() for evaluation in experiment.evaluations.values())
+    reader = experiment.evaluation_reader
+    evaluation = sum(evaluation.rough_tokens(reader) for evaluation in experiment.evaluations.values())
+    choosing = experiment.pruner.rough_cost(size.layers, n) * calibration
+    choosing += experiment.pruner.rough_held_out_passes(size.layers, n) * _held_out_tokens(experiment)
     kept = 1 - n / size.layers  # of the layers
     alone = not job.needs
     tokens = 0.0
@@ -123,12 +135,11 @@ def _estimate(job: Job, experiment: Experiment, size: Size, rate: float) -> Esti
     elif part == "dense":
         tokens = evaluation
     elif part == "pruned":
-        passes = experiment.pruner.rough_cost(size.layers, n)
-        tokens = passes * calibration + kept * evaluation * ("pruned" in experiment.stages)
+        tokens = choosing + kept * evaluation * ("pruned" in experiment.stages)
     else:
         stages = [stage for stage in experiment.asked_stages if stage in ("patched", "distilled") or alone]
-        passes = 1 + (1 + experiment.pruner.rough_cost(size.layers, n) if alone else 0)
-        tokens = passes * calibration + evaluation * sum(1 if stage == "dense" else kept for stage in stages)
+        tokens = calibration + (calibration + choosing if alone else 0)
+        tokens += evaluation * sum(1 if stage == "dense" else kept for stage in stages)
         tokens += 2 * _training_tokens(experiment)
     disk = 0
     training = experiment.training
@@ -144,6 +155,10 @@ def _estimate(job: Job, experiment: Experiment, size: Size, rate: float) -> Esti
 
 def _tokens(text: Any) -> int:
     return (text.num_blocks or 128) * int(text.block_length)
+
+
+def _held_out_tokens(experiment: Experiment) -> int:
+    return experiment.num_held_out * experiment.calibration.block_length
 
 
 def _training_tokens(experiment: Experiment) -> int:

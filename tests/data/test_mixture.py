@@ -50,7 +50,9 @@ def test_what_cant_be_mixed_is_refused():
     with pytest.raises(ConfigError, match=r"corpus\.parts\.NAME\.calibration=train"):
         MixtureCorpus(calibration="train")
     with pytest.raises(ConfigError, match=r"\+corpus@corpus\.parts\.NAME=CORPUS"):
-        MixtureCorpus().read("calibration")
+        MixtureCorpus()
+    with pytest.raises(ConfigError, match=r"corpus@corpus\.parts\.wikitext2=c4 or corpus@calibration\.corpus\.parts"):
+        compose_experiment(["corpus=mixture", "corpus.parts.wikitext2=c4"])
 
 
 def test_a_part_that_is_null_is_left_out(mixture):

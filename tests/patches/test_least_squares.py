@@ -232,10 +232,10 @@ def test_patches_of_a_sequential_repair_fit_other_families(family):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"ridge": "best"}, "patch.ridge is 'best'. Allowed: auto, or a number"),
+        ({"ridge": "best"}, "patch.ridge is 'best'. Allowed: auto, or a finite number"),
         ({"ridge": -1}, "patch.ridge"),
-        ({"ridge": None}, "patch.ridge is None. Allowed: auto, or a number"),
-        ({"ridge": True}, "patch.ridge is True. Allowed: auto, or a number"),
+        ({"ridge": None}, "patch.ridge is None. Allowed: auto, or a finite number"),
+        ({"ridge": True}, "patch.ridge is True. Allowed: auto, or a finite number"),
         ({"features": "raw"}, "patch.features"),
         ({"form": "thin"}, "patch.form"),
         ({"rank": 0}, "patch.rank"),

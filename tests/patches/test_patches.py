@@ -161,16 +161,16 @@ def test_too_few_tokens_without_ridge_are_refused(decoder):
         fit(LeastSquares(ridge=0.0), Workspace(decoder, blocks))
 
 
-def test_too_few_tokens_with_ridge_are_reported(decoder, caplog):
-    blocks = TokenBlocks(torch.randint(3, 300, (1, 8)), "random")
-    with caplog.at_level("WARNING", logger="linearpatch.patches.lstsq"):
-        fit(LeastSquares(ridge=0.1), Workspace(decoder, blocks))
-    assert "at [1, 4): 8 tokens for 32 unknowns" in caplog.text
-    caplog.clear()
-    with caplog.at_level("WARNING", logger="linearpatch.patches.lstsq"):
-        LeastSquares(ridge=0.1).repair(Workspace(decoder, blocks), [1, 3])
-    (line,) = [line for line in caplog.messages if "unknowns" in line]  # one, however many gaps
-    assert "at 2 gaps: 8 tokens for 32 unknowns" in line
+def test_too_few_tokens_with_ridge_are_told(decoder):
+    few, enough = (
+        Workspace(decoder, TokenBlocks(torch.randint(3, 300, (1, length)), "random"), held_out=held_out)
+        for length, held_out in ((8, TokenBlocks(torch.randint(3, 300, (1, 8)), "random")), (64, None))
+    )
+    warning = fit(LeastSquares(ridge=0.1), few).warning
+    assert warning.startswith("patch=lstsq: 8 tokens for 32 unknowns")
+    assert warning.endswith("or set patch.ridge=auto.")
+    assert fit(LeastSquares(ridge="auto"), few).warning.endswith("more calibration tokens.")
+    assert fit(LeastSquares(ridge=0.1), enough).warning == ""
 
 
 def test_one_site_per_interface_or_per_layer():

@@ -1,5 +1,7 @@
 """New weights before a gap: the solution against rows of streams, and the model that it makes."""
 
+from math import inf
+
 import pytest
 import torch
 from conftest import NUM_LAYERS, tiny_model
@@ -13,7 +15,7 @@ from linearpatch.models.decoder import decoder_of
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.passes import mlp_inputs, record
 from linearpatch.models.random import byte_tokenizer
-from linearpatch.models.views import view_of
+from linearpatch.models.views import interfaces_of, view_of
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.mlp_refit import MlpRefit
 from linearpatch.patches.refit import STREAM_SHARE, Refit, before_the_map
@@ -137,10 +139,11 @@ def test_dead_units_and_a_ridge_that_allows_nothing():
         workspace.decoder.layers[1].fc1.bias[:4] = -1e6
     weight, _ = Refit(ridge=0.1).repair(workspace, REMOVED)
     assert weight.module.weight.isfinite().all()
-    weight, stream = Refit(ridge=float("inf")).repair(workspace, REMOVED)
+    (gram,) = workspace.collect(*Refit().gap_statistics(Refit().place(interfaces_of(REMOVED))))
+    (weight, stream), _ = Refit().operators(gram, inf)  # as `auto` tries, too
     values = torch.randn(3, 32)
-    assert not weight.module.weight.any()
-    assert torch.equal(stream.module(values), values)
+    assert not weight.weight.any()
+    assert torch.equal(stream(values), values)
 
 
 @pytest.mark.parametrize("save_format", ["custom", "adapter"])

@@ -154,12 +154,21 @@ def test_a_dry_run_touches_nothing(tmp_path, capsys):
     assert "in S: 1 job to do, 1 impossible" in told
     (tmp_path / "none.yaml").write_text("- {patch: null}\n")
     assert sweep("sweep=none.yaml", "output_dir=S", "--dry-run") == 1
-    assert "Config group override must be a string" in " ".join(capsys.readouterr().out.split())
+    assert "patch=null chooses nothing" in " ".join(capsys.readouterr().out.split())
     (tmp_path / "list.yaml").write_text("- {patch: [none, rotate]}\n- {patch: none, eval: [ppl, smoke]}\n")
     assert sweep("sweep=list.yaml", "output_dir=S", "--dry-run") == 1
     told = capsys.readouterr().out
     assert "in S: 1 job to do, 1 impossible" in told
     assert "'none,rotate'" in told
+
+
+def test_a_dry_run_says_what_a_run_would_refuse(capsys):
+    assert main(["run", *TINY, "num_pruned_layers=24", "--dry-run"]) == 1
+    assert "Allowed: 1 to 23." in " ".join(capsys.readouterr().out.split())
+    assert sweep("num_pruned_layers=3,24", "output_dir=S", "--dry-run") == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Allowed: 1 to 23." in told
+    assert "roughly" in told
 
 
 def start(*overrides) -> subprocess.Popen:

@@ -26,42 +26,48 @@ CHOSEN_FOR = "patch.chosen_for"  # the patch that a pruner foresaw: all that is 
 CORPORA = ("corpus", "calibration.corpus", "distillation.corpus")
 
 
+def settings(record: Record) -> dict[str, str]:
+    """All settings of a run by dotted name; where a purpose has no corpus of its own, with the name of the run's."""
+    found = flat(record.config)
+    for corpus in (corpus for corpus in CORPORA if corpus in found):  # null: it reads the run's
+        del found[corpus]
+        found[f"{corpus}.name"] = record.config["corpus"]["name"]
+    return {name: str(value) for name, value in found.items()}
+
+
 def relevant(record: Record, stage: str) -> dict[str, str]:
     """The settings that make the model of a stage, by dotted name; but not the run's seed."""
     foreseen = stage == "pruned" and bool(record.pruning.get("sees_patches"))
     groups = MATTERS["patched" if foreseen else stage]
     found = {
         name: value
-        for name, value in flat(record.config).items()
-        if name.partition(".")[0] in groups and name not in ASIDE and not (name in SEEDS and value == record.seed)
+        for name, value in settings(record).items()
+        if name.partition(".")[0] in groups and name not in ASIDE and not (name in SEEDS and value == str(record.seed))
     }
-    for corpus in (corpus for corpus in CORPORA if corpus in found):  # null: it reads the run's
-        del found[corpus]
-        found[f"{corpus}.name"] = record.config["corpus"]["name"]
     if foreseen:
         found[CHOSEN_FOR] = record.patch["method"]
-    found["model.fingerprint"] = record.model.get("fingerprint")
-    found["model.dtype"] = record.model.get("dtype")
-    return {name: str(value) for name, value in found.items()}
+    found["model.fingerprint"] = str(record.model.get("fingerprint"))
+    found["model.dtype"] = str(record.model.get("dtype"))
+    return found
 
 
-def telling(settings: Sequence[Mapping[str, str]]) -> list[str]:
+def telling(runs: Sequence[Mapping[str, str]]) -> list[str]:
     """Names of the settings that are not alike everywhere; of a corpus its name, where that says the rest.
 
     >>> telling([{"patch.ridge": "0.1", "corpus.name": "a", "corpus.path": "x"},
     ...          {"patch.ridge": "0.2", "corpus.name": "b", "corpus.path": "y"}])
     ['corpus.name', 'patch.ridge']
     """
-    names = sorted({name for one in settings for name in one})
-    varied = [name for name in names if len({one.get(name) for one in settings}) > 1]
-    return [name for name in varied if not _follows(name, settings)]
+    names = sorted({name for one in runs for name in one})
+    varied = [name for name in names if len({one.get(name) for one in runs}) > 1]
+    return [name for name in varied if not _follows(name, runs)]
 
 
-def _follows(name: str, settings: Sequence[Mapping[str, str]]) -> bool:
+def _follows(name: str, runs: Sequence[Mapping[str, str]]) -> bool:
     """Whether a setting of a corpus is known from its name, or the name of one purpose's from the run's corpus."""
     corpus = next((corpus for corpus in reversed(CORPORA) if name.startswith(f"{corpus}.")), None)
     if corpus is None or name == "corpus.name":
         return False
     leader = "corpus.name" if name == f"{corpus}.name" else f"{corpus}.name"
-    pairs = {(one.get(leader), one.get(name)) for one in settings}
+    pairs = {(one.get(leader), one.get(name)) for one in runs}
     return len({called for called, _ in pairs}) == len(pairs)
