@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from safetensors.numpy import load_file
 from scipy import stats
 
@@ -25,6 +25,7 @@ from linearpatch.results.record import Record, read_record
 MINE = "patch_aware + refit"
 SIZES = (5, 7, 9)  # of the geometric mean
 METRIC = "ppl/wikitext2_v1"
+CAPTION = f"mean: geometric, over {', '.join(map(str, SIZES))} layers removed; ours: {MINE}"
 
 Losses = NDArray[numpy.float64]
 
@@ -36,16 +37,20 @@ def main(folder: Path) -> None:
         for path in sorted(folder.glob("*/result.json"))
         if (record := read_record(path.parent)) and record.status == "completed"
     }
+    if not losses:
+        sys.exit(f"No completed run in {folder} (*/result.json). Make some: linearpatch run -m experiment=repair_test")
     sizes = sorted({size for _, size, _ in losses})
     seeds = sorted({seed for _, _, seed in losses})
-    table = Table("recipe", *map(str, sizes), "geometric mean", f"{MINE} / it", "95 % interval")
+    table = Table(
+        Column("recipe", no_wrap=True), *map(str, sizes), "mean", "ours / it", "95 % interval", caption=CAPTION
+    )
     for recipe in sorted({recipe for recipe, _, _ in losses}):
         found = {
             size: [losses[recipe, size, seed] for seed in seeds if (recipe, size, seed) in losses] for size in sizes
         }
         cells = [" … ".join(f"{exp(value):.2f}" for value in spread(runs)) for runs in found.values()]
         table.add_row(recipe, *cells, *summary(losses, recipe))
-    Console().print(table)
+    Console(width=110).print(table)
 
 
 def recipe_of(record: Record) -> str:
