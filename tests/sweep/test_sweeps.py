@@ -242,7 +242,16 @@ def test_jobs_killed_at_random_lose_nothing_that_is_finished(tmp_path, monkeypat
     assert records("S") == records("undisturbed_sweep")
 
 
+@pytest.fixture
+def _heeded():
+    """A background job of a shell ignores SIGINT, and so would all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("_heeded")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_sweep_that_is_stopped_says_so_and_goes_on_later(number):
     process = start(*APART, "output_dir=S")
@@ -271,8 +280,8 @@ def test_two_sweeps_at_once_wait_for_each_other():
 
 def test_evaluations_in_two_ways_are_two_runs(capsys):
     assert sweep("patch=none", "eval.ppl.seq_len=64,128", "output_dir=S") == 0
-    shown = {record["metrics"]["dense"]["ppl/pydoc"]["n"] for record in records("S").values()}
-    assert len(shown) == 2
+    sizes = {record["metrics"]["dense"]["ppl/pydoc"]["n"] for record in records("S").values()}
+    assert len(sizes) == 2
     capsys.readouterr()
     assert sweep("patch=none", "eval.ppl.seq_len=64,128", "output_dir=S") == 0
     assert capsys.readouterr().out.count("complete already") == 2
