@@ -12,6 +12,13 @@ from linearpatch.evaluation.evaluation import Aggregate, Evaluation, Preparation
 from linearpatch.evaluation.harness.asking import Asking
 from linearpatch.registry import component
 
+# How many questions the best known have, for estimates.
+QUESTIONS = {
+    "arc_challenge": 1_172, "arc_easy": 2_376, "boolq": 3_270, "hellaswag": 10_042, "piqa": 1_838, "winogrande": 1_267,
+    "wsc273": 273, "race": 1_045, "copa": 100, "mmlu": 14_042, "smoke": 206,
+}  # fmt: skip
+MEMBERS = {"mmlu": 57, "smoke": 4}  # tasks in a group
+TOKENS = {"smoke": 30}  # of a question with its answers
 
 @component("eval", "tasks")
 @dataclass(frozen=True)
@@ -19,10 +26,14 @@ class Tasks(Asking, Evaluation):
     """Tasks of lm_eval on the model in memory; each task's results are cached by themselves."""
 
     def rough_tokens(self, reader: Reader) -> int:
-        """Some 2,000 questions a task (MMLU has 57), four answers and as many examples as are shown."""
-        questions = min(2000, self.limit or 2000)
-        tasks = sum(30 if task == "mmlu" else 1 for task in self.tasks)
-        return tasks * questions * (160 + 100 * (self.num_fewshot or 0))
+        """Questions as far as known, else 2,000 a task; their tokens with the answers and the examples shown."""
+        total = 0
+        for task in self.tasks:
+            questions = QUESTIONS.get(task, 2000)
+            if self.limit is not None:
+                questions = min(questions, self.limit * MEMBERS.get(task, 1))
+            total += questions * (TOKENS.get(task, 160) + 100 * (self.num_fewshot or 0))
+        return total
 
     def prepare(self, name: str, reader: Reader) -> Preparation:
         """Find the tasks and load their data; each is a measurement of its own."""

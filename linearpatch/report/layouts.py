@@ -31,7 +31,7 @@ TASKS = {
 SUITES = {"qa": "Question answering", "mmlu": "MMLU", "smoke": "Smoke suite", "generation": "Generation"}
 RATES = ("speed/prefill_tokens_per_s", "speed/decode_tokens_per_s")
 DEFINITIONS = {"mean_of_ratios": "mean of ratios", "ratio_of_means": "ratio of means"}
-KINDS = ("acc_norm", "acc")  # which of a task's metrics stands for it, as in the paper
+KINDS = ("acc_norm", "acc")  # which of a task's metrics stands for it, as in the paper; a group's mean is of `acc`
 SPEED = {
     "prefill_tokens_per_s": "Prefill tokens/s", "decode_tokens_per_s": "Decode tokens/s", "prefill_s": "Prefill ms",
     "decode_step_s": "Decode ms/token", "peak_memory_bytes": "Memory MiB", "num_parameters": "Parameters M",
@@ -99,6 +99,7 @@ def suite_columns(suite: str, known: Mapping[str, Measure], published: Sequence[
         names = groups
     elif parts and len(parts) > MOST_TASKS:
         names = []
+    kinds = KINDS[::-1] if average == f"{suite}/acc" else KINDS
     tasks = dict.fromkeys(name.split("/")[1] for name in names if known[name].unit == "share")
     aside = {"average", "retained"}
     tasks |= {
@@ -108,7 +109,7 @@ def suite_columns(suite: str, known: Mapping[str, Measure], published: Sequence[
         if key.startswith(f"{suite}/") and key.split("/")[1] not in aside
     }
     columns = [
-        Column.of(f"{suite}/{task}", TASKS.get(task, task), first_of(_kinds(suite, task, names)), "share")
+        Column.of(f"{suite}/{task}", TASKS.get(task, task), first_of(_ordered(suite, task, names, kinds)), "share")
         for task in sorted(tasks, key=lambda task: _place(TASKS, task))
     ]
     if average or any(f"{suite}/{name}" in one.values for one in published for name in aside):
@@ -198,10 +199,10 @@ def suites_of(names: Iterable[str]) -> list[str]:
     return sorted(suites, key=lambda suite: _place(SUITES, suite))
 
 
-def _kinds(suite: str, task: str, names: Sequence[str]) -> list[str]:
+def _ordered(suite: str, task: str, names: Sequence[str], kinds: Sequence[str]) -> list[str]:
     """The metrics of a task, the one that stands for it first."""
     own = [name for name in names if name.startswith(f"{suite}/{task}/")]
-    preferred = [name for kind in KINDS for name in own if name == f"{suite}/{task}/{kind}"]
+    preferred = [name for kind in kinds for name in own if name == f"{suite}/{task}/{kind}"]
     return [*preferred, *(name for name in own if name not in preferred)]
 
 

@@ -4,7 +4,7 @@ import io
 
 import pandas
 import pytest
-from report_runs import answers, best, entries, line, metric, record
+from report_runs import answers, best, entries, line, metric, record, share
 from scipy import stats
 
 from linearpatch.report.csv_files import csv_table
@@ -81,6 +81,16 @@ def test_tasks_have_the_papers_names_with_average_and_retained_performance(quest
 def test_of_a_tasks_two_metrics_acc_norm_stands_for_it():
     run = record(dense=answers(arc_easy__acc=0.7, arc_easy__acc_norm=0.6), pruned=answers(arc_easy__acc=0.7))
     assert line(tables(run)["qa"], "dense")[0] == "60.00"
+
+
+def test_where_the_average_is_of_acc_the_columns_are_too():
+    parts = {f"smoke/{task}/acc": share(value, task) for task, value in {"facts": 0.6, "pronouns": 0.8}.items()}
+    other = {f"smoke/{task}/acc_norm": share(0.1, task) for task in ("facts", "pronouns")}
+    whole = {"smoke/acc": {**share(0.7, "mean over the questions of 2 tasks"), "parts": list(parts)}}
+    run = record(dense=other | parts | whole, pruned=other | parts | whole)
+    table = tables(run)["smoke"]
+    assert table.columns == ("facts", "pronouns", "Avg.", "RP")
+    assert line(table, "dense") == ["60.00", "80.00", "70.00", "100.00"]
 
 
 def test_both_definitions_of_retained_performance_stand_side_by_side(questions):

@@ -30,3 +30,17 @@ def test_a_whole_text_is_as_long_as_its_corpus(tmp_path):
     read = [tokens(*corpus) - tokens(*corpus, "eval=[]") for corpus in (text, ["corpus=pydoc"], ["corpus=wikitext2"])]
     stages = 1 + 2 * 25 / 30
     assert read == pytest.approx([5_000 * stages, 40_000 * stages, 300_000 * stages])
+
+
+def test_questions_count_as_many_as_there_are_or_may_be_asked():
+    nothing = tokens("eval=[]")
+    stages = 1 + 2 * 25 / 30
+    asked = {
+        "eval=[smoke]": 206 * 30,
+        "eval=[smoke] eval.smoke.limit=10": 40 * 30,
+        "eval=[mmlu]": 14_042 * 660,
+        "eval=[mmlu] eval.mmlu.limit=20": 57 * 20 * 660,
+        "eval=[tasks] eval.tasks.tasks=[copa,of_my_own]": 2_100 * 160,
+    }
+    found = {overrides: tokens(*overrides.split()) - nothing for overrides in asked}
+    assert found == pytest.approx({overrides: count * stages for overrides, count in asked.items()})
