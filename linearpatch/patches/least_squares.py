@@ -130,7 +130,7 @@ class LeastSquaresPatch(Patch):
             "gain": solution.gain,
         }
         warning = ""
-        if gram["count"] < len(gram["xx"]):
+        if gram["count"] <= len(gram["xx"]):
             warning = (
                 f"patch={name_of(self)}: {int(gram['count'])} tokens for {len(gram['xx'])} unknowns per channel; the "
                 "fit follows its own tokens and may do harm elsewhere. Give it more calibration tokens"
