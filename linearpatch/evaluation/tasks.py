@@ -20,6 +20,7 @@ QUESTIONS = {
 MEMBERS = {"mmlu": 57, "smoke": 4}  # tasks in a group
 TOKENS = {"smoke": 30}  # of a question with its answers
 
+
 @component("eval", "tasks")
 @dataclass(frozen=True)
 class Tasks(Asking, Evaluation):
