@@ -12,13 +12,27 @@ from linearpatch.evaluation.evaluation import Aggregate, Evaluation, Preparation
 from linearpatch.evaluation.harness.asking import Asking
 from linearpatch.registry import component
 
-# How many questions the best known have, for estimates.
-QUESTIONS = {
-    "arc_challenge": 1_172, "arc_easy": 2_376, "boolq": 3_270, "hellaswag": 10_042, "piqa": 1_838, "winogrande": 1_267,
-    "wsc273": 273, "race": 1_045, "copa": 100, "mmlu": 14_042, "smoke": 206,
+
+@dataclass(frozen=True)
+class Extent:
+    """How much there is to ask under a name, roughly.
+
+    Attributes:
+        questions: In all of its tasks.
+        tasks: How many tasks it has.
+        tokens: Of a question with its answers.
+    """
+
+    questions: int = 2_000
+    tasks: int = 1
+    tokens: int = 160
+
+
+KNOWN = {
+    "arc_challenge": Extent(1_172), "arc_easy": Extent(2_376), "boolq": Extent(3_270), "hellaswag": Extent(10_042),
+    "piqa": Extent(1_838), "winogrande": Extent(1_267), "wsc273": Extent(273), "race": Extent(1_045),
+    "copa": Extent(100), "mmlu": Extent(14_042, tasks=57), "smoke": Extent(206, tasks=4, tokens=30),
 }  # fmt: skip
-MEMBERS = {"mmlu": 57, "smoke": 4}  # tasks in a group
-TOKENS = {"smoke": 30}  # of a question with its answers
 
 
 @component("eval", "tasks")
@@ -27,13 +41,12 @@ class Tasks(Asking, Evaluation):
     """Tasks of lm_eval on the model in memory; each task's results are cached by themselves."""
 
     def rough_tokens(self, reader: Reader) -> int:
-        """Questions as far as known, else 2,000 a task; their tokens with the answers and the examples shown."""
+        """All questions, or as many as are asked of each task, with their answers and the examples shown."""
+        examples = 100 * (self.num_fewshot or 0)
         total = 0
-        for task in self.tasks:
-            questions = QUESTIONS.get(task, 2000)
-            if self.limit is not None:
-                questions = min(questions, self.limit * MEMBERS.get(task, 1))
-            total += questions * (TOKENS.get(task, 160) + 100 * (self.num_fewshot or 0))
+        for extent in (KNOWN.get(task, Extent()) for task in self.tasks):
+            questions = min(extent.questions, self.limit * extent.tasks) if self.limit else extent.questions
+            total += questions * (extent.tokens + examples)
         return total
 
     def prepare(self, name: str, reader: Reader) -> Preparation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from linearpatch.evaluation.averages import AVERAGES
 from linearpatch.report.compare import compare
 from linearpatch.report.published import Published
 from linearpatch.report.quantities import (
@@ -31,7 +32,6 @@ TASKS = {
 SUITES = {"qa": "Question answering", "mmlu": "MMLU", "smoke": "Smoke suite", "generation": "Generation"}
 RATES = ("speed/prefill_tokens_per_s", "speed/decode_tokens_per_s")
 DEFINITIONS = {"mean_of_ratios": "mean of ratios", "ratio_of_means": "ratio of means"}
-KINDS = ("acc_norm", "acc")  # which of a task's metrics stands for it, as in the paper; a group's mean is of `acc`
 SPEED = {
     "prefill_tokens_per_s": "Prefill tokens/s", "decode_tokens_per_s": "Decode tokens/s", "prefill_s": "Prefill ms",
     "decode_step_s": "Decode ms/token", "peak_memory_bytes": "Memory MiB", "num_parameters": "Parameters M",
@@ -99,7 +99,7 @@ def suite_columns(suite: str, known: Mapping[str, Measure], published: Sequence[
         names = groups
     elif parts and len(parts) > MOST_TASKS:
         names = []
-    kinds = KINDS[::-1] if average == f"{suite}/acc" else KINDS
+    kinds = AVERAGES[average.rpartition("/")[2] or "paper"]
     tasks = dict.fromkeys(name.split("/")[1] for name in names if known[name].unit == "share")
     aside = {"average", "retained"}
     tasks |= {

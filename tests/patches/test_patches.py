@@ -173,6 +173,12 @@ def test_too_few_tokens_with_ridge_are_told(decoder):
     assert fit(LeastSquares(ridge=0.1), enough).warning == ""
 
 
+@pytest.mark.parametrize(("tokens", "told"), [(32, True), (33, False)])
+def test_a_fit_that_its_tokens_determine_exactly_is_told_too(decoder, tokens, told):
+    text = TokenBlocks(torch.randint(3, 300, (1, tokens)), "random")
+    assert bool(fit(LeastSquares(ridge=0.1), Workspace(decoder, text)).warning) == told
+
+
 def test_one_site_per_interface_or_per_layer():
     gaps = [Interface(1, 3), Interface(5, 6)]
     assert Diag().place(gaps) == [Site(1, 3, 3), Site(5, 6, 6)]
