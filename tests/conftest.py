@@ -1,7 +1,7 @@
 """Tiny models of every family, a byte tokenizer and the composed configuration: what most tests start from."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -132,6 +132,12 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """What was printed to stderr since the last call, in one line."""
+    return lambda: " ".join(capsys.readouterr().err.split())
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Distillation in whole runs: stages, the record, the checkpoint, and runs that are killed or shared."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import FAST, result
 
 import linearpatch
 from linearpatch.checkpoint.manifest import read_manifest
 from linearpatch.cli import main
 from linearpatch.distillation.output_kl import OutputKL
 
-SMALL = ("debug=tiny", "model=random", "num_pruned_layers=3", "tracker=none")
-TRAINED = (*SMALL, "distill=output_kl", "distill.top_k=20", "distill.learning_rate=1e-3")
+TRAINED = (*FAST, "distill=output_kl", "distill.top_k=20", "distill.learning_rate=1e-3")
 LONGER = (*TRAINED, "distillation.num_blocks=40", "distill.epochs=2", "save_model=true", "save_format=adapter")
 BIN = Path(sys.executable).parent
 
@@ -28,23 +27,14 @@ def _cache(session_cache, monkeypatch):
     monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))
 
 
-def result(folder) -> dict:
-    return json.loads((Path(folder) / "result.json").read_text())
-
-
 def patch_of(folder) -> dict:
     (file,) = (Path(folder) / "model").glob("*.safetensors")
     return load_file(file)
 
 
-@pytest.fixture
-def said(capsys):
-    return lambda: " ".join(capsys.readouterr().err.split())
-
-
 @pytest.mark.parametrize("distill", ["output_kl", "full_kl", "feature_mse"])
 def test_a_run_measures_and_saves_the_distilled_model(distill, tmp_path, capsys):
-    settings = [*SMALL, f"distill={distill}", "distill.learning_rate=1e-3", "save_model=true", "eval=[ppl,speed]"]
+    settings = [*FAST, f"distill={distill}", "distill.learning_rate=1e-3", "save_model=true", "eval=[ppl,speed]"]
     assert main(["run", *settings, f"output_dir={tmp_path}/D"]) == 0
     found = result(tmp_path / "D")
     trained = found["distillation"]
@@ -88,7 +78,7 @@ def test_targets_kept_on_disk_are_no_other_run(tmp_path):
 
 def test_a_sweep_over_distillations_tells_them_apart(tmp_path, capsys):
     choices = "distill=none,output_kl,full_kl"
-    assert main(["run", "-m", *SMALL, choices, f"output_dir={tmp_path}/D"]) == 0
+    assert main(["run", "-m", *FAST, choices, f"output_dir={tmp_path}/D"]) == 0
     shown = capsys.readouterr().out
     assert "rotate + output_kl" in shown
     assert "rotate + full_kl" in shown
@@ -181,7 +171,7 @@ def test_mistakes_are_told_before_a_layer_is_ranked(tmp_path, said, overrides, m
 
 
 def test_stages_need_a_distillation(tmp_path, said):
-    assert main(["run", *SMALL, "stages=[distilled]", f"output_dir={tmp_path}/D"]) == 1
+    assert main(["run", *FAST, "stages=[distilled]", f"output_dir={tmp_path}/D"]) == 1
     assert "needs a distillation, and distill is none" in said()
 
 

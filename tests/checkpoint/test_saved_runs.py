@@ -1,0 +1,100 @@
+"""Runs that save their model: the checkpoint is what was measured, and joins the record."""
+
+from pathlib import Path
+
+import pytest
+from small_runs import FAST, result, run
+
+from linearpatch.cli import main
+from linearpatch.config import compose_experiment
+
+
+@pytest.fixture(autouse=True)
+def _cache(session_cache, monkeypatch):
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))
+
+
+def test_a_checkpoint_asked_for_later_joins_the_record(tmp_path):
+    assert run(f"output_dir={tmp_path}/D") == 0
+    measured = result(tmp_path / "D")["metrics"]
+    assert run(f"output_dir={tmp_path}/D", "save_model=true") == 0
+    found = result(tmp_path / "D")
+    size = sum(file.stat().st_size for file in (tmp_path / "D" / "model").iterdir())
+    assert found["checkpoint"] == {"folder": "model", "format": "custom", "bytes": size, "pushed_to": None}
+    assert found["metrics"] == measured
+    assert run(f"output_dir={tmp_path}/D", "stages=[dense]") == 0
+    assert result(tmp_path / "D")["checkpoint"] == found["checkpoint"]
+    card = (tmp_path / "D" / "model" / "README.md").read_text()
+    assert f"{measured['patched']['ppl/pydoc']['value']:,.2f} ±" in card
+    assert found["run_id"] in card
+
+
+def test_a_card_says_that_the_saved_model_was_not_measured(tmp_path):
+    assert run("stages=[dense]", "save_model=true", f"output_dir={tmp_path}/D") == 0
+    assert "was not measured" in (tmp_path / "D" / "model" / "README.md").read_text()
+    assert run("stages=[patched]", "save_model=true", f"output_dir={tmp_path}/D") == 0
+    assert "was not measured" not in (tmp_path / "D" / "model" / "README.md").read_text()
+
+
+def test_a_folder_named_model_of_someone_else_is_refused_before_anything_is_computed(tmp_path, said):
+    (tmp_path / "D" / "model").mkdir(parents=True)
+    (tmp_path / "D" / "model" / "mine.txt").write_text("precious")
+    assert run("save_model=true", f"output_dir={tmp_path}/D") == 1
+    assert "isn't a checkpoint of this package" in said()
+    assert result(tmp_path / "D")["timings_s"] == {}
+    assert (tmp_path / "D" / "model" / "mine.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("save_format", ["custom", "plain", "adapter"])
+def test_the_saved_model_is_the_one_that_was_measured(save_format, tmp_path):
+    import linearpatch
+    from linearpatch.evaluation.perplexity import window_losses
+    from linearpatch.models.decoder import decoder_of
+
+    overrides = [*FAST, "patch=scalar", "save_model=true", f"save_format={save_format}", "eval.ppl.bos=each"]
+    assert main(["run", *overrides, f"output_dir={tmp_path}/D"]) == 0
+    experiment = compose_experiment(overrides)
+    dense = experiment.model.load(experiment.cache_path)
+    blocks = experiment.evaluation_reader.read(experiment.evaluations["ppl"]._spec, dense.tokenizer)
+    if save_format == "adapter":
+        model = linearpatch.apply(dense.decoder.model, tmp_path / "D")
+    else:
+        model = linearpatch.load(tmp_path / "D")
+    value = window_losses(decoder_of(model), blocks.ids).mean().exp().item()
+    recorded = result(tmp_path / "D")["metrics"]["patched"]["ppl/pydoc"]["value"]
+    assert value == pytest.approx(recorded, rel=1e-4 if save_format == "plain" else 1e-9)
+
+
+def test_a_saved_model_is_pruned_once_more_and_keeps_its_licence(tmp_path, monkeypatch, said):
+    monkeypatch.chdir(tmp_path)
+    small = ["debug=tiny", "tracker=none", "num_pruned_layers=2", "save_model=true"]
+    assert run("patch=scalar", "save_model=true", "output_dir=a/b") == 0
+    card = tmp_path / "a" / "b" / "model" / "README.md"
+    card.write_text(card.read_text().replace("library_name:", "license: mit\nlibrary_name:"))
+    again = ["model=hub", "model.path=a/b", "patch=none"]
+    assert main(["run", *small, *again, "output_dir=c"]) == 0
+    assert result("c")["model"]["num_layers"] == 9
+    text = Path("c/model/README.md").read_text()
+    assert "license: mit" in text
+    assert "It had lost layers before: it is random" in text
+    assert "base_model" not in text  # a folder of this machine is no model of the hub
+    assert run("patch=rotate", "save_model=true", "output_dir=d") == 0
+    patched = ["model=hub", "model.path=d"]
+    assert main(["run", *small, *patched, "output_dir=e"]) == 1
+    assert "has lost layers before" in said()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["save_model=true", "save_format=plain", "patch=diag"], "Remaining formats: custom"),
+        (["save_model=true", "save_format=pickle"], "Allowed: adapter, auto, custom, plain"),
+        (["push_to_hub=me/model"], "set save_model=true"),
+        (["save_model=true", "push_to_hub=not a name"], "is not the name of a repository"),
+        (["patch=mlp_lstsq", "patch.sites=one_per_layer"], "Leave patch.sites out"),
+    ],
+)
+def test_impossible_checkpoints_are_refused_before_anything_is_computed(overrides, message, tmp_path, said):
+    assert run(*overrides, f"output_dir={tmp_path}/D") == 1
+    assert message in said()
+    assert not (tmp_path / "D").exists()
