@@ -75,4 +75,4 @@ class RefitPatch(BeforeGapPatch):
 
     def prior(self, gram: Mapping[str, Tensor]) -> Tensor:
         """The identity for the stream, nothing for the rest."""
-        return torch.eye(len(gram["xx"]) - 1, gram["xy"].shape[1], dtype=torch.float64)
+        return torch.eye(len(gram["xx"]) - 1, gram["xy"].shape[1]).to(gram["xy"])

@@ -17,6 +17,7 @@ from linearpatch.calibration.gram import PairGram
 from linearpatch.calibration.suffix import Shortened
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import NumericsError, require_choice, require_number
+from linearpatch.models.decoder import Decoder
 from linearpatch.models.views import Site
 from linearpatch.patches.patch import FittedPatch, Patch
 from linearpatch.registry import name_of
@@ -96,7 +97,7 @@ class LeastSquaresPatch(Patch):
 
     def prior(self, gram: Mapping[str, Tensor]) -> Tensor:
         """W₀: as many rows as x has entries, without the 1 of a b."""
-        return torch.eye(gram["xy"].shape[1], dtype=torch.float64)
+        return torch.eye(gram["xy"].shape[1]).to(gram["xy"])
 
     def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[FittedPatch]:
         """Gather sums of products at the sites in one pass up to the deepest, and solve.
@@ -106,14 +107,18 @@ class LeastSquaresPatch(Patch):
         """
         groups = self.together(sites)
         grams = workspace.collect(*(self.gram(group[0]) for group in groups), description="fit")
+        device = solving_device(workspace.decoder)
 
         def fitted(ridge: float) -> list[FittedPatch]:
-            solved = [self._solve(group, gram, ridge) for group, gram in zip(groups, grams, strict=True)]
+            solved = [self._solve(group, gram, ridge, device) for group, gram in zip(groups, grams, strict=True)]
             return [patch for patches in solved for patch in patches]
 
         return fitted(choose_ridge(self, workspace, sites, fitted) if self.ridge == "auto" else self.ridge)
 
-    def _solve(self, sites: Sequence[Site], gram: Mapping[str, Tensor], ridge: float) -> list[FittedPatch]:
+    def _solve(
+        self, sites: Sequence[Site], gram: Mapping[str, Tensor], ridge: float, device: torch.device
+    ) -> list[FittedPatch]:
+        gram = {name: sums.to(device) for name, sums in gram.items()}
         try:
             operators, solution = self.operators(gram, ridge)
         except NumericsError as error:
@@ -137,8 +142,15 @@ class LeastSquaresPatch(Patch):
                 f"{'' if self.ridge == 'auto' else ', or set patch.ridge=auto'}."
             )
         return [
-            FittedPatch(site, operator, diagnostics, warning) for site, operator in zip(sites, operators, strict=True)
+            FittedPatch(site, operator.cpu(), diagnostics, warning)
+            for site, operator in zip(sites, operators, strict=True)
         ]
+
+
+def solving_device(decoder: Decoder) -> torch.device:
+    """Where fits are solved: on the model's GPU, whose fp64 is faster than a CPU's at large widths, else on the CPU."""
+    device = decoder.input_device
+    return device if device.type == "cuda" else torch.device("cpu")  # other accelerators have no fp64
 
 
 def choose_ridge(

@@ -39,4 +39,4 @@ class MlpRefit(RefitPatch):
             "bias": torch.zeros(()),
         }
         weight = solve(rest, ridge * energies(rest["xx"]), torch.zeros_like(rest["xy"])).matrix
-        return [LinearMap(weight)], Solution(torch.cat([torch.eye(size, dtype=torch.float64), weight]))
+        return [LinearMap(weight)], Solution(torch.cat([torch.eye(size).to(weight), weight]))

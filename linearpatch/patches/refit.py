@@ -68,13 +68,13 @@ class Refit(RefitPatch):
         weight = before_the_map(joint[size:], joint[:size])
 
         # Rows [x, h, 1] times this are [x + h Δ, 1]: sums of products with the new weight follow from those at hand.
-        rows = torch.zeros(len(gram["xx"]), size + 1, dtype=torch.float64)
-        rows[:size, :size] = torch.eye(size)
+        rows = gram["xx"].new_zeros(len(gram["xx"]), size + 1)
+        rows[:size, :size].fill_diagonal_(1)
         rows[size:-1, :size] = weight
         rows[-1, -1] = 1
         moved = {**gram, "xx": rows.T @ gram["xx"] @ rows, "xy": rows.T @ gram["xy"]}
         penalty = ridge * STREAM_SHARE * energies(moved["xx"][:-1, :-1])
-        mapped = solve(moved, penalty, torch.eye(size, dtype=torch.float64))
+        mapped = solve(moved, penalty, torch.eye(size).to(penalty))
         if ridge < inf:
             mapped = unshrunk(mapped, moved, self.gain)
         whole = torch.cat([mapped.matrix, weight @ mapped.matrix])
@@ -88,7 +88,8 @@ def before_the_map(behind: Tensor, matrix: Tensor) -> Tensor:
         behind: V, `[H, D]`.
         matrix: W, `[D, D]`.
     """
-    left, scales, right = torch.linalg.svd(matrix)
-    damped = scales / (scales.square() + SMALLEST**2)
-    before: Tensor = (behind @ right.T * damped) @ left.T
+    # V Wᵀ (W Wᵀ + s² I)⁻¹: each singular value σ of W is divided by as σ / (σ² + s²), without a decomposition.
+    damped = matrix @ matrix.T
+    damped.diagonal().add_(SMALLEST**2)
+    before: Tensor = torch.cholesky_solve(matrix @ behind.T, torch.linalg.cholesky(damped)).T
     return before

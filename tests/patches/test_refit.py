@@ -18,7 +18,7 @@ from linearpatch.models.random import byte_tokenizer
 from linearpatch.models.views import interfaces_of, view_of
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.mlp_refit import MlpRefit
-from linearpatch.patches.refit import STREAM_SHARE, Refit, before_the_map
+from linearpatch.patches.refit import SMALLEST, STREAM_SHARE, Refit, before_the_map
 from linearpatch.pruners.patch_aware import PatchAware
 
 REMOVED = [2, 3]
@@ -96,6 +96,16 @@ def test_a_map_that_is_well_conditioned_loses_nothing_of_the_weight():
     assert torch.allclose(before_the_map(behind, matrix) @ matrix, behind, rtol=0.05, atol=0.02)
     matrix[:, 0] = 0  # nothing before the map can reach this channel
     assert before_the_map(behind, matrix).abs().max() < 10 * behind.abs().max()
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-2, 1e-6, 0.0])
+def test_a_weight_before_a_map_is_the_one_by_singular_values(smallest):
+    generator = torch.Generator().manual_seed(3)
+    left, right = (torch.linalg.qr(torch.randn(8, 8, generator=generator).double()).Q for _ in range(2))
+    scales = torch.linspace(2, smallest, 8).double()
+    behind = torch.randn(5, 8, generator=generator).double()
+    expected = (behind @ right.T * scales / (scales.square() + SMALLEST**2)) @ left.T
+    assert torch.allclose(before_the_map(behind, left * scales @ right), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
