@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from linearpatch.cache_folder import mark_cache
 from linearpatch.leases import leased
 from linearpatch.storage import write_atomically
 
@@ -115,6 +116,7 @@ class Cache:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in entry.tensors.items()}
         facts = json.dumps(entry.facts)
         metadata = {"key": canonical(key), "facts": facts, "sha256": _checksum(tensors, facts)}
+        mark_cache(self.root)
         write_atomically(self._path(kind, digest), save(tensors, metadata))
 
     def holds(self, kind: str, key: Mapping[str, Any]) -> bool:
@@ -135,6 +137,7 @@ class Cache:
         if self.root is None:
             yield
             return
+        mark_cache(self.root)
         with leased(self._path(kind, digest_of(key)).with_suffix(".lease"), kind):
             yield
 

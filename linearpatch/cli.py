@@ -24,6 +24,7 @@ from linearpatch.words import counted
 if TYPE_CHECKING:
     from linearpatch.sweep.plan import Plan
     from linearpatch.sweep.schedule import Outcome
+    from linearpatch.upkeep import Kept
 
 log = logging.getLogger("linearpatch")
 out = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
@@ -90,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     caching.add_argument("action", choices=("ls", "rm", "verify"), help="list it, remove some of it, find damage")
     caching.add_argument("kind", nargs="?", help="for rm: a kind that ls lists, or all")
     caching.add_argument("--older-than", type=float, default=0, metavar="DAYS", help="for rm: only such entries")
+    caching.add_argument("--yes", action="store_true", help="for rm: don't ask whether to remove what is listed")
     caching.add_argument("--dir", type=Path, help="the cache; by default LINEARPATCH_CACHE or the user's")
     commands.add_parser("doctor", help="what this machine has and lacks")
     parsed, rest = parser.parse_known_args(arguments)
@@ -293,14 +295,22 @@ def _cache(arguments: argparse.Namespace) -> int:
     """List, remove or check what is kept between runs."""
     from linearpatch.cache import default_cache_dir
     from linearpatch.progress import steps
-    from linearpatch.upkeep import contents, damaged, entries_to_check, remove
+    from linearpatch.upkeep import contents, damaged, entries_to_check, removable, remove
 
     require_range("--older-than", arguments.older_than, low=0)
     root: Path = arguments.dir or default_cache_dir()
     if arguments.action == "rm":
         if arguments.kind is None:
             raise ConfigError("What is to be removed? Name a kind that `linearpatch cache ls` lists, or all.")
-        count, size = remove(root, arguments.kind, older_than_s=arguments.older_than * 86_400)
+        chosen = removable(root, arguments.kind, older_than_s=arguments.older_than * 86_400)
+        if not chosen:
+            out.print(f"Nothing to remove from {root}.", soft_wrap=True, markup=False)
+            return 0
+        out.print(_kept_table(f"to be removed from {root}", chosen))
+        if not arguments.yes and not _confirmed("Remove these entries?"):
+            out.print("Nothing was removed.")
+            return 1
+        count, size = remove(chosen)
         out.print(f"removed {counted(count, 'entry')}, {size / 2**20:,.1f} MiB")
         return 0
     if arguments.action == "verify":
@@ -313,15 +323,33 @@ def _cache(arguments: argparse.Namespace) -> int:
         checked = counted(len(entries_to_check(root)), "entry")
         out.print(f"{checked}, {len(found)} damaged; those are computed anew when needed")
         return 1 if found else 0
-    table = Table(title=str(root), title_justify="left")
+    out.print(_kept_table(str(root), contents(root)))
+    return 0
+
+
+def _kept_table(title: str, found: Sequence[Kept]) -> Table:
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("kind")
     for column in ("entries", "MiB", "oldest", "newest"):
         table.add_column(column, justify="right")
-    for kept in contents(root):
+    for kept in found:
         days = [time.strftime("%Y-%m-%d", time.localtime(stamp)) for stamp in (kept.oldest, kept.newest)]
-        table.add_row(kept.kind, f"{kept.count:,}", f"{kept.size / 2**20:,.1f}", *days)
-    out.print(table)
-    return 0
+        table.add_row(escape(kept.kind), f"{kept.count:,}", f"{kept.size / 2**20:,.1f}", *days)
+    return table
+
+
+def _confirmed(question: str) -> bool:
+    """Ask a yes-or-no question; no answer means no.
+
+    Raises:
+        ConfigError: there is no terminal to ask on.
+    """
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise ConfigError("Nothing was removed: there is no terminal to confirm it on. Add --yes.")
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def _doctor() -> int:

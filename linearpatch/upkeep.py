@@ -1,20 +1,21 @@
-"""Look after the cache: what is in it, what can go, what is damaged."""
+"""Look after the cache: what is in it, what can be removed, what is damaged."""
 
 from __future__ import annotations
 
 import shutil
+import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from linearpatch.cache import SUFFIX, read_entry
+from linearpatch.cache_folder import MARKER, MARKER_TEXT, cached_entries, is_marked
 from linearpatch.errors import StorageError, require_choice
 from linearpatch.leases import is_held
-
-MODELS = "models"  # checkpoints converted once; folders, not entries
 
 
 @dataclass(frozen=True)
@@ -23,60 +24,84 @@ class Kept:
 
     Attributes:
         kind: Such as `statistic` or `targets`.
-        count: Entries.
+        entries: Their files, or folders of models.
         size: Bytes.
         oldest: When the oldest was written, in seconds since 1970.
         newest: The same of the newest.
     """
 
     kind: str
-    count: int
+    entries: tuple[Path, ...]
     size: int
     oldest: float
     newest: float
 
+    @property
+    def count(self) -> int:
+        """Number of entries."""
+        return len(self.entries)
+
 
 def contents(root: Path) -> list[Kept]:
     """What a cache holds, by kind."""
-    found = []
-    for folder in sorted(path for path in root.glob("*") if path.is_dir()):
-        entries = _entries(folder)
-        if entries:
-            times = [entry.stat().st_mtime for entry in entries]
-            size = sum(_size(entry) for entry in entries)
-            found.append(Kept(folder.name, len(entries), size, min(times), max(times)))
-    return found
+    folders = sorted(root.iterdir()) if root.is_dir() else []
+    return [kept for folder in folders if (kept := _kept(folder.name, list(cached_entries(folder))))]
 
 
-def remove(root: Path, kind: str, *, older_than_s: float = 0) -> tuple[int, int]:
-    """Remove entries that nobody is working on.
+def removable(root: Path, kind: str, *, older_than_s: float = 0) -> list[Kept]:
+    """Entries that may be removed: of a cache that this package made, and that nobody is working on.
 
     Args:
         root: The cache.
         kind: Of the entries, or `all`.
         older_than_s: Only those written so many seconds ago.
 
-    Returns:
-        How many went, and their bytes.
-
     Raises:
         ConfigError: there is no such kind.
-        StorageError: the system refuses.
+        StorageError: the folder isn't marked as a cache.
     """
-    kinds = [kept.kind for kept in contents(root)]
-    require_choice("kind", kind, [*kinds, "all"])
+    if not root.exists():
+        return []
+    if not is_marked(root):
+        raise StorageError(
+            f"{root} isn't a cache of linearpatch: it holds no {MARKER} with the line that linearpatch writes into it. "
+            "Nothing was removed. Name the cache with --dir. If this is a cache that an earlier version made, the next "
+            f"run with cache_dir={root} marks it; or create the file {root / MARKER} with these two lines:\n"
+            f"{MARKER_TEXT.strip()}"
+        )
+    found = contents(root)
+    require_choice("kind", kind, [*(kept.kind for kept in found), "all"])
     limit = time.time() - older_than_s
+    chosen = [
+        _kept(kept.kind, [entry for entry in kept.entries if _is_before(entry, limit) and not _is_in_use(entry)])
+        for kept in found
+        if kind in (kept.kind, "all")
+    ]
+    return [kept for kept in chosen if kept]
+
+
+def remove(found: Sequence[Kept]) -> tuple[int, int]:
+    """Remove entries, but for those that somebody has begun to work on since they were listed.
+
+    Args:
+        found: What `removable` lists.
+
+    Returns:
+        How many were removed, and their bytes.
+
+    Raises:
+        StorageError: the system doesn't allow it.
+    """
     count = size = 0
-    for chosen in kinds if kind == "all" else [kind]:
-        for entry in _entries(root / chosen):
-            if entry.stat().st_mtime > limit or is_held(entry.with_suffix(".lease")):
-                continue
-            bytes_ = _size(entry)
-            try:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            except OSError as error:
-                raise StorageError(f"Can't remove {entry}: {error.strerror}.") from error
-            count, size = count + 1, size + bytes_
+    for entry in (entry for kept in found for entry in kept.entries):
+        if entry.is_symlink() or not entry.exists() or _is_in_use(entry):
+            continue
+        bytes_ = _size(entry)
+        try:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        except OSError as error:
+            raise StorageError(f"Can't remove {entry}: {error.strerror}.") from error
+        count, size = count + 1, size + bytes_
     return count, size
 
 
@@ -94,16 +119,33 @@ def damaged(root: Path, on_step: Callable[[], None] = lambda: None) -> list[tupl
 
 def entries_to_check(root: Path) -> list[Path]:
     """All entries that carry a checksum."""
-    return [entry for folder in sorted(root.glob("*")) for entry in sorted(folder.glob(f"*{SUFFIX}"))]
+    return [entry for kept in contents(root) for entry in kept.entries if entry.suffix == SUFFIX]
 
 
-def _entries(folder: Path) -> list[Path]:
-    if folder.name == MODELS:
-        return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return list(folder.glob(f"*{SUFFIX}"))
+def _kept(kind: str, entries: Sequence[Path]) -> Kept | None:
+    """What there is of a kind, without entries that another process has just removed."""
+    times = {}
+    for entry in entries:
+        with suppress(FileNotFoundError):
+            times[entry] = entry.stat().st_mtime
+    if not times:
+        return None
+    return Kept(kind, tuple(times), sum(map(_size, times)), min(times.values()), max(times.values()))
+
+
+def _is_before(entry: Path, limit: float) -> bool:
+    return entry.exists() and entry.stat().st_mtime <= limit
+
+
+def _is_in_use(entry: Path) -> bool:
+    return is_held(entry.with_suffix(".lease"))
 
 
 def _size(entry: Path) -> int:
-    if entry.is_dir():
-        return sum(file.stat().st_size for file in entry.rglob("*") if file.is_file())
-    return entry.stat().st_size
+    files = entry.rglob("*") if entry.is_dir() else [entry]
+    size = 0
+    for file in files:
+        with suppress(FileNotFoundError):
+            status = file.lstat()
+            size += 0 if stat.S_ISDIR(status.st_mode) else status.st_size
+    return size

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from linearpatch.cache_folder import MARKER, MARKER_TEXT, MODELS, mark_cache
 from linearpatch.errors import ModelError
 from linearpatch.leases import leased
 from linearpatch.models.hub import HubModel
@@ -67,8 +68,9 @@ class EmbeddedModel(Model):
             StorageError: the checkpoint can't be written.
         """
         file = self.package_file()
-        folder = cache_dir / "models" / f"{self.package}-{self.package_version}"
+        folder = cache_dir / MODELS / f"{self.package}-{self.package_version}"
         if not folder.is_dir():
+            mark_cache(cache_dir)
             make_folder(folder.parent)
             with leased(folder.with_suffix(".lease"), "the embedded model"):
                 if not folder.is_dir():
@@ -108,3 +110,4 @@ def _convert(file: Path, folder: Path) -> None:
     with replacing_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        (temporary / MARKER).write_text(MARKER_TEXT, encoding="utf-8")  # so that it may be removed
