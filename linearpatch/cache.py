@@ -12,8 +12,9 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from linearpatch.cache_folder import mark_cache
+from linearpatch.errors import StorageError
 from linearpatch.leases import leased
 from linearpatch.storage import write_atomically
 
 log = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
+UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError)  # what a damaged entry raises
 
 
 def default_cache_dir() -> Path:
@@ -92,8 +95,8 @@ class Cache:
             return None
         try:
             entry = read_entry(path, canonical(key))
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            log.warning("cache entry %s is damaged (%s); it is computed anew", path, error)
+        except UNREADABLE as error:
+            log.warning("cache entry %s is damaged (%s); it is recomputed", path, error)
             return None
         if remember:
             self._memory[kind, digest] = entry
@@ -117,7 +120,9 @@ class Cache:
         facts = json.dumps(entry.facts)
         metadata = {"key": canonical(key), "facts": facts, "sha256": _checksum(tensors, facts)}
         mark_cache(self.root)
-        write_atomically(self._path(kind, digest), save(tensors, metadata))
+        path = self._path(kind, digest)
+        _clear_the_way(path)
+        write_atomically(path, save(tensors, metadata))
 
     def holds(self, kind: str, key: Mapping[str, Any]) -> bool:
         """Whether there is an entry of a key, as far as that can be told without reading it."""
@@ -129,7 +134,8 @@ class Cache:
         digest = digest_of(key)
         self._memory.pop((kind, digest), None)
         if self.root is not None:
-            self._path(kind, digest).unlink(missing_ok=True)
+            with suppress(OSError):  # a folder in its place, or a cache that can only be read
+                self._path(kind, digest).unlink()
 
     @contextmanager
     def locked(self, kind: str, key: Mapping[str, Any]) -> Iterator[None]:
@@ -142,7 +148,11 @@ class Cache:
             yield
 
     def _is_there(self, path: Path) -> bool:
-        return path.exists() and (self._since is None or path.stat().st_mtime >= self._since)
+        try:
+            written = path.stat().st_mtime
+        except OSError:  # there is none, or its folder can't be read
+            return False
+        return self._since is None or written >= self._since
 
     def _path(self, kind: str, digest: str) -> Path:
         assert self.root is not None
@@ -167,8 +177,10 @@ def read_entry(path: Path, key: str | None = None) -> Entry:
         key: The key that it must hold; None takes any.
 
     Raises:
-        SafetensorError, OSError, ValueError, KeyError: it is damaged, or holds another key.
+        UNREADABLE: it is damaged, or holds another key.
     """
+    if not path.is_file():
+        raise ValueError("it is not a file")
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -177,6 +189,17 @@ def read_entry(path: Path, key: str | None = None) -> Entry:
     if _checksum(tensors, metadata["facts"]) != metadata["sha256"]:
         raise ValueError("its checksum doesn't match")
     return Entry(tensors, json.loads(metadata["facts"]))
+
+
+def _clear_the_way(path: Path) -> None:
+    """Move a folder aside that stands in the place of an entry. Nobody here made it, so it isn't removed."""
+    if path.is_dir() and not path.is_symlink():
+        aside = path.with_name(f"{path.stem}.moved-{secrets.token_hex(4)}")
+        try:
+            path.rename(aside)
+        except OSError as error:
+            raise StorageError(f"Can't move the folder {path}, in place of a cache entry: {error.strerror}.") from error
+        log.warning("the folder %s stood in place of a cache entry; it is now %s", path, aside.name)
 
 
 def _checksum(tensors: Mapping[str, Tensor], facts: str) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import glob
 import os
-import platform
+import secrets
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
-from tempfile import NamedTemporaryFile, mkdtemp
+from typing import BinaryIO
 
 from safetensors import SafetensorError
 
 from linearpatch.errors import StorageError
+from linearpatch.temporary import remove_leftovers, temporary_path
 
 
 def make_folder(path: Path) -> None:
@@ -53,15 +55,13 @@ def write_atomically(path: Path, content: bytes, *, safely: bool = True) -> None
         StorageError: the disk is full, or the folder can't be written.
     """
     make_folder(path.parent)
-    temporary = None
+    temporary = temporary_path(path)
     try:
-        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
+        with _created(temporary) as file:
             file.write(content)
             file.flush()
             if safely:
                 os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
         raise StorageError(
@@ -69,8 +69,13 @@ def write_atomically(path: Path, content: bytes, *, safely: bool = True) -> None
             "another folder (cache_dir=… for the cache, output_dir=… for a run), then run again."
         ) from error
     finally:
-        if temporary is not None:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _created(path: Path) -> BinaryIO:
+    """A new file with the permissions that the umask gives, unlike those of `tempfile`."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb")
 
 
 @contextmanager
@@ -82,16 +87,15 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     """
     folder = folder.resolve()
     make_folder(folder.parent)
-    _remove_leftovers(folder)
     previous = folder.with_name(f".{folder.name}.previous")
     if previous.exists() and not folder.exists():  # a crash between the two renames below
         previous.rename(folder)
-    temporary = Path(mkdtemp(dir=folder.parent, prefix=f"{_temporary_prefix(folder)}{os.getpid()}."))
+    remove_leftovers(folder.parent)
+    temporary = temporary_path(folder)
     try:
+        temporary.mkdir()
         yield temporary
-        temporary.chmod(0o755)
-        for file in temporary.rglob("*"):
-            file.chmod(0o755 if file.is_dir() else 0o644)
+        _apply_umask(temporary)
         shutil.rmtree(previous, ignore_errors=True)
         if folder.exists():
             folder.rename(previous)
@@ -108,25 +112,43 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _temporary_prefix(folder: Path) -> str:
-    return f".{folder.name}.{platform.node()}."
+def _apply_umask(folder: Path) -> None:
+    """Give the files of a new folder the permissions that the umask gives; safetensors makes them private."""
+    probe = folder / f".{secrets.token_hex(8)}"
+    with _created(probe) as file:  # asking for the umask would set it, for all threads
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what processes of this machine that were killed had begun to write."""
-    prefix = _temporary_prefix(folder)
-    for leftover in folder.parent.glob(f"{glob.escape(prefix)}*"):
-        owner = leftover.name.removeprefix(prefix).split(".")[0]
-        if owner.isdigit() and not is_alive(int(owner)):
-            shutil.rmtree(leftover, ignore_errors=True)
+def open_log(path: Path) -> TextIOWrapper:
+    """Open a log to write at its end. A symbolic link is not followed: it could point to any file of the user's.
 
-
-def is_alive(process: int) -> bool:
-    """Whether a process of this machine exists."""
+    Raises:
+        StorageError: the place holds something other than a file, or can't be written.
+    """
+    make_folder(path.parent)
+    # A pipe that nobody reads must fail, too, where waiting for a reader would take forever.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is someone else's
-        pass
-    return True
+        check_log(path)
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        check_log(path)
+        raise StorageError(f"Can't write the log {path}: {error.strerror}. Choose another output_dir=….") from error
+    return open(descriptor, "a", encoding="utf-8")  # noqa: PTH123 (a descriptor)
+
+
+def check_log(path: Path) -> None:
+    """Reject a place for a log that holds something other than a file.
+
+    Raises:
+        StorageError: it does.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        what = f"a symbolic link to {path.readlink()}" if path.is_symlink() else "not a file"
+        raise StorageError(
+            f"The log {path} is {what}, and logs are written to files only. Remove it, or choose another output_dir=…."
+        )

@@ -1,5 +1,6 @@
 import errno
 import multiprocessing
+import os
 import time
 
 import pytest
@@ -100,3 +101,33 @@ def _hold_lock_and_die(root):
 
     with Cache(root).locked("kind", KEY):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def replaced_by(path, what):
+    path.unlink()
+    if what == "full folder":
+        path.mkdir()
+        (path / "mine.txt").write_text("mine")
+    elif what == "folder":
+        path.mkdir()
+    elif what == "pipe":
+        os.mkfifo(path)
+    elif what == "link to itself":
+        path.symlink_to(path)
+    elif what == "dangling link":
+        path.symlink_to("/nowhere")
+    elif what == "other facts":
+        Cache(path.parent.parent).put("kind", KEY, entry())
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b'"facts"', b'"fakts"'))
+
+
+@pytest.mark.parametrize("what", ["full folder", "folder", "pipe", "link to itself", "dangling link", "other facts"])
+def test_an_entry_that_is_replaced_by_something_else_is_recomputed(tmp_path, what):
+    Cache(tmp_path).put("kind", KEY, entry())
+    path = next((tmp_path / "kind").glob("*.safetensors"))
+    replaced_by(path, what)
+    assert Cache(tmp_path).get("kind", KEY, lambda: entry(2.0)).tensors["x"].item() == 2
+    assert Cache(tmp_path).find("kind", KEY).tensors["x"].item() == 2
+    if what == "full folder":  # nobody here made it
+        assert [file.read_text() for file in tmp_path.rglob("mine.txt")] == ["mine"]

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import logging
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from linearpatch.errors import ModelError
+from linearpatch.errors import ModelError, StorageError
 from linearpatch.models.offload import read_parameter
 from linearpatch.storage import write_atomically
+
+log = logging.getLogger(__name__)
 
 WEIGHT_FILES = ("*.safetensors",)
 SAMPLE = 256  # values of each parameter
@@ -53,17 +57,27 @@ def file_hash(file: Path, cache_dir: Path) -> str:
     path = str(file.resolve())
     seen = {"path": path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     memory = cache_dir / "fingerprint" / (hashlib.sha256(path.encode()).hexdigest()[:32] + ".json")
-    if memory.is_file():
-        try:
-            remembered = json.loads(memory.read_text())
-        except ValueError:
-            remembered = {}
-        if remembered.get("file") == seen:
-            return str(remembered["sha256"])
+    if digest := _remembered(memory, seen):
+        return digest
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
-    write_atomically(memory, json.dumps({"file": seen, "sha256": digest}).encode())
+    try:
+        write_atomically(memory, json.dumps({"file": seen, "sha256": digest}).encode())
+    except StorageError as error:  # a cache that can only be read, or a full one: the next time it is hashed again
+        log.debug("%s", error)
     return digest
+
+
+def _remembered(memory: Path, seen: Mapping[str, Any]) -> str | None:
+    """What is remembered of a file as it is now; None where that is nothing, or can't be read."""
+    try:
+        remembered = json.loads(memory.read_bytes()) if memory.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(remembered, dict) or remembered.get("file") != seen:
+        return None
+    digest = remembered.get("sha256")
+    return digest if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) else None
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from rich.table import Table as RichTable
 
@@ -29,6 +30,7 @@ from linearpatch.report.rows import Row, merged, told_apart
 from linearpatch.report.tables import Table
 from linearpatch.report.terminal import failures_table, rich_table
 from linearpatch.storage import make_folder
+from linearpatch.temporary import remove_leftovers, temporary_path
 from linearpatch.words import counted
 
 log = logging.getLogger(__name__)
@@ -169,17 +171,18 @@ def _replace_files(output: Path, files: Mapping[str, bytes], earlier: set[str]) 
         StorageError: the disk is full, or the folder can't be written.
     """
     make_folder(output)
+    remove_leftovers(output)
     try:
-        with TemporaryDirectory(dir=output, prefix=".report.") as scratch:
+        with _scratch_folder(output) as scratch:
             for name, content in files.items():
-                file = Path(scratch, name)
+                file = scratch / name
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(content)
-            manifest = Path(scratch, MANIFEST)
+            manifest = scratch / MANIFEST
             manifest.write_text(json.dumps({"files": sorted(files)}, indent=1))
             for name in [*files, MANIFEST]:
                 (output / name).parent.mkdir(parents=True, exist_ok=True)
-                Path(scratch, name).replace(output / name)
+                (scratch / name).replace(output / name)
         inside = output.resolve()
         for name in sorted(earlier - set(files)):
             file = output / name
@@ -189,6 +192,16 @@ def _replace_files(output: Path, files: Mapping[str, bytes], earlier: set[str]) 
         raise StorageError(
             f"Can't write the report to {output}: {error}. Free some space or choose another."
         ) from error
+
+
+@contextmanager
+def _scratch_folder(output: Path) -> Iterator[Path]:
+    folder = temporary_path(output / "report")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def default_title(comparison: Comparison) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from omegaconf import OmegaConf
 from linearpatch.errors import LinearPatchError, StorageError
 from linearpatch.memory import high_water
 from linearpatch.progress import tell
-from linearpatch.storage import make_folder, write_atomically
+from linearpatch.storage import check_log, open_log, write_atomically
 
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 FILE_NAME = "result.json"
+LOG_NAME = "run.log"
 # What a run of the same folder finds again or adds to; it must not be lost where the run fails before that.
 KEPT = ("model", "calibration", "pruning", "patch", "distillation", "metrics", "retained", "checkpoint", "answered")
 PACKAGES = (
@@ -141,10 +143,10 @@ def recording(record: Record, folder: Path) -> Iterator[None]:
             )
         for name in KEPT:
             setattr(record, name, getattr(earlier, name))
-    make_folder(folder)
+    check_log(folder / LOG_NAME)
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record.config)).encode())
     write_record(record, folder)
-    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    handler = _LogFile(folder / LOG_NAME, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     package_log = logging.getLogger("linearpatch")
     package_log.addHandler(handler)
@@ -164,6 +166,11 @@ def recording(record: Record, folder: Path) -> Iterator[None]:
         package_log.removeHandler(handler)
         handler.close()
         write_record(record, folder)
+
+
+class _LogFile(logging.FileHandler):
+    def _open(self) -> TextIOWrapper:
+        return open_log(Path(self.baseFilename))
 
 
 def environment() -> dict[str, Any]:

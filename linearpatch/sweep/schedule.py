@@ -8,8 +8,10 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from linearpatch.errors import StorageError
 from linearpatch.results.record import FILE_NAME, Record, write_record
 from linearpatch.results.state import state_of
+from linearpatch.storage import check_log
 from linearpatch.sweep.launching import Ending, Launcher, Submit
 from linearpatch.sweep.plan import Job, Plan
 from linearpatch.sweep.worker import OUTPUT_NAME, last_words
@@ -76,9 +78,18 @@ def _run(
     while waiting or running:
         ready = [job for job in waiting if not job.needs & open_names]
         waiting = [job for job in waiting if job not in ready]
+        for job in list(ready):
+            try:
+                check_log(job.request.path / OUTPUT_NAME)
+            except StorageError as error:
+                ready.remove(job)
+                open_names.discard(job.name)
+                ended(Outcome(job, _failed(job, str(error))))
         if ready:
             found |= {job.name: _Found.now(job.request.path) for job in ready if job.name not in found}
             running |= dict(zip(submit([job.request for job in ready]), ready, strict=True))
+        if not running:
+            continue
         over, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in over:
             job = running.pop(future)

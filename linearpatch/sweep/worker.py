@@ -22,16 +22,17 @@ import torch
 
 from linearpatch.cache import Cache
 from linearpatch.config import compose_config, resolved, to_experiment
-from linearpatch.errors import LinearPatchError
+from linearpatch.errors import LinearPatchError, StorageError
 from linearpatch.experiment import Experiment
 from linearpatch.leases import Occupied, wait_for
 from linearpatch.results.record import Record
 from linearpatch.results.state import LEASE_NAME, state_of
 from linearpatch.run import run
 from linearpatch.stopping import Terminated, terminable
-from linearpatch.storage import is_alive, make_folder
+from linearpatch.storage import check_log, open_log
 from linearpatch.sweep.parts import collect_statistics, measure_dense, measure_pruned
 from linearpatch.sweep.request import Request
+from linearpatch.temporary import is_alive
 
 log = logging.getLogger(__name__)
 
@@ -157,24 +158,36 @@ def _stop_without(owner: int) -> None:
 
 
 def redirect_output(folder: Path) -> None:
-    """Send all that this process prints, libraries and crashes included, to a file of the run's folder."""
-    make_folder(folder)
-    with (folder / OUTPUT_NAME).open("a") as file:
+    """Send all that this process prints, libraries and crashes included, to a file of the run's folder.
+
+    Raises:
+        StorageError: there can't be such a file.
+    """
+    with open_log(folder / OUTPUT_NAME) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     faulthandler.enable()
 
 
+def work_redirected(request: Request, *, owner: int, threads: int | None = None) -> int:
+    """`work` whose output goes to the run's folder."""
+    try:
+        redirect_output(request.path)
+    except StorageError as error:
+        sys.stderr.write(f"{error}\n")
+        return FAILED
+    return work(request, owner=owner, threads=threads)
+
+
 def last_words(folder: Path, lines: int = 3) -> str:
     """The end of what a process printed."""
     try:
+        check_log(folder / OUTPUT_NAME)
         said = (folder / OUTPUT_NAME).read_text(errors="replace").splitlines()
-    except OSError:
+    except (StorageError, OSError):
         return ""
     return " / ".join(line.strip() for line in said[-lines:] if line.strip())
 
 
 if __name__ == "__main__":
-    asked = Request.from_text(sys.argv[1])
-    redirect_output(asked.path)
-    sys.exit(work(asked, owner=os.getppid()))
+    sys.exit(work_redirected(Request.from_text(sys.argv[1]), owner=os.getppid()))

@@ -19,7 +19,7 @@ import torch
 from linearpatch.errors import ConfigError, require_range
 from linearpatch.sweep.launching import Ending, Launcher, Submit
 from linearpatch.sweep.request import Request
-from linearpatch.sweep.worker import redirect_output, work
+from linearpatch.sweep.worker import work_redirected
 from linearpatch.words import counted
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -135,6 +135,4 @@ def _process(text: str, environment: dict[str, str], threads: int, owner: int) -
     """
     os.environ.clear()
     os.environ.update(environment)
-    request = Request.from_text(text)
-    redirect_output(request.path)
-    raise SystemExit(work(request, owner=owner, threads=threads))
+    raise SystemExit(work_redirected(Request.from_text(text), owner=owner, threads=threads))
