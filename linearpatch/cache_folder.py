@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from linearpatch.storage import make_folder, write_atomically
+from linearpatch.temporary import is_temporary
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ def _foreign_name(child: Path) -> str | None:
     if child.is_symlink() or not child.is_dir():
         return child.name
     for path in child.iterdir():
+        if is_temporary(path):
+            continue
         if path.is_symlink() or not (_is_of_models(path) if child.name == MODELS else FILE.fullmatch(path.name)):
             return f"{child.name}/{path.name}"
     return None

@@ -87,6 +87,11 @@ def temporary_path(target: Path) -> Path:
     return target.with_name(f".{name}~{this_machine()}~{os.getpid()}~{secrets.token_hex(4)}.tmp")
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a name is one that this package gives to what is being written."""
+    return any(_named(path.parent, [path.name]))
+
+
 def temporaries(folder: Path) -> list[Temporary]:
     """What is being written in a folder, or was, by name; without what is below it."""
     try:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from linearpatch.cache import Cache, Entry
+from linearpatch.cache_folder import is_marked, mark_cache
 from linearpatch.errors import StorageError
 from linearpatch.models.fingerprint import file_hash
 from linearpatch.results.record import Record, recording
@@ -76,6 +77,18 @@ def test_a_log_is_written_to_a_file_and_nothing_else(tmp_path, what, name):
         assert target.read_text() == "precious"
     elif what == "dangling link":
         assert not target.exists()
+
+
+def test_a_cache_with_something_half_written_is_still_known_as_one(tmp_path):
+    for kind, name in {
+        "statistic": f"{'0' * 32}.safetensors",
+        "fingerprint": f"{'0' * 32}.json",
+        "models": "m",
+    }.items():
+        place = temporary_path(tmp_path / kind / name)
+        place.mkdir(parents=True) if kind == "models" else write_atomically(place, b"")
+    mark_cache(tmp_path)
+    assert is_marked(tmp_path)
 
 
 def write_and_die(folder):
