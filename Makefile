@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 # The oldest release of transformers that passes the tests.
 LOWEST := 5.0.0
 
-.PHONY: help demo test coverage test-lowest lint format types bench clean
+.PHONY: help demo test coverage test-lowest lint format types bench gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -51,6 +51,9 @@ types: $(READY)  ## check types
 
 bench: $(READY)  ## measure every claim about speed and memory (about ten minutes)
 	$(BIN)/linearpatch bench all
+
+gpu: $(READY)  ## on a machine with a GPU: the tests marked gpu and the benchmarks of 8B's shape (ten minutes)
+	$(BIN)/linearpatch bench gpu
 
 clean:  ## remove the environment and caches of tools (outputs/ stays)
 	rm -rf $(VENV) $(VENV)-lowest .mypy_cache .pytest_cache .ruff_cache .coverage

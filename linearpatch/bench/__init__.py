@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from linearpatch.bench import (
     distill,
     distill_8b,
+    gpu,
     harness,
     patch_aware,
     perplexity,
@@ -33,4 +34,8 @@ BENCHMARKS: Mapping[str, Callable[[], Sequence[Claim]]] = {
 }
 
 # Those that need a large machine or half an hour run by name only.
-LARGE: Mapping[str, Callable[[], Sequence[Claim]]] = {"distill_8b": distill_8b.claims, "sweep": sweep.claims}
+LARGE: Mapping[str, Callable[[], Sequence[Claim]]] = {
+    "distill_8b": distill_8b.claims,
+    "gpu": gpu.claims,
+    "sweep": sweep.claims,
+}

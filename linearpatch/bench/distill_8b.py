@@ -23,21 +23,35 @@ SHAPE = {
     "num_key_value_heads": 8,
     "max_position_embeddings": 8192,
 }
-SITE = Site(23, 30, 30)
+REMOVED, KEPT_AFTER = 7, 2
 PUBLISHED, PUBLISHED_LENGTH = 5000, 2048  # the paper's training
 CPU_LENGTH = 256
 
 
 def claims() -> list[Claim]:
-    """Layers 23 to 29 of 32 gone; on a GPU with the paper's sequences, and its memory and whole time as well."""
+    """Layers 23 to 29 of 32 removed; on a GPU with the paper's sequences, and its memory and whole time as well."""
     settings = [f"model.settings.{name}={value}" for name, value in SHAPE.items()]
     model = compose_experiment(["model=random", "model.dtype=bfloat16", *settings]).model.load(default_cache_dir())
     cuda = model.decoder.input_device.type == "cuda"
-    length = PUBLISHED_LENGTH if cuda else CPU_LENGTH
-    ids = torch.randint(3, SHAPE["vocab_size"], (4, length), generator=torch.Generator().manual_seed(0))
-    case = Case(model.decoder, SITE, LinearMap(torch.eye(SHAPE["hidden_size"])), ids[:2], ids[2:])
-    found = time_claims(case, repeats=10 if cuda else 2, gain=1.6)
-    return [*found, *_on_gpu(model, case)] if cuda else found
+    return claims_on(model, PUBLISHED_LENGTH if cuda else CPU_LENGTH, REMOVED, repeats=10 if cuda else 2)
+
+
+def claims_on(model: LoadedModel, length: int, removed: int, *, repeats: int) -> list[Claim]:
+    """The same for any model, whose last two layers stay; memory and the whole time on a GPU alone.
+
+    Args:
+        model: The dense model.
+        length: Tokens of a sequence.
+        removed: How many layers go.
+        repeats: How many times each piece of work is timed.
+    """
+    decoder = model.decoder
+    end = decoder.num_layers - KEPT_AFTER
+    ids = torch.randint(3, decoder.vocab_size, (4, length), generator=torch.Generator().manual_seed(0))
+    site = Site(end - removed, end, end)
+    case = Case(decoder, site, LinearMap(torch.eye(decoder.hidden_size)), ids[:2], ids[2:])
+    found = time_claims(case, repeats=repeats, gain=1.6)
+    return [*found, *_on_gpu(model, case)] if decoder.input_device.type == "cuda" else found
 
 
 def _on_gpu(model: LoadedModel, case: Case) -> list[Claim]:

@@ -37,7 +37,7 @@ def claims() -> list[Claim]:
             place = alone / f"{pruner}-{patch}"
             single = [f"pruner={pruner}", f"patch={patch}", f"output_dir={place}"]
             apart += _time(single, Path(folder) / f"cache-{pruner}-{patch}")
-        different = sum(_records(shared)[run] != record for run, record in _records(alone).items())
+        different = sum(records(shared)[run] != record for run, record in records(alone).items())
     runs = len(PRUNERS) * len(PATCHES)
     return [
         Claim(
@@ -60,6 +60,7 @@ def _time(arguments: list[str], cache: Path) -> float:
     return time.perf_counter() - began
 
 
-def _records(folder: Path) -> dict[str, dict[str, Any]]:
-    records = [json.loads(file.read_text()) for file in folder.glob("*/result.json")]
-    return {record["run_id"]: {k: v for k, v in record.items() if k not in PASSING} for record in records}
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    """The runs of a folder by their ids, without what differs from time to time and from place to place."""
+    found = [json.loads(file.read_text()) for file in folder.glob("*/result.json")]
+    return {record["run_id"]: {k: v for k, v in record.items() if k not in PASSING} for record in found}

@@ -1,0 +1,49 @@
+"""A sweep whose jobs share one device two at a time, against the same runs one by one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from linearpatch.bench.measure import Claim
+from linearpatch.bench.sweep import records
+
+SETTINGS = (
+    "model=random", "model.dtype=bfloat16", "model.settings.hidden_size=512", "model.settings.intermediate_size=1536",
+    "calibration.num_blocks=16", "calibration.block_length=512", "num_pruned_layers=4", "tracker=none", "patch=lstsq",
+    "eval.ppl.seq_len=512", "eval.ppl.num_blocks=16",
+)  # fmt: skip
+PRUNERS = ("streamline", "shortgpt")
+
+
+def sharing_claims() -> list[Claim]:
+    """Two jobs at a time on one device give the records of one at a time."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        sharing = ["hydra.launcher.gpus_per_job=0.5", "hydra.launcher.n_jobs=2"]
+        together = _time(["-m", f"pruner={','.join(PRUNERS)}", *sharing], folder / "together")
+        apart = sum(_time([f"pruner={pruner}"], folder / "apart" / pruner) for pruner in PRUNERS)
+        expected = records(folder / "apart")
+        different = [run for run, record in records(folder / "together").items() if expected.get(run) != record]
+    detail = f"{len(PRUNERS)} runs: {together:.0f} s two at a time, {apart:.0f} s each alone, start-up included"
+    return [
+        Claim("records of two jobs on one device that differ from those of one", len(different), 0, "", detail),
+        Claim("runs that are missing", len(PRUNERS) - len(expected), 0, "", detail),
+    ]
+
+
+def _time(arguments: list[str], folder: Path) -> float:
+    """Seconds that a command takes with a cache of its own."""
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "linearpatch.cli", "run", *SETTINGS, *arguments, f"output_dir={folder}"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False,
+        env={**os.environ, "LINEARPATCH_CACHE": str(folder.with_name(f"{folder.name}-cache"))},
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr[-300:]}")
+    return time.perf_counter() - began

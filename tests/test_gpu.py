@@ -1,0 +1,85 @@
+"""What runs on a GPU gives what it gives on the CPU: every pruner, every patch, distillation, whole runs.
+
+`LINEARPATCH_TEST_DEVICE=cpu` runs the same comparisons without a GPU, where they must hold trivially.
+"""
+
+import os
+
+import pytest
+import torch
+from conftest import NUM_LAYERS, tiny_model
+from small_runs import result
+
+import linearpatch
+from linearpatch.calibration.workspace import Workspace
+from linearpatch.cli import main
+from linearpatch.data.blocks import TokenBlocks
+from linearpatch.models.decoder import decoder_of
+from linearpatch.models.passes import record
+from linearpatch.models.random import byte_tokenizer
+from linearpatch.models.views import view_of
+from linearpatch.patches.rotate import Rotate
+from linearpatch.pruners.explicit import Explicit
+from linearpatch.registry import components
+
+DEVICE = os.environ.get("LINEARPATCH_TEST_DEVICE", "cuda")
+REMOVED = (2, 3)
+
+pytestmark = [] if DEVICE == "cpu" else [pytest.mark.gpu]
+
+
+def random_blocks(count, seed):
+    return TokenBlocks(torch.randint(3, 300, (count, 16), generator=torch.Generator().manual_seed(seed)), "random")
+
+
+def workspace_on(device, patch=None):
+    decoder = decoder_of(tiny_model("llama").to(device))
+    return Workspace(decoder, random_blocks(48, 1), held_out=random_blocks(4, 2), batch_size=4, patch=patch)
+
+
+@pytest.mark.parametrize("name", sorted(components("pruner")))
+def test_every_pruner_removes_the_same_layers(name):
+    cls = components("pruner")[name]
+    pruner = Explicit(layers=[3, 1]) if cls is Explicit else cls()
+    expected, found = (pruner.choose(workspace_on(device, Rotate()), 2).removed for device in ("cpu", DEVICE))
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", sorted(set(components("patch")) - {"none"}))
+def test_every_patch_computes_the_same(name):
+    patch = components("patch")[name]()
+    logits = []
+    for device in ("cpu", DEVICE):
+        workspace = workspace_on(device)
+        fitted = patch.repair(workspace, REMOVED)
+        view = view_of(workspace.decoder, REMOVED, [(one.site, one.module) for one in fitted])
+        assert {parameter.device.type for parameter in view.parameters()} == {torch.device(device).type}
+        logits.append(view(input_ids=workspace.blocks.ids[:2].to(device)).logits.cpu())
+    assert torch.allclose(*logits, rtol=1e-3, atol=1e-3 * logits[0].abs().max())
+
+
+def test_a_pass_sees_the_same_streams():
+    streams = [
+        record(workspace_on(device).decoder, random_blocks(1, 3).ids).streams[NUM_LAYERS].cpu()
+        for device in ("cpu", DEVICE)
+    ]
+    assert torch.allclose(*streams, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [("patch=rotate", "distill=output_kl"), ("pruner=patch_aware", "patch=refit")])
+def test_a_whole_run_measures_and_saves_the_same(settings, tmp_path, monkeypatch):
+    tiny_model("llama").save_pretrained(tmp_path / "dense")
+    byte_tokenizer().save_pretrained(tmp_path / "dense")
+    measured = {}
+    for device in ("cpu", DEVICE):
+        folder = tmp_path / f"on-{device}"
+        monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / f"cache-{device}"))
+        chosen = ("model=hub", f"model.path={tmp_path}/dense", f"model.device={device}", *settings)
+        text = ("calibration.num_blocks=8", "calibration.held_out_blocks=2", "eval=[ppl,smoke,speed]")
+        saved = ("debug=tiny", "num_pruned_layers=2", "tracker=none", "save_model=true", f"output_dir={folder}")
+        assert main(["run", *chosen, *text, *saved]) == 0
+        found = result(folder)
+        measured[device] = {stage: metrics["ppl/pydoc"]["value"] for stage, metrics in found["metrics"].items()}
+    assert measured[DEVICE] == pytest.approx(measured["cpu"], rel=1e-2)
+    model = linearpatch.load(tmp_path / f"on-{DEVICE}" / "model")
+    assert torch.isfinite(model(input_ids=torch.arange(3, 20)[None]).logits).all()
