@@ -1,4 +1,4 @@
-"""What a GPU must show, in one command: the recipe, distillation and speed at Llama-3-8B's shape, and two jobs on a card.
+"""What a GPU must show, in one command: recipe, distillation and speed at Llama-3-8B's shape; two jobs on a card.
 
 Nothing is downloaded: weights are random, the text is the embedded one. Without a GPU the same steps run on a small
 shape, so that the command is known to work before it meets one; such a table says that it is not a GPU's.

@@ -9,6 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from linearpatch.bench.measure import Claim
 from linearpatch.bench.sweep import records
 
@@ -18,15 +20,17 @@ SETTINGS = (
     "eval.ppl.seq_len=512", "eval.ppl.num_blocks=16",
 )  # fmt: skip
 PRUNERS = ("streamline", "shortgpt")
+WITHOUT_GPU = ("debug=tiny", "model.settings.num_hidden_layers=6")
 
 
 def sharing_claims() -> list[Claim]:
     """Two jobs at a time on one device give the records of one at a time."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
+        size = [] if torch.cuda.is_available() else [*WITHOUT_GPU]
         sharing = ["hydra.launcher.gpus_per_job=0.5", "hydra.launcher.n_jobs=2"]
-        together = _time(["-m", f"pruner={','.join(PRUNERS)}", *sharing], folder / "together")
-        apart = sum(_time([f"pruner={pruner}"], folder / "apart" / pruner) for pruner in PRUNERS)
+        together = _time(["-m", f"pruner={','.join(PRUNERS)}", *sharing, *size], folder / "together")
+        apart = sum(_time([f"pruner={pruner}", *size], folder / "apart" / pruner) for pruner in PRUNERS)
         expected = records(folder / "apart")
         different = [run for run, record in records(folder / "together").items() if expected.get(run) != record]
     detail = f"{len(PRUNERS)} runs: {together:.0f} s two at a time, {apart:.0f} s each alone, start-up included"
