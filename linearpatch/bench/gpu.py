@@ -231,7 +231,7 @@ def marked_tests() -> list[Claim]:
     """The tests marked gpu, in a process of their own; none without a GPU or without the tests."""
     if not torch.cuda.is_available() or not Path("tests/conftest.py").is_file():
         return []
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     log.info("%s", done.stdout[-4000:])
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error)", done.stdout)}

@@ -204,7 +204,7 @@ def solve(gram: Mapping[str, Tensor], penalty: float | Tensor, prior: Tensor) ->
         NumericsError: there is no unique one.
     """
     xx, xy, mean_x, mean_y = centred(gram)
-    penalty = torch.as_tensor(penalty, dtype=xx.dtype).expand(len(xx))
+    penalty = torch.as_tensor(penalty).to(xx).expand(len(xx))
     if penalty.isinf().any():
         return Solution(prior)
     matrix = torch.cholesky_solve(xy + penalty[:, None] * prior, factor_of(xx, penalty))
@@ -238,7 +238,7 @@ def factor_of(xx: Tensor, penalty: float | Tensor) -> Tensor:
     Raises:
         NumericsError: it isn't positive definite.
     """
-    found = torch.linalg.cholesky_ex(xx + torch.as_tensor(penalty, dtype=xx.dtype).expand(len(xx)).diag())
+    found = torch.linalg.cholesky_ex(xx + torch.as_tensor(penalty).to(xx).expand(len(xx)).diag())
     if found.info:
         raise NumericsError("The sums of products are singular.")
     factor: Tensor = found.L
