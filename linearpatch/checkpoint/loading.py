@@ -8,23 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
 )
 
-from linearpatch.checkpoint.manifest import FILE_NAME, Manifest, read_manifest
-from linearpatch.checkpoint.saving import PATCH_FILE
+from linearpatch.checkpoint.manifest import FILE_NAME, PATCH_FILE, Manifest, read_manifest
 from linearpatch.errors import ModelError, StorageError
-from linearpatch.models.decoder import decoder_of
+from linearpatch.models.decoder import decoder_of, text_config
 from linearpatch.models.fingerprint import weights_hash
+from linearpatch.models.loaded_weights import check_weights
 from linearpatch.models.modeling_linearpatch import empty_patch, form_of
-from linearpatch.models.patched import patched_config_class, patched_model_class
+from linearpatch.models.patched import MODEL_TYPE_PREFIX, patched_config_class, patched_model_class
 from linearpatch.models.views import view_of
 
 
@@ -37,7 +39,7 @@ def load(folder: str | Path, **settings: Any) -> PreTrainedModel:
 
     Raises:
         StorageError: the folder is incomplete, damaged, of a newer version, or an adapter.
-        ModelError: transformers can't load it.
+        ModelError: transformers can't load it, or its weights aren't those of the model.
     """
     folder = checkpoint_folder(folder)
     manifest = read_manifest(folder)
@@ -46,18 +48,20 @@ def load(folder: str | Path, **settings: Any) -> PreTrainedModel:
             f"{folder} is an adapter: it holds patches, not a whole model. Load {manifest.base.name} "
             f"({manifest.base.source or 'the dense model'}) and call linearpatch.apply(model, {str(folder)!r})."
         )
+    settings |= {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    settings |= {"ignore_mismatched_sizes": True}  # they are rejected by name below
     try:
+        base_config: Any = _config_class(manifest, folder)
         if manifest.format == "plain":
-            plain: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                folder, use_safetensors=True, trust_remote_code=False, **settings
-            )
-            return plain
-        base_config = CONFIG_MAPPING[manifest.base.model_type]
-        config = patched_config_class(base_config).from_pretrained(folder)
-        _check_shapes(folder, _expected_shapes(config.linear_patches, manifest.base.hidden_size))
-        cls = patched_model_class(MODEL_FOR_CAUSAL_LM_MAPPING[base_config], base_config)
-        model: PreTrainedModel = cls.from_pretrained(folder, config=config, use_safetensors=True, **settings)
-        return model
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            _check_config(config, manifest, folder)
+            model, info = AutoModelForCausalLM.from_pretrained(folder, **settings)
+        else:
+            config = patched_config_class(base_config).from_pretrained(folder)
+            _check_config(config, manifest, folder)
+            _check_shapes(folder, _expected_shapes(config.linear_patches, manifest.base.hidden_size))
+            cls = patched_model_class(MODEL_FOR_CAUSAL_LM_MAPPING[base_config], base_config)
+            model, info = cls.from_pretrained(folder, config=config, **settings)
     except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
         made_with = (
             manifest.provenance.get("environment", {}).get("packages", {}).get("transformers", "another version")
@@ -65,25 +69,33 @@ def load(folder: str | Path, **settings: Any) -> PreTrainedModel:
         raise ModelError(
             f"{folder} is intact, but transformers can't load it: {error} It was written with transformers {made_with}."
         ) from error
+    check_weights(model, info, str(folder), strict=True)
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def load_tokenizer(folder: str | Path) -> Any:
     """Load the tokenizer of a checkpoint.
 
-    transformers asks before it reads a configuration with custom code, even for a tokenizer that has none;
-    it is given the family's stock configuration.
+    No code of the folder is run. transformers rejects a configuration with custom code even for a tokenizer that has
+    none; it is given the family's stock configuration.
 
     Args:
         folder: A checkpoint, or the folder of the run that wrote one.
 
     Raises:
         StorageError: the folder is incomplete, damaged, of a newer version, or an adapter.
+        ModelError: the tokenizer needs code that transformers doesn't have.
     """
     folder = checkpoint_folder(folder)
     manifest = read_manifest(folder)
     if manifest.format == "adapter":
         raise StorageError(f"{folder} is an adapter; the tokenizer is that of {manifest.base.name}.")
-    return AutoTokenizer.from_pretrained(folder, config=CONFIG_MAPPING[manifest.base.model_type]())
+    config = _config_class(manifest, folder)()
+    try:
+        return AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        raise ModelError(f"The tokenizer of {folder} can't be loaded without running code: {error}") from error
 
 
 def apply(base_model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
@@ -138,6 +150,33 @@ def checkpoint_folder(folder: str | Path) -> Path:
     return inside if not (folder / FILE_NAME).exists() and (inside / FILE_NAME).exists() else folder
 
 
+def _config_class(manifest: Manifest, folder: Path) -> Any:
+    if manifest.base.model_type not in CONFIG_MAPPING:
+        raise ModelError(
+            f"{folder} is a model of the family {manifest.base.model_type!r}, which transformers "
+            f"{transformers.__version__} doesn't have. Install a newer transformers."
+        )
+    return CONFIG_MAPPING[manifest.base.model_type]
+
+
+def _check_config(config: Any, manifest: Manifest, folder: Path) -> None:
+    """Compare the configuration with what the manifest says of the model, before weights are made room for."""
+    prefix = MODEL_TYPE_PREFIX if manifest.format == "custom" else ""
+    text = text_config(config)
+    facts = {
+        "model_type": (config.model_type, prefix + manifest.base.model_type),
+        "num_hidden_layers": (getattr(text, "num_hidden_layers", None), manifest.num_layers),
+        "hidden_size": (getattr(text, "hidden_size", None), manifest.base.hidden_size),
+    }
+    for name, (value, expected) in facts.items():
+        if value != expected:
+            raise ModelError(
+                f"{folder}: config.json has {name} {value!r}, but by {FILE_NAME} it is {expected!r} ("
+                f"{manifest.base.num_layers} layers of {manifest.base.name} without {list(manifest.removed_layers)}). "
+                "One of them isn't as it was written. Copy the checkpoint again."
+            )
+
+
 def _check_base(model: PreTrainedModel, manifest: Manifest, folder: Path) -> None:
     base = manifest.base
     found = weights_hash(model)
@@ -165,7 +204,7 @@ def _expected_shapes(entries: Sequence[Mapping[str, Any]], hidden_size: int) -> 
 def _shapes(form: Mapping[str, Any], hidden_size: int) -> dict[str, tuple[int, ...]]:
     size = form["size"]
     if size != hidden_size and (form["operator"], size) != ("channel_scale", 1):
-        raise StorageError(f"A patch of size {size} doesn't fit a stream of {hidden_size}. Write the checkpoint anew.")
+        raise StorageError(f"A patch of size {size} doesn't fit a stream of {hidden_size}. Write the checkpoint again.")
     with torch.device("meta"):
         return {name: tuple(value.shape) for name, value in empty_patch(**form).state_dict().items()}
 
@@ -179,11 +218,11 @@ def _check_shapes(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None
                 stored |= {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise StorageError(
-                f"{file} can't be read: {error}. Copy it again, or write the checkpoint anew."
+                f"{file} can't be read: {error}. Copy it again, or write the checkpoint again."
             ) from error
     for name, shape in expected.items():
         if stored.get(name) != shape:
             found = f"has the shape {list(stored[name])}" if name in stored else "is missing"
             raise StorageError(
-                f"{folder}: the patch {name} {found}; the stream needs {list(shape)}. Write the checkpoint anew."
+                f"{folder}: the patch {name} {found}; the stream needs {list(shape)}. Write the checkpoint again."
             )

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from linearpatch.cache import canonical, default_cache_dir
+from linearpatch.cache import canonical
 from linearpatch.errors import StorageError
-from linearpatch.models.fingerprint import file_hash
+from linearpatch.models.fingerprint import sha256_of
 from linearpatch.models.modeling_linearpatch import OPERATORS
 from linearpatch.models.views import BRANCHES, Site
 from linearpatch.storage import write_atomically
@@ -19,6 +19,15 @@ from linearpatch.storage import write_atomically
 SCHEMA_VERSION = 1
 FILE_NAME = "pruning.json"
 CARD_NAME = "README.md"  # people may edit it
+PATCH_FILE = "patch.safetensors"
+CONFIG_FILE = "config.json"
+INDEX_SUFFIX = ".safetensors.index.json"
+# What transformers may read from a folder: configurations, weights, code, templates, vocabularies.
+READ_SUFFIXES = (
+    ".json", ".safetensors", ".py", ".jinja", ".model", ".bin", ".pt", ".pth", ".h5", ".gguf", ".tiktoken", ".vocab",
+    ".bpe", ".spm",
+)  # fmt: skip
+READ_NAMES = ("merges.txt", "vocab.txt")
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,14 @@ class Manifest:
     def __post_init__(self) -> None:
         if self.format not in ("plain", "custom", "adapter"):
             raise ValueError(f"format {self.format!r}")
+        layers = set(self.removed_layers)
+        if len(layers) != len(self.removed_layers) or not layers <= set(range(self.base.num_layers)):
+            raise ValueError(f"removed_layers {list(self.removed_layers)} of {self.base.num_layers} layers")
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers that are left."""
+        return self.base.num_layers - len(self.removed_layers)
 
     def write(self, folder: Path) -> None:
         """Write it into a folder that holds all the files it names."""
@@ -133,7 +150,7 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = int(content["schema_version"])
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise StorageError(f"{path} can't be read: {error!r}. Write the checkpoint anew.") from error
+        raise StorageError(f"{path} can't be read: {error!r}. Write the checkpoint again.") from error
     if version > SCHEMA_VERSION:
         raise StorageError(
             f"{path} has schema version {version}; this version of linearpatch reads up to {SCHEMA_VERSION}. "
@@ -141,7 +158,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     if content.pop("sha256", None) != _digest(content):
         raise StorageError(
-            f"{folder} is damaged: {FILE_NAME} doesn't match its own checksum. Copy the folder again, or write it anew."
+            f"{folder} is damaged: {FILE_NAME} doesn't match its own checksum. Copy the folder, or write it, again."
         )
     try:
         manifest = Manifest(
@@ -153,7 +170,7 @@ def read_manifest(folder: Path) -> Manifest:
             }
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"{path} lacks what a manifest holds: {error!r}. Write the checkpoint anew.") from error
+        raise StorageError(f"{path} lacks what a manifest holds: {error!r}. Write the checkpoint again.") from error
     _check_files(folder, manifest)
     return manifest
 
@@ -161,16 +178,19 @@ def read_manifest(folder: Path) -> Manifest:
 def hash_files(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in a folder that loading reads."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (FILE_NAME, CARD_NAME))
-    return {str(path.relative_to(folder)): file_hash(path, default_cache_dir()) for path in files}
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
 
 
 def parent_of(source: str) -> dict[str, Any] | None:
-    """The manifest of the dense model, without its files, where that was a checkpoint of this package."""
+    """The manifest of the dense model, without its files, where that was a readable checkpoint of this package."""
     path = Path(source).expanduser() / FILE_NAME
     if not source or not path.is_file():
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return {name: value for name, value in content.items() if name not in ("files", "sha256")}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {name: value for name, value in content.items() if name not in ("files", "sha256")}
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -178,16 +198,58 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
+    """Make sure that all that loading reads is listed, there, and as it was written.
+
+    Files are hashed each time: reading them is what loading does anyway, and no date of a file can be trusted.
+    """
+    outside = [name for name in manifest.files if Path(name).is_absolute() or ".." in Path(name).parts]
+    if outside:
+        raise StorageError(f"{folder / FILE_NAME} names files outside its folder: {', '.join(outside)}. Don't use it.")
     missing = [name for name in manifest.files if not (folder / name).is_file()]
     if missing:
         raise StorageError(
-            f"{folder} is incomplete: {', '.join(missing)} missing. Copy the whole folder again, or write it anew."
+            f"{folder} is incomplete: {', '.join(missing)} missing. Copy the whole folder again, or write it again."
         )
-    changed = [
-        name for name, digest in manifest.files.items() if file_hash(folder / name, default_cache_dir()) != digest
-    ]
+    changed = [name for name, digest in manifest.files.items() if sha256_of(folder / name) != digest]
     if changed:
         raise StorageError(
             f"{folder} is damaged: {', '.join(changed)} changed since it was written ({FILE_NAME} has the checksums). "
-            "Copy the folder again, or write it anew."
+            "Copy the folder again, or write it again."
         )
+    unlisted = sorted({*_files_to_read(folder), *_files_needed(folder, manifest)} - set(manifest.files))
+    if unlisted:
+        raise StorageError(
+            f"{folder}: {FILE_NAME} doesn't list {', '.join(unlisted)}, which loading would read, so nothing says "
+            "what it must hold. Move what you added to the folder elsewhere, or copy the checkpoint again."
+        )
+
+
+def _files_needed(folder: Path, manifest: Manifest) -> set[str]:
+    """Names without which a checkpoint of its format can't be loaded."""
+    if manifest.format == "adapter":
+        return {PATCH_FILE}
+    needed = {CONFIG_FILE}
+    indices = [name for name in manifest.files if name.endswith(INDEX_SUFFIX)]
+    if not indices:
+        return needed | {"model.safetensors"}
+    try:
+        for name in indices:
+            shards = json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values()
+            if not all(isinstance(shard, str) for shard in shards):
+                raise ValueError("its files are no names")
+            needed |= set(shards)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StorageError(f"{folder / name} can't be read: {error!r}. Write the checkpoint again.") from error
+    return needed
+
+
+def _files_to_read(folder: Path) -> set[str]:
+    """Names of the files that transformers may read; hidden ones (of git, of the hub's client) it doesn't."""
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    return {
+        name.as_posix()
+        for name in names
+        if not any(part.startswith(".") for part in name.parts)
+        and (name.suffix.lower() in READ_SUFFIXES or name.name in READ_NAMES)
+        and name.as_posix() != FILE_NAME
+    }

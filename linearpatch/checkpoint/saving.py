@@ -15,7 +15,16 @@ from transformers import PreTrainedModel
 
 from linearpatch.checkpoint.card import model_card
 from linearpatch.checkpoint.folding import folded_view, is_foldable
-from linearpatch.checkpoint.manifest import CARD_NAME, FILE_NAME, Base, Manifest, PatchEntry, hash_files, parent_of
+from linearpatch.checkpoint.manifest import (
+    CARD_NAME,
+    FILE_NAME,
+    PATCH_FILE,
+    Base,
+    Manifest,
+    PatchEntry,
+    hash_files,
+    parent_of,
+)
 from linearpatch.errors import ConfigError, ModelError, StorageError, require_choice
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.fingerprint import weights_hash
@@ -31,7 +40,6 @@ from linearpatch.storage import replacing_folder
 log = logging.getLogger(__name__)
 
 FORMATS = ("auto", "plain", "custom", "adapter")
-PATCH_FILE = "patch.safetensors"
 EXPERTS_FROM_DISK = Version("5.14")
 
 Patches = Sequence[tuple[Site, nn.Module]]

@@ -1,6 +1,6 @@
 """Which weights are these?
 
-On disk a hub commit says it; files are hashed once and remembered by size and time. In memory a sample of
+On disk a hub commit says it; files are hashed once and remembered until they change. In memory a sample of
 every parameter says it.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from linearpatch.cache_folder import mark_cache
 from linearpatch.errors import ModelError, StorageError
 from linearpatch.models.offload import read_parameter
 from linearpatch.storage import write_atomically
@@ -52,20 +53,30 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 def file_hash(file: Path, cache_dir: Path) -> str:
-    """SHA-256 of a file, remembered for as long as its size and time don't change."""
+    """SHA-256 of a file, remembered for as long as the file isn't written to.
+
+    Size and modification time can be set by anyone who changes a file; the time of the last change that the file
+    system keeps (ctime) can't.
+    """
     stat = file.stat()
     path = str(file.resolve())
-    seen = {"path": path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    seen = {"path": path, "size": stat.st_size, "inode": stat.st_ino, "ctime_ns": stat.st_ctime_ns}
     memory = cache_dir / "fingerprint" / (hashlib.sha256(path.encode()).hexdigest()[:32] + ".json")
     if digest := _remembered(memory, seen):
         return digest
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    digest = sha256_of(file)
     try:
+        mark_cache(cache_dir)
         write_atomically(memory, json.dumps({"file": seen, "sha256": digest}).encode())
     except StorageError as error:  # a cache that can only be read, or a full one: the next time it is hashed again
         log.debug("%s", error)
     return digest
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _remembered(memory: Path, seen: Mapping[str, Any]) -> str | None:

@@ -12,10 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.fingerprint import fingerprint_folder
 from linearpatch.models.layer_config import already_patched
+from linearpatch.models.loaded_weights import check_weights
 from linearpatch.models.model import NO_SDPA, LoadedModel, Model, ready
 from linearpatch.registry import component
 
 CONFIG = "config.json"
+CARD = "README.md"
 
 
 @component("model", "hub")
@@ -51,9 +53,12 @@ class HubModel(Model):
     @property
     def known_license(self) -> str:
         """The licence that was set, or the one that the model's own card names."""
-        card = Path(self._location) / "README.md"
+        folder = Path(self._location)
+        card = folder / CARD
+        if self.license or (folder.is_dir() and not card.is_file()):
+            return self.license
         try:
-            return self.license or str(ModelCard.load(card if card.is_file() else self.path).data.license or "")
+            return str(ModelCard.load(card if card.is_file() else self.path).data.license or "")
         except Exception:  # no card, no network, no access: nothing is known, and nothing depends on it
             return ""
 
@@ -70,8 +75,10 @@ class HubModel(Model):
         self._check_path()
         try:
             tokenizer = AutoTokenizer.from_pretrained(self._location, **self._source)
-            model = AutoModelForCausalLM.from_pretrained(
+            model, info = AutoModelForCausalLM.from_pretrained(
                 self._location,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are rejected by name below
                 dtype=self.torch_dtype,
                 attn_implementation=self.attn_implementation,
                 use_safetensors=True,
@@ -80,6 +87,7 @@ class HubModel(Model):
             )
         except Exception as error:
             raise self._failure(error) from error
+        check_weights(model, info, f"model.path={self.path}")
         commit = getattr(model.config, "_commit_hash", None)
         fingerprint = commit or fingerprint_folder(Path(self._location), cache_dir)
         return ready(model, tokenizer, fingerprint)

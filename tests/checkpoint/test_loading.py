@@ -1,18 +1,26 @@
 """Folders that aren't what they should be: one clear error each, before any weight is used."""
 
+import hashlib
 import json
+import logging
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import FAMILIES, tiny_model
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 import linearpatch
 from linearpatch.checkpoint.manifest import _digest, hash_files
 from linearpatch.checkpoint.saving import save_checkpoint
-from linearpatch.errors import ModelError, StorageError
+from linearpatch.errors import LinearPatchError, ModelError, StorageError
 from linearpatch.models.decoder import decoder_of
-from linearpatch.models.fingerprint import weights_hash
+from linearpatch.models.fingerprint import file_hash, fingerprint_folder, weights_hash
+from linearpatch.models.hub import HubModel
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.random import byte_tokenizer
@@ -184,3 +192,268 @@ def test_a_custom_tokenizer_needs_no_remote_code(tmp_path, decoder):
     tokenizer = linearpatch.load_tokenizer(tmp_path / "M")
     text = "Ünïcode and spaces  "
     assert tokenizer(text)["input_ids"] == byte_tokenizer()(text)["input_ids"]
+
+
+# What a folder may hold, and what its manifest must say of it.
+
+
+def resign(folder, **changes):
+    """A manifest that agrees with itself and with the files that are there."""
+    edit_manifest(folder, signed=True, files=hash_files(folder), **changes)
+
+
+@pytest.fixture
+def plain(tmp_path, decoder):
+    save_checkpoint(tmp_path / "P", LoadedModel(decoder, byte_tokenizer(), "x"), [1, 2], name="tiny")
+    return tmp_path / "P"
+
+
+def test_a_changed_file_of_equal_size_and_time_is_found(folder, use):
+    use(folder)  # whatever is remembered of its files is remembered now
+    weights = weights_of(folder)
+    before = weights.stat()
+    content = bytearray(weights.read_bytes())
+    content[-100] ^= 1
+    weights.write_bytes(bytes(content))
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(StorageError, match="is damaged"):
+        use(folder)
+
+
+@pytest.mark.parametrize("how", ["in place", "in its place"])
+def test_a_hash_is_not_remembered_beyond_a_change(tmp_path, how):
+    file = tmp_path / "a"
+    file.write_bytes(b"one")
+    first, before = file_hash(file, tmp_path / "cache"), file.stat()
+    assert file_hash(file, tmp_path / "cache") == first
+    changed = file if how == "in place" else tmp_path / "b"
+    changed.write_bytes(b"two")
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    changed.replace(file)
+    assert file_hash(file, tmp_path / "cache") == hashlib.sha256(b"two").hexdigest()
+
+
+def test_loading_needs_no_cache_that_can_be_written(folder, use, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "file" / "cache"))
+    use(folder)
+    tiny_model().save_pretrained(tmp_path / "dense")
+    assert len(fingerprint_folder(tmp_path / "dense", tmp_path / "file" / "cache")) == 16
+
+
+def test_a_manifest_that_lists_nothing_is_rejected(folder, use):
+    edit_manifest(folder, signed=True, files={})
+    with pytest.raises(StorageError, match=f"doesn't list .*{weights_of(folder).name}"):
+        use(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_every_file_that_loading_reads_is_listed(plain, name):
+    files = json.loads((plain / "pruning.json").read_text())["files"]
+    edit_manifest(plain, signed=True, files={key: value for key, value in files.items() if key != name})
+    for use in (linearpatch.load, linearpatch.load_tokenizer):
+        with pytest.raises(StorageError, match=f"doesn't list {name}"):
+            use(plain)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adapter_config.json", "extra.safetensors", "tokenization_x.py", "chat_template.jinja", "vocab.txt",
+        "additional_chat_templates/x.jinja", "tokenizer.model", "pytorch_model.bin",
+    ],
+)  # fmt: skip
+def test_a_file_that_loading_would_read_and_nobody_listed_is_rejected(plain, name):
+    (plain / name).parent.mkdir(exist_ok=True)
+    (plain / name).write_text("{}")
+    with pytest.raises(StorageError, match=f"doesn't list {name}"):
+        linearpatch.load(plain)
+
+
+def test_files_that_loading_never_reads_may_be_added(plain):
+    for name in ("LICENSE", "notes.md", ".gitattributes", ".cache/huggingface/download/config.json.metadata.json"):
+        (plain / name).parent.mkdir(parents=True, exist_ok=True)
+        (plain / name).write_text("mine")
+    assert linearpatch.load(plain).config.num_hidden_layers == 4
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/hostname", "a/../../x"])
+def test_a_manifest_names_no_files_outside_its_folder(plain, name):
+    files = json.loads((plain / "pruning.json").read_text())["files"]
+    edit_manifest(plain, signed=True, files=files | {name: "0" * 64})
+    with pytest.raises(StorageError, match="outside its folder"):
+        linearpatch.load(plain)
+
+
+@pytest.mark.parametrize("shards", ["../stolen.safetensors", "lost.safetensors", ["x"], 7])
+def test_an_index_names_listed_files_only(plain, shards):
+    (plain / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": shards}}))
+    resign(plain)
+    with pytest.raises(StorageError, match=r"doesn't list|can't be read"):
+        linearpatch.load(plain)
+
+
+@pytest.mark.parametrize("layers", [[1, 1], [6], [-1], [99, 2]])
+def test_removed_layers_that_cannot_be_are_rejected(folder, use, layers):
+    edit_manifest(folder, signed=True, removed_layers=layers)
+    with pytest.raises(StorageError, match="removed_layers"):
+        use(folder)
+
+
+@pytest.fixture(params=["plain", "custom"])
+def whole(request, plain, tmp_path, decoder):
+    """A checkpoint that loads by itself."""
+    if request.param == "plain":
+        return plain
+    model = LoadedModel(decoder, byte_tokenizer(), "x")
+    patches = [(Site(1, 3, 3), LinearMap(torch.eye(32)))]
+    save_checkpoint(tmp_path / "C", model, [1, 2], patches, save_format="custom", name="tiny")
+    return tmp_path / "C"
+
+
+def edit_config(folder, **changes):
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_hidden_layers": 99}, {"num_hidden_layers": 3}, {"hidden_size": 64}, {"model_type": "qwen2"}]
+)
+def test_a_configuration_of_another_model_is_rejected(whole, changes, monkeypatch):
+    edit_config(whole, **changes)
+    resign(whole)
+    monkeypatch.setattr(PreTrainedModel, "__init__", lambda *_: pytest.fail("a model was built"))
+    with pytest.raises(ModelError, match=next(iter(changes))):
+        linearpatch.load(whole)
+
+
+def test_weights_that_are_missing_are_rejected(whole):
+    """The manifest, too, says that there are 99 layers."""
+    edit_config(whole, num_hidden_layers=99, layer_types=None)
+    base = json.loads((whole / "pruning.json").read_text())["base"]
+    resign(whole, base=base | {"num_layers": 101})
+    with pytest.raises(ModelError, match=r"weights of the model are not in its files \(model\.layers\.10\."):
+        linearpatch.load(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"), "are not in its files"),
+        (lambda tensors: tensors.update(other=torch.ones(3)), "have no place in the model"),
+        (lambda tensors: tensors.update({"model.norm.weight": torch.ones(31)}), "norm.weight"),
+    ],
+    ids=["missing", "unexpected", "mismatched"],
+)
+def test_weights_of_another_model_are_rejected(whole, change, message):
+    tensors = load_file(whole / "model.safetensors")
+    change(tensors)
+    save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
+    resign(whole)
+    with pytest.raises(ModelError, match=message):
+        linearpatch.load(whole)
+
+
+def test_an_unknown_family_is_named(whole):
+    base = json.loads((whole / "pruning.json").read_text())["base"]
+    edit_manifest(whole, signed=True, base=base | {"model_type": "nonsense"})
+    for use in (linearpatch.load, linearpatch.load_tokenizer):
+        with pytest.raises(ModelError, match="family 'nonsense'"):
+            use(whole)
+
+
+# Code in a folder is not run.
+
+HOSTILE = """
+from pathlib import Path
+Path({sign!r}).touch()
+from transformers import PreTrainedTokenizerFast as Stranger
+"""
+
+
+def make_hostile(folder, sign):
+    """Let a folder's tokenizer and configuration be classes of its own."""
+    (folder / "stranger.py").write_text(HOSTILE.format(sign=str(sign)))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Stranger", "auto_map": {"AutoTokenizer": ["stranger.Stranger", "stranger.Stranger"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    edit_config(folder, auto_map={"AutoConfig": "stranger.S", "AutoModelForCausalLM": "stranger.S"})
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_code_of_a_checkpoint_is_not_run(whole, tmp_path, monkeypatch, answer):
+    """Not even where somebody would answer yes to a question."""
+    monkeypatch.setattr("builtins.input", lambda *_: answer)
+    make_hostile(whole, tmp_path / "ran")
+    resign(whole)
+    for use in (linearpatch.load, linearpatch.load_tokenizer):
+        with suppress(LinearPatchError):
+            use(whole)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_code_of_a_dense_model_is_not_run_unless_asked_for(plain, tmp_path, monkeypatch, answer):
+    monkeypatch.setattr("builtins.input", lambda *_: answer)
+    make_hostile(plain, tmp_path / "ran")
+    for use in (HubModel.config, HubModel.load):
+        with suppress(LinearPatchError):
+            use(HubModel(path=str(plain)), tmp_path / "cache")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_every_call_says_whether_remote_code_is_trusted():
+    """transformers asks on a terminal where nothing is said."""
+    calls = re.compile(r"Auto(?:Tokenizer|Config|ModelForCausalLM)\.from_pretrained\(([^()]*(?:\([^()]*\)[^()]*)*)\)")
+    package = Path(linearpatch.__file__).parent
+    for file in package.rglob("*.py"):
+        for found in calls.finditer(file.read_text()):
+            said = ("trust_remote_code", "**source", "**self._source", "**settings")
+            assert file.name == "card.py" or any(words in found[1] for words in said), f"{file}: {found[0]}"
+
+
+def test_a_custom_checkpoint_loads_without_a_warning(folder, save_format, caplog, monkeypatch):
+    if save_format == "adapter":
+        pytest.skip("it has no configuration")
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    linearpatch.load(folder)
+    linearpatch.load_tokenizer(folder)
+    assert not caplog.messages
+
+
+# The same holds for a dense model.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config, _: config.update(num_hidden_layers=9), "are not in its files"),
+        (lambda config, _: config.update(num_hidden_layers=3), "have no place in the model"),
+        (lambda _, tensors: tensors.update({"model.layers.0.mlp.up_proj.scales": torch.ones(3)}), "no place"),
+        (lambda _, tensors: tensors.pop("lm_head.weight"), r"are not in its files \(lm_head\.weight\)"),
+    ],
+    ids=["more layers", "fewer layers", "another format", "no head"],
+)
+def test_a_dense_model_with_random_or_unused_weights_is_rejected(tmp_path, change, message):
+    folder = tmp_path / "dense"
+    tiny_model().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    config, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    change(config, tensors)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=message):
+        HubModel(path=str(folder)).load(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_a_family_leaves_out_of_its_files_is_not_missed(tmp_path, family, tied):
+    folder = tmp_path / "dense"
+    tiny_model(family, tie_word_embeddings=tied).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    layer = next(name for name in tensors if ".0." in name).partition(".0.")[0]
+    old = {f"{layer}.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "model.vision_tower.0.weight": torch.ones(3)}
+    save_file(tensors | old, folder / "model.safetensors", metadata={"format": "pt"})
+    assert HubModel(path=str(folder), attn_implementation="eager").load(tmp_path / "cache").decoder.num_layers == 6

@@ -191,7 +191,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, model, monkeypatch,
     with pytest.raises(StorageError, match="No space left on device"):
         save(tmp_path / "M", model, LinearMap(2 * MATRIX))
     assert {path.name: path.read_bytes() for path in (tmp_path / "M").iterdir()} == before
-    assert names(tmp_path) <= {"M", "cache"}
+    assert names(tmp_path) <= {"M"}
 
 
 def test_a_failure_of_the_last_rename_brings_the_previous_checkpoint_back(tmp_path, model, monkeypatch):
@@ -208,14 +208,14 @@ def test_a_failure_of_the_last_rename_brings_the_previous_checkpoint_back(tmp_pa
     with pytest.raises(StorageError, match="Input/output error"):
         save(tmp_path / "M", model, LinearMap(2 * MATRIX))
     assert (tmp_path / "M" / "pruning.json").read_text() == before
-    assert names(tmp_path) == {"M", "cache"}
+    assert names(tmp_path) == {"M"}
 
 
 def test_a_crash_between_two_renames_is_repaired(tmp_path, model):
     save(tmp_path / "M", model, LinearMap(MATRIX))
     (tmp_path / "M").rename(tmp_path / ".M.previous")
     save(tmp_path / "M", model, LinearMap(2 * MATRIX))
-    assert names(tmp_path) == {"M", "cache"}
+    assert names(tmp_path) == {"M"}
 
 
 def test_a_folder_of_someone_else_is_left_alone(tmp_path, model):
@@ -247,7 +247,7 @@ def test_a_link_keeps_pointing_where_it_did(tmp_path, model):
     (tmp_path / "M").symlink_to(tmp_path / "target")
     save(tmp_path / "M", model, LinearMap(2 * MATRIX))
     assert (tmp_path / "M").is_symlink()
-    assert names(tmp_path) == {"M", "target", "cache"}
+    assert names(tmp_path) == {"M", "target"}
 
 
 def test_the_card_tells_what_was_done(tmp_path, model):
