@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
+from linearpatch.console import PlainConsole
 from linearpatch.errors import ConfigError, LinearPatchError, require_range, suggest
 from linearpatch.progress import WIDTH_OF_FILES, console
 from linearpatch.words import counted
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from linearpatch.upkeep import Kept
 
 log = logging.getLogger("linearpatch")
-out = Console(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
+out = PlainConsole(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
 
 MOST_SHOWN = 10  # of damaged entries
 

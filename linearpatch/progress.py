@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+from linearpatch.console import PlainConsole
 
 # Bars and log lines share one console, so that they don't overwrite each other. Where there is no terminal
 # to ask for its width (a file, CI), lines may be as long as a wide one's.
 WIDTH_OF_FILES = 140
-console = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH_OF_FILES)
+console = PlainConsole(stderr=True, width=None if sys.stderr.isatty() else WIDTH_OF_FILES)
 
 
 # Who is told of progress: what is being done, how much of it is done, how much there is (0: not known).

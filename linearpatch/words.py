@@ -1,8 +1,17 @@
-"""Numbers as sentences have them, and letters that number notes."""
+"""Numbers as sentences have them, letters that number notes, and text that is only text."""
 
 from __future__ import annotations
 
+import re
 from string import ascii_lowercase
+from typing import Any
+
+# What moves a cursor, changes a terminal, or reorders the letters around it: control characters but for tabs and ends
+# of lines, marks of direction, invisible tags, and halves of pairs, which no encoding holds.
+CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
 
 
 def counted(count: float, noun: str) -> str:
@@ -23,3 +32,21 @@ def letter(index: int) -> str:
     """
     more, last = divmod(index, len(ascii_lowercase))
     return (letter(more - 1) if more else "") + ascii_lowercase[last]
+
+
+def printable(text: str) -> str:
+    r"""Text from elsewhere (records, checkpoints, errors) for a terminal or a file: control characters as escapes.
+
+    >>> print(printable("red \x1b[31m, \u202ereversed\u202c, end."))
+    red \x1b[31m, \u202ereversed\u202c, end.
+    """
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def printable_values(value: Any) -> Any:
+    """All strings in nested dicts and lists, keys included, as `printable` has them."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable_values(key): printable_values(item) for key, item in value.items()}
+    return [printable_values(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -14,6 +14,7 @@ from linearpatch.registry import components
 from linearpatch.results.display import STAGES, label, metric_names, notes, value_text
 from linearpatch.results.record import Record
 from linearpatch.results.tables import layer_list
+from linearpatch.words import printable
 
 LOADING = {
     "plain": """\
@@ -68,7 +69,7 @@ def model_card(manifest: Manifest, record: Record | None) -> str:
         *([_results(record), _settings(record)] if record else []),
         _origin(manifest),
     ]
-    return str(ModelCard("\n\n".join(sections) + "\n"))
+    return str(ModelCard(printable("\n\n".join(sections)) + "\n"))
 
 
 def _what(manifest: Manifest, record: Record | None) -> str:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, TextStreamer, set_seed
 
 from linearpatch.errors import ConfigError, require_range
 from linearpatch.models.decoder import decoder_of
+from linearpatch.words import printable
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,13 @@ class Decoding:
         }
 
 
+class _PlainStreamer(TextStreamer):  # type: ignore[misc]
+    """Prints what a model writes; control characters as escapes."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        super().on_finalized_text(printable(text), stream_end)
+
+
 def write_text(
     model: PreTrainedModel, tokenizer: Any, prompt: str, decoding: Decoding, *, chat: bool = False, stream: bool = True
 ) -> str:
@@ -87,7 +95,7 @@ def write_text(
     inputs = inputs.to(decoder_of(model).input_device)
     set_seed(decoding.seed)
     streaming = stream and decoding.num_beams == 1
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if streaming else None
+    streamer = _PlainStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if streaming else None
     with torch.inference_mode():
         output = model.generate(**inputs, streamer=streamer, **decoding.settings)
     return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

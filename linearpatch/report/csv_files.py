@@ -9,6 +9,7 @@ import pandas
 from linearpatch.report.reading import Run
 from linearpatch.report.rows import Row
 from linearpatch.report.tables import Table
+from linearpatch.words import printable
 
 
 def csv_table(table: Table) -> str:
@@ -68,4 +69,4 @@ def costs(runs: Sequence[Run]) -> pandas.DataFrame:
 def to_csv(frame: pandas.DataFrame) -> str:
     """A table as text; a cell that a spreadsheet would take for a formula is set in quotes."""
     text = frame.map(lambda cell: f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+@-" and cell[1:] else cell)
-    return str(text.to_csv(index=False, lineterminator="\n"))
+    return printable(str(text.to_csv(index=False, lineterminator="\n")))

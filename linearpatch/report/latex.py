@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from linearpatch.report.tables import Cell, Table
+from linearpatch.words import printable
 
 SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -17,7 +18,7 @@ def escape(text: str) -> str:
     >>> print(escape("50% of a_b"))
     50\% of a\_b
     """
-    return "".join(SPECIAL.get(character, character) for character in " ".join(text.split()))
+    return "".join(SPECIAL.get(character, character) for character in " ".join(printable(text).split()))
 
 
 def latex_table(table: Table) -> str:

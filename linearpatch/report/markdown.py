@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from linearpatch.report.tables import Cell, Table
+from linearpatch.words import printable
 
 # What would be read as more than text: no links, no HTML, no ends of cells. Between letters, _ is just that.
 SPECIAL = re.compile(r"([\\`*<|~$]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|^#)")
@@ -17,7 +18,7 @@ def escape(text: str) -> str:
     >>> print(escape("a|b <img> x_y"))
     a\|b \<img> x_y
     """
-    return SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return SPECIAL.sub(r"\\\1", " ".join(printable(text).split()))
 
 
 def markdown_table(table: Table) -> str:

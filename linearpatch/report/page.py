@@ -20,6 +20,7 @@ from linearpatch.report.layouts import DEFINITIONS, headline_columns, perplexity
 from linearpatch.report.quantities import Dense, Entry, Value, all_metrics, metric, retained
 from linearpatch.report.reading import Failure, Run
 from linearpatch.report.tables import SHOWN, Column, Table, labels_of
+from linearpatch.words import printable, printable_values
 
 SCRIPTS = ("page.js", "table.js", "plots.js", "details.js", "start.js")
 SLOT = re.compile(r"<!--slot:(\w+)-->")
@@ -57,7 +58,7 @@ def write_page(
     scripts = [get_plotlyjs(), *((web / name).read_text(encoding="utf-8") for name in SCRIPTS)]
     scripts = [script.replace("</script", "<\\/script") for script in scripts]
     slots = {
-        "title": html.escape(title),
+        "title": html.escape(printable(title)),
         "hashes": " ".join(_hash(script) for script in scripts),
         "style": (web / "page.css").read_text(encoding="utf-8"),
         "data": script_json(data),
@@ -110,7 +111,7 @@ def script_json(content: Any) -> str:
     >>> script_json({"a": "</script><!--"})
     '{"a":"\\u003c/script>\\u003c!--"}'
     """
-    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(printable_values(content), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c")
 
 

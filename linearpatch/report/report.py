@@ -21,7 +21,7 @@ from linearpatch.report.document import document
 from linearpatch.report.figures.all import draw
 from linearpatch.report.latex import latex_table
 from linearpatch.report.layouts import ablation_table, layers_table, paper_tables, retained_table
-from linearpatch.report.markdown import markdown_table
+from linearpatch.report.markdown import escape, markdown_table
 from linearpatch.report.page import write_page
 from linearpatch.report.published import Published, read_published
 from linearpatch.report.quantities import Entry, entries_of
@@ -130,7 +130,7 @@ def _files(title: str, comparison: Comparison) -> dict[str, bytes]:
     page = write_page(title, comparison.entries, found.runs, tables, found.failures, found.remarks)
     files = {"report.md": document(title, found, tables, drawings), "report.html": page}
     for table in tables:
-        files[f"tables/{table.name}.md"] = f"# {table.title}\n\n{markdown_table(table)}"
+        files[f"tables/{table.name}.md"] = f"# {escape(table.title)}\n\n{markdown_table(table)}"
         files[f"tables/{table.name}.tex"] = latex_table(table)
         files[f"tables/{table.name}.csv"] = csv_table(table)
     files["tables/measurements.csv"] = to_csv(measurements(comparison.rows))

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from linearpatch.console import PlainFormatter
 from linearpatch.errors import LinearPatchError, StorageError
 from linearpatch.memory import high_water
 from linearpatch.progress import tell
@@ -147,7 +148,7 @@ def recording(record: Record, folder: Path) -> Iterator[None]:
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record.config)).encode())
     write_record(record, folder)
     handler = _LogFile(folder / LOG_NAME, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     package_log = logging.getLogger("linearpatch")
     package_log.addHandler(handler)
     try:

@@ -22,6 +22,7 @@ import torch
 
 from linearpatch.cache import Cache
 from linearpatch.config import compose_config, resolved, to_experiment
+from linearpatch.console import PlainFormatter
 from linearpatch.errors import LinearPatchError, StorageError
 from linearpatch.experiment import Experiment
 from linearpatch.leases import Occupied, wait_for
@@ -146,7 +147,7 @@ def _log_to_stderr() -> None:
     package = logging.getLogger("linearpatch")
     package.setLevel(logging.INFO)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
     package.addHandler(handler)
 
 

@@ -3,9 +3,13 @@
 import io
 
 import pytest
+import torch
+from conftest import tiny_model
 
 import linearpatch
+from linearpatch.checkpoint.generation import Decoding, write_text
 from linearpatch.cli import main
+from linearpatch.models.random import byte_tokenizer
 
 FAST = ["debug=tiny", "model=random", "num_pruned_layers=3", "tracker=none"]
 PROMPT = "Once upon a time"
@@ -92,3 +96,22 @@ def test_the_package_offers_what_the_readme_names():
     assert linearpatch.load_tokenizer
     with pytest.raises(AttributeError, match="no attribute 'unknown'"):
         linearpatch.unknown  # noqa: B018
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_a_model_writes_moves_no_cursor(monkeypatch, capsys, stream):
+    """A model may write anything, control characters included."""
+    model, tokenizer = tiny_model(), byte_tokenizer()
+    escape = tokenizer("\x1b[2J")["input_ids"]
+
+    def generate(input_ids, streamer, **_):
+        if streamer is not None:
+            streamer.put(input_ids)
+            for token in escape:
+                streamer.put(torch.tensor([token]))
+            streamer.end()
+        return torch.tensor([[*input_ids[0].tolist(), *escape]])
+
+    monkeypatch.setattr(model, "generate", generate)
+    write_text(model, tokenizer, "The sea", Decoding(), stream=stream)
+    assert capsys.readouterr().out == ("\\x1b[2J\n" if stream else "")

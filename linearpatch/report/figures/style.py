@@ -15,7 +15,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from linearpatch.words import printable
 
 # Okabe and Ito's colours, ordered so that neighbours differ in lightness, too; markers and dashes tell them apart in
 # print without colour.
@@ -76,6 +79,9 @@ class Drawing:
     def files(self) -> dict[str, bytes]:
         """As PNG and PDF, by the file's name; the same figure gives the same bytes."""
         png, pdf = io.BytesIO(), io.BytesIO()
+        for text in self.figure.findobj(Text):
+            if (plain := printable(text.get_text())) != text.get_text():
+                text.set_text(plain)
         with house_style():
             # Each canvas draws once; `savefig` would draw twice, the first time only to see the layout.
             self.figure.set_dpi(DPI)
@@ -137,6 +143,7 @@ def short(text: str, most: int = 30) -> str:
     >>> short("a" * 40, 5)
     'aaaa…'
     """
+    text = printable(text)
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
