@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from linearpatch.cache_folder import MARKER, MARKER_TEXT, MODELS, mark_cache
 from linearpatch.errors import ModelError
@@ -47,8 +47,11 @@ class EmbeddedModel(Model):
         return f"dequantised from the package {self.package} {self.package_version}"
 
     def config(self, cache_dir: Path) -> Any:
-        """The configuration of the converted checkpoint."""
-        return self._as_folder(cache_dir).config(cache_dir)
+        """The configuration, from the header of the file: nothing is converted for it."""
+        try:
+            return AutoConfig.from_pretrained(**_source(self.package_file()))
+        except (ImportError, OSError, ValueError, KeyError) as error:
+            raise ModelError(f"model={self.name}: {self.package_file()} can't be read: {error}") from error
 
     def load(self, cache_dir: Path) -> LoadedModel:
         """Load the converted checkpoint, converting it first where it isn't in the cache."""
@@ -96,10 +99,15 @@ class EmbeddedModel(Model):
         return found[0]
 
 
+def _source(file: Path) -> dict[str, Any]:
+    """A GGUF file as transformers takes it."""
+    return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "trust_remote_code": False}
+
+
 def _convert(file: Path, folder: Path) -> None:
     """Dequantise a GGUF file into a plain fp32 checkpoint; the folder appears whole or not at all."""
     log.info("converting %s once into a plain checkpoint (half a minute, 0.54 GB)", file.name)
-    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    source = _source(file)
     tokenizer = AutoTokenizer.from_pretrained(**source)
     quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     # A model that was read from GGUF refuses to be saved; one made anew from its weights does not.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from linearpatch.data.reach import without_waiting
+from linearpatch.data.reach import offline
 from linearpatch.errors import LinearPatchError
 from linearpatch.experiment import Experiment
 from linearpatch.models.model import Model
@@ -90,10 +90,10 @@ def estimate(plan: Plan) -> tuple[Plan, Mapping[str, Estimate]]:
 
 
 def size_of(experiment: Experiment) -> Size | None:
-    """A model's size from its configuration; None where that would have to be downloaded and can't."""
+    """A model's size from its configuration; None where that isn't on this machine: nothing is downloaded."""
     model = experiment.model
     try:
-        with without_waiting():
+        with offline():
             config = model.config(experiment.cache_path)
         with torch.device("meta"):
             parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())

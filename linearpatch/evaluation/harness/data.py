@@ -6,7 +6,7 @@ import json
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ import torch
 from huggingface_hub import constants
 
 from linearpatch.data.hub import local_copy, local_folder
-from linearpatch.data.reach import hub_answers, without_waiting
+from linearpatch.data.reach import hub_answers, offline, without_waiting
 from linearpatch.errors import ConfigError, DataError
 from linearpatch.evaluation.harness.catalogue import Entry
 
 # What the loading of data sets raises where the hub or a file on it can't be had.
 UNREACHABLE = (OSError, ValueError, RuntimeError)
+FILE_FORMATS = ("json", "csv", "parquet", "text", "arrow")  # of `datasets`, for files by their names
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
@@ -62,7 +63,7 @@ def load(entry: Entry, datasets_dir: Path | None, num_fewshot: int | None) -> An
         changes = {split: None for split in SPLITS if split in config and config[split] not in local}
         changes |= {"custom_dataset": lambda **_: _read(local), "dataset_kwargs": None}
     try:
-        with _seeded(), nullcontext() if local else without_waiting():
+        with _seeded(), nullcontext() if local else _reach(config):
             task = entry.load(changes)
     except DataError:
         raise
@@ -82,6 +83,22 @@ def load(entry: Entry, datasets_dir: Path | None, num_fewshot: int | None) -> An
         task.set_config("num_fewshot", 0)
     task.set_fewshot_seed(1234)
     return task
+
+
+def _reach(config: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """What a task may ask of the hub: nothing unless its data is there."""
+    if "custom_dataset" in config or not config.get("dataset_path"):
+        return nullcontext()  # its own code makes the data
+    return without_waiting() if _is_on_hub(config) else offline()
+
+
+def _is_on_hub(config: Mapping[str, Any]) -> bool:
+    """Whether a task's data may come from the hub: it doesn't where the task makes it, or reads local files."""
+    path = config.get("dataset_path")
+    if "custom_dataset" in config or not path or Path(str(path)).exists():
+        return False
+    files = str((config.get("dataset_kwargs") or {}).get("data_files", ""))
+    return path not in FILE_FORMATS or "://" in files
 
 
 def _local_files(config: Mapping[str, Any], datasets_dir: Path | None, num_fewshot: int | None) -> dict[str, Path]:
@@ -172,7 +189,7 @@ def _missing(
     entry: Entry, config: Mapping[str, Any], datasets_dir: Path | None, num_fewshot: int | None, error: Exception
 ) -> Missing:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if not constants.HF_HUB_OFFLINE and not hub_answers():
+    if _is_on_hub(config) and not constants.HF_HUB_OFFLINE and not hub_answers():
         reason = "it doesn't answer"
     if not config.get("dataset_path"):
         return Missing(entry, (), reason)
