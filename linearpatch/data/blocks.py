@@ -141,7 +141,10 @@ class BlockSpec:
         return self._cut_tokens(self._tokens(text, tokenizer), tokenizer, source)
 
     def _tokens(self, text: str, tokenizer: Any) -> Tensor:
-        return torch.tensor(tokenizer(text, add_special_tokens=self.bos == "tokenizer", verbose=False).input_ids)
+        own = getattr(tokenizer, "bos_token", None)
+        has_own = own is not None and text.startswith(own)  # as chat templates write it
+        special = self.bos == "tokenizer" and not has_own
+        return torch.tensor(tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
 
     def _cut_tokens(self, tokens: Tensor, tokenizer: Any, source: str) -> TokenBlocks:
         body = self.block_length - (self.bos == "each")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from linearpatch.data.documents import Document, has_text
 from linearpatch.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
 
 PURPOSES = ("calibration", "distillation", "evaluation")
 
@@ -36,15 +41,15 @@ class Corpus(ABC):
     note: str = field(default="", metadata={"identity": False})
 
     def __post_init__(self) -> None:
-        readers = [(purpose, self.split(purpose)) for purpose in PURPOSES]
-        for index, (purpose, split) in enumerate(readers):
-            for other_purpose, other_split in readers[index + 1 :]:
-                if overlap(split, other_split):
-                    raise ConfigError(
-                        f"corpus {self.name}: {purpose} reads {split!r} and {other_purpose} {other_split!r}, "
-                        "which share text. No token may serve two purposes: choose other splits, or slices "
-                        "such as train[:20%] and train[20%:]."
-                    )
+        for purpose in PURPOSES:  # which of them share text matters only where both are read: `check_disjoint`
+            parse_split(self.split(purpose))
+
+    def say(self, message: str) -> None:
+        """Log what a user must know of this text, once, however many purposes read it."""
+        said: set[str] = self.__dict__.setdefault("_said", set())
+        if message not in said:
+            said.add(message)
+            log.warning("%s", message)
 
     def split(self, purpose: str) -> str:
         """The split that a purpose reads."""
@@ -59,14 +64,14 @@ class Corpus(ABC):
         return 300_000
 
     @abstractmethod
-    def documents(self, split: str, datasets_dir: Path | None = None) -> list[str]:
-        """The texts of a split.
+    def documents(self, split: str, datasets_dir: Path | None = None) -> Sequence[Document]:
+        """The documents of a split.
 
         Raises:
             DataError: the split doesn't exist or can't be read.
         """
 
-    def read(self, purpose: str, datasets_dir: Path | None = None) -> list[str]:
+    def read(self, purpose: str, datasets_dir: Path | None = None) -> Sequence[Document]:
         """The documents that a purpose reads.
 
         Raises:
@@ -74,7 +79,7 @@ class Corpus(ABC):
         """
         split = self.split(purpose)
         documents = self.documents(split, datasets_dir)
-        if not any(document.strip() for document in documents):
+        if not any(map(has_text, documents)):
             hint = " A slice takes whole documents: use a longer text, or wider slices." if "[" in split else ""
             raise DataError(f"corpus {self.name}: the split {split!r} holds no text.{hint}")
         return documents
@@ -114,7 +119,7 @@ def parse_split(split: str) -> tuple[str, float, float]:
     return name, int(start or 0) / 100, int(end or 100) / 100
 
 
-def take_slice(documents: list[str], split: str) -> list[str]:
+def take_slice(documents: Sequence[Document], split: str) -> Sequence[Document]:
     """The part of a whole split's documents that a slice names; touching slices never share one."""
     _, start, end = parse_split(split)
     return documents[round(start * len(documents)) : round(end * len(documents))]

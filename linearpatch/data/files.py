@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-
-import pandas
+from pathlib import Path, PurePath
+from typing import ClassVar
 
 from linearpatch.data.corpus import Corpus, take_slice
+from linearpatch.data.documents import Column, Document
+from linearpatch.data.rows import PLAIN, READ, format_of, read_column, read_text
 from linearpatch.errors import ConfigError, DataError
 from linearpatch.registry import component
+from linearpatch.words import counted
 
-TEXT_ENDINGS = (".txt", ".md")
-ENDINGS = (*TEXT_ENDINGS, ".jsonl", ".json", ".parquet")
+NAMED = 5  # skipped files that are named
 
 
 @component("corpus", "text")
 @dataclass(frozen=True)
 class TextCorpus(Corpus):
-    """A .txt, .md, .jsonl, .json or .parquet file, or a folder of them.
+    """A .txt, .md, .jsonl, .ndjson, .json, .csv, .tsv or .parquet file, also compressed (.gz), or a folder of them.
 
-    A text file is divided into paragraphs at blank lines; the others hold one document a row. The purposes
+    A text file is divided into paragraphs at blank lines; the others hold one document a row. Of a folder, all such
+    files are read in the order of their names, subfolders included; hidden and other files are skipped. The purposes
     read disjoint slices of the documents.
 
     Attributes:
         path: The file or folder.
-        column: Column of the text in .jsonl, .json and .parquet files.
+        column: Column of the text, where files have columns. Chats (lists of `role` and `content`) become text by
+            the tokenizer's chat template.
     """
+
+    version: ClassVar[int] = 2  # since then rows without text are left out, and subfolders are read
 
     name: str = field(default="text", metadata={"identity": False})
     calibration: str = "all[:30%]"
@@ -39,49 +46,69 @@ class TextCorpus(Corpus):
         """A third of all, at four bytes a token."""
         return sum(file.stat().st_size for file in self._files()) // 12
 
-    def documents(self, split: str, datasets_dir: Path | None = None) -> list[str]:
+    def documents(self, split: str, datasets_dir: Path | None = None) -> Sequence[Document]:
         """The documents of a slice."""
-        return take_slice([document for file in self._files() for document in self._read(file)], split)
+        column = Column.joined(map(self._read, self._files()))
+        if column.remark:
+            self.say(f"corpus {self.name}: {column.remark} ({self.path})")
+        return take_slice(column.documents, split)
 
     def _files(self) -> list[Path]:
         if not self.path:
-            raise ConfigError(f"corpus=text needs a file: add corpus.path=FILE ({', '.join(ENDINGS)}).")
-        path = Path(self.path).expanduser()
-        if not path.exists():
-            raise DataError(f"corpus.path={self.path} doesn't exist (looked in {Path.cwd()}).")
-        return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+            raise ConfigError(f"corpus=text needs a file: add corpus.path=FILE ({READ}).")
+        try:
+            path = Path(self.path).expanduser()
+            if path.is_dir():
+                return self._files_below(path)
+            if not path.exists():
+                raise DataError(f"corpus.path={self.path} doesn't exist (looked in {Path.cwd()}).")
+        except (OSError, RuntimeError, ValueError) as error:
+            raise DataError(f"corpus.path={self.path} can't be read: {error}.") from error
+        if not path.is_file():
+            raise DataError(f"corpus.path={self.path} is neither a file nor a folder. Save its text to a file.")
+        return [path]
 
-    def _read(self, file: Path) -> list[str]:
-        if file.suffix in TEXT_ENDINGS:
-            try:
-                return [part for part in file.read_text(encoding="utf-8").split("\n\n") if part.strip()]
-            except (OSError, UnicodeDecodeError) as error:
-                raise DataError(f"{file} can't be read as UTF-8 text: {error}.") from error
-        return text_column(file, read_rows(file), self.column)
+    def _files_below(self, folder: Path) -> list[Path]:
+        files, skipped = text_files(folder)
+        names = ", ".join(map(str, skipped[:NAMED])) + (f" and {len(skipped) - NAMED} more" if skipped[NAMED:] else "")
+        if not files:
+            raise DataError(
+                f"corpus.path={self.path} is a folder without a file that is read; it holds {names or 'nothing'}. "
+                f"Read are files, not hidden, that end in {READ}."
+            )
+        if skipped:
+            self.say(f"corpus {self.name}: {counted(len(files), 'file')} of {folder} are read, skipped: {names}")
+        return files
+
+    def _read(self, file: Path) -> Column:
+        if format_of(file) in PLAIN:
+            return Column([part for part in read_text(file).split("\n\n") if part.strip()])
+        return Column.of(read_column(file, self.column), str(file), self.column)
 
 
-def read_rows(file: Path) -> pandas.DataFrame:
-    """The rows of a .jsonl, .json or .parquet file.
+def text_files(folder: Path) -> tuple[list[Path], Sequence[PurePath]]:
+    """The files below a folder that are read, in the order of their names, and what else it holds.
 
     Raises:
-        DataError: the file has another ending or can't be read.
+        DataError: a subfolder can't be listed.
     """
-    try:
-        if file.suffix == ".parquet":
-            return pandas.read_parquet(file)
-        if file.suffix in (".json", ".jsonl"):
-            return pandas.read_json(file, lines=file.suffix == ".jsonl", dtype=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} can't be read as {file.suffix[1:]}: {error}.") from error
-    raise DataError(f"{file} has an unknown ending. Allowed: {', '.join(ENDINGS)}.")
+    files: list[Path] = []
+    skipped: list[PurePath] = []
 
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename} can't be listed: {error.strerror}.") from error
 
-def text_column(file: Path, rows: pandas.DataFrame, column: str) -> list[str]:
-    """One column of a file's rows.
-
-    Raises:
-        DataError: there is no such column.
-    """
-    if column not in rows.columns:
-        raise DataError(f"{file} has no column {column!r}. Its columns: {', '.join(map(str, rows.columns))}.")
-    return [str(text) for text in rows[column]]
+    for where, folders, names in os.walk(folder, onerror=fail):
+        place = Path(where)
+        for name in list(folders):
+            if name.startswith(".") or (place / name).is_symlink():  # links may lead in a circle
+                folders.remove(name)
+                skipped.append((place / name).relative_to(folder))
+        for name in names:
+            file = place / name
+            is_read = not name.startswith(".") and format_of(file) is not None and file.is_file()
+            if is_read:
+                files.append(file)
+            else:
+                skipped.append(file.relative_to(folder))
+    return sorted(files), sorted(skipped)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from linearpatch.data.corpus import Corpus, parse_split, take_slice
-from linearpatch.data.files import read_rows, text_column
+from linearpatch.data.documents import Column, Document
 from linearpatch.data.reach import without_waiting
+from linearpatch.data.rows import COMPRESSED, TABLES, no_column, read_column
 from linearpatch.errors import DataError
 from linearpatch.registry import component
-
-SUFFIXES = ("jsonl", "parquet", "json")
 
 
 @component("corpus", "hub")
@@ -21,13 +21,14 @@ SUFFIXES = ("jsonl", "parquet", "json")
 class HubCorpus(Corpus):
     """A data set of the hub in a form that needs no script.
 
-    With a `datasets_dir`, `<datasets_dir>/<data set name>/<config>/<split>.{jsonl,parquet,json}` is read
-    instead wherever it exists.
+    With a `datasets_dir`, `<datasets_dir>/<data set name>/<config>/<split>.jsonl` is read instead wherever it
+    exists, or .parquet, .json, .csv or .tsv, also compressed (.gz).
 
     Attributes:
         path: Owner and name on the hub.
         config: Configuration of the data set; null where it has one only.
-        column: Column that holds the text.
+        column: Column that holds the text. Chats (lists of `role` and `content`) become text by the tokenizer's chat
+            template.
         data_files: Files of each split, for data sets too large to load whole.
         revision: Commit, tag or branch; pin it to make a run repeatable.
         max_documents: Read so many rows from the start, streaming; null reads all.
@@ -40,18 +41,23 @@ class HubCorpus(Corpus):
     revision: str | None = None
     max_documents: int | None = None
 
-    def documents(self, split: str, datasets_dir: Path | None = None) -> list[str]:
+    def documents(self, split: str, datasets_dir: Path | None = None) -> Sequence[Document]:
         """The rows of a split."""
         name, _, _ = parse_split(split)
         local = self.local_file(name, datasets_dir)
-        rows = text_column(local, read_rows(local), self.column) if local else self._from_hub(name, datasets_dir)
-        return take_slice(rows, split)
+        values = read_column(local, self.column) if local else self._from_hub(name, datasets_dir)
+        source = str(local) if local else f"{self.path}, {name}"
+        column = Column.of(values, source, self.column)
+        if column.remark:
+            self.say(f"corpus {self.name}: {column.remark} ({source})")
+        return take_slice(column.documents, split)
 
     def local_file(self, split: str, datasets_dir: Path | None) -> Path | None:
         """The local copy of a split, if there is one."""
         return None if datasets_dir is None else local_copy(local_folder(datasets_dir, self.path, self.config), split)
 
-    def _from_hub(self, split: str, datasets_dir: Path | None) -> list[str]:
+    def _from_hub(self, split: str, datasets_dir: Path | None) -> list[Any]:
+        """The text column of a split."""
         from datasets import load_dataset
 
         settings: dict[str, Any] = {"split": split, "revision": self.revision}
@@ -60,7 +66,12 @@ class HubCorpus(Corpus):
         try:
             with without_waiting():
                 rows = load_dataset(self.path, self.config, streaming=self.max_documents is not None, **settings)
-                return [row[self.column] for row in itertools.islice(rows, self.max_documents)]
+                if rows.column_names and self.column not in rows.column_names:
+                    raise DataError(no_column(f"corpus {self.name}: {self.path}", self.column, rows.column_names))
+                texts = rows.select_columns([self.column]) if rows.column_names else rows
+                return [row.get(self.column) for row in itertools.islice(texts, self.max_documents)]
+        except DataError:
+            raise
         except Exception as error:
             raise DataError(
                 f"corpus {self.name}: can't load {self.path} ({self.config or 'default'}, {split}) from the hub: "
@@ -90,5 +101,10 @@ def local_folder(datasets_dir: Path, path: str, config: str | None) -> Path:
 
 
 def local_copy(folder: Path, split: str) -> Path | None:
-    """The file of a split in a local copy, if there is one."""
-    return next((file for suffix in SUFFIXES if (file := folder / f"{split}.{suffix}").is_file()), None)
+    """The file of a split in a local copy, if there is one; letter case of its suffix doesn't matter."""
+    if not folder.is_dir():
+        return None
+    start = f"{split}."
+    files = {file.name[len(split) :].lower(): file for file in sorted(folder.iterdir()) if file.name.startswith(start)}
+    names = [suffix + compressed for suffix in TABLES for compressed in ("", COMPRESSED)]
+    return next((files[name] for name in names if name in files and files[name].is_file()), None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from linearpatch.data.corpus import PURPOSES, Corpus, require_corpus
+from linearpatch.data.documents import Document
 from linearpatch.errors import ConfigError
 from linearpatch.registry import component
 
@@ -50,11 +51,11 @@ class MixtureCorpus(Corpus):
         """Those of the parts."""
         return [source for part in self._parts.values() for source in part.sources(purpose)]
 
-    def documents(self, split: str, datasets_dir: Path | None = None) -> list[str]:
+    def documents(self, split: str, datasets_dir: Path | None = None) -> Sequence[Document]:
         """Those of all parts that a purpose reads, taken in turn."""
         left = {name: iter(part.read(split, datasets_dir)) for name, part in self._parts.items()}
         given = dict.fromkeys(left, 0)
-        mixed: list[str] = []
+        mixed: list[Document] = []
         while True:
             behind = min(given, key=given.__getitem__)
             document = next(left[behind], None)

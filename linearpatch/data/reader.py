@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.data.corpus import PURPOSES, Corpus, overlap, require_corpus
+from linearpatch.data.documents import Document, rendered
 from linearpatch.errors import ConfigError, require_choice, require_range, settings_of
 from linearpatch.registry import component, identity
 
@@ -111,24 +112,28 @@ class Text:
     """Documents that have been read.
 
     Attributes:
-        documents: The texts.
+        documents: Texts and chats.
         separator: Joins them.
         name: Of the corpus.
         source: Of the text, such as `wikitext2/test`.
     """
 
-    documents: Sequence[str]
+    documents: Sequence[Document]
     separator: str
     name: str
     source: str
 
+    def texts(self, tokenizer: Any) -> Sequence[str]:
+        """The documents as texts, chats in the tokenizer's own format."""
+        return rendered(self.documents, tokenizer, self.source)
+
     def cut(self, spec: BlockSpec, tokenizer: Any) -> TokenBlocks:
         """Token blocks of the text."""
-        return spec.cut(self.documents, self.separator, tokenizer, self.source)
+        return spec.cut(self.texts(tokenizer), self.separator, tokenizer, self.source)
 
     def cut_apart(self, spec: BlockSpec, tokenizer: Any, held_out: int) -> tuple[TokenBlocks, TokenBlocks]:
         """Token blocks of the text but its end, and so many of its end."""
-        return spec.cut_apart(self.documents, self.separator, tokenizer, self.source, held_out)
+        return spec.cut_apart(self.texts(tokenizer), self.separator, tokenizer, self.source, held_out)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +18,12 @@ from huggingface_hub import constants
 
 from linearpatch.data.hub import local_copy, local_folder
 from linearpatch.data.reach import hub_answers, offline, without_waiting
+from linearpatch.data.rows import read_rows
 from linearpatch.errors import ConfigError, DataError
 from linearpatch.evaluation.harness.catalogue import Entry
+from linearpatch.words import counted
+
+log = logging.getLogger(__name__)
 
 # What the loading of data sets raises where the hub or a file on it can't be had.
 UNREACHABLE = (OSError, ValueError, RuntimeError)
@@ -49,7 +53,7 @@ def load(entry: Entry, datasets_dir: Path | None, num_fewshot: int | None) -> An
 
     Args:
         entry: The task.
-        datasets_dir: Holds `<data set name>/<config>/<split>.{jsonl,parquet,json}`.
+        datasets_dir: Holds `<data set name>/<config>/<split>.jsonl`, or another table (`data.rows.TABLES`).
         num_fewshot: Examples before each question; None takes the task's own number.
 
     Raises:
@@ -137,31 +141,26 @@ def _read(files: Mapping[str, Path]) -> Any:
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a local copy, values as they stand there."""
-    try:
-        if file.suffix == ".parquet":
-            import pyarrow.parquet
+    """The questions of a local copy, values as they stand there; rows that are null are left out.
 
-            rows: list[dict[str, Any]] = pyarrow.parquet.read_table(file).to_pylist()
-            return rows
-        text = file.read_text(encoding="utf-8")
-        if file.suffix == ".json":
-            rows = json.loads(text)
-        else:
-            # Not splitlines: text may hold other characters that end a line.
-            rows = [_row(line, number) for number, line in enumerate(text.split("\n"), start=1) if line]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} can't be read as {file.suffix[1:]}: {error}.") from error
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+    Raises:
+        DataError: it can't be read, or holds none.
+    """
+    rows = read_rows(file)
+    questions = [dict(row) for row in rows if any(value is not None for value in row.values())]
+    if not questions:
         raise DataError(f"{file} doesn't hold rows: expected an object for each question.")
-    return rows
+    if len(questions) < len(rows):
+        log.warning("%s: %d of %s are null and left out", file, len(rows) - len(questions), counted(len(rows), "row"))
+    for column in {name for row in questions for name, value in row.items() if _is_too_large(value)}:
+        for row in questions:  # identifiers, as a rule; as numbers no table takes them
+            row[column] = None if row.get(column) is None else str(row[column])
+    return questions
 
 
-def _row(line: str, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"row {number}: {error}") from error
+def _is_too_large(value: Any) -> bool:
+    """Whether a value is a number of more than 64 bits."""
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
 def _wrong_rows(entry: Entry, config: Mapping[str, Any], files: Mapping[str, Path], error: Exception) -> str:
@@ -170,7 +169,7 @@ def _wrong_rows(entry: Entry, config: Mapping[str, Any], files: Mapping[str, Pat
     undefined = re.match(r"'(\w+)' is undefined", str(error))
     column = undefined[1] if undefined else column
     file = files[str(_questions(config))]
-    columns = ", ".join(_rows(file)[0])
+    columns = ", ".join(read_rows(file)[0])
     what = f"has no column {column!r}" if column else f"has rows that don't fit ({type(error).__name__}: {error})"
     return (
         f"{file} {what}. Its columns: {columns}. The task {entry.name} reads rows as the data set "
