@@ -217,9 +217,12 @@ def prepare(experiment: Experiment, record: Record) -> Opened:
 
     with record.step("data"):
         blocks, held_out = _calibration_blocks(experiment, calibration_text, model)
+        doubts = calibration_text.look(blocks, experiment.calibration.blocks(experiment.seed), model.tokenizer)
         measurements = [one for prepare in preparations for one in prepare(model.tokenizer)]
         lessons = _training_blocks(experiment, training_text, model) if training_text else None
-    record.calibration = describe_calibration(experiment, blocks, held_out)
+    for doubt in doubts:
+        log.warning("%s", doubt)
+    record.calibration = {**describe_calibration(experiment, blocks, held_out), "warnings": doubts}
     return Opened(model, blocks, held_out, lessons, measurements)
 
 

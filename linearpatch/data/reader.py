@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.data.corpus import PURPOSES, Corpus, overlap, require_corpus
 from linearpatch.data.documents import Document, rendered
+from linearpatch.data.quality import look
 from linearpatch.errors import ConfigError, require_choice, require_range, settings_of
 from linearpatch.registry import component, identity
 
@@ -130,6 +131,10 @@ class Text:
     def cut(self, spec: BlockSpec, tokenizer: Any) -> TokenBlocks:
         """Token blocks of the text."""
         return spec.cut(self.texts(tokenizer), self.separator, tokenizer, self.source)
+
+    def look(self, blocks: TokenBlocks, spec: BlockSpec, tokenizer: Any) -> list[str]:
+        """What makes blocks of this text unfit to calibrate on, in sentences with figures."""
+        return look(blocks, self.texts(tokenizer), spec, tokenizer)
 
     def cut_apart(self, spec: BlockSpec, tokenizer: Any, held_out: int) -> tuple[TokenBlocks, TokenBlocks]:
         """Token blocks of the text but its end, and so many of its end."""

@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 import random
 
 import pandas
@@ -134,7 +135,7 @@ def test_text_files_of_paragraphs_and_folders(tmp_path):
         ("empty.txt", "", "holds no text"),
         ("columns.jsonl", json.dumps({"body": "x"}), "no column 'text'. Its columns: body"),
         ("broken.jsonl", "{", "can't be read as jsonl"),
-        ("table.csv", "a,b", "unknown ending"),
+        ("table.xls", "a,b", "unknown ending"),
         ("latin.txt", b"\xff\xfe\xfa", "UTF-8"),
     ],
 )
@@ -179,10 +180,41 @@ def test_text_that_cant_be_had_is_missed_before_a_model_is_loaded(tmp_path, caps
     assert set(json.loads((tmp_path / "D" / "result.json").read_text())["timings_s"]) == {"read"}
 
 
-def test_one_corpus_may_not_serve_two_purposes_with_one_text():
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("calibration", "distillation"), ("calibration", "evaluation"), ("distillation", "evaluation")],
+)
+def test_one_corpus_may_not_serve_two_purposes_with_one_text(first, second):
+    corpus = HubCorpus(**{"name": "w", "path": "a/b", first: "train", second: "train[50%:]"})
     with pytest.raises(ConfigError, match="share text"):
-        HubCorpus(name="w", path="a/b", calibration="train", distillation="x", evaluation="train[50%:]")
-    HubCorpus(name="w", path="a/b", calibration="train[:50%]", distillation="x", evaluation="train[50%:]")
+        check_disjoint(Reader(corpus, first), Reader(corpus, second))
+    apart = HubCorpus(**{"name": "w", "path": "a/b", first: "train[:50%]", second: "train[50%:]"})
+    check_disjoint(Reader(apart, first), Reader(apart, second))
+
+
+WHOLE = ("corpus@calibration.corpus=text", "calibration.corpus.path=a.txt", "calibration.corpus.calibration=all")
+
+
+@pytest.mark.parametrize(
+    ("words", "shares"),
+    [
+        (WHOLE, False),  # its splits for distillation and evaluation are read by nobody
+        ((*WHOLE, "distill=output_kl"), False),  # which reads the run's corpus
+        ((*WHOLE, "distill=output_kl", "corpus=text", "corpus.path=a.txt"), True),
+        ((*WHOLE, "corpus@evaluation.corpus=text", "evaluation.corpus.path=a.txt"), True),
+        ((*WHOLE, "corpus@evaluation.corpus=text", "evaluation.corpus.path=a.txt", "eval=[smoke]"), False),
+        ((*WHOLE, "corpus@evaluation.corpus=text", "evaluation.corpus.path=b.txt"), False),
+        (("corpus=text", "corpus.path=a.txt", "corpus.calibration=all"), True),
+        (("corpus=text", "corpus.path=a.txt", "corpus.calibration=all[:60%]", "distill=output_kl"), True),
+        (("corpus=text", "corpus.path=a.txt", "corpus.calibration=all[:60%]"), False),
+        (("corpus=text", "corpus.path=a.txt", "corpus.calibration=all", "eval=[smoke]"), False),
+    ],
+)
+def test_splits_that_nobody_reads_may_share_text_with_others(words, shares):
+    from linearpatch.config import compose_experiment
+
+    with pytest.raises(ConfigError, match="share text") if shares else nullcontext():
+        compose_experiment(list(words))
 
 
 def test_two_corpora_may_not_share_text_either():

@@ -89,7 +89,16 @@ def test_line_ends_of_other_systems(tmp_path, suffix, end):
     assert read(tmp_path, f"mine{suffix}", content_of(suffix, tmp_path).replace(b"\n", end)) == DOCUMENTS
 
 
-OTHER = ["1" + "0" * 30, "-" + "9" * 5000, "1e308", "1e999", "NaN", "true", "null", '[1, {"a": [36893488147419103232]}]']
+OTHER = [
+    "1" + "0" * 30,
+    "-" + "9" * 5000,
+    "1e308",
+    "1e999",
+    "NaN",
+    "true",
+    "null",
+    '[1, {"a": [36893488147419103232]}]',
+]
 
 
 @pytest.mark.parametrize("value", OTHER, ids=[value[:12] for value in OTHER])

@@ -1,0 +1,181 @@
+"""A look at calibration text before anything is fitted on it.
+
+Thresholds stand several times above what clean text has (WikiText-2 and Python's documentation with SmolLM2's
+tokenizer; the tests measure them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from linearpatch.data.blocks import BlockSpec, TokenBlocks
+from linearpatch.words import counted
+
+LONG_RUN = 16  # of one token
+MOST_IN_LONG_RUNS = 0.01  # of the tokens
+MOST_OF_ONE_TOKEN = 0.25  # of the tokens
+PASSAGE = 32  # tokens
+MOST_REPEATED_PASSAGES = 0.1
+MOST_DUPLICATES = 0.1  # of the characters, in documents that occurred before
+MOST_SPACE = 0.75  # of the characters
+MOST_UNKNOWN = 0.05  # of the tokens
+MOST_TOKENS_PER_WORD = 4.0
+MOST_TOKENS_PER_CHARACTER = 1.2  # in languages without spaces; more are pieces of characters
+LONGEST_WORD = 15  # characters on average, above which words aren't parted by spaces
+MOST_READINGS = 4  # of each token, by crops that overlap
+SAMPLE = 100_000  # characters and as many tokens times ten are looked at
+LEAST_VOCABULARY = 1_000  # a smaller one is of characters or bytes, of which as much text has more
+CHARACTERS = 8  # in place of one token there
+
+
+def look(blocks: TokenBlocks, texts: Sequence[str], spec: BlockSpec, tokenizer: Any) -> list[str]:
+    """What is wrong with a calibration text, in sentences with figures; nothing where it is ordinary.
+
+    Args:
+        blocks: The tokens that are read.
+        texts: The documents that they were cut from.
+        spec: How.
+        tokenizer: Of the model.
+    """
+    ids = blocks.ids[: max(1, 10 * SAMPLE // blocks.ids.shape[1])]
+    scale = 1 if len(tokenizer) >= LEAST_VOCABULARY else CHARACTERS
+    doubts = [
+        *_runs(ids, tokenizer, LONG_RUN * scale),
+        *_repeats(ids, spec, PASSAGE * scale),
+        *_documents(texts),
+        *_readings(blocks),
+        *_tokenization(texts, tokenizer),
+    ]
+    return [f"calibration text {blocks.source}: {doubt}" for doubt in doubts]
+
+
+def _runs(ids: Tensor, tokenizer: Any, long: int) -> Iterator[str]:
+    """One token again and again."""
+    lengths = run_lengths(ids)
+    in_runs = float((lengths >= long).float().mean())
+    tokens, counts = ids.unique(return_counts=True)
+    share = float(counts.max()) / ids.numel()
+    if in_runs <= MOST_IN_LONG_RUNS and share <= MOST_OF_ONE_TOKEN:
+        return
+    longest = ids.flatten()[lengths.flatten().argmax()]
+    yield (
+        f"{in_runs:.1%} of its tokens stand in runs of {long} or more of one token; the longest run is "
+        f"{int(lengths.max()):,} of {_name(longest, tokenizer)}, and {_name(tokens[counts.argmax()], tokenizer)} is "
+        f"{share:.1%} of all tokens. Padding that was saved with the text looks so. Patches fit such tokens in place "
+        "of the text: remove them."
+    )
+
+
+def _repeats(ids: Tensor, spec: BlockSpec, length: int) -> Iterator[str]:
+    """Passages that occur again; crops overlap, so that only repeats within one block count."""
+    is_disjoint = spec.sampling in ("first", "windows")
+    share = repeated_share(ids, length, across=is_disjoint)
+    if share > MOST_REPEATED_PASSAGES:
+        yield (
+            f"{share:.0%} of its passages of {length} tokens occurred before. Copies, boilerplate or generated rows "
+            "count as often as they occur: keep one of each."
+        )
+
+
+def _documents(texts: Sequence[str]) -> Iterator[str]:
+    """Documents that are few, alike or blank."""
+    filled = [text.strip() for text in texts if text.strip()]
+    characters = sum(map(len, filled))
+    if len(filled) == 1:
+        yield (
+            f"it is a single document ({counted(characters, 'character')}). What suits it may not suit others: add "
+            "documents of the kinds that the model is for."
+        )
+    copies = characters - sum(map(len, set(filled)))
+    if copies > MOST_DUPLICATES * characters:
+        number = len(filled) - len(set(filled))
+        yield (
+            f"{number:,} of {counted(len(filled), 'document')} are copies of others ({copies / characters:.0%} of the "
+            "text). They count as often as they occur: keep one of each."
+        )
+    total = sum(map(len, texts))
+    space = sum(len(text) - len("".join(text.split())) for text in texts)
+    if total and space > MOST_SPACE * total:
+        yield f"{space / total:.0%} of its characters are white space. Remove it, or choose other text."
+
+
+def _readings(blocks: TokenBlocks) -> Iterator[str]:
+    """Crops of a text that is too short for them."""
+    if blocks.available and blocks.ids.numel() > MOST_READINGS * blocks.available:
+        yield (
+            f"it has {blocks.available:,} tokens, and {len(blocks.ids):,} blocks of {blocks.ids.shape[1]:,} read each "
+            f"{blocks.ids.numel() / blocks.available:.0f} times. Use longer text, or fewer blocks "
+            "(calibration.num_blocks)."
+        )
+
+
+def _tokenization(texts: Sequence[str], tokenizer: Any) -> Iterator[str]:
+    """A language or notation that the tokenizer doesn't know."""
+    sample = _sample(texts)
+    words = sample.split()
+    if not words or len(tokenizer) < LEAST_VOCABULARY:
+        return
+    tokens = tokenizer(sample, add_special_tokens=False, verbose=False).input_ids
+    characters = sum(map(len, words))
+    per_word, per_character = len(tokens) / len(words), len(tokens) / characters
+    shreds = per_character > MOST_TOKENS_PER_CHARACTER
+    if characters <= LONGEST_WORD * len(words):
+        shreds |= per_word > MOST_TOKENS_PER_WORD
+    unknown = tokens.count(tokenizer.unk_token_id) / len(tokens) if tokenizer.unk_token_id is not None else 0.0
+    if shreds or unknown > MOST_UNKNOWN:
+        unknowns = f", {unknown:.0%} of them unknown" if unknown > MOST_UNKNOWN else ""
+        yield (
+            f"the tokenizer makes {per_word:.1f} tokens of a word and {per_character:.2f} of a character{unknowns} "
+            "(about 1.3 and 0.3 for a language that it knows). The model hardly knows such text, and what is fitted on "
+            "it may not suit others: calibrate on text of the kind that the model is for."
+        )
+
+
+def run_lengths(ids: Tensor) -> Tensor:
+    """For each token of blocks, how long the run of equal tokens is in which it stands."""
+    lengths = [torch.unique_consecutive(row, return_counts=True)[1] for row in ids]
+    return torch.stack([each.repeat_interleave(each) for each in lengths])
+
+
+def repeated_share(ids: Tensor, length: int, *, across: bool) -> float:
+    """Share of the passages of blocks that occurred before, those of one token alone left out.
+
+    Args:
+        ids: `[blocks, tokens]`.
+        length: Tokens of a passage, a power of two.
+        across: Whether to compare blocks with each other, beside each with itself.
+    """
+    if ids.shape[1] < length:
+        return 0.0
+    hashes, factor = ids + 1, 6364136223846793005  # a rolling polynomial, modulo 2^64
+    reach = 1
+    while reach < length:
+        hashes = hashes[:, :-reach] * factor + hashes[:, reach:]
+        factor = (factor * factor + 2**63) % 2**64 - 2**63
+        reach *= 2
+    starts = ids.unfold(1, length, 1)
+    varied = starts.amin(dim=2) != starts.amax(dim=2)
+    passages = [row[is_varied] for row, is_varied in zip(hashes, varied, strict=True)]
+    groups = [torch.cat(passages)] if across else passages
+    total = sum(len(group) for group in groups)
+    return 1 - sum(len(group.unique()) for group in groups) / total if total else 0.0
+
+
+def _sample(texts: Sequence[str]) -> str:
+    taken: list[str] = []
+    room = SAMPLE
+    for text in texts:
+        if room <= 0:
+            break
+        taken.append(text[:room])
+        room -= len(text)
+    return "\n".join(taken)
+
+
+def _name(token: Tensor, tokenizer: Any) -> str:
+    """A token as it may be shown: visible, in quotation marks."""
+    return repr(re.sub(r"\s+", " ", str(tokenizer.decode([int(token)]))))
