@@ -177,5 +177,5 @@ def _sample(texts: Sequence[str]) -> str:
 
 
 def _name(token: Tensor, tokenizer: Any) -> str:
-    """A token as it may be shown: visible, in quotation marks."""
-    return repr(re.sub(r"\s+", " ", str(tokenizer.decode([int(token)]))))
+    """A token as it may stand in a line."""
+    return repr(str(tokenizer.decode([int(token)])))

@@ -1,6 +1,6 @@
 import json
-from contextlib import nullcontext
 import random
+from contextlib import nullcontext
 
 import pandas
 import pytest
