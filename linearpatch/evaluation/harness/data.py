@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 # What the loading of data sets raises where the hub or a file on it can't be had.
 UNREACHABLE = (OSError, ValueError, RuntimeError)
 FILE_FORMATS = ("json", "csv", "parquet", "text", "arrow")  # of `datasets`, for files by their names
+PROMPT = ("doc_to_text", "doc_to_target", "doc_to_choice")
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
@@ -79,6 +80,7 @@ def load(entry: Entry, datasets_dir: Path | None, num_fewshot: int | None) -> An
         if not isinstance(error, UNREACHABLE):
             raise ConfigError(_broken(entry, error)) from error
         return _missing(entry, config, datasets_dir, num_fewshot, error)
+    _tell_of_nulls(entry, config, task)
     # The rules of lm_eval's own command: a task that says 0 keeps it, and all draw examples with one seed.
     own = task.get_config("num_fewshot")
     if num_fewshot is not None and own != 0:
@@ -156,6 +158,19 @@ def _rows(file: Path) -> list[dict[str, Any]]:
         for row in questions:  # identifiers, as a rule; as numbers no table takes them
             row[column] = None if row.get(column) is None else str(row[column])
     return questions
+
+
+def _tell_of_nulls(entry: Entry, config: Mapping[str, Any], task: Any) -> None:
+    """Warn of questions in which a column that the prompt names is null; as lm_eval asks them, they say None there."""
+    prompt = " ".join(str(config.get(part) or "") for part in PROMPT)
+    questions = task.dataset[_questions(config)]
+    for column in questions.column_names:
+        missing = questions.data.column(column).null_count
+        if missing and re.search(rf"\b{re.escape(column)}\b", prompt):
+            log.warning(
+                "task %s: %r is null in %d of %s, and lm_eval's prompt writes None there; leave such rows out",
+                entry.name, column, missing, counted(len(questions), "question"),
+            )  # fmt: skip
 
 
 def _is_too_large(value: Any) -> bool:
