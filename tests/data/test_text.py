@@ -305,22 +305,22 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize("other", VALUES, ids=repr)
 @pytest.mark.parametrize("value", VALUES, ids=repr)
-def test_a_value_is_text_or_a_chat_or_missing_or_rejected(value, other):
-    """Any two values: the first that isn't text is named, and nothing becomes the spelling of a Python value."""
-    text, missing = ("a", "", CHAT), [None, []]
-    is_missing = [each in missing or each != each for each in (value, other)]
-    is_text = [each in text for each in (value, other)]
-    if all(map(any, zip(is_missing, is_text, strict=True))):
-        column = Column.of([value, other], "file", "text")
-        assert column.missing == sum(is_missing)
-        kept = [each for each, is_one in zip((value, other), is_text, strict=True) if is_one]
-        assert [list(each.messages) if isinstance(each, Chat) else each for each in column.documents] == kept
-    else:
-        wrong = 1 + [a or b for a, b in zip(is_missing, is_text, strict=True)].index(False)
-        with pytest.raises(DataError, match=f"file, row {wrong}, column 'text': "):
-            Column.of([value, other], "file", "text")
+def test_a_value_is_text_or_a_chat_or_missing_or_rejected(value):
+    """Beside any other value: the first that isn't text is named, and nothing becomes the spelling of a Python value."""
+    for other in VALUES:
+        pair = [value, other]
+        missing = [each is None or each == [] or each != each for each in pair]
+        text = [each in ("a", "", CHAT) for each in pair]
+        readable = [a or b for a, b in zip(missing, text, strict=True)]
+        if all(readable):
+            column = Column.of(pair, "file", "text")
+            assert column.missing == sum(missing)
+            kept = [each for each, is_text in zip(pair, text, strict=True) if is_text]
+            assert [list(each.messages) if isinstance(each, Chat) else each for each in column.documents] == kept
+        else:
+            with pytest.raises(DataError, match=f"file, row {1 + readable.index(False)}, column 'text': "):
+                Column.of(pair, "file", "text")
 
 
 # --- chats -----------------------------------------------------------------------------------------------------------
