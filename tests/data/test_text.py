@@ -307,7 +307,7 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_a_value_is_text_or_a_chat_or_missing_or_rejected(value):
-    """Beside any other value: the first that isn't text is named, and nothing becomes the spelling of a Python value."""
+    """Beside any other value: the first that isn't text is named, and none becomes the spelling of a value."""
     for other in VALUES:
         pair = [value, other]
         missing = [each is None or each == [] or each != each for each in pair]
