@@ -205,8 +205,8 @@ WHOLE = ("corpus@calibration.corpus=text", "calibration.corpus.path=a.txt", "cal
         ((*WHOLE, "corpus@evaluation.corpus=text", "evaluation.corpus.path=a.txt", "eval=[smoke]"), False),
         ((*WHOLE, "corpus@evaluation.corpus=text", "evaluation.corpus.path=b.txt"), False),
         (("corpus=text", "corpus.path=a.txt", "corpus.calibration=all"), True),
-        (("corpus=text", "corpus.path=a.txt", "corpus.calibration=all[:60%]", "distill=output_kl"), True),
-        (("corpus=text", "corpus.path=a.txt", "corpus.calibration=all[:60%]"), False),
+        (("corpus=text", "corpus.path=a.txt", "corpus.calibration='all[:60%]'", "distill=output_kl"), True),
+        (("corpus=text", "corpus.path=a.txt", "corpus.calibration='all[:60%]'"), False),
         (("corpus=text", "corpus.path=a.txt", "corpus.calibration=all", "eval=[smoke]"), False),
     ],
 )
