@@ -1,6 +1,6 @@
 """A look at calibration text before anything is fitted on it.
 
-Thresholds stand several times above what clean text has (WikiText-2 and Python's documentation with SmolLM2's
+Thresholds stand above what clean text has in every cut (WikiText-2 and Python's documentation with SmolLM2's
 tokenizer; the tests measure them).
 """
 
@@ -15,11 +15,12 @@ from torch import Tensor
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.words import counted
 
-LONG_RUN = 16  # of one token
+LONG_RUN = 20  # of one token
 MOST_IN_LONG_RUNS = 0.01  # of the tokens
-MOST_OF_ONE_TOKEN = 0.25  # of the tokens
-PASSAGE = 32  # tokens
-MOST_REPEATED_PASSAGES = 0.1
+MOST_OF_ONE_TOKEN = 0.4  # of the tokens
+PASSAGE = 32  # tokens, fewer in shorter blocks
+LEAST_PASSAGE = 16
+MOST_REPEATED_PASSAGES = 0.2
 MOST_DUPLICATES = 0.1  # of the characters, in documents that occurred before
 MOST_SPACE = 0.75  # of the characters
 MOST_UNKNOWN = 0.05  # of the tokens
@@ -73,6 +74,10 @@ def _runs(ids: Tensor, tokenizer: Any, long: int) -> Iterator[str]:
 def _repeats(ids: Tensor, spec: BlockSpec, length: int) -> Iterator[str]:
     """Passages that occur again; crops overlap, so that only repeats within one block count."""
     is_disjoint = spec.sampling in ("first", "windows")
+    while length > ids.shape[1] // 2:
+        length //= 2
+    if length < LEAST_PASSAGE:
+        return
     share = repeated_share(ids, length, across=is_disjoint)
     if share > MOST_REPEATED_PASSAGES:
         yield (

@@ -184,7 +184,7 @@ def _csv(text: str, file: Path, delimiter: str) -> list[Any]:
 def _json_lines(text: str, file: Path) -> list[Any]:
     # Not splitlines: text may hold other characters that end a line.
     lines = enumerate(text.split("\n"), start=1)
-    return [_parsed(line, file, f"line {number}: ") for number, line in lines if line.strip()]
+    return [_parsed(line, file, f"row {number}: ") for number, line in lines if line.strip()]
 
 
 def _json(text: str, file: Path) -> list[Any]:
