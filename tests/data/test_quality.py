@@ -169,6 +169,6 @@ def test_a_run_tells_and_records_it(tmp_path, said):
     assert run(*words, "calibration.corpus.calibration=all", f"output_dir={tmp_path}/D") == 0
     warnings = result(tmp_path / "D")["calibration"]["warnings"]
     assert any("it is a single document (8,999 characters)" in warning for warning in warnings)
-    assert any("passages of 32 tokens occurred before" in warning for warning in warnings)
+    assert any("passages of 64 tokens occurred before" in warning for warning in warnings)
     told = said()
     assert all(warning in told for warning in warnings)
