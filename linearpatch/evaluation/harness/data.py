@@ -162,8 +162,12 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 def _tell_of_nulls(entry: Entry, config: Mapping[str, Any], task: Any) -> None:
     """Warn of questions in which a column that the prompt names is null; as lm_eval asks them, they say None there."""
+    from datasets import Dataset
+
     prompt = " ".join(str(config.get(part) or "") for part in PROMPT)
-    questions = task.dataset[_questions(config)]
+    questions = (getattr(task, "dataset", None) or {}).get(_questions(config))
+    if not isinstance(questions, Dataset):  # tasks may make their own
+        return
     for column in questions.column_names:
         missing = questions.data.column(column).null_count
         if missing and re.search(rf"\b{re.escape(column)}\b", prompt):
