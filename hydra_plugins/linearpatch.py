@@ -13,7 +13,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
 class LinearPatchLauncher(Launcher):  # type: ignore[misc]
@@ -68,7 +68,9 @@ class LinearPatchSweeper(BasicSweeper):  # type: ignore[misc]
     ) -> None:
         super().__init__(None, params)
         self.file = file
-        self.combinations = small if scale == "small" and small is not None else combinations or ()
+        chosen = small if scale == "small" and small is not None else combinations or ()
+        plain = OmegaConf.to_container(OmegaConf.create(list(chosen)), resolve=True)
+        self.combinations: list[dict[str, Any]] = plain  # type: ignore[assignment]
 
     def sweep(self, arguments: list[str]) -> Any:
         """Split the arguments, and launch."""
@@ -78,10 +80,10 @@ class LinearPatchSweeper(BasicSweeper):  # type: ignore[misc]
 
         assert self.hydra_context is not None
         assert self.launcher is not None
-        combinations = read_combinations(self.file) if self.file else self.combinations
+        combinations = self.combinations if self.file is None else read_combinations(self.file)
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         jobs: list[list[str]] = []
-        for combination in list(combinations) or [{}]:
+        for combination in combinations or [{}]:
             parsed = parser.parse_overrides([*self._parse_config(), *as_overrides(combination), *arguments])
             jobs += self.split_arguments(parsed, None)[0]
         distinct = {tuple(sorted(job)): job for job in jobs}  # the command line may make combinations equal

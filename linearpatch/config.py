@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import FrozenInstanceError, fields, is_dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -24,19 +23,16 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, StringNode, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from linearpatch.choices import CONF_DIR, PRESET_GROUPS, choices, unknown_choice
 from linearpatch.errors import ConfigError, suggest
 from linearpatch.experiment import Experiment
+from linearpatch.overrides import advice, expanded, override
 from linearpatch.registry import GROUPS, components
 
-# In a checkout the YAMLs stand at the top, for people; in an installed package they come along inside.
-_PACKAGED = Path(__file__).parent / "conf"
-CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
-
-# Groups whose choices are YAML files alone.
-PRESET_GROUPS = ("experiment", "scale", "debug", "hydra/launcher")
+CHOICE_NAME = re.compile(r"\$\{hydra:runtime\.choices\.([\w@./]+)\}")
 
 
 @cache
@@ -82,11 +78,65 @@ def compose_config(overrides: Sequence[str], search_path: Sequence[str] = ()) ->
         ConfigError: a choice or key isn't possible.
     """
     register_schemas()
+    overrides = expanded(overrides, search_path)
     check_choices(overrides)
-    more = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search_path)}]"] if search_path else []
+    folders = [f"file://{folder}" for folder in search_path]
+    more = [override("hydra.searchpath", folders)] if folders else []
     with readable_errors(), initialize_config_dir(str(CONF_DIR.resolve()), version_base="1.3"):
-        config: DictConfig = compose("config", [*overrides, *more])
-    return config
+        config: DictConfig = compose("config", [*overrides, *more], return_hydra_config=True)
+        return job_config(config)
+
+
+def job_config(composed: DictConfig) -> DictConfig:
+    """What Hydra composed without its own node; names of choices in texts are filled in.
+
+    Raises:
+        ConfigError: a text interpolates what isn't a text.
+    """
+    settle_texts(composed)
+    with open_dict(composed):
+        del composed["hydra"]
+    return composed
+
+
+def settle_texts(composed: DictConfig) -> None:
+    """Fill in `${hydra:runtime.choices.GROUP}`, which only Hydra's own process knows; look at other interpolations.
+
+    Raises:
+        ConfigError: a text interpolates settings as a whole, which would be written into it as a mapping.
+    """
+    for node in _texts(composed):
+        key, text = node._get_full_key(None), node._value()
+        for reference in re.findall(r"(?<!\\)\$\{(\w[\w.]*)\}", text):
+            target = OmegaConf.select(composed, reference, throw_on_missing=False)
+            is_inside = text != f"${{{reference}}}" or isinstance(node, StringNode)
+            if is_inside and OmegaConf.is_config(target):
+                raise ConfigError(
+                    f"{key}={text} would contain all settings of {reference}. For its name write "
+                    f"${{hydra:runtime.choices.{reference}}}; for one setting its key, such as ${{num_pruned_layers}}."
+                )
+        node._set_value(_with_names(key, text, composed.hydra.runtime.choices))
+
+
+def _with_names(key: str, text: str, names: Mapping[str, Any]) -> str:
+    def name(match: re.Match[str]) -> str:
+        if match[1] not in names:
+            raise ConfigError(f"{key}={text}: {match[1]} is not a group. {suggest(match[1], map(str, names))}")
+        return str(names[match[1]])
+
+    return CHOICE_NAME.sub(name, text)
+
+
+def _texts(node: Any) -> Iterator[Any]:
+    """All values with an interpolation, Hydra's own left out."""
+    if isinstance(node, DictConfig | ListConfig):
+        content = node._content
+        if isinstance(content, dict | list):
+            for key, item in content.items() if isinstance(content, dict) else enumerate(content):
+                if key != "hydra":
+                    yield from _texts(item)
+    elif isinstance(node._value(), str) and "${" in node._value():
+        yield node
 
 
 def check_choices(overrides: Sequence[str]) -> None:
@@ -95,15 +145,15 @@ def check_choices(overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: an override is such a list, or null.
     """
-    for override in overrides:
-        found = re.fullmatch(r"\+{0,2}(([\w/]+)(?:@([\w.]+))?)=(?:null|~)?", override)
+    for word in overrides:
+        found = re.fullmatch(r"\+{0,2}(([\w/]+)(?:@([\w.]+))?)=(?:null|~)?", word)
         if found and found[2] in (*GROUPS, *PRESET_GROUPS):
             or_value = f", or set the value {found[3]}=null to have none" if found[3] else ""
-            raise ConfigError(f"{override} chooses nothing. Leave it out{or_value}. {suggest('', choices(found[2]))}")
-        found = re.fullmatch(r"\+{0,2}(([\w/]+)(?:@[\w.]+)?)=\[(.*)\]", override)
+            raise ConfigError(f"{word} chooses nothing. Leave it out{or_value}. {suggest('', choices(found[2]))}")
+        found = re.fullmatch(r"\+{0,2}(([\w/]+)(?:@[\w.]+)?)=\[(.*)\]", word)
         if found and found[2] in GROUPS and found[2] != "eval":
             raise ConfigError(
-                f"{override} is a list, where a run takes one {found[2]}. For a run with each, sweep (-m) over "
+                f"{word} is a list, where a run takes one {found[2]}. For a run with each, sweep (-m) over "
                 f"{found[1]}={found[3]}; in a sweep's file that is {found[1]}: '{found[3]}'."
             )
 
@@ -120,20 +170,6 @@ def to_experiment(config: DictConfig) -> Experiment:
         return experiment
 
 
-def choices(group: str) -> dict[str, str]:
-    """All choices of a group with their one-line descriptions.
-
-    The description is the first comment of the YAML, or the first line of the component's docstring.
-    """
-    found: dict[str, str] = {}
-    for file in sorted((CONF_DIR / group).glob("*.yaml")):
-        found[file.stem] = _purpose(file)
-    for name, cls in (components(group) if group in GROUPS else {}).items():
-        if name not in found and not _is_base_of_yaml(group, name):
-            found[name] = (cls.__doc__ or "").strip().split("\n")[0]
-    return dict(sorted(found.items()))
-
-
 @contextmanager
 def readable_errors() -> Iterator[None]:
     """Turn what Hydra and OmegaConf raise into a `ConfigError` of one or two sentences."""
@@ -142,9 +178,7 @@ def readable_errors() -> Iterator[None]:
     except MissingConfigException as error:
         raise ConfigError(_unknown_choice(error)) from error
     except OverrideParseException as error:
-        raise ConfigError(
-            f"The override {error.override!r} can't be parsed. Write key=value or group=choice."
-        ) from error
+        raise ConfigError(f"The override {error.override!r} can't be parsed. {advice(error.override)}") from error
     except FrozenInstanceError as error:
         key = str(error).rpartition("'")[0].rpartition("'")[2]
         raise ConfigError(f"The key {key!r} doesn't exist, and '+' can't add it: settings are fixed.") from error
@@ -156,6 +190,10 @@ def readable_errors() -> Iterator[None]:
         cause = error.__cause__
         if isinstance(cause, OmegaConfBaseException):
             raise ConfigError(_bad_value(cause)) from error
+        if ambiguous := re.search(r"Ambiguous value for argument '(.*?)'\n", str(error), re.DOTALL):
+            raise ConfigError(
+                f"{ambiguous[1]} has a comma. For a run with each value add -m. {advice(ambiguous[1])}"
+            ) from error
         raise ConfigError(_without_search_path(str(error))) from error
 
 
@@ -163,7 +201,7 @@ def _unknown_choice(error: MissingConfigException) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     if not group:
         return _without_search_path(str(error))
-    return f"{group}={choice} is not a choice. {suggest(choice, choices(group))}"
+    return str(unknown_choice(group, choice))
 
 
 def _bad_value(error: OmegaConfBaseException) -> str:
@@ -176,22 +214,13 @@ def _bad_value(error: OmegaConfBaseException) -> str:
             return f"The key {key!r} doesn't exist: this choice of {group} has no settings. Choose another {group}."
         return f"The key {key!r} doesn't exist. {suggest(str(error.key), names)}"
     reason = str(error).split("\n")[0]
+    if several := re.match(r"Value '([^']+,[^']+)' of type 'str' could not be converted", reason):
+        return f"{key}: {reason}. For a run with each, write {key}: {{values: [{several[1]}]}} in the sweep's file."
     return f"{key}: {reason}."
 
 
 def _without_search_path(message: str) -> str:
     return re.sub(r"\s*Config search path:.*", "", message, flags=re.DOTALL).replace("\n", " ").strip()
-
-
-def _purpose(file: Path) -> str:
-    comments = (line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
-    return next((line for line in comments if not line.startswith("@package")), "")
-
-
-def _is_base_of_yaml(group: str, name: str) -> bool:
-    """Whether a component is only the schema of YAMLs with names of their own (such as `blocks`)."""
-    schema = f"{name}_schema"
-    return any(schema in file.read_text(encoding="utf-8") for file in (CONF_DIR / group).glob("*.yaml"))
 
 
 def _schema(cls: type) -> DictConfig:

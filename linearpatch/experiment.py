@@ -126,6 +126,9 @@ class Experiment:
             )
         if self.training is None and set(self.stages) == {"distilled"}:
             raise ConfigError("stages=[distilled] needs a distillation, and distill is none. Use distill=output_kl.")
+        for key in ("output_dir", "datasets_dir", "cache_dir"):
+            if (folder := getattr(self, key)) is not None and not folder.strip():
+                raise ConfigError(f"{key} is empty. Name a folder, or leave {key} out.")
         check_group(self.group)
         _ = self.num_held_out  # refuses settings that leave none where some are needed
         if self.push_to_hub is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from linearpatch.config import CONF_DIR, check_choices, readable_errors, resolved, to_experiment
+from linearpatch.choices import CONF_DIR
+from linearpatch.config import check_choices, job_config, readable_errors, resolved, settle_texts, to_experiment
 from linearpatch.errors import ConfigError
 from linearpatch.experiment import check_group, digest
+from linearpatch.overrides import command as repeating
+from linearpatch.overrides import expanded
 from linearpatch.progress import steps
 from linearpatch.results.record import Record
 from linearpatch.run import run
@@ -37,6 +39,7 @@ class Jobs:
 
     Args:
         dry_run: Only plan.
+        estimates: With `dry_run`, estimate what the jobs will cost.
 
     Attributes:
         record: That of the run, where there was one.
@@ -47,18 +50,39 @@ class Jobs:
         at_a_time: … and how many run together, where that is known.
     """
 
-    def __init__(self, *, dry_run: bool = False) -> None:
+    def __init__(self, *, dry_run: bool = False, estimates: bool = True) -> None:
         self.dry_run = dry_run
+        self._estimates = estimates
         self.record: Record | None = None
         self.folder = Path()
         self.plan: Plan | None = None
         self.outcomes: list[Outcome] = []
         self.estimates: Mapping[str, Estimate] = {}
         self.at_a_time: int | None = None
+        self._config: DictConfig | None = None
+        self._overrides: list[str] = []
+        self._choices: dict[str, Any] = {}
 
     def __call__(self, config: DictConfig) -> None:
-        """One run, in this process."""
-        overrides = list(HydraConfig.get().overrides.task)
+        """Keep a configuration for `run`: Hydra would put a line of its own before an error in here."""
+        composed = HydraConfig.get()
+        with open_dict(config):
+            config.hydra = composed
+        self._config = job_config(config)
+        self._overrides = list(composed.overrides.task)
+        self._choices = _choices(composed.runtime.choices, config)
+
+    def configuration(self, *, resolve: bool = False) -> str:
+        """What was composed, as YAML, with the names of what was chosen."""
+        assert self._config is not None
+        names = OmegaConf.to_yaml(OmegaConf.create({"choices": self._choices}))
+        return f"{names}{OmegaConf.to_yaml(self._config, resolve=resolve)}".rstrip()
+
+    def run(self) -> None:
+        """One run, in this process, where Hydra composed one."""
+        if self._config is None:
+            return
+        config, overrides = self._config, self._overrides
         experiment = to_experiment(config)
         check_folder(experiment.folder())
         if self.dry_run:
@@ -66,7 +90,7 @@ class Jobs:
             self.plan, self.estimates = estimate(plan_sweep(asked, config.group or "run"))
             return
         self.folder = experiment.folder()
-        command = shlex.join(["linearpatch", "run", *overrides])
+        command = repeating(overrides)
         log.info("run %s", experiment.run_id)
         self.record = run(experiment, self.folder, config=resolved(config), command=command)
 
@@ -96,12 +120,19 @@ class Jobs:
                 "A sweep starts a process for each run, and can't be started by several processes (accelerate, "
                 "torchrun). Start it alone, or give one run at a time to several processes."
             )
+        with readable_errors():
+            settle_texts(config)
         check_group(config.group)
         launcher = launcher_of(name, settings)
-        sources = config.hydra.runtime.config_sources
-        search_path = [source.path for source in sources if source.schema == "file" and source.path != str(CONF_DIR)]
+        sources: Any = OmegaConf.to_container(config.hydra.runtime.config_sources)  # paths as they are, also with ${
+        folders = [source["path"] for source in sources if source["schema"] == "file"]
+        search_path = [folder for folder in folders if folder != str(CONF_DIR.resolve())]
         label = config.group or f"sweep-{digest(sorted(map(list, combinations)))}"
-        asked = [_asked(overrides, label, compose) for overrides in combinations]
+        asked = []
+        with steps("planning", len(combinations)) as on_step:
+            for overrides in combinations:
+                asked.append(_asked(overrides, label, compose))
+                on_step()
         self.plan = plan_sweep(
             asked,
             label,
@@ -111,7 +142,8 @@ class Jobs:
         )
         check_folder(self.plan.folder)
         if self.dry_run:
-            self.plan, self.estimates = estimate(self.plan)
+            if self._estimates:
+                self.plan, self.estimates = estimate(self.plan)
             self.at_a_time = launcher.at_a_time
             return
         pending = sum(job.is_pending for job in self.plan.runs)
@@ -132,14 +164,20 @@ class Jobs:
             self.outcomes = execute(self.plan, launcher, tell)
 
 
+def _choices(chosen: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
+    """The names of what was chosen, by group; of evaluations there may be several, and settings of unused ones."""
+    names = {str(group): name for group, name in chosen.items() if name and not str(group).startswith("hydra/")}
+    evaluations = [name for name in config.eval if OmegaConf.get_type(config.eval, name) is not dict]
+    return {**dict(reversed(names.items())), "eval": evaluations}
+
+
 def _asked(overrides: Sequence[str], label: str, compose: Callable[[Sequence[str]], DictConfig]) -> Asked:
     """One run of a sweep, or why it is impossible."""
     try:
+        overrides = expanded(overrides)
         check_choices(overrides)
         with readable_errors():
-            config = compose(overrides)
-        with open_dict(config):
-            del config["hydra"]
+            config = job_config(compose(overrides))
         config.group = config.group or label
         return Asked(tuple(overrides), to_experiment(config))
     except ConfigError as error:

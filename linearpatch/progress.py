@@ -15,6 +15,7 @@ from linearpatch.console import PlainConsole
 # to ask for its width (a file, CI), lines may be as long as a wide one's.
 WIDTH_OF_FILES = 140
 console = PlainConsole(stderr=True, width=None if sys.stderr.isatty() else WIDTH_OF_FILES)
+out = PlainConsole(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)  # what a command is asked for goes to stdout
 
 
 # Who is told of progress: what is being done, how much of it is done, how much there is (0: not known).

@@ -13,6 +13,7 @@ Other packages register theirs by naming the defining module in the entry point 
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import logging
@@ -20,6 +21,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -75,6 +77,38 @@ def components(group: str) -> Mapping[str, type]:
     return MappingProxyType(_components[group])
 
 
+@cache
+def declared(group: str) -> Mapping[str, str]:
+    """All components of a group with the first lines of their docstrings.
+
+    Ours are read from the source, because importing them imports PyTorch and more; plug-ins are imported.
+    """
+    require_choice("component group", group, GROUPS)
+    _load_plugins()
+    found = {name: _first_line(cls.__doc__) for name, cls in _components[group].items()}
+    folder = Path(__file__).parents[1].joinpath(*GROUPS[group].split("."))
+    for file in sorted(folder.glob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        if f'@component("{group}"' in text:
+            found |= _declared_in(ast.parse(text), group)
+    return MappingProxyType(found)
+
+
+def _declared_in(tree: ast.Module, group: str) -> dict[str, str]:
+    """The classes of a module that `@component(group, name)` decorates."""
+    found: dict[str, str] = {}
+    for node in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        for decorator in node.decorator_list:
+            match decorator:
+                case ast.Call(ast.Name("component"), [ast.Constant(str(of)), ast.Constant(str(name))]) if of == group:
+                    found[name] = _first_line(ast.get_docstring(node))
+    return found
+
+
+def _first_line(docstring: str | None) -> str:
+    return (docstring or "").strip().split("\n")[0]
+
+
 def name_of(instance: object) -> str:
     """The name under which the class of `instance` was registered."""
     for choices in _components.values():
@@ -100,11 +134,17 @@ def identity(instance: Any) -> dict[str, Any]:
 
 @cache
 def _load_all() -> None:
-    """Import every module that may register a component. A broken plug-in is reported and left out."""
+    """Import every module that may register a component."""
     for package_name in dict.fromkeys(GROUPS.values()):
         package = importlib.import_module(package_name)
         for module in pkgutil.iter_modules(package.__path__, prefix=f"{package_name}."):
             importlib.import_module(module.name)
+    _load_plugins()
+
+
+@cache
+def _load_plugins() -> None:
+    """Import the components of other packages. A broken plug-in is reported and left out."""
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
         try:
             entry_point.load()

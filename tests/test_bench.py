@@ -53,5 +53,5 @@ def test_a_time_ratio_compares_pairs():
 def test_an_unknown_benchmark_is_refused():
     assert main(["bench", "slebb"]) == 1
     assert set(BENCHMARKS) == {
-        "statistics", "sleb", "patch_aware", "taylor", "perplexity", "harness", "distill", "report",
+        "startup", "statistics", "sleb", "patch_aware", "taylor", "perplexity", "harness", "distill", "report",
     }  # fmt: skip

@@ -5,7 +5,8 @@ import re
 import pytest
 from conftest import tiny_model  # noqa: F401
 
-from linearpatch.config import CONF_DIR, choices, compose_experiment
+from linearpatch.choices import CONF_DIR, choices
+from linearpatch.config import compose_config, compose_experiment
 from linearpatch.errors import ConfigError
 from linearpatch.registry import GROUPS, components
 
@@ -75,6 +76,22 @@ def test_no_target_strings_but_those_of_hydras_plugins():
         ("corpus.calibration=evaluation", "share text"),
         ("eval=[ppl,ppl_pydoc]", "eval.ppl and eval.ppl_pydoc both measure ppl/pydoc. Leave one of them out of"),
         ("just words", "can't be parsed"),
+        (
+            "corpus.path=tëxt (v2).txt",
+            """can't be parsed. Write key=value or group=choice; a text with other """
+            """characters in quotes: 'corpus.path="tëxt (v2).txt"'""",
+        ),
+        ("corpus.path=a,b.txt", """has a comma. For a run with each value add -m."""),
+        ("corpus.path=a,b.txt", """in quotes: 'corpus.path="a,b.txt"'"""),
+        (
+            "num_pruned_layers='5,7'",
+            "For a run with each, write num_pruned_layers: {values: [5,7]} in",
+        ),
+        ("output_dir=", "output_dir is empty. Name a folder, or leave output_dir out."),
+        ("cache_dir=", "cache_dir is empty"),
+        ("output_dir=o/${pruner}", "For its name write ${hydra:runtime.choices.pruner}"),
+        ("output_dir=${pruner}", "output_dir=${pruner} would contain all settings of pruner"),
+        ("output_dir=o/${hydra:runtime.choices.prunr}", "prunr is not a group. Did you mean 'pruner'?"),
         ("patch=null", "patch=null chooses nothing. Leave it out. Allowed: diag, "),
         ("corpus@calibration.corpus=null", "or set the value calibration.corpus=null to have none."),
         ("calibration.corpus=c4", "Choose it: corpus@calibration.corpus=c4."),
@@ -107,6 +124,21 @@ def test_a_corpus_sets_all_readers_and_each_can_be_overridden_alone():
     assert one.evaluation_reader.source == "ptb/validation"
     settings = compose_experiment(["corpus=text", "corpus.path=a.txt"])
     assert settings.calibration_reader.corpus.path == settings.evaluation_reader.corpus.path == "a.txt"
+
+
+def test_names_of_choices_can_be_parts_of_texts():
+    names = "${hydra:runtime.choices.pruner}-${num_pruned_layers}-${hydra:runtime.choices.corpus@calibration.corpus}"
+    composed = compose_experiment([f"output_dir=o/{names}", "pruner=sleb", "corpus@calibration.corpus=c4"])
+    assert composed.output_dir == "o/sleb-5-c4"
+    assert compose_experiment(["output_dir='o/\\${pruner}'"]).output_dir == "o/${pruner}"
+
+
+def test_a_folder_of_choices_may_have_any_name(tmp_path):
+    folder = tmp_path / "conf, x (1) ${y} it's"
+    (folder / "pruner").mkdir(parents=True)
+    (folder / "pruner" / "mine.yaml").write_text("defaults: [explicit_schema, _self_]\nlayers: [1, 4]\n")
+    config = compose_config(["pruner=mine", "num_pruned_layers=2"], [str(folder)])
+    assert list(config.pruner.layers) == [1, 4]
 
 
 def test_run_id_hashes_what_makes_the_model():

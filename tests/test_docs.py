@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import lm_eval_task
 
+from linearpatch.choices import CONF_DIR
 from linearpatch.cli import main
-from linearpatch.config import CONF_DIR, compose_experiment
+from linearpatch.config import compose_experiment
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/**/README.md"))]

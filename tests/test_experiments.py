@@ -7,8 +7,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from published import COLUMNS, EXPERIMENTS, FILES, LAYERS, lines, name, rows
 
+from linearpatch.choices import CONF_DIR, choices
 from linearpatch.cli import main
-from linearpatch.config import CONF_DIR, choices, compose_config, compose_experiment, resolved
+from linearpatch.config import compose_config, compose_experiment, resolved
 from linearpatch.data.pydoc import SHARES
 from linearpatch.jobs import Jobs
 

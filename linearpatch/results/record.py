@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -161,7 +162,10 @@ def recording(record: Record, folder: Path) -> Iterator[None]:
         record.status = "failed"
         known = isinstance(error, LinearPatchError)
         record.error = str(error) if known else f"{type(error).__name__}: {error}"
-        log.debug("the run failed", exc_info=True)
+        if not known:  # the traceback goes to the file alone; who reports the error says where it is
+            failure = (log.name, logging.ERROR, __file__, 0, "the run failed", None, sys.exc_info())
+            handler.handle(logging.LogRecord(*failure))
+            error.add_note(f"The traceback is in {folder / 'run.log'}.")
         raise
     finally:
         package_log.removeHandler(handler)

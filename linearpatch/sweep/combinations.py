@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf._utils import get_yaml_loader  # reads 1e-3 as a number and rejects repeated keys, as in every other YAML
 
+from linearpatch.choices import PRESET_GROUPS
 from linearpatch.errors import ConfigError
+from linearpatch.overrides import override
+from linearpatch.registry import GROUPS
 
 FORM = "a list of mappings, such as `- {pruner: sleb, num_pruned_layers: 5}`"
+PRODUCT = "values"  # key of a mapping that lists the values of a product
 
 
 def read_combinations(file: str) -> list[dict[str, Any]]:
@@ -19,34 +25,51 @@ def read_combinations(file: str) -> list[dict[str, Any]]:
     Raises:
         ConfigError: there is no such file, or it holds something else.
     """
+    if not file:
+        raise ConfigError(f"sweep= names no file. Write sweep=FILE, a YAML file with {FORM}; or leave it out.")
     path = Path(file).expanduser()
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeError) as error:
+        found = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=get_yaml_loader())
+    except (OSError, UnicodeError, ValueError) as error:
         raise ConfigError(f"sweep={file} can't be read: {error}. Name a YAML file with {FORM}.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"sweep={file} isn't YAML: {' '.join(str(error).split())}. Write {FORM}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"sweep={file} is nested too deeply. Write {FORM}.") from error
     if not isinstance(found, list) or not found or not all(isinstance(one, dict) and one for one in found):
         raise ConfigError(f"sweep={file} doesn't hold combinations. Write {FORM}.")
     return found
 
 
 def as_overrides(combination: Mapping[str, Any]) -> list[str]:
-    """A combination as on the command line; a text with commas in it is a product of its own.
+    """A combination as on the command line.
 
-    >>> as_overrides({"pruner": "sleb,shortgpt", "num_pruned_layers": 5, "eval": ["ppl", "qa"], "tracker.entity": None})
-    ['pruner=sleb,shortgpt', 'num_pruned_layers=5', 'eval=[ppl,qa]', 'tracker.entity=null']
+    Values are what YAML says they are: a text is a text, also with commas in it. A product is a mapping with the one
+    key `values`; names of choices, which have no commas, may also stand side by side.
+
+    >>> as_overrides({"pruner": "sleb,shortgpt", "seed": {"values": [0, 1]}, "corpus.path": "a,b", "group": None})
+    ['pruner=sleb,shortgpt', 'seed=0,1', "corpus.path='a,b'", 'group=null']
+
+    Raises:
+        ConfigError: a key isn't a name, or an override can't say a value.
     """
-    return [f"{key}={_text(value)}" for key, value in combination.items()]
+    words = []
+    for key, value in combination.items():
+        if not isinstance(key, str) or not re.fullmatch(r"[+~]{0,2}[\w./@$-]+", key):
+            raise ConfigError(f"{key!r} is not the name of a setting. Write {FORM}.")
+        first, *others = (override(key, one) for one in _alternatives(key, value))
+        words.append(",".join([first, *(other.removeprefix(f"{key}=") for other in others)]))
+    return words
 
 
-def _text(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_text(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_text(item) for item in value) + "]"
-    return str(value)
+def _alternatives(key: str, value: Any) -> Sequence[Any]:
+    """The values of a product, or the one value."""
+    if isinstance(value, Mapping) and set(value) == {PRODUCT}:
+        listed = value[PRODUCT]
+        if not isinstance(listed, list) or not listed:
+            raise ConfigError(f"{key}.{PRODUCT} is {listed!r}. Allowed: a list, such as {{{PRODUCT}: [5, 7]}}.")
+        return listed
+    is_group = key.lstrip("+").partition("@")[0] in (*GROUPS, *PRESET_GROUPS)
+    if is_group and isinstance(value, str) and value.strip():
+        return [name.strip() for name in value.split(",")]
+    return [value]

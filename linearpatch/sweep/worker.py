@@ -9,7 +9,6 @@ import faulthandler
 import gc
 import logging
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -26,6 +25,7 @@ from linearpatch.console import PlainFormatter
 from linearpatch.errors import LinearPatchError, StorageError
 from linearpatch.experiment import Experiment
 from linearpatch.leases import Occupied, wait_for
+from linearpatch.overrides import command
 from linearpatch.results.record import Record
 from linearpatch.results.state import LEASE_NAME, state_of
 from linearpatch.run import run
@@ -119,7 +119,7 @@ def _share(request: Request, experiments: Sequence[Experiment], remark: str | No
 
 
 def _command(request: Request) -> str:
-    return shlex.join(["linearpatch", "run", *request.overrides[0]])
+    return command(request.overrides[0])
 
 
 def is_complete(request: Request) -> bool:

@@ -1,0 +1,79 @@
+"""What can be chosen, by name, read without importing any of it.
+
+YAML files say what they are in their first comment, components in the docstring behind their decorator: so a list, a
+completion or the error for a misspelt name comes at once, without PyTorch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from linearpatch.errors import ConfigError, suggest
+from linearpatch.registry import GROUPS, declared
+
+# In a checkout the YAMLs stand at the top, for people; in an installed package they come along inside.
+_PACKAGED = Path(__file__).parent / "conf"
+CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
+
+# Groups whose choices are YAML files alone.
+PRESET_GROUPS = ("experiment", "scale", "debug", "hydra/launcher")
+
+NAME = r"[\w-]+"
+CHOICE = re.compile(rf"\+{{0,2}}([\w/]+)(?:@[\w.]+)?=(\[)?({NAME}(?:,{NAME})*)(?(2)\])")
+
+
+def choices(group: str) -> dict[str, str]:
+    """All choices of a group with their one-line descriptions.
+
+    The description is the first comment of the YAML, or the first line of the component's docstring.
+    """
+    files = sorted((CONF_DIR / group).glob("*.yaml"))
+    found = {file.stem: _purpose(file) for file in files}
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    for name, purpose in (declared(group) if group in GROUPS else {}).items():
+        is_base_of_yaml = any(f"{name}_schema" in text for text in texts)  # with a name of its own, such as `blocks`
+        if name not in found and not is_base_of_yaml:
+            found[name] = purpose
+    return dict(sorted(found.items()))
+
+
+def unknown_choice(group: str, choice: str) -> ConfigError:
+    """The error for a name that a group doesn't have."""
+    return ConfigError(f"{group}={choice} is not a choice. {suggest(choice, choices(group))}")
+
+
+def check_names(overrides: Sequence[str], folder: str | None = None) -> None:
+    """Reject a choice that doesn't exist, before anything is imported that could compose it.
+
+    Where only some values of a sweep don't exist, its plan says so.
+
+    Args:
+        overrides: Such as `pruner=sleb`.
+        folder: More choices, in folders of the user's.
+
+    Raises:
+        ConfigError: there is no such choice.
+    """
+    for override in overrides:
+        parts = CHOICE.fullmatch(override)
+        if parts is None or parts[1] not in (*GROUPS, *PRESET_GROUPS) or parts[1].startswith("hydra"):
+            continue
+        group, names = parts[1], parts[3].split(",")
+        known = choices(group)
+        unknown = [
+            name
+            for name in names
+            if name not in known
+            and name.lower() != "null"
+            and not name.endswith("_schema")
+            and not (folder and (Path(folder) / group / f"{name}.yaml").is_file())
+        ]
+        if unknown and (parts[2] or len(unknown) == len(names)):
+            raise unknown_choice(group, unknown[0])
+
+
+def _purpose(file: Path) -> str:
+    comments = (line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    return next((line for line in comments if not line.startswith("@package")), "")

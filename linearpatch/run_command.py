@@ -1,0 +1,155 @@
+"""`linearpatch run`: compose with Hydra, run what that describes, print what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import yaml
+
+from linearpatch.arguments import run_parser
+from linearpatch.choices import CONF_DIR, check_names
+from linearpatch.errors import ConfigError
+from linearpatch.overrides import expanded, override
+from linearpatch.progress import out
+
+if TYPE_CHECKING:
+    from linearpatch.jobs import Jobs
+    from linearpatch.sweep.plan import Plan
+    from linearpatch.sweep.schedule import Outcome
+
+log = logging.getLogger("linearpatch")
+
+# What Hydra takes beside overrides; the other flags are ours.
+HYDRA_FLAGS = ("run", "multirun", "hydra_help", "resolve")
+HYDRA_OPTIONS = ("cfg", "info", "package", "config_path", "config_name", "config_dir")
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one experiment, or a sweep; return 0 only if all of it was done."""
+    flags = run_parser().parse_intermixed_args(arguments)
+    if flags.help:
+        out.print(_help(), markup=False, highlight=False, soft_wrap=True)
+        return 0
+    _check(flags)
+
+    # Imported late: a wrong name is told in a second, and what follows imports PyTorch.
+    from linearpatch.config import check_choices, readable_errors, register_schemas
+    from linearpatch.jobs import Jobs
+    from linearpatch.stopping import terminable
+    from linearpatch.workers import Workers
+
+    workers = Workers.launched()
+    if not workers.is_main:  # the first process speaks for all
+        log.setLevel(logging.ERROR)
+    register_schemas()
+    if not flags.multirun:  # in a sweep each run's own overrides are
+        flags.overrides = expanded(flags.overrides, [flags.config_dir] if flags.config_dir else [])
+    check_choices(flags.overrides)
+    shows_choices = flags.cfg == "job" and flags.package is None
+    jobs = Jobs(dry_run=flags.dry_run)
+    try:
+        with readable_errors(), terminable():
+            if shows_choices:
+                flags.cfg = None
+            compose(flags, jobs)
+            if shows_choices:
+                out.print(jobs.configuration(resolve=flags.resolve), markup=False, highlight=False, soft_wrap=True)
+                return 0
+            jobs.run()
+    finally:
+        workers.leave()
+    return _tell(jobs) if workers.is_main else 0
+
+
+def _check(flags: argparse.Namespace) -> None:
+    """Reject what can't be meant, before anything heavy is imported.
+
+    Raises:
+        ConfigError: a flag contradicts another, or a choice doesn't exist.
+    """
+    if flags.shell_completion:
+        raise ConfigError(
+            "Hydra's completion doesn't know this command. Run: eval \"$(register-python-argcomplete linearpatch)\""
+        )
+    if flags.multirun and flags.cfg:
+        raise ConfigError("--cfg shows one configuration. Leave -m out and give each key one value, or use --dry-run.")
+    for at, word in enumerate(flags.overrides):
+        key, _, file = word.partition("=")
+        if key == "sweep":
+            if not flags.multirun:
+                raise ConfigError("sweep=FILE names the combinations of a sweep. Add -m.")
+            flags.overrides[at] = override("hydra.sweeper.file", _file(file), literal=True)
+    has_other_source = flags.config_path or flags.config_name
+    if not has_other_source and not any("hydra.searchpath" in word for word in flags.overrides):
+        check_names(flags.overrides, flags.config_dir)
+
+
+def _file(name: str) -> str:
+    """The file that `sweep=` names; the shell's completion may have left Hydra's quotes around it.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"":
+        name = name[1:-1]
+    if not name.strip():
+        raise ConfigError("sweep= names no file. Write sweep=FILE, a YAML list of combinations, or leave it out.")
+    return name
+
+
+def compose(flags: argparse.Namespace, jobs: Jobs) -> None:
+    """Let Hydra compose the configuration, or print what it is asked for."""
+    import hydra
+
+    words = [f"--{name.replace('_', '-')}" for name in HYDRA_FLAGS if getattr(flags, name)]
+    words += [f"--{n.replace('_', '-')}={getattr(flags, n)}" for n in HYDRA_OPTIONS if getattr(flags, n) is not None]
+    # Hydra would print a bad override in its own way and exit; with this it raises, and we say it in a sentence.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    previous, sys.argv = sys.argv, ["linearpatch run", *words, "--", *flags.overrides]
+    try:
+        hydra.main(config_path=str(CONF_DIR.resolve()), config_name="config", version_base="1.3")(jobs)()
+    finally:
+        sys.argv = previous
+
+
+def _help() -> str:
+    """The help that the configuration holds, where people who read YAML find it, too."""
+    content = yaml.safe_load((CONF_DIR / "config.yaml").read_text(encoding="utf-8"))
+    text: str = content["hydra"]["help"]["template"]
+    return text.rstrip()
+
+
+def _tell(jobs: Jobs) -> int:
+    """Print the record, the plan, or what became of a sweep."""
+    from linearpatch.results.tables import run_table
+    from linearpatch.sweep.tables import plan_table
+
+    if jobs.plan is not None and jobs.dry_run:
+        out.print(plan_table(jobs.plan, jobs.estimates, jobs.at_a_time))
+        return 1 if any(job.error for job in jobs.plan.jobs) else 0
+    if jobs.plan is not None:
+        return _tell_sweep(jobs.plan, jobs.outcomes)
+    if jobs.record is not None:  # --cfg and --info print and stop
+        out.print(run_table(jobs.record))
+        out.print(f"{jobs.folder}/result.json", soft_wrap=True)
+        if saved := jobs.record.checkpoint:
+            out.print(f"{jobs.folder}/{saved['folder']} ({saved['format']})", soft_wrap=True)
+    return 0
+
+
+def _tell_sweep(plan: Plan, outcomes: Sequence[Outcome]) -> int:
+    """Print what the runs measured and what became of each."""
+    from linearpatch.results.tables import comparison_table
+    from linearpatch.sweep.tables import outcomes_table
+
+    records = [outcome.record for outcome in outcomes]
+    if any(record.metrics for record in records):
+        out.print(comparison_table(records))
+    out.print(outcomes_table(outcomes))
+    out.print(f"{plan.folder}/*/result.json", soft_wrap=True)
+    return 0 if all(record.status == "completed" for record in records) else 1
