@@ -47,8 +47,7 @@ def hadamard_transform(values: Tensor) -> Tensor:
     for factor in reversed(factors):
         # The axis of this factor is innermost; after its product it becomes the outermost of the row, so
         # that the next factor's axis is innermost in turn and all are back in place at the end.
-        signs = _signs(factor).to(values.device, values.dtype) / factor**0.5
-        product = (product.reshape(-1, factor) @ signs).view(rows, size // factor, factor).transpose(1, 2)
+        product = (product.reshape(-1, factor) @ _factor(factor, values.device, values.dtype)).view(rows, size // factor, factor).transpose(1, 2)
     return product.reshape(values.shape)
 
 
@@ -70,6 +69,12 @@ def hadamard_factors(size: int) -> tuple[int, ...]:
         powers.append(2**step)
         doublings -= step
     return (*powers, order) if order > 1 else tuple(powers) or (1,)
+
+
+@cache
+def _factor(order: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The normalised matrix of one factor; kept where it is used, since a copy to a GPU waits for what it has to do."""
+    return _signs(order).to(device, dtype) / order**0.5
 
 
 @cache

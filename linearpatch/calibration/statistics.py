@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Protocol
@@ -161,7 +161,7 @@ class _WindowMean:
         self.compare = compare
         self.recent: deque[LayerInput] = deque(maxlen=window + 1)
         self.window = window
-        self.sums = [torch.zeros((), dtype=torch.float64) for _ in range(num_layers - window + 1)]
+        self.sums: list[Tensor | None] = [None] * (num_layers - window + 1)
         self.count = 0
 
     def observe(self, stream: LayerInput) -> None:
@@ -171,13 +171,14 @@ class _WindowMean:
         start = stream.index - self.window
         if start >= 0:
             total, count = self.compare(self.recent[0], stream)
-            self.sums[start] = self.sums[start].to(total.device) + total
+            previous = self.sums[start]
+            self.sums[start] = total if previous is None else previous + total
             self.count += count if start == 0 else 0
         if stream.index == len(self.sums) - 1 + self.window:
             self.recent.clear()
 
     def result(self) -> dict[str, Tensor]:
-        return {self.name: torch.stack([total.cpu() for total in self.sums]) / self.count}
+        return {self.name: _on_cpu(self.sums) / self.count}
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,13 @@ class _MagnitudeMean:
         self.count += len(stream.tokens) if stream.index == 0 else 0
 
     def result(self) -> dict[str, Tensor]:
-        return {"magnitude": torch.stack([total.cpu() for total in self.sums if total is not None]) / self.count}
+        return {"magnitude": _on_cpu(self.sums) / self.count}
+
+
+def _on_cpu(sums: Sequence[Tensor | None]) -> Tensor:
+    """Sums that exist, stacked and copied once: each copy from a GPU waits for all that it has to do."""
+    totals = [total for total in sums if total is not None]
+    return torch.stack([total.to(totals[0].device) for total in totals]).cpu()
 
 
 @dataclass(frozen=True)
