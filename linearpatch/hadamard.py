@@ -47,7 +47,8 @@ def hadamard_transform(values: Tensor) -> Tensor:
     for factor in reversed(factors):
         # The axis of this factor is innermost; after its product it becomes the outermost of the row, so
         # that the next factor's axis is innermost in turn and all are back in place at the end.
-        product = (product.reshape(-1, factor) @ _factor(factor, values.device, values.dtype)).view(rows, size // factor, factor).transpose(1, 2)
+        matrix = _factor(factor, values.device, values.dtype)
+        product = (product.reshape(-1, factor) @ matrix).view(rows, size // factor, factor).transpose(1, 2)
     return product.reshape(values.shape)
 
 
