@@ -36,12 +36,13 @@ class LinearPatchLauncher(Launcher):  # type: ignore[misc]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the sweep."""
-        loader = self.hydra_context.config_loader
+        from linearpatch.sweep.composing import Composer
+
         self.task_function.sweep(
             self.name,
             self.settings,
             job_overrides,
-            compose=lambda overrides: loader.load_sweep_config(self.config, list(overrides)),
+            compose=Composer(self.hydra_context.config_loader, self.config),
             config=self.config,
         )
         return []
