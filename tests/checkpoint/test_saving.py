@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from linearpatch.patches.none import NoPatch
 from linearpatch.patches.rotate import Rotate
 from linearpatch.patches.scalar import Scalar
 from linearpatch.results.record import Record
+from linearpatch.temporary import this_machine
 
 SITE = Site(1, 3, 3)
 MATRIX = torch.eye(32) + 0.1 * torch.randn(32, 32, generator=torch.Generator().manual_seed(5))
@@ -231,10 +233,7 @@ def test_a_folder_of_someone_else_is_left_alone(tmp_path, model):
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path, model):
-    import os
-    import platform
-
-    dead, alive = (tmp_path / f".M.{platform.node()}.{process}.x" for process in (2**22 + 1, os.getppid()))
+    dead, alive = (tmp_path / f".M~{this_machine()}~{process}~{'0' * 8}.tmp" for process in (2**22 + 1, os.getppid()))
     dead.mkdir()
     alive.mkdir()
     save(tmp_path / "M", model, LinearMap(MATRIX))
