@@ -67,6 +67,27 @@ def require_range(what: str, value: float, *, low: float, high: float | None = N
         raise ConfigError(f"{what} is {value}. Allowed: {bounds}.")
 
 
+MOST_BYTES_OF_NAME, MOST_BYTES_OF_PATH = 255, 4095  # of a file, as systems take them
+
+
+def require_path(what: str, value: str) -> None:
+    """Raise `ConfigError` unless `value` can be the path of a file or folder, whether or not there is one."""
+    encoded = value.encode("utf-8", "surrogateescape")
+    for size, most, of in (
+        (max(map(len, encoded.split(b"/"))), MOST_BYTES_OF_NAME, " a name of"),
+        (len(encoded), MOST_BYTES_OF_PATH, ""),
+    ):
+        if size > most:
+            raise ConfigError(f"{what} is {value[:40]!r}…, with{of} {size:,} bytes. Allowed: up to {most:,}.")
+    if "\0" in value:
+        raise ConfigError(f"{what} is {value!r}, which holds a zero byte. Allowed: the path of a file or folder.")
+
+
+def require_seed(what: str, value: int) -> None:
+    """Raise `ConfigError` unless `value` can be the seed of every generator."""
+    require_range(what, value, low=0, high=2**63 - 1)
+
+
 def require_number(what: str, value: object, word: str, *, zero: bool = True) -> None:
     """Raise `ConfigError` unless `value` is `word` or a finite number of at least 0 (or above it, without `zero`)."""
     if value == word:

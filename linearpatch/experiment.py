@@ -18,16 +18,18 @@ from linearpatch.checkpoint.saving import check_format
 from linearpatch.data.corpus import Corpus, require_corpus
 from linearpatch.data.reader import Calibration, DistillationText, Reader, check_disjoint
 from linearpatch.distillation.training import Distillation, Training
-from linearpatch.errors import ConfigError, require_choice, require_range
+from linearpatch.errors import ConfigError, require_choice, require_path, require_range, require_seed
 from linearpatch.evaluation.evaluation import Evaluation
 from linearpatch.evaluation.harness.asking import MISSING_DATA
 from linearpatch.models.model import Model
+from linearpatch.models.views import interfaces_of
 from linearpatch.patches.patch import Patch
 from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import identity, name_of
 from linearpatch.results.display import STAGES
 from linearpatch.tracking.tracker import Tracker
 
+MOST_CHARACTERS = 100  # of a model's name in a run id, which is the name of a folder
 MOST_FILES = 10_000  # of a folder, that are looked at for changes
 
 
@@ -107,7 +109,9 @@ class Experiment:
             raise ConfigError(f"stages is empty. Allowed: some of {', '.join(STAGES)}.")
         require_choice("missing_data", self.missing_data, MISSING_DATA)
         require_range("num_pruned_layers", self.num_pruned_layers, low=1)
-        require_range("seed", self.seed, low=0, high=2**63 - 1)
+        require_seed("seed", self.seed)
+        for name in ("output_dir", "datasets_dir", "cache_dir"):
+            require_path(name, getattr(self, name) or "")
         check_format(self.save_format, self.patch, distilled=self.training is not None)
         if self.training is not None and name_of(self.patch) == "none":
             raise ConfigError(
@@ -204,7 +208,8 @@ class Experiment:
         if self.training is not None:
             own = self.distillation_reader.corpus
             makes["distillation"] = identity(replace(self.distillation, corpus=own))
-        chosen = f"{self.model.label}-{name_of(self.pruner)}-{self.num_pruned_layers}-{name_of(self.patch)}"
+        label = self.model.label[:MOST_CHARACTERS]
+        chosen = f"{label}-{name_of(self.pruner)}-{self.num_pruned_layers}-{name_of(self.patch)}"
         return f"{chosen}-{digest(makes)}"
 
     @property
@@ -246,6 +251,26 @@ class Experiment:
             "patch": name_of(self.patch),
             "distill": name_of(self.distill),
         }
+
+    def check_model(self, config: Any) -> None:
+        """Refuse what can't be done with a model, as far as its configuration shows that.
+
+        Args:
+            config: The model's, as transformers has it.
+
+        Raises:
+            ConfigError: so many layers can't be removed, or not these with this patch; or a rank is too large.
+        """
+        text = config.get_text_config(decoder=True)
+        num_layers, hidden_size = text.num_hidden_layers, getattr(text, "hidden_size", None)
+        self.pruner.check(num_layers, self.num_pruned_layers)
+        known = self.pruner.known_choice(num_layers, self.num_pruned_layers)
+        if known is not None:
+            self.patch.place(interfaces_of(known))
+        if hidden_size is not None:
+            self.patch.check_size(hidden_size)
+            if self.training is not None:
+                self.training.check_size(hidden_size)
 
     def with_half_batches(self) -> Experiment | None:
         """The same with half of every batch size, for less memory; None where all are one.

@@ -111,9 +111,9 @@ def completed(experiment: Experiment, folder: Path, run_id: str) -> Record | Non
 def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, workers: Workers) -> Record:
     with (
         occupied(folder),
-        recording(record, folder),
+        recording(record, folder) as is_addition,
         experiment.tracker.follow(record, folder) as curve,
-        Answers(folder) as answers,
+        Answers(folder, only_if_whole=is_addition) as answers,
     ):
         if experiment.save_model:
             check_target(folder / "model")
@@ -197,6 +197,7 @@ def prepare(experiment: Experiment, record: Record) -> Opened:
     """Read the texts, load the model and refuse what can't be done with it; then cut tokens."""
     training = experiment.training
     with record.step("read"):
+        experiment.check_model(experiment.model.config(experiment.cache_path))
         preparations = [
             evaluation.prepare(name, experiment.evaluation_reader)
             for name, evaluation in experiment.evaluations.items()
@@ -205,8 +206,6 @@ def prepare(experiment: Experiment, record: Record) -> Opened:
         training_text = experiment.distillation_reader.open() if training else None
 
     with record.step("load"):
-        config = experiment.model.config(experiment.cache_path)
-        experiment.pruner.check(config.get_text_config(decoder=True).num_hidden_layers, experiment.num_pruned_layers)
         model = experiment.model.load(experiment.cache_path)
         experiment.patch.check(model.decoder)
         if training:

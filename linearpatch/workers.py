@@ -12,7 +12,29 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from linearpatch.errors import ConfigError
+
 Item = TypeVar("Item")
+
+
+LAUNCHERS_SET = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def whole_number(variable: str, *, low: int) -> int | None:
+    """The number that an environment variable holds; None where it isn't set.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    text = os.environ.get(variable)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdecimal() or not low <= int(text[:20]) < 2**31:
+        raise ConfigError(
+            f"The environment variable {variable} is {text[:40]!r}. Allowed: a whole number of at least {low}, as a "
+            "launcher of several processes sets it. Unset it to work with one process."
+        )
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -30,8 +52,17 @@ class Workers:
     @classmethod
     def launched(cls) -> Workers:
         """Those that a launcher started; joins them. One process where none did."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if (count := whole_number("WORLD_SIZE", low=1) or 1) == 1:
             return cls()
+        missing = [name for name in LAUNCHERS_SET if name not in os.environ]
+        if missing or (whole_number("RANK", low=0) or 0) >= count:
+            wrong = f"{', '.join(missing)} isn't set" if missing else f"RANK is {os.environ['RANK']}"
+            raise ConfigError(
+                f"WORLD_SIZE is {count}, as a launcher of several processes sets it, but {wrong}. Start the processes "
+                "with accelerate launch or torchrun, or unset WORLD_SIZE."
+            )
+        for name in ("LOCAL_RANK", "MASTER_PORT"):
+            whole_number(name, low=0)
         from accelerate import PartialState
 
         # Processes may wait for hours: for the first one's evaluations, or for another run that computes the same.

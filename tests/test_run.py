@@ -15,6 +15,7 @@ from linearpatch.cli import main
 from linearpatch.config import compose_experiment
 from linearpatch.models.random import RandomModel
 from linearpatch.results.record import read_record
+from linearpatch.results.state import state_of
 
 PRUNERS = (
     "streamline", "shortgpt", "sleb", "taylor", "magnitude", "perplexity", "angular", "tail", "random",
@@ -84,15 +85,46 @@ def test_evaluations_asked_for_later_join_the_record(tmp_path):
     assert set(result(tmp_path / "D")["metrics"]) == {"dense", "patched"}
 
 
+@pytest.mark.parametrize("asked", ["eval.ppl.seq_len=99999999", "eval.ppl.num_blocks=10000000"])
+def test_a_request_that_fails_leaves_a_completed_record_as_it_was(asked, tmp_path, said):
+    """Whatever it is that failed, the run stays completed, with its metrics, and in every report."""
+    assert run(f"output_dir={tmp_path}/D") == 0
+    first = {file.name: file.read_bytes() for file in (tmp_path / "D").iterdir() if file.name != "run.log"}
+    assert run(f"output_dir={tmp_path}/D", asked) == 1
+    assert "Traceback" not in said()
+    second = {file.name: file.read_bytes() for file in (tmp_path / "D").iterdir() if file.name != "run.log"}
+    assert second == first
+    assert "this request failed; the record stays as it was" in (tmp_path / "D" / "run.log").read_text()
+    assert run(f"output_dir={tmp_path}/D", "eval.ppl.seq_len=64") == 0
+    assert result(tmp_path / "D")["metrics"]["dense"]["ppl/pydoc"]["protocol"] != ""
+
+
 def test_a_rerun_that_fails_loses_nothing_of_the_record(tmp_path):
     assert run(f"output_dir={tmp_path}/D") == 0
     first = result(tmp_path / "D")
     (tmp_path / "D" / "questions.parquet").write_bytes(b"broken")
     assert run(f"output_dir={tmp_path}/D", "eval.ppl.seq_len=64") == 1
-    second = result(tmp_path / "D")
-    assert second["status"] == "failed"
-    for name in ("model", "pruning", "patch", "metrics", "retained"):
-        assert second[name] == first[name]
+    assert result(tmp_path / "D") == first
+
+
+def test_while_more_is_added_to_a_completed_run_it_counts_as_running_and_as_completed_after_a_kill(
+    tmp_path, monkeypatch
+):
+    import linearpatch.run as module
+
+    assert run(f"output_dir={tmp_path}/D") == 0
+    first = (tmp_path / "D" / "result.json").read_bytes()
+    seen = []
+
+    def interrupted(*_):
+        seen.append(state_of(tmp_path / "D").state)
+        seen.append((tmp_path / "D" / "result.json").read_bytes())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "measure", interrupted)
+    assert run(f"output_dir={tmp_path}/D", "eval.ppl.seq_len=64") == 1
+    assert seen == ["running", first]
+    assert state_of(tmp_path / "D").state == "completed"
 
 
 def test_a_run_that_failed_before_it_measured_anything_gives_its_folder_back(tmp_path):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from linearpatch.errors import DataError, require_choice, require_range
+from linearpatch.errors import ConfigError, DataError, require_choice, require_range
 from linearpatch.words import counted
 
 SAMPLINGS = ("first", "windows", "crops", "document_crops")
@@ -44,6 +44,23 @@ class TokenBlocks:
 
 
 @dataclass(frozen=True)
+class SettingNames:
+    """Names of the settings that a cut was made of, for errors that say which to change.
+
+    Attributes:
+        owner: The section that they are in, such as `calibration`.
+        length: That of the tokens in a block.
+        held_out: That of the blocks that are held out.
+        overlap: The sampling that allows overlap; empty where there is none to choose.
+    """
+
+    owner: str = "calibration"
+    length: str = "block_length"
+    held_out: str = "held_out_blocks"
+    overlap: str = "crops"
+
+
+@dataclass(frozen=True)
 class BlockSpec:
     """How a text becomes blocks.
 
@@ -56,6 +73,7 @@ class BlockSpec:
         bos: `tokenizer` adds to the joined text what the tokenizer adds to any text, `each` starts every
             block with BOS, `none` adds nothing.
         seed: Of the choice; unused by `first`.
+        names: What the settings are called.
     """
 
     num_blocks: int | None = None
@@ -63,6 +81,7 @@ class BlockSpec:
     sampling: str = "first"
     bos: str = "tokenizer"
     seed: int = 0
+    names: SettingNames = field(default=SettingNames(), compare=False)
 
     def __post_init__(self) -> None:
         require_choice("sampling", self.sampling, SAMPLINGS)
@@ -71,7 +90,27 @@ class BlockSpec:
         if self.num_blocks is not None:
             require_range("num_blocks", self.num_blocks, low=1)
         elif self.sampling != "first":
-            raise DataError(f"sampling={self.sampling} needs num_blocks; only sampling=first can take all.")
+            raise ConfigError(
+                f"num_blocks is null, which takes all blocks, and {self.names.owner}.sampling={self.sampling} needs a "
+                f"number. Set it, or use {self.names.owner}.sampling=first."
+            )
+
+    @property
+    def advice(self) -> str:
+        """What to do where a text is too short."""
+        owner, overlap = self.names.owner, self.names.overlap
+        allowed = f", allow overlap ({owner}.sampling={overlap})" if overlap else ""
+        return (
+            f"Ask for fewer blocks ({owner}.num_blocks) or shorter ones ({owner}.{self.names.length}){allowed}, or "
+            "choose a longer corpus."
+        )
+
+    def fewest_tokens(self, held_out: int = 0) -> int:
+        """Tokens that a text must have."""
+        if self.sampling == "document_crops":
+            return self.block_length
+        blocks = 1 if self.sampling == "crops" or self.num_blocks is None else self.num_blocks
+        return (blocks + held_out) * (self.block_length - (self.bos == "each"))
 
     def cut(self, documents: Sequence[str], separator: str, tokenizer: Any, source: str) -> TokenBlocks:
         """Tokenise documents, joined to one text or each for itself, and cut them.
@@ -96,8 +135,9 @@ class BlockSpec:
                 misses += 1
                 if misses > 100 * max(len(documents), 100):
                     raise DataError(
-                        f"{source} has no document of more than {body} tokens. Ask for shorter blocks, or join the "
-                        "documents (sampling=first)."
+                        f"{source} has no document of more than {body} tokens. Ask for shorter blocks "
+                        f"({self.names.owner}.{self.names.length}), or join the documents "
+                        f"({self.names.owner}.sampling=first)."
                     )
                 continue
             start = generator.randint(0, len(tokens) - body - 1)
@@ -121,20 +161,21 @@ class BlockSpec:
         """
         if self.sampling == "document_crops":
             raise DataError(
-                f"{source}: sampling=document_crops draws from every document, so that no end of the text can be held "
-                "out. Use sampling=crops or windows."
+                f"{source}: {self.names.owner}.sampling=document_crops draws from every document, so that no end of "
+                f"the text can be held out. Use {self.names.owner}.sampling=crops, or windows."
             )
         tokens = self._tokens(separator.join(documents), tokenizer)
         body = self.block_length - (self.bos == "each")
         if len(tokens) < (held_out + 1) * body:
             raise DataError(
                 f"{source} has {len(tokens):,} tokens: too few for {counted(held_out, 'block')} of "
-                f"{self.block_length} that are held out and at least one more. Hold fewer out, use shorter blocks "
-                f"(block_length={self.block_length // 2}), or read more text: corpus=NAME, or for one purpose alone "
-                "corpus@calibration.corpus=NAME or corpus@distillation.corpus=NAME."
+                f"{self.block_length} that are held out and at least one more. Hold fewer out "
+                f"({self.names.owner}.{self.names.held_out}), use shorter blocks "
+                f"({self.names.owner}.{self.names.length}={max(2, self.block_length // 2)}), or read more "
+                f"text: corpus=NAME, or for this purpose alone corpus@{self.names.owner}.corpus=NAME."
             )
         rest, end = tokens[: -held_out * body], tokens[-held_out * body :]
-        validation = BlockSpec(held_out, self.block_length, "first", self.bos)
+        validation = BlockSpec(held_out, self.block_length, "first", self.bos, names=self.names)
         return self._cut_tokens(rest, tokenizer, source), validation._cut_tokens(end, tokenizer, f"{source}, held out")
 
     def _cut(self, text: str, tokenizer: Any, source: str) -> TokenBlocks:
@@ -154,8 +195,7 @@ class BlockSpec:
         if available == 0 or (wanted > available and not crops):
             raise DataError(
                 f"{source} has {len(tokens):,} tokens: {counted(available, 'block')} of {self.block_length}, "
-                f"{'1' if self.num_blocks is None else wanted} needed. Ask for fewer or shorter blocks, "
-                "allow overlap (sampling=crops), or choose a longer corpus."
+                f"{'1' if self.num_blocks is None else wanted} needed. {self.advice}"
             )
         if crops:
             starts = torch.randint(len(tokens) - body + 1, (wanted,), generator=self._generator())
@@ -169,7 +209,15 @@ class BlockSpec:
     def _with_bos(self, ids: Tensor, tokenizer: Any) -> Tensor:
         if self.bos != "each":
             return ids
-        return torch.cat([torch.full((len(ids), 1), _bos_id(tokenizer)), ids], dim=1)
+        return torch.cat([torch.full((len(ids), 1), self._bos_id(tokenizer)), ids], dim=1)
+
+    def _bos_id(self, tokenizer: Any) -> int:
+        if tokenizer.bos_token_id is None:
+            raise DataError(
+                f"{self.names.owner}.bos=each needs a tokenizer with a BOS token, and this one has none. Use "
+                f"{self.names.owner}.bos=none."
+            )
+        return int(tokenizer.bos_token_id)
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
@@ -179,9 +227,3 @@ def token_hash(ids: Tensor) -> str:
     """SHA-256 of token blocks, shape included, 16 hexadecimal digits."""
     content = ids.contiguous().numpy().tobytes()
     return hashlib.sha256(repr(tuple(ids.shape)).encode() + content).hexdigest()[:16]
-
-
-def _bos_id(tokenizer: Any) -> int:
-    if tokenizer.bos_token_id is None:
-        raise DataError("bos=each needs a tokenizer with a BOS token, and this one has none. Use bos=none.")
-    return int(tokenizer.bos_token_id)

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
-from linearpatch.data.blocks import BlockSpec, TokenBlocks
+from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
 from linearpatch.data.corpus import PURPOSES, Corpus, overlap, require_corpus
 from linearpatch.data.documents import Document, rendered
 from linearpatch.data.quality import look
@@ -29,6 +29,7 @@ class BlocksOfText:
     """
 
     purpose: ClassVar[str]
+    names: ClassVar[SettingNames]
 
     corpus: Any = None  # a Corpus; OmegaConf would make an optional frozen dataclass read-only
     num_blocks: int | None = 16
@@ -44,7 +45,7 @@ class BlocksOfText:
 
     def blocks(self, seed: int) -> BlockSpec:
         """The cut, with the run's seed."""
-        return BlockSpec(self.num_blocks, self.block_length, self.sampling, self.bos, seed)
+        return BlockSpec(self.num_blocks, self.block_length, self.sampling, self.bos, seed, self.names)
 
 
 @component("calibration", "blocks")
@@ -60,6 +61,7 @@ class Calibration(BlocksOfText):
     """
 
     purpose: ClassVar[str] = "calibration"
+    names: ClassVar[SettingNames] = SettingNames("calibration")
 
     batch_size: int = 1
     held_out_blocks: int | None = None
@@ -96,6 +98,7 @@ class DistillationText(BlocksOfText):
     """
 
     purpose: ClassVar[str] = "distillation"
+    names: ClassVar[SettingNames] = SettingNames("distillation", held_out="validation_blocks")
 
     num_blocks: int | None = 5000
     block_length: int = 2048

@@ -6,6 +6,7 @@ A new one is one file here with its loss, one YAML in `conf/distill/` and one te
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from linearpatch.hadamard import hadamard_factors
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.registry import component
 from linearpatch.words import counted
+
+log = logging.getLogger(__name__)
 
 TRAINABLE = ("full", "diagonal", "low_rank")
 BASES = ("hadamard", "channel")
@@ -119,6 +122,12 @@ class Training(Distillation, ABC):
                 "distill.decay_toward is 'zero', but with distill.trainable=low_rank the initial patch is fixed, so "
                 "decay pulls to it. Leave decay_toward out, or use trainable=full."
             )
+        for name, reader in (("rank", "low_rank"), ("basis", "diagonal")):
+            if self.trainable != reader and getattr(self, name) != getattr(Training, name):
+                log.warning(
+                    "distill.%s=%s has no effect with distill.trainable=%s. Use distill.trainable=%s, or leave "
+                    "distill.%s out.", name, getattr(self, name), self.trainable, reader, name,
+                )  # fmt: skip
         for name in ("rank", "epochs", "batch_size", "accumulation", "validations"):
             require_range(f"distill.{name}", getattr(self, name), low=1)
         if not 0 < self.learning_rate < float("inf"):
@@ -158,25 +167,32 @@ class Training(Distillation, ABC):
 
         Raises:
             ModelError: its weights are on several devices, or on disk.
-            ConfigError: there is no Hadamard matrix of its size, or the rank exceeds it.
+            ConfigError: as of `check_size`.
         """
-        if self.trainable == "low_rank" and self.rank > decoder.hidden_size:
-            raise ConfigError(
-                f"distill.rank is {self.rank}, but the stream has {decoder.hidden_size} channels. Allowed: 1 to "
-                f"{decoder.hidden_size}."
-            )
+        self.check_size(decoder.hidden_size)
         devices = {parameter.device for parameter in decoder.model.parameters()}
         if len(devices) > 1 or torch.device("meta") in devices:
             raise ModelError(
                 "Patches can't be distilled while the weights are on several devices or on disk (model.device_map). "
                 "Use a device with more memory, a smaller model.dtype, or distill=none."
             )
+
+    def check_size(self, hidden_size: int) -> None:
+        """Refuse settings that don't fit the stream's width, before a model is loaded.
+
+        Raises:
+            ConfigError: there is no Hadamard matrix of that size, or the rank exceeds it.
+        """
+        if self.trainable == "low_rank" and self.rank > hidden_size:
+            raise ConfigError(
+                f"distill.rank is {self.rank}, but the stream has {hidden_size} channels. Allowed: 1 to {hidden_size}."
+            )
         if self.trainable == "diagonal" and self.basis == "hadamard":
             try:
-                hadamard_factors(decoder.hidden_size)
+                hadamard_factors(hidden_size)
             except ModelError as error:
                 raise ConfigError(
-                    f"There is no Hadamard matrix of the model's size, {decoder.hidden_size}, for "
+                    f"There is no Hadamard matrix of the model's size, {hidden_size}, for "
                     "distill.trainable=diagonal. Use distill.basis=channel."
                 ) from error
 

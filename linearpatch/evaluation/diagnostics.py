@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from linearpatch.data.blocks import BlockSpec, TokenBlocks
+from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
 from linearpatch.data.reader import Reader
-from linearpatch.errors import require_range
+from linearpatch.errors import require_range, settings_of
 from linearpatch.evaluation.evaluation import Evaluation, Measured, Measurement, Metric, Preparation, Subject
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.passes import walk
@@ -48,11 +48,13 @@ class Diagnostics(Evaluation):
 
     def __post_init__(self) -> None:
         require_range("eval.diagnostics.num_blocks", self.num_blocks, low=1)
-        self._spec  # noqa: B018 — checks the rest
+        with settings_of("eval.diagnostics"):
+            self.spec("diagnostics")  # checks the rest
 
-    @property
-    def _spec(self) -> BlockSpec:
-        return BlockSpec(self.num_blocks, self.seq_len, "first", self.bos)
+    def spec(self, name: str) -> BlockSpec:
+        """How the text is cut, for the evaluation of that name."""
+        names = SettingNames(f"eval.{name}", "seq_len", overlap="")
+        return BlockSpec(self.num_blocks, self.seq_len, "first", self.bos, names=names)
 
     def readers(self, reader: Reader) -> tuple[Reader, ...]:
         """The run's evaluation corpus."""
@@ -63,7 +65,7 @@ class Diagnostics(Evaluation):
         text = reader.open()
 
         def measurements(tokenizer: Any) -> list[Measurement]:
-            blocks = text.cut(self._spec, tokenizer)
+            blocks = text.cut(self.spec(name), tokenizer)
 
             def run(subjects: Sequence[Subject], on_step: Callable[[float], None]) -> list[Measured]:
                 return self._run(name, blocks, subjects, on_step)

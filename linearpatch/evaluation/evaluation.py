@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from linearpatch.data.reader import Reader
 from linearpatch.models.decoder import Decoder
+from linearpatch.results.sections import LARGEST
 
 # What each stage is compared with.
 BASES: Mapping[str, Sequence[str]] = {
@@ -54,9 +54,9 @@ class Metric:
     def of(
         cls, value: float, stderr: float | None, n: int, protocol: str, token_hash: str, **more: str | bool
     ) -> Metric:
-        """A metric; a value that isn't finite becomes None with the reason."""
-        if math.isfinite(value):
-            finite = stderr is not None and math.isfinite(stderr)
+        """A metric; a value that isn't finite, or is too large to reckon with, becomes None with the reason."""
+        if abs(value) <= LARGEST:
+            finite = stderr is not None and abs(stderr) <= LARGEST
             return cls(value, stderr if finite else None, n, protocol, token_hash, **more)  # type: ignore[arg-type]
         return cls(None, None, n, protocol, token_hash, **more, reason=f"the value is {value}")  # type: ignore[arg-type]
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from linearpatch.data.blocks import BlockSpec, TokenBlocks
+from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
 from linearpatch.data.corpus import Corpus, require_corpus
 from linearpatch.data.reader import Reader
 from linearpatch.errors import require_choice, require_range, settings_of
@@ -62,7 +62,7 @@ class Perplexity(Evaluation):
         for name, corpus in self.corpora.items():
             require_corpus(f"eval.ppl.corpora.{name}", corpus, f"+corpus@eval.ppl.corpora.{name}")
         with settings_of("eval.ppl"):
-            self._spec  # noqa: B018 — checks the rest
+            self.spec("ppl")  # checks the rest
 
     def rough_tokens(self, reader: Reader) -> int:
         """Those of the windows, or of all texts."""
@@ -93,7 +93,7 @@ class Perplexity(Evaluation):
         texts = [each.open() for each in self.readers(reader)]
 
         def measurements(tokenizer: Any) -> list[Measurement]:
-            return [self._measurement(f"ppl/{text.name}", text.cut(self._spec, tokenizer)) for text in texts]
+            return [self._measurement(f"ppl/{text.name}", text.cut(self.spec(name), tokenizer)) for text in texts]
 
         return measurements
 
@@ -104,9 +104,10 @@ class Perplexity(Evaluation):
         key = {"version": self.version, "protocol": self.protocol, "tokens": {name: blocks.hash}}
         return Measurement(name, key, len(blocks.ids), run)
 
-    @property
-    def _spec(self) -> BlockSpec:
-        return BlockSpec(self.num_blocks, self.seq_len, self.sampling, self.bos, self.seed)
+    def spec(self, name: str) -> BlockSpec:
+        """How texts become windows, for the evaluation of that name."""
+        names = SettingNames(f"eval.{name}", "seq_len", overlap="")
+        return BlockSpec(self.num_blocks, self.seq_len, self.sampling, self.bos, self.seed, names)
 
     def _measure(self, decoder: Decoder, name: str, blocks: TokenBlocks, on_step: Callable[[float], None]) -> Measured:
         losses = window_losses(decoder, blocks.ids, batch_size=self.batch_size, on_step=on_step)

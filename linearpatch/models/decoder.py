@@ -194,6 +194,15 @@ def check_logits(decoder: Decoder) -> None:
     )
     try:
         expected = decoder.model(input_ids=tokens, use_cache=False).logits
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # families check the sizes in their configurations late, or not at all
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(
+            f"{type(decoder.model).__name__} can't read four tokens: {reason}. The sizes in its configuration don't "
+            "fit each other, as where hidden_size isn't a multiple of num_attention_heads, or that of "
+            "num_key_value_heads. Check them."
+        ) from error
     finally:
         handle.remove()
     actual = decoder.logits(decoder.final_norm(stream[0]))

@@ -53,6 +53,11 @@ class EmbeddedModel(Model):
         except (ImportError, OSError, ValueError, KeyError) as error:
             raise ModelError(f"model={self.name}: {self.package_file()} can't be read: {error}") from error
 
+    def tokenizer(self, cache_dir: Path) -> Any | None:
+        """That of the converted checkpoint, once there is one."""
+        folder = cache_dir / "models" / f"{self.package}-{self.package_version}"
+        return self._as_folder(cache_dir).tokenizer(cache_dir) if folder.is_dir() else None
+
     def load(self, cache_dir: Path) -> LoadedModel:
         """Load the converted checkpoint, converting it first where it isn't in the cache."""
         return self._as_folder(cache_dir).load(cache_dir)

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from linearpatch.errors import ConfigError, ModelError
+from linearpatch.errors import ConfigError, ModelError, require_path
 from linearpatch.models.fingerprint import fingerprint_folder
 from linearpatch.models.layer_config import already_patched
 from linearpatch.models.loaded_weights import check_weights
@@ -34,6 +34,10 @@ class HubModel(Model):
     path: str = ""
     revision: str | None = None
     trust_remote_code: bool = field(default=False, metadata={"identity": False})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_path("model.path", self.path)
 
     @property
     def label(self) -> str:
@@ -69,6 +73,14 @@ class HubModel(Model):
             return AutoConfig.from_pretrained(self._location, **self._source)
         except Exception as error:
             raise self._failure(error) from error
+
+    def tokenizer(self, cache_dir: Path) -> Any | None:
+        """From a folder or the hub's cache on this machine."""
+        self._check_path()
+        try:
+            return AutoTokenizer.from_pretrained(self._location, local_files_only=True, **self._source)
+        except Exception:  # loading the model says what is wrong with it
+            return None
 
     def load(self, cache_dir: Path) -> LoadedModel:
         """Load weights and tokenizer from safetensors."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,10 +14,13 @@ import torch
 from linearpatch.errors import ConfigError, require_choice
 from linearpatch.models.decoder import Decoder, check_logits, decoder_of
 from linearpatch.models.layer_config import check_prunable
+from linearpatch.workers import whole_number
 
 log = logging.getLogger(__name__)
 
 NO_SDPA = "torch.nn.functional.scaled_dot_product_attention"  # in what transformers says of families without it
+DEVICES = ("cpu", "cuda", "mps")
+MOST_CHARACTERS = 100  # of a name
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -80,15 +82,13 @@ class Model(ABC):
 
     def __post_init__(self) -> None:
         require_choice("model.dtype", self.dtype, DTYPES)
+        if len(self.name) > MOST_CHARACTERS or any(ord(character) < 32 for character in self.name):
+            raise ConfigError(
+                f"model.name is {self.name[:40]!r}, with {len(self.name):,} characters. Allowed: up to "
+                f"{MOST_CHARACTERS} that can be printed."
+            )
         if self.device != "auto":
-            try:
-                kind = torch.device(self.device).type
-            except RuntimeError as error:
-                raise ConfigError(f"model.device is {self.device!r}. Allowed: auto, cpu, cuda, cuda:N, mps.") from error
-            if kind == "cuda" and not torch.cuda.is_available():
-                raise ConfigError(
-                    f"model.device is {self.device!r}, but there is no CUDA device. Use model.device=cpu."
-                )
+            check_device(self.device)
 
     @abstractmethod
     def config(self, cache_dir: Path) -> Any:
@@ -101,6 +101,10 @@ class Model(ABC):
         Raises:
             ModelError: it can't be found, loaded, or pruned.
         """
+
+    def tokenizer(self, cache_dir: Path) -> Any | None:
+        """Its tokenizer alone; None where that would have to be downloaded or converted first."""
+        return None
 
     @property
     def label(self) -> str:
@@ -135,9 +139,8 @@ class Model(ABC):
         if not torch.cuda.is_available():
             return torch.device("cpu")
         # A launcher of several processes gives each a GPU of its own.
-        return (
-            torch.device("cuda", int(os.environ["LOCAL_RANK"])) if "LOCAL_RANK" in os.environ else torch.device("cuda")
-        )
+        own = whole_number("LOCAL_RANK", low=0)
+        return torch.device("cuda") if own is None else torch.device("cuda", own)
 
     @property
     def placement(self) -> dict[str, Any]:
@@ -146,6 +149,27 @@ class Model(ABC):
             spread: Any = dict(self.device_map) if isinstance(self.device_map, Mapping) else self.device_map
             return {"device_map": spread}
         return {} if self.resolved_device.type == "cpu" else {"device_map": {"": self.resolved_device}}
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that models can't compute on here.
+
+    Raises:
+        ConfigError: there is no such kind, or this machine has none of it or too few.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")  # no kind that computes either
+    if device.type not in DEVICES or (device.type != "cuda" and device.index):
+        raise ConfigError(f"model.device is {name!r}. Allowed: auto, cpu, cuda, cuda:N, mps.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"model.device is {name!r}, but there is no CUDA device. Use model.device=cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise ConfigError(f"model.device is {name!r}, but the last CUDA device is cuda:{last}. Allowed: up to that.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"model.device is {name!r}, but there is no MPS device. Use model.device=cpu.")
 
 
 def ready(model: Any, tokenizer: Any, fingerprint: str) -> LoadedModel:

@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from linearpatch.cache import canonical
-from linearpatch.errors import ConfigError, ModelError
+from linearpatch.errors import ConfigError, ModelError, require_seed
 from linearpatch.models.model import NO_SDPA, LoadedModel, Model, ready
 from linearpatch.registry import component
 
@@ -37,6 +37,10 @@ class RandomModel(Model):
     settings: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_seed("model.seed", self.seed)
+
     def config(self, cache_dir: Path) -> Any:
         """Build the family's configuration."""
         if self.family not in CONFIG_MAPPING:
@@ -50,6 +54,10 @@ class RandomModel(Model):
             return CONFIG_MAPPING[self.family](**special | dict(self.settings))
         except Exception as error:
             raise ConfigError(f"model.settings don't fit {self.family}: {error}") from error
+
+    def tokenizer(self, cache_dir: Path) -> Any:
+        """The byte-level tokenizer."""
+        return byte_tokenizer()
 
     def load(self, cache_dir: Path) -> LoadedModel:
         """Initialise the weights on the device."""

@@ -35,6 +35,7 @@ class BeforeGapPatch(LeastSquaresPatch):
 
     def check(self, decoder: Decoder) -> None:
         """Refuse families whose MLPs don't write to the stream as it needs."""
+        super().check(decoder)
         for layer in decoder.layers:
             type(self).find(layer)
 

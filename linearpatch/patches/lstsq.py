@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 
 from linearpatch.calibration.gram import Gram
 from linearpatch.errors import ConfigError, require_choice, require_number, require_range
-from linearpatch.models.decoder import Decoder
 from linearpatch.models.modeling_linearpatch import FeatureMap, LinearMap
 from linearpatch.models.views import Site
 from linearpatch.patches.least_squares import (
@@ -25,6 +25,8 @@ from linearpatch.patches.least_squares import (
     unshrunk,
 )
 from linearpatch.registry import component
+
+log = logging.getLogger(__name__)
 
 FEATURES = ("hidden", "rms_normalised")
 FORMS = ("full", "low_rank", "diagonal_plus_low_rank")
@@ -61,6 +63,11 @@ class LeastSquares(LeastSquaresPatch):
         require_choice("patch.features", self.features, FEATURES)
         require_choice("patch.form", self.form, FORMS)
         require_range("patch.rank", self.rank, low=1)
+        if self.form == "full" and self.rank != type(self).rank:
+            log.warning(
+                "patch.rank=%d has no effect with patch.form=full. Use patch.form=low_rank or "
+                "patch.form=diagonal_plus_low_rank, or leave patch.rank out.", self.rank,
+            )  # fmt: skip
         if self.form == "diagonal_plus_low_rank" and self.features != "hidden":
             raise ConfigError(
                 f"patch.form=diagonal_plus_low_rank scales what the map reads, and patch.features={self.features} adds "
@@ -73,12 +80,12 @@ class LeastSquares(LeastSquaresPatch):
                 "patch.features=hidden and patch.form=full."
             )
 
-    def check(self, decoder: Decoder) -> None:
+    def check_size(self, hidden_size: int) -> None:
         """Refuse a product that would be no thinner than the map itself."""
-        if self.form != "full" and self.rank > decoder.hidden_size:
+        if self.form != "full" and self.rank > hidden_size:
             raise ConfigError(
-                f"patch.rank is {self.rank}, and the stream has {decoder.hidden_size} channels. "
-                f"Allowed: 1 to {decoder.hidden_size}; below half of that the product is smaller than a matrix."
+                f"patch.rank is {self.rank}, and the stream has {hidden_size} channels. "
+                f"Allowed: 1 to {hidden_size}; below half of that the product is smaller than a matrix."
             )
 
     @property

@@ -62,8 +62,12 @@ class Patch(ABC):
     def __post_init__(self) -> None:
         require_choice("patch.sites", self.sites, SITES)
 
-    def check(self, decoder: Decoder) -> None:  # noqa: B027 — most patches fit every model
+    def check(self, decoder: Decoder) -> None:
         """Refuse a model that this patch can't be fitted to, before anything is computed."""
+        self.check_size(decoder.hidden_size)
+
+    def check_size(self, hidden_size: int) -> None:  # noqa: B027 — most patches fit every size
+        """Refuse settings that don't fit the stream's width, before a model is loaded."""
 
     def place(self, interfaces: Sequence[Interface]) -> list[Site]:
         """The sites at some interfaces."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from linearpatch.calibration.workspace import Workspace
@@ -42,6 +43,10 @@ class Explicit(Pruner):
                 f"pruner.layers={list(self.layers)} {problem}, with num_pruned_layers={n}. Allowed: at least {n} "
                 f"different layers from {allowed.start} to {allowed.stop - 1}, such as pruner.layers=[{example}]."
             )
+
+    def known_choice(self, num_layers: int, n: int) -> Sequence[int]:
+        """The list as it is."""
+        return self.layers[:n]
 
     def select(self, workspace: Workspace, n: int) -> Selection:
         """Take the list as it is."""

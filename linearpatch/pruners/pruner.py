@@ -135,6 +135,10 @@ class Pruner(ABC):
                 f"Allowed: 1 to {possible}."
             )
 
+    def known_choice(self, num_layers: int, n: int) -> Sequence[int] | None:
+        """The layers that it will choose, where that is known before anything is computed."""
+        return None
+
     def lowest(self, criterion: str, scores: Sequence[float], n: int) -> Selection:
         """The `n` candidates with the lowest scores, lowest first; of equals, the earlier layer."""
         ranked = sorted(self.candidates(len(scores)), key=lambda layer: (scores[layer], layer))

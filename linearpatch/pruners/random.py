@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from linearpatch.calibration.workspace import Workspace
+from linearpatch.errors import require_seed
 from linearpatch.pruners.pruner import Pruner, Selection
 from linearpatch.registry import component
 
@@ -21,6 +22,10 @@ class Random(Pruner):
     """
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_seed("pruner.seed", self.seed)
 
     def select(self, workspace: Workspace, n: int) -> Selection:
         """Draw the layers."""

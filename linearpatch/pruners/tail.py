@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from linearpatch.calibration.workspace import Workspace
@@ -18,6 +19,10 @@ class Tail(Pruner):
     """
 
     protect_last: int = 1
+
+    def known_choice(self, num_layers: int, n: int) -> Sequence[int]:
+        """From the end, the last ones protected."""
+        return sorted(self.candidates(num_layers))[-n:]
 
     def select(self, workspace: Workspace, n: int) -> Selection:
         """Take layers from the end."""

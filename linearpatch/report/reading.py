@@ -9,7 +9,7 @@ from pathlib import Path
 
 from linearpatch.errors import StorageError
 from linearpatch.report.rows import Row, rows_of_run
-from linearpatch.results.record import FILE_NAME, Record, read_record
+from linearpatch.results.record import FILE_NAME, Record, read_sections
 
 
 @dataclass(frozen=True)
@@ -94,17 +94,20 @@ def _run_folders(folders: Sequence[Path]) -> Iterator[Path]:
 
 def _read(folder: Path) -> Run | Failure:
     try:
-        record = read_record(folder)
-        assert record is not None  # the file was there a moment ago
-        if record.status != "completed":
-            unknown = "it is running, or was killed" if record.status == "running" else "no reason told"
-            return Failure(str(record.run_id), folder, str(record.status), str(record.error or unknown))
-        return Run(record, folder, tuple(rows_of_run(record)))
+        read = read_sections(folder)
     except StorageError as error:
         return Failure(folder.name, folder, "unreadable", str(error))
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
-        reason = f"{FILE_NAME} doesn't hold what a record of this version does ({type(error).__name__}: {error})"
-        return Failure(folder.name, folder, "unreadable", reason)
+    if read is None:
+        return Failure(folder.name, folder, "unreadable", f"{FILE_NAME} was removed while it was read")
+    record, sections = read
+    if sections.status != "completed":
+        unknown = "it is running, or was killed" if sections.status == "running" else "no reason told"
+        return Failure(sections.run_id, folder, sections.status, sections.error or unknown)
+    try:
+        sections.require_model_and_edit()
+    except ValueError as error:
+        return Failure(sections.run_id, folder, "unreadable", f"{folder / FILE_NAME}: {error}")
+    return Run(record, folder, tuple(rows_of_run(record)))
 
 
 def _newest(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:

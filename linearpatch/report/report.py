@@ -18,7 +18,7 @@ from linearpatch.report.beside import beside_table
 from linearpatch.report.csv_files import costs, csv_table, measurements, to_csv
 from linearpatch.report.differences import differences_table
 from linearpatch.report.document import document
-from linearpatch.report.figures.all import draw
+from linearpatch.report.figures.all import MOST_CHARACTERS, draw
 from linearpatch.report.latex import latex_table
 from linearpatch.report.layouts import ablation_table, layers_table, paper_tables, retained_table
 from linearpatch.report.markdown import escape, markdown_table
@@ -214,7 +214,7 @@ def _with_file_names(tables: Sequence[Table]) -> list[Table]:
     """Tables with names that any system takes, none twice; evaluations may be called anything."""
     named: dict[str, Table] = {}
     for table in tables:
-        name = base = re.sub(r"[^A-Za-z0-9_.-]+", "_", table.name).strip("._") or "table"
+        name = base = re.sub(r"[^A-Za-z0-9_.-]+", "_", table.name).strip("._")[:MOST_CHARACTERS] or "table"
         number = 2
         while name in named or name in ("measurements", "costs"):
             name, number = f"{base}_{number}", number + 1

@@ -29,10 +29,11 @@ INDEX = ("metric", "question", "document")
 class Answers:
     """The answers and arrays of a run's stages, those of earlier runs in the same folder included.
 
-    As a context it writes them when the block ends, however it ends.
+    As a context it writes them when the block ends, however it ends; but what is `only_if_whole` only without an error.
 
     Args:
         folder: Of the run.
+        only_if_whole: The answers belong to a record that stays as it is if the block fails.
 
     Attributes:
         questions: By stage and metric, `[questions]`.
@@ -43,8 +44,8 @@ class Answers:
         StorageError: a file that is there can't be read.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, only_if_whole: bool = False) -> None:
+        self._folder, self._only_if_whole = folder, only_if_whole
         self.questions: dict[str, dict[str, NDArray[numpy.float64]]] = {}
         self.documents: dict[str, dict[str, list[str]]] = {}
         self.arrays: dict[str, Tensor] = {}
@@ -61,8 +62,9 @@ class Answers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.write()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not self._only_if_whole:
+            self.write()
 
     def add(self, stage: str, kind: str, name: str, values: Tensor) -> None:
         """Take what was found at a stage, in place of what was found earlier.

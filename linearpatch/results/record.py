@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
 import os
 import platform
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from io import TextIOWrapper
 from pathlib import Path
@@ -25,11 +27,11 @@ from linearpatch.console import PlainFormatter
 from linearpatch.errors import LinearPatchError, StorageError
 from linearpatch.memory import high_water
 from linearpatch.progress import tell
+from linearpatch.results.sections import MOST_BYTES, SCHEMA_VERSION, Sections, parse
 from linearpatch.storage import check_log, open_log, write_atomically
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
 FILE_NAME = "result.json"
 LOG_NAME = "run.log"
 # What a run of the same folder finds again or adds to; it must not be lost where the run fails before that.
@@ -106,18 +108,34 @@ def read_record(folder: Path) -> Record | None:
     Raises:
         StorageError: the file is not a record of this version.
     """
+    read = read_sections(folder)
+    return None if read is None else read[0]
+
+
+def read_sections(folder: Path) -> tuple[Record, Sections] | None:
+    """The record in a folder with its checked sections, or None where there is none.
+
+    Raises:
+        StorageError: the file is not a record of this version.
+    """
     file = folder / FILE_NAME
-    if not file.exists():
-        return None
     try:
-        content = json.loads(file.read_text())
-        if content["schema_version"] > SCHEMA_VERSION:
-            raise ValueError(f"schema version {content['schema_version']} is newer than {SCHEMA_VERSION}")
-        return Record(**content)
-    except KeyError as error:
-        raise StorageError(f"{file} is not a run record: it has no {error}. Move it away.") from error
-    except (ValueError, TypeError, OSError) as error:
+        status = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StorageError(f"{file} can't be read: {error.strerror}. Move it away.") from error
+    try:
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a file")
+        if status.st_size > MOST_BYTES:
+            raise ValueError(f"it has {status.st_size:,} bytes; allowed: {MOST_BYTES:,}")
+        sections, content = parse(file.read_bytes())
+    except (ValueError, OSError) as error:
         raise StorageError(f"{file} is not a run record of this version: {error}. Move it away.") from error
+    known = {one.name for one in fields(Record)}
+    content = {"environment": {}, **content}
+    return Record(**{name: value for name, value in content.items() if name in known}), sections
 
 
 def write_record(record: Record, folder: Path) -> None:
@@ -126,11 +144,14 @@ def write_record(record: Record, folder: Path) -> None:
 
 
 @contextmanager
-def recording(record: Record, folder: Path) -> Iterator[None]:
+def recording(record: Record, folder: Path) -> Iterator[bool]:
     """Keep a run's record on disk while it runs, with its configuration and its log beside it.
 
     The record is written at once with status `running`, and again when the block ends: `completed`,
     `failed` with the reason, or `interrupted`. Metrics of the same run measured earlier are kept.
+
+    A record that is complete already, to which this request only adds, stays as it is until the block has succeeded:
+    a request that fails takes nothing from it. Yields whether there is one.
 
     Raises:
         StorageError: the folder holds another run, or can't be written.
@@ -144,33 +165,45 @@ def recording(record: Record, folder: Path) -> Iterator[None]:
                 f"{_difference(earlier.config, record.config)}. Choose another output_dir, or remove that folder."
             )
         for name in KEPT:
-            setattr(record, name, getattr(earlier, name))
+            setattr(record, name, copy.deepcopy(getattr(earlier, name)))
+    is_addition = earlier is not None and earlier.status == "completed" and earlier.run_id == record.run_id
     check_log(folder / LOG_NAME)
-    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record.config)).encode())
-    write_record(record, folder)
+    if not is_addition:
+        _write(record, folder)
     handler = _LogFile(folder / LOG_NAME, encoding="utf-8")
     handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     package_log = logging.getLogger("linearpatch")
     package_log.addHandler(handler)
     try:
-        yield
+        yield is_addition
         record.status = "completed"
-    except KeyboardInterrupt as error:
-        record.status, record.error = "interrupted", str(error) or "interrupted by the user (Ctrl-C)"
-        raise
     except BaseException as error:
-        record.status = "failed"
-        known = isinstance(error, LinearPatchError)
-        record.error = str(error) if known else f"{type(error).__name__}: {error}"
-        if not known:  # the traceback goes to the file alone; who reports the error says where it is
+        record.status, record.error = _ending(error)
+        if not isinstance(error, (LinearPatchError, KeyboardInterrupt)):
+            # The traceback goes to the file alone; who reports the error says where it is.
             failure = (log.name, logging.ERROR, __file__, 0, "the run failed", None, sys.exc_info())
             handler.handle(logging.LogRecord(*failure))
             error.add_note(f"The traceback is in {folder / 'run.log'}.")
         raise
     finally:
+        if record.status == "completed" or not is_addition:
+            _write(record, folder)
+        else:
+            log.info("%s: this request %s; the record stays as it was: completed", folder, record.status)
         package_log.removeHandler(handler)
         handler.close()
-        write_record(record, folder)
+
+
+def _ending(error: BaseException) -> tuple[str, str]:
+    """The status of a run that an exception ended, and the reason."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", str(error) or "interrupted by the user (Ctrl-C)"
+    return "failed", str(error) if isinstance(error, LinearPatchError) else f"{type(error).__name__}: {error}"
+
+
+def _write(record: Record, folder: Path) -> None:
+    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(record.config)).encode())
+    write_record(record, folder)
 
 
 class _LogFile(logging.FileHandler):
@@ -233,6 +266,8 @@ def _difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, str):  # names of files may be no text; a record is
+        return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

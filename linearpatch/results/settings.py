@@ -29,9 +29,10 @@ CORPORA = ("corpus", "calibration.corpus", "distillation.corpus")
 def settings(record: Record) -> dict[str, str]:
     """All settings of a run by dotted name; where a purpose has no corpus of its own, with the name of the run's."""
     found = flat(record.config)
+    shared = found.get("corpus.name")
     for corpus in (corpus for corpus in CORPORA if corpus in found):  # null: it reads the run's
         del found[corpus]
-        found[f"{corpus}.name"] = record.config["corpus"]["name"]
+        found[f"{corpus}.name"] = shared
     return {name: str(value) for name, value in found.items()}
 
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from linearpatch.errors import StorageError
 from linearpatch.leases import exclusive, is_held
 from linearpatch.progress import watched
@@ -101,15 +103,15 @@ def state_of(folder: Path) -> RunState:
     except StorageError as error:
         return RunState("failed", reason=str(error))
     assert record is not None
-    if record.status != "running":
+    if record.status in ("failed", "interrupted"):
         return RunState(record.status, record)
-    if not is_held(folder / LEASE_NAME):
-        return RunState("lost", record)
-    return RunState("running", record, _progress(folder))
+    if is_held(folder / LEASE_NAME):  # a record that is complete stays so while more is added to it
+        return RunState("running", record, _progress(folder))
+    return RunState("lost" if record.status == "running" else record.status, record)
 
 
 def _progress(folder: Path) -> Progress | None:
     try:
-        return Progress(**json.loads((folder / PROGRESS_NAME).read_text()))
-    except (OSError, ValueError, TypeError):  # it has just ended, or is being written by another version
+        return TypeAdapter(Progress).validate_json((folder / PROGRESS_NAME).read_bytes())
+    except (OSError, ValueError):  # it has just ended, or is being written by another version
         return None

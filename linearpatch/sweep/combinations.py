@@ -11,10 +11,13 @@ import yaml
 from omegaconf._utils import get_yaml_loader  # reads 1e-3 as a number and rejects repeated keys, as in every other YAML
 
 from linearpatch.choices import PRESET_GROUPS
-from linearpatch.errors import ConfigError
+from linearpatch.errors import ConfigError, require_path
 from linearpatch.overrides import override
 from linearpatch.registry import GROUPS
 
+MOST_BYTES = 4 * 2**20
+MOST_DEPTH = 20
+MOST_VALUES = 200_000
 FORM = "a list of mappings, such as `- {pruner: sleb, num_pruned_layers: 5}`"
 PRODUCT = "values"  # key of a mapping that lists the values of a product
 
@@ -27,18 +30,52 @@ def read_combinations(file: str) -> list[dict[str, Any]]:
     """
     if not file:
         raise ConfigError(f"sweep= names no file. Write sweep=FILE, a YAML file with {FORM}; or leave it out.")
+    require_path("sweep", file)
     path = Path(file).expanduser()
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is not a file")
+        if path.exists() and path.stat().st_size > MOST_BYTES:
+            raise OSError(f"it has {path.stat().st_size:,} bytes, and a sweep's file up to {MOST_BYTES:,}")
         found = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=get_yaml_loader())
-    except (OSError, UnicodeError, ValueError) as error:
+    except (OSError, UnicodeError) as error:
         raise ConfigError(f"sweep={file} can't be read: {error}. Name a YAML file with {FORM}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"sweep={file} isn't YAML: {' '.join(str(error).split())}. Write {FORM}.") from error
     except RecursionError as error:
         raise ConfigError(f"sweep={file} is nested too deeply. Write {FORM}.") from error
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date or number that there isn't
+        raise ConfigError(f"sweep={file} isn't YAML: {' '.join(str(error).split())}. Write {FORM}.") from error
     if not isinstance(found, list) or not found or not all(isinstance(one, dict) and one for one in found):
         raise ConfigError(f"sweep={file} doesn't hold combinations. Write {FORM}.")
+    budget = [MOST_VALUES]
+    for number, combination in enumerate(found, start=1):
+        _check(combination, f"sweep={file}, combination {number}", budget)
     return found
+
+
+def _check(value: Any, place: str, budget: list[int], depth: int = 0) -> None:
+    """Refuse values that no setting has: of other types, in mappings without end, or more than anybody wrote.
+
+    Raises:
+        ConfigError: with the place.
+    """
+    budget[0] -= 1
+    if depth > MOST_DEPTH or budget[0] < 0:
+        what = f"nested more than {MOST_DEPTH} deep" if depth > MOST_DEPTH else f"more than {MOST_VALUES:,} values"
+        raise ConfigError(f"{place}: {what}, as where an anchor (&) holds an alias (*) of itself. Write {FORM}.")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str) or not key.strip():
+                raise ConfigError(f"{place}: the key {key!r} is not the name of a setting. Write {FORM}.")
+            _check(item, f"{place}, {key[:60]}" if depth == 0 else place, budget, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check(item, place, budget, depth + 1)
+    elif not isinstance(value, (str, int, float, bool, type(None))):
+        raise ConfigError(
+            f"{place}: {value!r} is a {type(value).__name__}, which no setting takes. Put a text in quotes."
+        )
+    elif isinstance(value, str) and (bad := next((c for c in value if ord(c) < 32 and c not in "\t\n\r"), None)):
+        raise ConfigError(f"{place}: {value!r} holds the control character {bad!r}. Leave it out.")
 
 
 def as_overrides(combination: Mapping[str, Any]) -> list[str]:

@@ -10,15 +10,18 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from linearpatch.data.reach import offline
-from linearpatch.errors import LinearPatchError
-from linearpatch.experiment import Experiment
+from linearpatch.errors import ConfigError, LinearPatchError
+from linearpatch.experiment import Experiment, digest
 from linearpatch.models.model import Model
+from linearpatch.registry import identity
+from linearpatch.sweep.feasibility import Feasibility
 from linearpatch.sweep.plan import Job, Plan
 
 log = logging.getLogger(__name__)
@@ -36,12 +39,14 @@ class Size:
         layers: How many layers it has.
         hidden: Width of the stream.
         itemsize: Bytes of a weight.
+        config: What this was read from.
     """
 
     parameters: int
     layers: int
     hidden: int
     itemsize: int
+    config: Any = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ def estimate(plan: Plan) -> tuple[Plan, Mapping[str, Estimate]]:
     Jobs whose model's configuration isn't at hand have none.
     """
     sizes: dict[str, Size | None] = {}
+    feasibility = Feasibility()
     rates: dict[int, float] = {}
     found: dict[str, Estimate] = {}
     refused: dict[str, LinearPatchError] = {}
@@ -72,16 +78,18 @@ def estimate(plan: Plan) -> tuple[Plan, Mapping[str, Estimate]]:
         if not job.is_pending or job.experiment is None:
             continue
         experiment = job.experiment
-        label = experiment.model.label
-        if label not in sizes:
-            sizes[label] = size_of(experiment)
-        size = sizes[label]
-        if size is None:
-            continue
-        if size.itemsize not in rates:
-            rates[size.itemsize] = measured_rate(experiment.model, size.itemsize)
+        model = digest(identity(experiment.model))
         try:
-            experiment.pruner.check(size.layers, experiment.num_pruned_layers)
+            if model not in sizes:
+                sizes[model] = size_of(experiment)
+            size = sizes[model]
+            if size is not None:
+                experiment.check_model(size.config)
+            feasibility.check(experiment)
+            if size is None:
+                continue
+            if size.itemsize not in rates:
+                rates[size.itemsize] = measured_rate(experiment.model, size.itemsize)
             found[job.name] = _estimate(job, experiment, size, rates[size.itemsize])
         except LinearPatchError as error:
             refused[job.name] = error
@@ -90,19 +98,33 @@ def estimate(plan: Plan) -> tuple[Plan, Mapping[str, Estimate]]:
 
 
 def size_of(experiment: Experiment) -> Size | None:
-    """A model's size from its configuration; None where that isn't on this machine: nothing is downloaded."""
+    """A model's size from its configuration; None where that isn't on this machine: nothing is downloaded.
+
+    Raises:
+        LinearPatchError: the configuration can't be had anywhere, or not made.
+    """
     model = experiment.model
     try:
         with offline():
             config = model.config(experiment.cache_path)
         with torch.device("meta"):
             parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    except ConfigError:
+        raise
     except (LinearPatchError, OSError, ValueError) as error:
+        if not may_be_downloaded(model):
+            raise
         log.info("no estimates for %s: %s", model.label, error)
         return None
     text = config.get_text_config(decoder=True)
     dtype = getattr(torch, model.dtype) if model.dtype != "auto" else (getattr(config, "dtype", None) or torch.float32)
-    return Size(parameters, text.num_hidden_layers, text.hidden_size, dtype.itemsize)
+    return Size(parameters, text.num_hidden_layers, text.hidden_size, dtype.itemsize, config)
+
+
+def may_be_downloaded(model: Model) -> bool:
+    """Whether a model is named by an id of the hub, not by a place on this machine."""
+    path = str(getattr(model, "path", ""))
+    return bool(path) and not path.startswith((".", "/", "~")) and not Path(path).exists()
 
 
 def measured_rate(model: Model, itemsize: int) -> float:

@@ -7,8 +7,12 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from linearpatch.errors import StorageError
+from linearpatch.results.sections import reason_of
 from linearpatch.storage import write_atomically
 from linearpatch.sweep.plan import Plan
 
@@ -28,7 +32,7 @@ class Listed:
 
     name: str
     part: str
-    folder: str
+    folder: Annotated[str, Field(pattern=r"^[^\x00]{0,4000}$")]
     error: str | None = None
 
 
@@ -72,9 +76,8 @@ def read_manifests(folder: Path) -> list[Manifest]:
     found = []
     for file in (folder / FOLDER).glob("*.json"):
         try:
-            content = json.loads(file.read_text())
-            jobs = tuple(Listed(**job) for job in content.pop("jobs"))
-            found.append(Manifest(**content, jobs=jobs))
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise StorageError(f"{file} is not the list of a sweep of this version: {error}. Move it away.") from error
+            found.append(TypeAdapter(Manifest).validate_json(file.read_bytes()))
+        except (OSError, ValueError) as error:
+            reason = reason_of(error) if isinstance(error, ValidationError) else str(error)
+            raise StorageError(f"{file} is not the list of a sweep of this version: {reason}. Move it away.") from error
     return sorted(found, key=lambda manifest: manifest.planned)

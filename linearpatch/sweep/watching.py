@@ -81,7 +81,7 @@ def status_table(folder: Path, jobs: Sequence[Watched]) -> Table:
     for job in jobs:
         if job.part != "run" and job.is_over:
             continue  # shared steps are shown while they matter
-        name = job.name if job.part == "run" else f"{job.name} ({PARTS[job.part]})"
+        name = job.name if job.part == "run" else f"{job.name} ({PARTS.get(job.part, job.part)})"
         seconds = job.seconds
         at, progress = _at(job)
         taken = duration(seconds) if seconds else ""

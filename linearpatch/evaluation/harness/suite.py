@@ -19,7 +19,7 @@ import torch
 from lm_eval import evaluator
 
 from linearpatch.cache import canonical
-from linearpatch.errors import ConfigError, DataError
+from linearpatch.errors import ConfigError, DataError, LinearPatchError
 from linearpatch.evaluation.averages import metric_name
 from linearpatch.evaluation.evaluation import Measured, Measurement, Metric, Preparation, Subject
 from linearpatch.evaluation.harness.asking import Asking
@@ -30,6 +30,8 @@ from linearpatch.memory import BatchSize
 from linearpatch.models.fingerprint import tokenizer_hash
 
 log = logging.getLogger(__name__)
+
+OF_EQUAL_CHOICES = {"brier_score"}  # metrics of lm_eval that take a table of choices
 
 
 def prepare(asking: Asking, name: str, datasets_dir: Path | None) -> Preparation:
@@ -58,6 +60,9 @@ def prepare(asking: Asking, name: str, datasets_dir: Path | None) -> Preparation
     for task, found in loaded.items():
         if getattr(found, "UNSAFE_CODE", False):
             raise ConfigError(f"The task {task} runs code that the model writes, which this package never does.")
+
+        if not isinstance(found, Missing):
+            check_choices_are_equal(found)
 
     def measurements(tokenizer: Any) -> list[Measurement]:
         if asking.chat_template and not tokenizer.chat_template:
@@ -125,16 +130,57 @@ class _Harness:
                     share=asking.share_prefixes,
                 )
             self._model.measure(subject.decoder, on_step)
-            found = evaluator.evaluate(
-                self._model,
-                {"tasks": {task.task_name: task}},
-                limit=asking.limit,
-                bootstrap_iters=0,
-                apply_chat_template=asking.chat_template,
-                fewshot_as_multiturn=asking.chat_template,
-                system_instruction=asking.system_instruction,
-            )
+            with _scoring(task.task_name):
+                found = evaluator.evaluate(
+                    self._model,
+                    {"tasks": {task.task_name: task}},
+                    limit=asking.limit,
+                    bootstrap_iters=0,
+                    apply_chat_template=asking.chat_template,
+                    fewshot_as_multiturn=asking.chat_template,
+                    system_instruction=asking.system_instruction,
+                )
         return found, self._model.token_hash
+
+
+@contextmanager
+def _scoring(task: str) -> Iterator[None]:
+    """Turn what a task's own definition gets wrong into a sentence; what is wrong with the model stays as it is.
+
+    Raises:
+        DataError: its templates, its choices or its metrics don't fit its questions.
+    """
+    try:
+        yield
+    except (LinearPatchError, torch.OutOfMemoryError, OSError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"The task {task} can't be scored: {type(error).__name__}: {reason}. Its templates, choices or metrics "
+            "don't fit its questions. Correct its YAML, or leave it out of tasks."
+        ) from error
+
+
+def check_choices_are_equal(task: Any) -> None:
+    """Refuse a metric over a table of choices where questions have different numbers of them.
+
+    Raises:
+        DataError: one has more than another.
+    """
+    metrics = [str(metric["metric"]) for metric in task.get_config("metric_list") or []]
+    if not OF_EQUAL_CHOICES & set(metrics) or task.get_config("output_type") != "multiple_choice":
+        return
+    try:
+        counts = sorted({len(task.doc_to_choice(document)) for document in task.eval_docs})
+    except Exception:  # what the task makes of its questions is told where they are asked
+        return
+    if len(counts) > 1:
+        raise DataError(
+            f"The task {task.task_name} has questions with {counts[0]} to {counts[-1]} choices, and its metric "
+            f"{' and '.join(sorted(OF_EQUAL_CHOICES & set(metrics)))} needs the same number everywhere. Leave that "
+            "metric out of the task's metric_list, or the task out of tasks."
+        )
 
 
 def _measured(name: str, task: str, found: Mapping[str, Any], protocol: str, token_hash: str) -> Measured:

@@ -16,6 +16,8 @@ from linearpatch.report.reading import Run
 
 log = logging.getLogger(__name__)
 
+MOST_CHARACTERS = 120  # of a file's name; systems take 255 bytes
+
 
 def draw(entries: Sequence[Entry], runs: Sequence[Run]) -> list[Drawing]:
     """Draw what there is something to show of."""
@@ -36,7 +38,7 @@ def _with_file_names(drawings: Sequence[Drawing]) -> Iterator[Drawing]:
     """Names that any system takes, none twice."""
     seen: set[str] = set()
     for drawing in drawings:
-        name = base = re.sub(r"[^A-Za-z0-9._-]+", "_", drawing.name).strip("._") or "figure"
+        name = base = re.sub(r"[^A-Za-z0-9._-]+", "_", drawing.name).strip("._")[:MOST_CHARACTERS] or "figure"
         number = 2
         while name.lower() in seen:
             name, number = f"{base}_{number}", number + 1

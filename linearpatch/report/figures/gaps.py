@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from linearpatch.report.figures.style import FAINT, Drawing, legend, look, panel
 from linearpatch.report.reading import Run
 from linearpatch.results.answers import ARRAYS
 from linearpatch.results.tables import layer_list
+
+log = logging.getLogger(__name__)
 
 PROFILES = {
     "magnitude_ratio": "magnitude, × dense",
@@ -151,8 +154,18 @@ def _run_name(run: Run) -> str:
 
 
 def _arrays(run: Run) -> dict[str, NDArray[numpy.float32]]:
-    """Arrays beside the record; none where the file can't be read."""
-    try:
-        return dict(load_file(run.folder / ARRAYS))
-    except (OSError, SafetensorError, ValueError):
+    """Arrays beside the record; none where the file can't be read, or where they don't fit each other."""
+    file = run.folder / ARRAYS
+    if not file.is_file():
         return {}
+    try:
+        arrays = dict(load_file(file))
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        log.warning("%s can't be read: %s", file, error)
+        return {}
+    for name, array in arrays.items():
+        streams = arrays.get(f"{name.partition('/')[0]}/streams", array)
+        if name.rpartition("/")[2] in PROFILES and (array.ndim != 1 or array.shape != streams.shape):
+            log.warning("the streams of %s aren't drawn: %s of %s has %s", run.record.run_id, name, file, array.shape)
+            return {}
+    return arrays

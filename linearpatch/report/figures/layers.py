@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy
 from matplotlib.axes import Axes
@@ -16,9 +16,13 @@ from linearpatch.report.figures.quality import by_model
 from linearpatch.report.figures.style import COLOURS, FAINT, GRID, Drawing, panels, plain_powers, short
 from linearpatch.report.quantities import Entry
 from linearpatch.report.reading import Run
+from linearpatch.results.sections import ScoresSection
 from linearpatch.words import counted
 
+log = logging.getLogger(__name__)
+
 MOST_LINES = 60  # of a map: more than a page holds
+WIDEST = 40.0  # inches
 
 
 def layer_maps(entries: Sequence[Entry]) -> list[Drawing]:
@@ -37,7 +41,7 @@ def layer_maps(entries: Sequence[Entry]) -> list[Drawing]:
 
 
 def _map(model: str, num_layers: int, lines: Mapping[tuple[str, int], set[tuple[int, ...]]], total: int) -> Drawing:
-    figure = Figure(figsize=(max(4.0, 0.17 * num_layers + 1.6), 0.24 * len(lines) + 0.9))
+    figure = Figure(figsize=(min(max(4.0, 0.17 * num_layers + 1.6), WIDEST), 0.24 * len(lines) + 0.9))
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     shares = numpy.array(
@@ -62,20 +66,24 @@ def _map(model: str, num_layers: int, lines: Mapping[tuple[str, int], set[tuple[
 def layer_scores(runs: Sequence[Run]) -> list[Drawing]:
     """What each pruner scored, where most layers go: values of layers or windows, or the losses of a search."""
     drawings = []
-    models: dict[str, dict[str, Run]] = {}
+    models: dict[str, dict[str, tuple[Run, ScoresSection]]] = {}
     for run in runs:
         pruning, chosen = run.record.pruning, models.setdefault(run.record.model["name"], {})
-        scores = pruning.get("scores") or {}
-        if scores.get("values") or scores.get("steps"):
-            other = chosen.setdefault(pruning["method"], run)
+        try:
+            scores = ScoresSection.of(pruning.get("scores") or {})
+        except ValueError as error:  # a plug-in may record its scores in another form
+            log.warning("the scores of %s (%s) aren't drawn: %s", run.record.run_id, run.folder, error)
+            continue
+        if any(value is not None for value in scores.values) or scores.losses:
+            other, _ = chosen.setdefault(pruning["method"], (run, scores))
             if len(other.record.pruning["removed_layers"]) < len(pruning["removed_layers"]):
-                chosen[pruning["method"]] = run
+                chosen[pruning["method"]] = (run, scores)
     for model, chosen in models.items():
         if chosen:
             figure, axes = panels(len(chosen), size=(3.3, 2.4))
-            for axis, (pruner, run) in zip(axes, sorted(chosen.items()), strict=True):
-                _scores(figure, axis, pruner, run.record.pruning)
-            searches = [bool(run.record.pruning["scores"].get("steps")) for run in chosen.values()]
+            for axis, (pruner, (run, scores)) in zip(axes, sorted(chosen.items()), strict=True):
+                _scores(figure, axis, pruner, run.record.pruning["removed_layers"], scores)
+            searches = [bool(scores.losses) for _, scores in chosen.values()]
             marks = "" if all(searches) else "; dark bars: removed"
             marks += "; ×: what a step of the search removes, grey: no candidate" if any(searches) else ""
             caption = f"{model}: scores of each pruner at the largest number of layers{marks}"
@@ -83,16 +91,15 @@ def layer_scores(runs: Sequence[Run]) -> list[Drawing]:
     return drawings
 
 
-def _scores(figure: Figure, axis: Axes, pruner: str, pruning: Mapping[str, Any]) -> None:
-    scores, removed = pruning["scores"], pruning["removed_layers"]
+def _scores(figure: Figure, axis: Axes, pruner: str, removed: Sequence[int], scores: ScoresSection) -> None:
     axis.set_title(f"{short(pruner)}, {counted(len(removed), 'layer')}")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    if scores.get("steps"):
+    if scores.losses:
         _search(figure, axis, scores)
         return
-    values = [float("nan") if value is None else value for value in scores["values"]]
-    window = scores.get("unit") == "window"
-    chosen = {min(removed)} if window else set(removed)
+    values = [float("nan") if value is None else value for value in scores.values]
+    window = scores.unit == "window"
+    chosen = {min(removed, default=0)} if window else set(removed)
     colours = [COLOURS[0] if at in chosen else "#c9ced6" for at in range(len(values))]
     axis.bar(range(len(values)), values, color=colours, width=0.8)
     known = [value for value in values if value == value]
@@ -100,23 +107,22 @@ def _scores(figure: Figure, axis: Axes, pruner: str, pruning: Mapping[str, Any])
         axis.set_yscale("log")
         plain_powers(axis.yaxis)
     axis.set_xlabel("first layer of the window" if window else "layer")
-    axis.set_ylabel(short(str(scores.get("criterion", "score")), 40))
+    axis.set_ylabel(short(scores.criterion, 40))
     axis.grid(visible=False, axis="x")
 
 
-def _search(figure: Figure, axis: Axes, scores: Mapping[str, Any]) -> None:
+def _search(figure: Figure, axis: Axes, scores: ScoresSection) -> None:
     """Steps of a search from top to bottom: the loss without each layer that is left, and which went."""
-    steps = scores["steps"]
-    layers = sorted({int(layer) for step in steps for layer in step["losses"]})
-    grid = numpy.full((len(steps), layers[-1] + 1), numpy.nan)
+    steps = scores.steps
+    grid = numpy.full((len(steps), max(int(layer) for losses in scores.losses for layer in losses) + 1), numpy.nan)
     for at, step in enumerate(steps):
-        for layer, loss in step["losses"].items():
+        for layer, loss in step.losses.items():
             grid[at, int(layer)] = numpy.nan if loss is None else loss
     # One layer that breaks the model would leave all others alike.
-    high = numpy.nanquantile(grid, 0.9)
+    high = None if numpy.isnan(grid).all() else numpy.nanquantile(grid, 0.9)
     image = axis.imshow(grid, aspect="auto", cmap="cividis", vmax=high, interpolation="nearest")
     for at, step in enumerate(steps):
-        removed = numpy.atleast_1d(step["removed"])
+        removed = numpy.atleast_1d(step.removed)
         axis.plot(removed, [at] * len(removed), "x", color="white", markersize=5, markeredgewidth=1.5)
     axis.set_yticks(range(len(steps)), [str(at + 1) for at in range(len(steps))])
     axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
@@ -125,5 +131,5 @@ def _search(figure: Figure, axis: Axes, scores: Mapping[str, Any]) -> None:
     axis.grid(visible=False)
     axis.set_facecolor(GRID)
     bar = figure.colorbar(image, ax=axis, pad=0.02, extend="max")
-    bar.set_label(short(str(scores.get("criterion", "loss")), 40), size=7, color=FAINT)
+    bar.set_label(short(scores.criterion if scores.criterion != "score" else "loss", 40), size=7, color=FAINT)
     bar.outline.set_visible(False)

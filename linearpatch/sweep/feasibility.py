@@ -1,0 +1,118 @@
+"""What a dry run can tell of a run's text and data: whether they are at hand, and whether there is enough.
+
+Nothing is downloaded and nobody is asked: what isn't on this machine is an error only where the run couldn't get it
+either.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+
+from linearpatch.data.blocks import BlockSpec
+from linearpatch.data.files import TextCorpus
+from linearpatch.data.reach import offline
+from linearpatch.data.reader import Reader, Text
+from linearpatch.errors import DataError, LinearPatchError
+from linearpatch.evaluation.diagnostics import Diagnostics
+from linearpatch.evaluation.perplexity import Perplexity
+from linearpatch.experiment import Experiment, digest
+from linearpatch.registry import identity
+
+log = logging.getLogger(__name__)
+
+# Tokens are at most as many as bytes; text in any language has more than this share of that.
+FEWEST_TOKENS_PER_BYTE = 1 / 16
+
+
+class Feasibility:
+    """Answers for the runs of a plan; what several of them read is looked at once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, Any] = {}
+        self._asked_offline = bool(constants.HF_HUB_OFFLINE)
+
+    def check(self, experiment: Experiment) -> None:
+        """Refuse a run whose text or data is missing or too little.
+
+        Raises:
+            DataError: it is; or a file can't be read.
+            ConfigError: a task is unknown.
+        """
+        with offline():
+            spec = experiment.calibration.blocks(experiment.seed)
+            self._check_text(experiment, experiment.calibration_reader, spec, experiment.num_held_out)
+            if experiment.training is not None:
+                spec = experiment.distillation.blocks(experiment.seed)
+                held_out = experiment.distillation.validation_blocks
+                self._check_text(experiment, experiment.distillation_reader, spec, held_out)
+            for name, evaluation in experiment.evaluations.items():
+                reader = experiment.evaluation_reader
+                if isinstance(evaluation, Perplexity | Diagnostics):
+                    for each in evaluation.readers(reader):
+                        self._check_text(experiment, each, evaluation.spec(name), 0)
+                elif experiment.datasets_dir is not None:  # else tasks come from the hub
+                    key = ("evaluation", name, digest([experiment.measured[name], experiment.datasets_dir]))
+                    self._at_hand(
+                        key, partial(evaluation.prepare, name, reader), surely=self._only_local(reader.datasets_dir)
+                    )
+
+    def _check_text(self, experiment: Experiment, reader: Reader, spec: BlockSpec, held_out: int) -> None:
+        key = ("text", reader.source, digest([identity(reader.corpus), str(reader.datasets_dir)]))
+        text: Text | None = self._at_hand(
+            key, reader.open, surely=isinstance(reader.corpus, TextCorpus) or self._only_local(reader.datasets_dir)
+        )
+        if text is None:
+            return
+        size = self._once((*key, "bytes"), lambda: sum(map(_bytes, text.documents)))
+        needed = spec.fewest_tokens(held_out)
+        if needed <= size * FEWEST_TOKENS_PER_BYTE:
+            return
+        tokenizer = self._once(
+            ("tokenizer", digest(identity(experiment.model))),
+            lambda: experiment.model.tokenizer(experiment.cache_path),
+        )
+        if tokenizer is not None:  # as the run would, which says what is wrong
+            text.cut_apart(spec, tokenizer, held_out) if held_out else text.cut(spec, tokenizer)
+        elif needed > size + len(text.documents):
+            raise DataError(
+                f"{text.source} has {size:,} bytes and so fewer tokens than that, and {needed:,} are needed. "
+                f"{spec.advice}"
+            )
+
+    def _only_local(self, datasets_dir: Path | None) -> bool:
+        """Whether the user said where the data is, and that the hub isn't to be asked."""
+        return self._asked_offline and datasets_dir is not None
+
+    def _at_hand(self, key: Hashable, read: Callable[[], Any], *, surely: bool = False) -> Any:
+        """What is read, or None where only the hub has it and may be asked when the run starts."""
+        found = self._once(key, lambda: _attempt(read))
+        if not isinstance(found, LinearPatchError):
+            return found
+        if surely or not isinstance(found, DataError):
+            raise found
+        self._once(
+            (key, "told"), lambda: log.warning("not on this machine, so that a run will need the hub: %s", found)
+        )
+        return None
+
+    def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
+
+def _bytes(document: Any) -> int:
+    return len((document if isinstance(document, str) else repr(document)).encode("utf-8", "replace"))
+
+
+def _attempt(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except LinearPatchError as error:
+        return error
