@@ -61,9 +61,11 @@ class BatchSize:
     Args:
         setting: A number, or `auto`.
         device: Kind of device, such as `cuda`.
+        owner: The section of the configuration that both settings are in, for errors.
     """
 
-    def __init__(self, setting: int | str, device: str) -> None:
+    def __init__(self, setting: int | str, device: str, owner: str = "eval.tasks") -> None:
+        self.owner = owner
         self.automatic = setting == "auto"
         self.rows = FIRST_BATCH.get(device, FIRST_BATCH["cuda"]) if setting == "auto" else int(setting)
 
@@ -100,7 +102,9 @@ class BatchSize:
 
     def _halve(self, tried: int, error: BaseException) -> None:
         if not self.automatic or tried == 1:
-            advice = "Use a shorter max_length or a device with more memory." if tried == 1 else "Use batch_size=auto."
+            advice = f"Use {self.owner}.batch_size=auto."
+            if tried == 1:
+                advice = f"Use a shorter {self.owner}.max_length, or a device with more memory."
             raise ModelError(f"Memory doesn't suffice for {counted(tried, 'sequence')} at a time. {advice}") from error
         self.rows = tried // 2
         log.info("memory doesn't suffice for %d sequences at a time; going on with %d", tried, self.rows)

@@ -42,7 +42,10 @@ class OutputKL(Training):
         require_choice("distill.targets", self.targets, TARGETS)
         require_range("distill.temperature", self.temperature, low=0.01, high=100)
         if self.keep_states and self.targets != "cached":
-            raise ConfigError("distill.keep_states=true keeps nothing with targets=online. Use distill.targets=cached.")
+            raise ConfigError(
+                f"distill.keep_states=true keeps nothing with distill.targets={self.targets}. Use "
+                "distill.targets=cached."
+            )
 
     def check(self, decoder: Decoder) -> None:
         """Refuse a K that exceeds the vocabulary as well."""

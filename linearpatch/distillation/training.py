@@ -120,7 +120,7 @@ class Training(Distillation, ABC):
         if self.trainable == "low_rank" and self.decay_toward == "zero":
             raise ConfigError(
                 "distill.decay_toward is 'zero', but with distill.trainable=low_rank the initial patch is fixed, so "
-                "decay pulls to it. Leave decay_toward out, or use trainable=full."
+                "decay pulls to it. Leave distill.decay_toward out, or use distill.trainable=full."
             )
         for name, reader in (("rank", "low_rank"), ("basis", "diagonal")):
             if self.trainable != reader and getattr(self, name) != getattr(Training, name):

@@ -125,13 +125,15 @@ class Pruner(ABC):
         possible = min(len(self.candidates(num_layers)), num_layers - 1)
         if possible < 1:
             raise ConfigError(
-                f"No layer of the model's {num_layers} can be removed with protect_first={self.protect_first} and "
-                f"protect_last={self.protect_last}. Lower pruner.protect_first or pruner.protect_last."
+                f"No layer of the model's {num_layers} can be removed with "
+                f"pruner.protect_first={self.protect_first} and pruner.protect_last={self.protect_last}. Lower "
+                "pruner.protect_first or pruner.protect_last."
             )
         if not 1 <= n <= possible:
             raise ConfigError(
                 f"num_pruned_layers is {n}, but {possible} of the model's {num_layers} layers can be removed "
-                f"(protect_first={self.protect_first}, protect_last={self.protect_last}, one must stay). "
+                f"(pruner.protect_first={self.protect_first}, pruner.protect_last={self.protect_last}, one must "
+                "stay). "
                 f"Allowed: 1 to {possible}."
             )
 

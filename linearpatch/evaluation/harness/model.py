@@ -91,7 +91,8 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
             too_long += len(context) + len(continuation) > self.max_length + 1
         if longest > self.max_length:
             raise ConfigError(
-                f"An answer has {longest} tokens, more than max_length={self.max_length}. Set a larger max_length."
+                f"An answer has {longest} tokens, more than {self._rows.owner}.max_length={self.max_length}. Set "
+                "it larger, or leave it out for the model's own limit."
             )
         if too_long:
             log.warning(

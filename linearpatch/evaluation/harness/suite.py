@@ -67,7 +67,7 @@ def prepare(asking: Asking, name: str, datasets_dir: Path | None) -> Preparation
     def measurements(tokenizer: Any) -> list[Measurement]:
         if asking.chat_template and not tokenizer.chat_template:
             raise ConfigError(f"eval.{name}.chat_template=true: this model's tokenizer has none. Use a chat model.")
-        harness = _Harness(asking, tokenizer)
+        harness = _Harness(asking, tokenizer, f"eval.{name}")
         return [
             _left_out(name, task, missing[task])
             if (task := entry.name) in missing
@@ -81,8 +81,8 @@ def prepare(asking: Asking, name: str, datasets_dir: Path | None) -> Preparation
 class _Harness:
     """Runs tasks on one model after the other, with one wrapper and one tokenisation for all."""
 
-    def __init__(self, asking: Asking, tokenizer: Any) -> None:
-        self._asking = asking
+    def __init__(self, asking: Asking, tokenizer: Any, owner: str) -> None:
+        self._asking, self._owner = asking, owner
         self._tokenizer = copy.deepcopy(tokenizer)  # lm_eval gives it a padding token
         self._tokenizer_hash = tokenizer_hash(tokenizer)  # once: a vocabulary takes a while to write out
         self._model: HarnessModel | None = None
@@ -125,7 +125,7 @@ class _Harness:
                 self._model = HarnessModel(
                     subject.decoder,
                     self._tokenizer,
-                    batch_size=BatchSize(asking.batch_size, subject.decoder.input_device.type),
+                    batch_size=BatchSize(asking.batch_size, subject.decoder.input_device.type, self._owner),
                     max_length=asking.max_length,
                     share=asking.share_prefixes,
                 )
