@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 # The oldest release of transformers that passes the tests.
 LOWEST := 5.0.0
 
-.PHONY: help demo test coverage test-lowest lint format types bench gpu clean
+.PHONY: help demo test campaign coverage test-lowest lint format types bench gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -24,6 +24,9 @@ demo: $(READY)  ## prune SmolLM2 by 5 of 30 layers as published and as recommend
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest --numprocesses auto --durations 20
+
+campaign: $(READY)  ## try all wrong inputs of tests/campaign, of which `make test` tries a part
+	LINEARPATCH_CAMPAIGN=all $(BIN)/python -m pytest --numprocesses auto tests/campaign
 
 coverage: $(READY)  ## run the tests with line coverage
 	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term

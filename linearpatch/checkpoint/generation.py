@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TextStreamer, set_seed
 
-from linearpatch.errors import ConfigError, require_range
+from linearpatch.errors import ConfigError, ModelError, require_range
 from linearpatch.models.decoder import decoder_of
 from linearpatch.words import printable
 
@@ -87,9 +87,16 @@ def write_text(
         raise ConfigError("--chat needs a chat template, and this tokenizer has none. Leave --chat out.")
     if chat:
         messages = [{"role": "user", "content": prompt}]
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
+        try:
+            inputs = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            )
+        except Exception as error:  # a template is a program of the model's authors
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(
+                f"The tokenizer's chat template fails ({type(error).__name__}: {reason}). Correct the model's "
+                "chat_template.jinja, or leave --chat out."
+            ) from error
     else:
         inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
     inputs = inputs.to(decoder_of(model).input_device)

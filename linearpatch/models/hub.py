@@ -18,6 +18,7 @@ from linearpatch.registry import component
 
 CONFIG = "config.json"
 CARD = "README.md"
+RUST_PANIC = "PanicException"  # of the tokenizers library; no `Exception`
 
 
 @component("model", "hub")
@@ -87,6 +88,7 @@ class HubModel(Model):
         self._check_path()
         try:
             tokenizer = AutoTokenizer.from_pretrained(self._location, **self._source)
+            check_tokenizer(tokenizer)
             model, info = AutoModelForCausalLM.from_pretrained(
                 self._location,
                 output_loading_info=True,
@@ -97,7 +99,9 @@ class HubModel(Model):
                 **self._source,
                 **self.placement,
             )
-        except Exception as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != RUST_PANIC:
+                raise
             raise self._failure(error) from error
         check_weights(model, info, f"model.path={self.path}")
         commit = getattr(model.config, "_commit_hash", None)
@@ -124,7 +128,7 @@ class HubModel(Model):
         if (Path(self._location) / "modeling_linearpatch.py").is_file():
             raise already_patched(self._location)
 
-    def _failure(self, error: Exception) -> ModelError:
+    def _failure(self, error: BaseException) -> ModelError:
         if NO_SDPA in str(error):
             return ModelError(
                 f"model {self.name or self.path} has no sdpa attention in this version of transformers. Use "
@@ -136,3 +140,14 @@ class HubModel(Model):
             "folder needs config.json, *.safetensors and the tokenizer's files), or use model=smollm2_135m, which "
             "needs no hub."
         )
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuse a tokenizer that loads and then makes no numbers of a text.
+
+    Raises:
+        ValueError: it doesn't.
+    """
+    ids = tokenizer("The sea is deep, and 3 fish swim in it.", add_special_tokens=False).input_ids
+    if not ids or not all(isinstance(token, int) and token >= 0 for token in ids):
+        raise ValueError(f"the tokenizer makes {ids[:5]} of a sentence.")
