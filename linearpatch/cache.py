@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from linearpatch.cache_folder import mark_cache
-from linearpatch.errors import StorageError
+from linearpatch.errors import StorageError, require_path
 from linearpatch.leases import leased
 from linearpatch.storage import write_atomically
 
@@ -37,7 +37,9 @@ UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError)  # what
 def default_cache_dir() -> Path:
     """`LINEARPATCH_CACHE` where set, else a folder in the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LINEARPATCH_CACHE") or Path(base) / "linearpatch")
+    named = os.environ.get("LINEARPATCH_CACHE") or ""
+    require_path("The environment variable LINEARPATCH_CACHE", named)
+    return Path(named or Path(base) / "linearpatch")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from math import isfinite
+from pathlib import Path
 
 
 class LinearPatchError(Exception):
@@ -79,6 +80,11 @@ def require_path(what: str, value: str) -> None:
     ):
         if size > most:
             raise ConfigError(f"{what} is {value[:40]!r}…, with{of} {size:,} bytes. Allowed: up to {most:,}.")
+    if value.startswith("~"):
+        try:
+            Path(value).expanduser()
+        except RuntimeError as error:
+            raise ConfigError(f"{what} is {value!r}, and there is no such user. Write the whole path.") from error
     if "\0" in value:
         raise ConfigError(f"{what} is {value!r}, which holds a zero byte. Allowed: the path of a file or folder.")
 

@@ -10,6 +10,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, ClassVar
 
 import torch
@@ -136,8 +137,8 @@ class Training(Distillation, ABC):
         require_range("distill.weight_decay", self.weight_decay, low=0, high=1e6)
         for name in ("max_grad_norm", "checkpoint_minutes", "checkpoint_steps"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"distill.{name} is {value}. Allowed: more than 0, or null for none.")
+            if value is not None and not 0 < value < inf:
+                raise ConfigError(f"distill.{name} is {value}. Allowed: a finite number above 0, or null for none.")
 
     @property
     def decays_to_start(self) -> bool:

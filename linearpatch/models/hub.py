@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,7 @@ class HubModel(Model):
                 dtype=self.torch_dtype,
                 attn_implementation=self.attn_implementation,
                 use_safetensors=True,
+                output_loading_info=True,
                 **self._source,
                 **self.placement,
             )
