@@ -132,7 +132,7 @@ def test_heads_that_do_not_divide(setting):
     name, value = setting.split(": ")
     sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "head_dim": 8}
     model = RandomModel(settings={**sizes, "num_attention_heads": 4, name: int(value)}, device="cpu")
-    with pytest.raises((ModelError, ConfigError), match="num_attention_heads|num_key_value_heads|heads"):
+    with pytest.raises((ModelError, ConfigError), match="heads"):
         model.load(Path())
 
 
