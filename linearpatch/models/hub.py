@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,7 +96,6 @@ class HubModel(Model):
                 dtype=self.torch_dtype,
                 attn_implementation=self.attn_implementation,
                 use_safetensors=True,
-                output_loading_info=True,
                 **self._source,
                 **self.placement,
             )
