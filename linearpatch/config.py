@@ -146,6 +146,11 @@ def check_choices(overrides: Sequence[str]) -> None:
         ConfigError: an override is such a list, or null.
     """
     for word in overrides:
+        if word.lstrip("+~").startswith("="):
+            raise ConfigError(f"The override {word!r} names no setting. Write key=value or group=choice.")
+        removed = re.fullmatch(r"~([\w.]+)(?:=.*)?", word)
+        if removed and removed[1] not in (*GROUPS, *PRESET_GROUPS):
+            raise ConfigError(f"{word}: settings can't be removed. Leave it out, or set {removed[1]}=VALUE.")
         found = re.fullmatch(r"\+{0,2}(([\w/]+)(?:@([\w.]+))?)=(?:null|~)?", word)
         if found and found[2] in (*GROUPS, *PRESET_GROUPS):
             or_value = f", or set the value {found[3]}=null to have none" if found[3] else ""
