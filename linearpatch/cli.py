@@ -20,7 +20,7 @@ from rich.table import Table
 
 from linearpatch.arguments import command_parser
 from linearpatch.choices import PRESET_GROUPS, choices
-from linearpatch.errors import ConfigError, LinearPatchError, require_range, suggest
+from linearpatch.errors import ConfigError, LinearPatchError, require_path, require_range, suggest
 from linearpatch.overrides import override
 from linearpatch.progress import console, out
 from linearpatch.registry import GROUPS
@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }[parsed.command]
     _set_up_logging()
     try:
+        _check_paths(parsed)
         return command()
     except KeyboardInterrupt as error:
         why = f"Interrupted: {error}" if str(error) else "Interrupted"
@@ -71,6 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # the last resort: a bug of ours, or a library's error that nobody expected
         log.error("%s", _unexpected(error))
     return 1
+
+
+def _check_paths(parsed: argparse.Namespace) -> None:
+    """Refuse names that no file or folder can have."""
+    for name in ("folder", "folders", "output", "published", "dir", "base"):
+        given = getattr(parsed, name, None)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None:
+                require_path(name, str(value))
 
 
 def _unexpected(error: Exception) -> str:

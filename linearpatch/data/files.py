@@ -11,7 +11,7 @@ from typing import ClassVar
 from linearpatch.data.corpus import Corpus, take_slice
 from linearpatch.data.documents import Column, Document
 from linearpatch.data.rows import PLAIN, READ, format_of, read_column, read_text
-from linearpatch.errors import ConfigError, DataError
+from linearpatch.errors import ConfigError, DataError, require_path
 from linearpatch.registry import component
 from linearpatch.words import counted
 
@@ -41,6 +41,10 @@ class TextCorpus(Corpus):
     evaluation: str = "all[60%:]"
     path: str = ""
     column: str = "text"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_path("corpus.path", self.path)
 
     def rough_tokens(self) -> int:
         """A third of all, at four bytes a token."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from linearpatch.errors import ConfigError, require_choice, require_range
+from linearpatch.errors import ConfigError, require_choice, require_path, require_range
 from linearpatch.memory import check_batch_size
 
 MISSING_DATA = ("error", "skip")
@@ -54,6 +54,7 @@ class Asking:
         ):  # fmt: skip
             if value is not None:
                 require_range(what, value, low=low)
+        require_path("include_path", self.include_path or "")
         if self.include_path is not None and not Path(self.include_path).expanduser().is_dir():
             raise ConfigError(f"include_path={self.include_path} is not a folder (looked in {Path.cwd()}).")
 
