@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from linearpatch.cache import canonical
-from linearpatch.errors import ConfigError, ModelError, require_seed
+from linearpatch.errors import ConfigError, ModelError, require_range, require_seed
 from linearpatch.models.model import NO_SDPA, LoadedModel, Model, ready
 from linearpatch.registry import component
 
@@ -40,6 +40,9 @@ class RandomModel(Model):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_seed("model.seed", self.seed)
+        longest = self.settings.get("max_position_embeddings")
+        if isinstance(longest, int):  # families build a model that can't read a token, or take it for no limit
+            require_range("model.settings.max_position_embeddings", longest, low=1)
 
     def config(self, cache_dir: Path) -> Any:
         """Build the family's configuration."""
