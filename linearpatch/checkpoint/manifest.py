@@ -149,7 +149,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = int(content["schema_version"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise StorageError(f"{path} can't be read: {error!r}. Write the checkpoint again.") from error
     if version > SCHEMA_VERSION:
         raise StorageError(
@@ -189,7 +189,7 @@ def parent_of(source: str) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {name: value for name, value in content.items() if name not in ("files", "sha256")}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
 
 
@@ -238,7 +238,7 @@ def _files_needed(folder: Path, manifest: Manifest) -> set[str]:
             if not all(isinstance(shard, str) for shard in shards):
                 raise ValueError("its files are no names")
             needed |= set(shards)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(f"{folder / name} can't be read: {error!r}. Write the checkpoint again.") from error
     return needed
 

@@ -154,7 +154,7 @@ def _earlier_files(output: Path) -> set[str]:
     if manifest.exists():
         try:
             earlier = {str(name) for name in json.loads(manifest.read_text())["files"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StorageError(f"{manifest} can't be read: {error}. Remove it with the report it is of.") from error
     for name in ("report.md", "report.html", "tables", "figures"):
         place = output / name
