@@ -243,7 +243,8 @@ SWEEPS: Mapping[str, str | bytes] = {
     "no such key": "- {prunner: sleb}", "no such choice": "- {pruner: slebb}",
     "two documents": "- {seed: 1}\n---\n- {seed: 2}",
     "a value that can't be": "- {pruner.protect_first: -1}", "a list for a choice": "- {pruner: [sleb, shortgpt]}",
-    "a control character": '- {group: "a\\u0001b"}', "infinite": "- {pruner.protect_first: .inf}", "NaN": "- {seed: .nan}",
+    "a control character": '- {group: "a\\u0001b"}',
+    "infinite": "- {pruner.protect_first: .inf}", "NaN": "- {seed: .nan}",
     "a huge number": "- {seed: " + "9" * 5000 + "}", "a long word": "- {group: " + "g" * 5000 + "}",
 }  # fmt: skip
 
