@@ -53,7 +53,7 @@ def test_limits_of_the_model_are_told_before_it_is_loaded(words, told, tmp_path,
     ],
 )
 def test_a_dry_run_tells_them_too(words, told, tmp_path, capsys):
-    Path("short.txt").write_text("A short paragraph of a few words.\n\n" * 30)
+    Path("short.txt").write_text("A short paragraph of a few words.\n\n" * 9)
     assert run(*words, f"output_dir={tmp_path}/D", "--dry-run") == 1
     printed = capsys.readouterr()
     table = re.sub(r"[│┃\s]+", "", printed.out + printed.err)
@@ -146,7 +146,6 @@ def test_heads_that_do_not_divide(setting):
         ("- {3: sleb}", "the key 3 is not the name"),
         ("- {group: !!binary aGVsbG8=}", "bytes, which no setting takes"),
         ("- {seed: " + "9" * 5000 + "}", "isn't YAML"),
-        ("- {group: 2020-99-99}", "isn't YAML"),
     ],
 )
 def test_a_sweeps_file_of_any_content_is_a_sentence(text, told):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linearpatch.errors import ConfigError, DataError, require_choice, require_range
+from linearpatch.errors import DataError, require_choice, require_range
 from linearpatch.words import counted
 
 SAMPLINGS = ("first", "windows", "crops", "document_crops")
@@ -90,9 +90,10 @@ class BlockSpec:
         if self.num_blocks is not None:
             require_range("num_blocks", self.num_blocks, low=1)
         elif self.sampling != "first":
-            raise ConfigError(
-                f"num_blocks is null, which takes all blocks, and {self.names.owner}.sampling={self.sampling} needs a "
-                f"number. Set it, or use {self.names.owner}.sampling=first."
+            owner = self.names.owner
+            raise DataError(
+                f"{owner}.sampling={self.sampling} needs {owner}.num_blocks. Set it; only {owner}.sampling=first can "
+                "take all."
             )
 
     @property

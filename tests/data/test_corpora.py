@@ -79,7 +79,7 @@ def test_bos_policies():
         ({"num_blocks": 101, "block_length": 10}, "1,000 tokens: 100 blocks of 10, 101 needed"),
         ({"block_length": 2000}, "0 blocks of 2000, 1 needed"),
         ({"num_blocks": 5, "block_length": 2000, "sampling": "crops"}, "0 blocks of 2000, 5 needed"),
-        ({"sampling": "crops"}, "needs num_blocks"),
+        ({"sampling": "crops"}, r"needs calibration\.num_blocks"),
     ],
 )
 def test_a_corpus_too_short_says_how_many_blocks_it_can_give(settings, message):
