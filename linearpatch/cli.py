@@ -181,18 +181,21 @@ def _status(folder: Path, *, once: bool) -> int:
     """Show the jobs of a folder until all are over; return 1 if one didn't complete."""
     from rich.live import Live
 
-    from linearpatch.sweep.watching import status_table, watch
+    from linearpatch.sweep.watching import Watch, status_table
 
-    jobs = watch(folder)
+    watch = Watch(folder)
+    overview = watch.look()
     if once or not out.is_terminal:
-        out.print(status_table(folder, jobs))
+        out.print(status_table(folder, overview.jobs))
     else:
-        with Live(status_table(folder, jobs), console=out, refresh_per_second=2) as live:
-            while not all(job.is_over for job in jobs):
+        with Live(status_table(folder, overview.jobs), console=out, refresh_per_second=2) as live:
+            while not overview.is_over:
                 time.sleep(1)
-                jobs = watch(folder)
-                live.update(status_table(folder, jobs))
-    return 1 if any(job.now.state in ("failed", "interrupted", "lost") for job in jobs) else 0
+                overview = watch.look()
+                live.update(status_table(folder, overview.jobs))
+    for advice in overview.advice:  # unfolded, so that it can be pasted
+        out.print(advice, soft_wrap=True, markup=False, highlight=False)
+    return 0 if overview.is_complete else 1
 
 
 def _cache(arguments: argparse.Namespace) -> int:

@@ -16,16 +16,18 @@ from linearpatch.choices import CONF_DIR
 from linearpatch.config import check_choices, job_config, readable_errors, resolved, settle_texts, to_experiment
 from linearpatch.errors import ConfigError
 from linearpatch.experiment import check_group, digest
+from linearpatch.leftovers import tidied
 from linearpatch.overrides import command as repeating
 from linearpatch.overrides import expanded
 from linearpatch.progress import steps
 from linearpatch.results.record import Record
+from linearpatch.results.state import clear_up
 from linearpatch.run import run
 from linearpatch.storage import check_folder
 from linearpatch.sweep.estimate import Estimate, estimate
 from linearpatch.sweep.launchers import launcher_of
-from linearpatch.sweep.manifest import write_manifest
-from linearpatch.sweep.plan import Asked, Plan, plan_sweep
+from linearpatch.sweep.manifest import FOLDER, listed
+from linearpatch.sweep.plan import SHARED, Asked, Plan, plan_sweep
 from linearpatch.sweep.schedule import Outcome, execute
 from linearpatch.sweep.tables import duration
 from linearpatch.words import counted
@@ -40,6 +42,7 @@ class Jobs:
     Args:
         dry_run: Only plan.
         estimates: With `dry_run`, estimate what the jobs will cost.
+        command: What was typed, which does all of it again; None puts it together from the overrides.
 
     Attributes:
         record: That of the run, where there was one.
@@ -50,9 +53,10 @@ class Jobs:
         at_a_time: … and how many run together, where that is known.
     """
 
-    def __init__(self, *, dry_run: bool = False, estimates: bool = True) -> None:
+    def __init__(self, *, dry_run: bool = False, estimates: bool = True, command: str | None = None) -> None:
         self.dry_run = dry_run
         self._estimates = estimates
+        self._command = command
         self.record: Record | None = None
         self.folder = Path()
         self.plan: Plan | None = None
@@ -90,7 +94,7 @@ class Jobs:
             self.plan, self.estimates = estimate(plan_sweep(asked, config.group or "run"))
             return
         self.folder = experiment.folder()
-        command = repeating(overrides)
+        command = self._command or repeating(overrides)
         log.info("run %s", experiment.run_id)
         self.record = run(experiment, self.folder, config=resolved(config), command=command)
 
@@ -149,8 +153,12 @@ class Jobs:
         pending = sum(job.is_pending for job in self.plan.runs)
         runs = counted(len(self.plan.runs), "run")
         log.info("sweep %s: %s, %d to do, %s", label, runs, pending, launcher.describe())
-        write_manifest(self.plan)
-        with steps("runs", len(self.plan.runs)) as on_step:
+        caches = {one.experiment.cache_path for one in asked if one.experiment is not None}
+        with (
+            tidied(caches, [self.plan.folder / FOLDER]),
+            listed(self.plan, self._command or ""),
+            steps("runs", len(self.plan.runs)) as on_step,
+        ):
 
             def tell(outcome: Outcome) -> None:
                 if outcome.job.is_run:
@@ -162,6 +170,8 @@ class Jobs:
                     log.log(level, "%s %s%s%s", outcome.job.name, outcome.record.status, took, error)
 
             self.outcomes = execute(self.plan, launcher, tell)
+            for place in (self.plan.folder / SHARED).glob("*"):
+                clear_up(place)
 
 
 def _choices(chosen: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from linearpatch.distillation.distill import Distilled, TrainingFailed, distill
 from linearpatch.errors import NumericsError, StorageError
 from linearpatch.evaluation.evaluation import Measurement
 from linearpatch.experiment import Experiment
+from linearpatch.leftovers import tidied
 from linearpatch.measure import measure
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.views import interfaces_of
@@ -85,7 +86,8 @@ def run(
         experiment.training.check_processes(workers.count)
     cache = Cache(experiment.cache_path, since=(since or time.time()) if experiment.force else None)
     if workers.is_main:
-        return _run(experiment, folder, record, cache, workers)
+        with tidied([experiment.cache_path]):
+            return _run(experiment, folder, record, cache, workers)
     with TemporaryDirectory() as scratch:  # helps with the distillation; there is nothing else to do or to tell
         helping = replace(experiment, eval={}, save_model=False, push_to_hub=None, tracker=NoTracker())
         try:

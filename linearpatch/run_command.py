@@ -14,7 +14,7 @@ import yaml
 from linearpatch.arguments import run_parser
 from linearpatch.choices import CONF_DIR, check_names
 from linearpatch.errors import ConfigError
-from linearpatch.overrides import expanded, override
+from linearpatch.overrides import command, expanded, override
 from linearpatch.progress import out
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run_command(arguments: Sequence[str]) -> int:
         flags.overrides = expanded(flags.overrides, [flags.config_dir] if flags.config_dir else [])
     check_choices(flags.overrides)
     shows_choices = flags.cfg == "job" and flags.package is None
-    jobs = Jobs(dry_run=flags.dry_run)
+    jobs = Jobs(dry_run=flags.dry_run, command=command(arguments))
     try:
         with readable_errors(), terminable():
             if shows_choices:

@@ -117,12 +117,17 @@ def remove_leftovers(folder: Path) -> int:
 def this_machine() -> str:
     """The name of this machine, or container, in the names of files: equal names share their processes' numbers."""
     host = socket.gethostname()
-    try:
-        namespace = Path("/proc/self/ns/pid").stat().st_ino  # containers may share a host's name, but not processes
-    except OSError:
-        namespace = INITIAL_PID_NAMESPACE
-    digest = hashlib.sha256(f"{host} {namespace}".encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    digest = hashlib.sha256(f"{host} {pid_namespace()}".encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return f"{re.sub('[^A-Za-z0-9.-]', '_', host)[:40]}-{digest}"
+
+
+def pid_namespace() -> int | None:
+    """The container that numbers this process, since containers may share a host's name; None: none but the host."""
+    try:
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return None
+    return None if namespace == INITIAL_PID_NAMESPACE else namespace
 
 
 def is_alive(process: int) -> bool:

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from linearpatch.leases import exclusive, is_held
 from linearpatch.progress import watched
 from linearpatch.results.record import FILE_NAME, Record, read_record
 from linearpatch.storage import make_folder, write_atomically
+from linearpatch.temporary import remove_leftovers, temporaries
 
 PROGRESS_NAME = "progress.json"
 LEASE_NAME = ".lease"
@@ -37,7 +38,8 @@ class Progress:
         since: When the run began, in seconds since 1970.
         updated: When this was written.
         process: Its process' number …
-        machine: … on which machine.
+        machine: … on which machine …
+        working_dir: … and where it was started.
     """
 
     what: str
@@ -47,6 +49,7 @@ class Progress:
     updated: float
     process: int
     machine: str
+    working_dir: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,9 @@ class RunState:
 
     Attributes:
         state: `waiting` (nothing there), `running`, `completed`, `failed`, `interrupted`, or `lost`: its record says
-            that it runs, but its process is gone.
+            that it runs, but its process is dead.
         record: What is there of the record.
-        progress: What it is at, while it runs.
+        progress: What it is at while it runs, or was at when its process died.
         reason: Why its record can't be read.
     """
 
@@ -75,27 +78,42 @@ def occupied(folder: Path) -> Iterator[None]:
         Occupied: another process runs in the folder.
     """
     make_folder(folder)
-    since, written = time.time(), 0.0
+    since, written, working_dir = time.time(), 0.0, str(Path.cwd())
     last: Progress | None = None
 
     def write(what: str, done: float, total: float) -> None:
         nonlocal last, written
         now = time.time()
         changed = last is None or last.what != what
-        last = Progress(what, done, total, since, now, os.getpid(), platform.node())
+        last = Progress(what, done, total, since, now, os.getpid(), platform.node(), working_dir)
         if changed or now - written >= EVERY_S:
             written = now
             write_atomically(folder / PROGRESS_NAME, json.dumps(asdict(last)).encode(), safely=False)
 
     with exclusive(folder / LEASE_NAME, str(folder)), watched(write):
+        for temporary in temporaries(folder):  # nobody else writes here now
+            if temporary.is_leftover or not temporary.is_of_this_machine:
+                temporary.remove()
         try:
             yield
         finally:
             (folder / PROGRESS_NAME).unlink(missing_ok=True)
 
 
-def state_of(folder: Path) -> RunState:
-    """The state of a run's folder; a record that can't be read counts as failed."""
+def clear_up(folder: Path) -> None:
+    """Remove what a process left that died in a run's folder; its record stays."""
+    if not is_held(folder / LEASE_NAME):
+        (folder / PROGRESS_NAME).unlink(missing_ok=True)
+        remove_leftovers(folder)
+
+
+def state_of(folder: Path, is_held: Callable[[Path], bool] = is_held) -> RunState:
+    """The state of a run's folder; a record that can't be read counts as failed.
+
+    Args:
+        folder: The folder.
+        is_held: Whether a living process has a lease, for those who watch longer than for one look.
+    """
     if not (folder / FILE_NAME).exists():
         return RunState("waiting")
     try:
@@ -107,7 +125,9 @@ def state_of(folder: Path) -> RunState:
         return RunState(record.status, record)
     if is_held(folder / LEASE_NAME):  # a record that is complete stays so while more is added to it
         return RunState("running", record, _progress(folder))
-    return RunState("lost" if record.status == "running" else record.status, record)
+    if record.status == "running":
+        return RunState("lost", record, _progress(folder))
+    return RunState(record.status, record)
 
 
 def _progress(folder: Path) -> Progress | None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +16,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 
 from linearpatch.errors import StorageError
+from linearpatch.leases import leased
 from linearpatch.results.sections import reason_of
 from linearpatch.storage import write_atomically
 from linearpatch.sweep.plan import Plan
@@ -28,12 +33,14 @@ class Listed:
         part: `run`, or the kind of shared step.
         folder: Where its record is, relative to the sweep's folder.
         error: Why it can't be done at all.
+        serves: Of a shared step: the runs that need it.
     """
 
     name: str
     part: str
     folder: Annotated[str, Field(pattern=r"^[^\x00]{0,4000}$")]
     error: str | None = None
+    serves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,14 +51,33 @@ class Manifest:
         label: The group of its runs.
         planned: When, in seconds since 1970.
         jobs: Shared steps, then runs.
+        command: What starts the sweep again …
+        working_dir: … and where.
     """
 
     label: str
     planned: float
     jobs: tuple[Listed, ...]
+    command: str = ""
+    working_dir: str = ""
 
 
-def write_manifest(plan: Plan) -> None:
+@contextmanager
+def listed(plan: Plan, command: str) -> Iterator[None]:
+    """Write a plan's jobs into the sweep's folder, and show that somebody works on them while a block runs."""
+    write_manifest(plan, command)
+    lease = plan.folder / FOLDER / f"{plan.label}.{secrets.token_hex(4)}.lease"
+    with leased(lease, f"the sweep {plan.label}"):
+        yield
+
+
+def leases_of(folder: Path, manifest: Manifest) -> list[Path]:
+    """The leases of those who work on a sweep, or did when they were killed."""
+    name = re.compile(rf"{re.escape(manifest.label)}\.[0-9a-f]{{8}}\.lease")
+    return sorted(path for path in (folder / FOLDER).glob("*.lease") if name.fullmatch(path.name))
+
+
+def write_manifest(plan: Plan, command: str = "") -> None:
     """Write a plan's jobs into the sweep's folder."""
     base = plan.folder.resolve()
     jobs = tuple(
@@ -60,10 +86,11 @@ def write_manifest(plan: Plan) -> None:
             job.request.part,
             os.path.relpath(job.request.path.resolve(), base) if job.request.folder else "",
             str(job.error) if job.error else None,
+            () if job.is_run else tuple(run.name for run in plan.runs if job.name in run.needs),
         )
         for job in plan.jobs
     )
-    content = json.dumps(asdict(Manifest(plan.label, time.time(), jobs)), indent=2)
+    content = json.dumps(asdict(Manifest(plan.label, time.time(), jobs, command, str(Path.cwd()))), indent=2)
     write_atomically(plan.folder / FOLDER / f"{plan.label}.json", content.encode())
 
 

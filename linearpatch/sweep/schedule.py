@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from linearpatch.errors import StorageError
+from linearpatch.leases import Lease
 from linearpatch.results.record import FILE_NAME, Record, write_record
-from linearpatch.results.state import state_of
+from linearpatch.results.state import clear_up, state_of
 from linearpatch.storage import check_log
 from linearpatch.sweep.launching import Ending, Launcher, Submit
 from linearpatch.sweep.plan import Job, Plan
@@ -130,7 +131,7 @@ def _written(file: Path) -> int:
 def _record_of(job: Job, ending: Ending, before: _Found) -> Record:
     """The record that a process left; where it died, its record says so from now on."""
     folder = job.request.path
-    state = state_of(folder)
+    state = state_of(folder, lambda path: Lease(path).is_alive())
     record = state.record
     after = _Found.now(folder)
     if ending.code == 0 and record is not None:
@@ -145,6 +146,7 @@ def _record_of(job: Job, ending: Ending, before: _Found) -> Record:
         return _failed(job, error)
     record.status, record.error = "failed", error
     write_record(record, folder)
+    clear_up(folder)
     return record
 
 

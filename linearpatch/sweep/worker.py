@@ -25,7 +25,7 @@ from linearpatch.console import PlainFormatter
 from linearpatch.errors import LinearPatchError, StorageError
 from linearpatch.experiment import Experiment
 from linearpatch.leases import Occupied, wait_for
-from linearpatch.overrides import command
+from linearpatch.overrides import command, override
 from linearpatch.results.record import Record
 from linearpatch.results.state import LEASE_NAME, state_of
 from linearpatch.run import run
@@ -119,7 +119,9 @@ def _share(request: Request, experiments: Sequence[Experiment], remark: str | No
 
 
 def _command(request: Request) -> str:
-    return command(request.overrides[0])
+    """What repeats a run of a sweep alone, in the same folder."""
+    words = [word for word in request.overrides[0] if not word.startswith("output_dir=")]
+    return command([*words, override("output_dir", request.folder, literal=True)])
 
 
 def is_complete(request: Request) -> bool:

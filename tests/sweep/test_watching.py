@@ -1,6 +1,10 @@
 """What can be seen of a sweep from outside."""
 
 import json
+import os
+import re
+import shlex
+import threading
 import time
 from dataclasses import asdict
 
@@ -9,19 +13,20 @@ from rich.console import Console
 
 from linearpatch.cli import main
 from linearpatch.errors import StorageError
-from linearpatch.leases import exclusive
+from linearpatch.leases import exclusive, leased
 from linearpatch.progress import steps
 from linearpatch.results.record import Record, write_record
 from linearpatch.results.state import LEASE_NAME, Progress, RunState, occupied, state_of
 from linearpatch.storage import make_folder
 from linearpatch.sweep.manifest import FOLDER, Listed, Manifest
 from linearpatch.sweep.tables import duration
-from linearpatch.sweep.watching import Watched, status_table, time_left, watch
+from linearpatch.sweep.watching import Watch, Watched, status_table, time_left
 
 
 def record(folder, status="completed", seconds=10.0, **more):
     make_folder(folder)
-    write_record(Record(folder.name, "g", "", 0, {}, status=status, timings_s={"rank": seconds}, **more), folder)
+    settings = {"command": "", "status": status, "timings_s": {"rank": seconds}, **more}
+    write_record(Record(folder.name, "g", seed=0, config={}, **settings), folder)
 
 
 def test_each_state_of_a_folder(tmp_path):
@@ -50,7 +55,8 @@ def test_a_run_tells_how_far_it_is(tmp_path):
 
 
 def test_a_folder_that_is_in_use_is_refused(tmp_path):
-    with exclusive(tmp_path / LEASE_NAME, "it"), pytest.raises(StorageError, match="in the works"), occupied(tmp_path):
+    used = pytest.raises(StorageError, match="is used by another run")
+    with exclusive(tmp_path / LEASE_NAME, "it"), used, occupied(tmp_path):
         pass
 
 
@@ -61,9 +67,10 @@ def test_a_run_that_two_sweeps_list_is_one_run(tmp_path):
         (tmp_path / FOLDER / f"{label}.json").write_text(json.dumps(asdict(Manifest(label, time.time(), jobs))))
     record(tmp_path / "kept")
     record(tmp_path / "alone")
-    found = {job.name: job.now.state for job in watch(tmp_path)}
+    jobs = Watch(tmp_path).look().jobs
+    found = {job.name: job.now.state for job in jobs}
     assert found == {"kept": "completed", "given_up": "waiting", "added": "waiting", "alone": "completed"}
-    assert len(watch(tmp_path)) == len(found)
+    assert len(jobs) == len(found)
 
 
 def watched(state, seconds=None, began=None, part="run"):
@@ -97,7 +104,8 @@ def test_the_table_says_what_runs_are_at(tmp_path):
 def test_a_folder_of_runs_without_a_sweep_can_be_watched(tmp_path, capsys):
     record(tmp_path / "one")
     record(tmp_path / "two", "failed", error="no such thing")
-    assert {job.name: job.now.state for job in watch(tmp_path)} == {"one": "completed", "two": "failed"}
+    found = {job.name: job.now.state for job in Watch(tmp_path).look().jobs}
+    assert found == {"one": "completed", "two": "failed"}
     assert main(["status", str(tmp_path)]) == 1
     assert "no such thing" in capsys.readouterr().out
     assert main(["status", str(tmp_path / "one")]) == 0
@@ -111,3 +119,90 @@ def test_a_folder_of_runs_without_a_sweep_can_be_watched(tmp_path, capsys):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def listed_in(folder, label, jobs, command, working_dir):
+    make_folder(folder / FOLDER)
+    manifest = Manifest(label, time.time(), tuple(jobs), command, str(working_dir))
+    (folder / FOLDER / f"{label}.json").write_text(json.dumps(asdict(manifest)))
+
+
+WORDS = ["linearpatch", "run", "-m", "patch=none,rotate", "corpus.path=a 'b' $c.txt", "output_dir=S"]
+
+
+def test_a_sweep_that_nobody_works_on_says_how_to_resume_it(tmp_path, capsys):
+    folder = tmp_path / "S"
+    jobs = [Listed("a", "run", "a"), Listed("b", "run", "b"), Listed("c", "run", "c", error="impossible")]
+    listed_in(folder, "sweep-1", jobs, shlex.join([*WORDS, "force=true"]), tmp_path)
+    record(folder / "a", "completed")
+    assert main(["status", str(folder)]) == 1
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "resume" in line]
+    what, _, command = line.partition(" resume with: ")
+    assert what == "sweep sweep-1: not running;"
+    assert shlex.split(command) == WORDS  # pasted, a shell gives the same words
+    with leased(folder / FOLDER / "sweep-1.0123abcd.lease", "the sweep"):
+        overview = Watch(folder).look()
+        assert (overview.advice, overview.is_over) == ((), False)
+    record(folder / "b", "running")  # its process died
+    record(folder / "c", "failed")
+    overview = Watch(folder).look()
+    assert overview.is_over
+    assert [job.now.state for job in overview.jobs] == ["completed", "lost", "failed"]
+    with occupied(folder / "b"):  # a job of a cluster goes on without the sweep
+        assert Watch(folder).look().advice == ()
+    record(folder / "b", "failed")  # the sweep had its end
+    assert Watch(folder).look().advice == ()
+
+
+def test_a_run_that_nobody_works_on_says_how_to_resume_it(tmp_path, capsys, monkeypatch):
+    place = tmp_path / "my runs" / "run"
+    (tmp_path / "elsewhere 1").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere 1")
+    with occupied(place), steps("questions", 3):
+        left = (place / "progress.json").read_text()
+    (place / "progress.json").write_text(left)  # as a killed process leaves it
+    words = ["linearpatch", "run", "patch.ridge=0.1", "corpus.path=it's.txt"]
+    record(place, "running", command=shlex.join(words))
+    monkeypatch.chdir(tmp_path)
+    assert main(["status", str(place.parent), "--once"]) == 1
+    out = capsys.readouterr().out
+    assert "1 not running" in out
+    (line,) = [line for line in out.splitlines() if "resume" in line]
+    command = line.partition("run: not running; resume with: ")[2]
+    assert shlex.split(command) == ["cd", str(tmp_path / "elsewhere 1"), "&&", *words]
+    for forged in ("rm -rf /", "linearpatch run 'x", ""):
+        record(place, "running", command=forged)
+        assert Watch(place).look().advice == ("run: not running; resume it as it was begun",)
+
+
+def test_a_shared_step_is_called_by_what_it_does_and_for_whom(tmp_path):
+    jobs = [Listed("dense-0123", "dense", "d", serves=("a", "b", "c")), Listed("dense-4567", "dense", "e")]
+    listed_in(tmp_path, "s", jobs, "", tmp_path)
+    titles = [job.title for job in Watch(tmp_path).look().jobs]
+    assert titles == ["evaluate dense for a, b and 1 more", "dense-4567 (evaluate dense)"]
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_what_another_machine_works_on_is_told_from_what_died_there(tmp_path, monkeypatch, alive):
+    monkeypatch.setenv("LINEARPATCH_LEASE_S", "3")
+    record(tmp_path / "run", "running")
+    path = tmp_path / "run" / LEASE_NAME
+    with leased(path, "the run"):
+        text = path.read_text()
+    path.write_text(re.sub("host=.*", "host=elsewhere", text))
+    os.utime(path, (1, 1))
+
+    def refresh():
+        while not stopped.wait(0.2):
+            os.utime(path)
+
+    stopped = threading.Event()
+    refreshing = threading.Thread(target=refresh)
+    if alive:
+        refreshing.start()
+    began = time.monotonic()
+    overview = Watch(tmp_path).look()
+    stopped.set()
+    assert time.monotonic() - began < 2.5  # sooner than it could be taken over
+    assert overview.jobs[0].now.state == ("running" if alive else "lost")
+    assert overview.is_over != alive
