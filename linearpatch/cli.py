@@ -201,8 +201,9 @@ def _status(folder: Path, *, once: bool) -> int:
 def _cache(arguments: argparse.Namespace) -> int:
     """List, remove or check what is kept between runs."""
     from linearpatch.cache import default_cache_dir
+    from linearpatch.leftovers import tidied
     from linearpatch.progress import steps
-    from linearpatch.upkeep import contents, damaged, entries_to_check, removable, remove
+    from linearpatch.upkeep import contents, damaged, entries_to_check, half_written, removable, remove
 
     require_range("--older-than", arguments.older_than, low=0)
     root: Path = arguments.dir or default_cache_dir()
@@ -217,7 +218,8 @@ def _cache(arguments: argparse.Namespace) -> int:
         if not arguments.yes and not _confirmed("Remove these entries?"):
             out.print("Nothing was removed.")
             return 1
-        count, size = remove(chosen)
+        with tidied([root]):  # leases without an owner, too
+            count, size = remove(chosen)
         out.print(f"removed {counted(count, 'entry')}, {size / 2**20:,.1f} MiB")
         return 0
     if arguments.action == "verify":
@@ -228,7 +230,10 @@ def _cache(arguments: argparse.Namespace) -> int:
         if len(found) > MOST_SHOWN:
             out.print(f"… and {len(found) - MOST_SHOWN} more")
         checked = counted(len(entries_to_check(root)), "entry")
-        out.print(f"{checked}, {len(found)} damaged; those are computed anew when needed")
+        out.print(f"{checked}, {len(found)} damaged; those are recomputed when needed")
+        if left := [one for one in half_written(root) if one.is_leftover]:
+            what, mib = counted(len(left), "temporary file"), sum(one.size for one in left) / 2**20
+            out.print(f"{what} of killed processes, {mib:,.1f} MiB; `linearpatch cache rm temporary` removes them")
         return 1 if found else 0
     out.print(_kept_table(str(root), contents(root)))
     return 0

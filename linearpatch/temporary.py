@@ -50,11 +50,14 @@ class Temporary:
         return self.machine == this_machine()
 
     @property
+    def is_of_the_dead(self) -> bool:
+        """Whether its owner is known to be dead."""
+        return self.is_of_this_machine and self.process is not None and not is_alive(self.process)
+
+    @property
     def is_leftover(self) -> bool:
         """Whether nobody will finish it, as far as one look can tell."""
-        if self.is_of_this_machine and self.process is not None and not is_alive(self.process):
-            return True
-        return time.time() - self.touched > OLD_S
+        return self.is_of_the_dead or time.time() - self.touched > OLD_S
 
     @property
     def touched(self) -> float:

@@ -10,12 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from linearpatch.cache import SUFFIX, read_entry
+from linearpatch.cache import SUFFIX, UNREADABLE, read_entry
 from linearpatch.cache_folder import MARKER, MARKER_TEXT, cached_entries, is_marked
 from linearpatch.errors import StorageError, require_choice
 from linearpatch.leases import is_held
+from linearpatch.temporary import Temporary, temporaries
+
+TEMPORARY = "temporary"
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,17 @@ class Kept:
 
 
 def contents(root: Path) -> list[Kept]:
-    """What a cache holds, by kind."""
-    folders = sorted(root.iterdir()) if root.is_dir() else []
-    return [kept for folder in folders if (kept := _kept(folder.name, list(cached_entries(folder))))]
+    """What a cache holds, by kind; last what is being written, or was when its process was killed."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    written = [one.path for one in half_written(root)]
+    kinds = [(folder.name, list(cached_entries(folder))) for folder in folders]
+    return [kept for kind, entries in [*kinds, (TEMPORARY, written)] if (kept := _kept(kind, entries))]
+
+
+def half_written(root: Path) -> list[Temporary]:
+    """What is being written in a cache, or was when its process was killed."""
+    folders = [path for path in root.iterdir() if path.is_dir() and not path.is_symlink()] if root.is_dir() else []
+    return [one for folder in sorted(folders) for one in temporaries(folder)]
 
 
 def removable(root: Path, kind: str, *, older_than_s: float = 0) -> list[Kept]:
@@ -72,8 +81,11 @@ def removable(root: Path, kind: str, *, older_than_s: float = 0) -> list[Kept]:
     found = contents(root)
     require_choice("kind", kind, [*(kept.kind for kept in found), "all"])
     limit = time.time() - older_than_s
+    leftover = {one.path for one in half_written(root) if one.is_leftover}
     chosen = [
         _kept(kept.kind, [entry for entry in kept.entries if _is_before(entry, limit) and not _is_in_use(entry)])
+        if kept.kind != TEMPORARY
+        else _kept(TEMPORARY, [entry for entry in kept.entries if entry in leftover and _is_before(entry, limit)])
         for kept in found
         if kind in (kept.kind, "all")
     ]
@@ -111,7 +123,7 @@ def damaged(root: Path, on_step: Callable[[], None] = lambda: None) -> list[tupl
     for entry in entries_to_check(root):
         try:
             read_entry(entry)
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+        except UNREADABLE as error:
             found.append((entry, str(error)))
         on_step()
     return found

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import time
 
@@ -15,6 +16,7 @@ from linearpatch.cli import main
 from linearpatch.doctor import examine
 from linearpatch.errors import ConfigError, StorageError
 from linearpatch.leases import leased
+from linearpatch.temporary import temporary_path
 from linearpatch.upkeep import contents, damaged, removable, remove
 
 
@@ -205,6 +207,33 @@ def test_the_command_line(root, capsys):
     assert "Nothing to remove" in capsys.readouterr().out
     assert main(["cache", "rm", *place]) == 1
     assert "Name a kind" in capsys.readouterr().err
+
+
+def test_what_killed_processes_left_half_written_is_seen_and_removed(root, capsys):
+    place = ["--dir", str(root)]
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    half = temporary_path(root / "statistic" / f"{'0' * 32}.safetensors")
+    left = half.with_name(half.name.replace(f"~{os.getpid()}~", f"~{dead.pid}~"))
+    folder = temporary_path(root / "models" / "big")
+    folder = folder.with_name(folder.name.replace(f"~{os.getpid()}~", f"~{dead.pid}~"))
+    folder.mkdir()
+    for file in (half, left, folder / "weights"):
+        file.write_bytes(b"0" * 2**20)
+    lease = root / "statistic" / f"{'0' * 32}.lease"
+    with leased(lease, "work"):
+        text = lease.read_text()
+    lease.write_text(text.replace(f"pid={os.getpid()}", f"pid={dead.pid}"))
+    assert {kept.kind: (kept.count, kept.size) for kept in contents(root)}["temporary"] == (3, 3 * 2**20)
+    assert main(["cache", "ls", *place]) == 0
+    assert "temporary" in capsys.readouterr().out
+    assert main(["cache", "verify", *place]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "2 temporary files of killed processes, 2.0 MiB; `linearpatch cache rm temporary` removes them" in out
+    assert main(["cache", "rm", "temporary", "--yes", *place]) == 0
+    assert "removed 2 entries, 2.0 MiB" in capsys.readouterr().out
+    assert half.exists()  # this process lives
+    assert [path for path in (left, folder, lease) if path.exists()] == []
 
 
 def test_a_machine_is_looked_over(tmp_path, monkeypatch):

@@ -3,11 +3,15 @@
 import json
 import os
 import random
+import re
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +20,9 @@ import torch
 from linearpatch.cli import main
 from linearpatch.config import compose_experiment
 from linearpatch.sweep.launchers import LAUNCHERS
+from linearpatch.sweep.launchers.slurm import SlurmLauncher
 from linearpatch.sweep.worker import _with_less_memory
+from linearpatch.temporary import temporary_path
 
 TINY = ("debug=tiny", "model=random", "num_pruned_layers=3", "tracker=none")
 GRID = ("pruner=streamline,sleb", "patch=none,rotate")
@@ -176,9 +182,36 @@ def test_a_dry_run_says_what_a_run_would_refuse(capsys):
     assert "roughly" in told
 
 
-def start(*overrides) -> subprocess.Popen:
-    command = [sys.executable, "-m", "linearpatch.cli", "run", "-m", *TINY, *SLOW, *overrides]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def start(*overrides, many=True, elsewhere=False) -> subprocess.Popen:
+    """A sweep, or a run; as on another machine, by its name."""
+    command = [sys.executable, "-m", "linearpatch.cli", "run", *(["-m"] if many else []), *TINY, *SLOW, *overrides]
+    if elsewhere:
+        command = ["unshare", "--uts", "sh", "-c", 'hostname elsewhere; exec "$@"', "sh", *command]
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def can_be_elsewhere() -> bool:
+    return subprocess.run(["unshare", "--uts", "hostname", "elsewhere"], capture_output=True).returncode == 0
+
+
+def kill_all(process, folder, after_s) -> bool:
+    """Kill a sweep or a run with all its processes, some time after its work began; whether it was at work."""
+    while not running(folder) and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(after_s)
+    was_at_work = process.poll() is None
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return was_at_work
+
+
+def left_behind(*folders) -> list[Path]:
+    """What only a process at work has: leases, files that are being written, its progress."""
+    names = re.compile(r".*\.lease(\..*)?|.*\.tmp|\..*\.previous|progress\.json")
+    return [path for folder in folders for path in Path(folder).rglob("*") if names.fullmatch(path.name)]
 
 
 def running(folder) -> list[int]:
@@ -224,10 +257,16 @@ def test_jobs_killed_at_random_lose_nothing_that_is_finished(tmp_path, monkeypat
     monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "undisturbed"))
     assert start(*grid, "output_dir=undisturbed_sweep").wait() == 0
     monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "disturbed"))
-    generator, done = random.Random(0), 0
+    monkeypatch.setenv("LINEARPATCH_LEASE_S", "3")
+    generator, done, begun = random.Random(0), 0, 0
     finished: dict[str, int] = {}
     while True:
-        process = start(*grid, "output_dir=S")
+        begun += 1
+        elsewhere = begun == 2 and can_be_elsewhere()
+        process = start(*grid, "output_dir=S", elsewhere=elsewhere)
+        if elsewhere:
+            done += kill_all(process, "S", generator.uniform(0, 3))
+            continue
         while process.poll() is None and done < KILLS:
             time.sleep(generator.uniform(0, 3))
             done += kill_one("S", within_s=1.0)
@@ -240,6 +279,31 @@ def test_jobs_killed_at_random_lose_nothing_that_is_finished(tmp_path, monkeypat
             break
     assert done >= KILLS
     assert records("S") == records("undisturbed_sweep")
+    assert left_behind("S", tmp_path / "disturbed", tmp_path / "undisturbed") == []
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_random_goes_on(tmp_path, monkeypatch):
+    words = ("pruner=sleb", "patch=rotate", "save_model=true", "model.settings.num_hidden_layers=10")
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "undisturbed"))
+    assert start(*words, "output_dir=undisturbed_runs/run", many=False).wait() == 0
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "disturbed"))
+    monkeypatch.setenv("LINEARPATCH_LEASE_S", "3")
+    generator, done = random.Random(0), 0
+    while done < KILLS:
+        elsewhere = done == 1 and can_be_elsewhere()
+        process = start(*words, "output_dir=S/run", many=False, elsewhere=elsewhere)
+        if kill_all(process, "S", generator.uniform(0, 4)):
+            done += 1
+        else:  # it was faster: from the beginning
+            assert process.returncode == 0
+            for folder in ("S", tmp_path / "disturbed"):
+                shutil.rmtree(folder)
+    assert start(*words, "output_dir=S/run", many=False).wait() == 0
+    assert records("S") == records("undisturbed_runs")
+    weights = [Path(folder, "run/model/model.safetensors").read_bytes() for folder in ("S", "undisturbed_runs")]
+    assert weights[0] == weights[1]
+    assert left_behind("S", tmp_path / "disturbed", tmp_path / "undisturbed") == []
 
 
 @pytest.fixture
@@ -308,6 +372,32 @@ def test_every_launcher_runs_a_sweep_in_which_a_job_dies(launcher, capfd):
     killer.join()
     assert "killed by SIGKILL" in capfd.readouterr().err
     assert sorted(states("S").values()) == ["completed", "failed"]
+
+
+def test_pickles_of_a_cluster_are_private_and_removed_after_the_sweep(tmp_path):
+    pytest.importorskip("submitit")
+    base = tmp_path / "pickles"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    of_dead, of_living = (temporary_path(base / "sweep") for _ in range(2))
+    of_dead = of_dead.with_name(of_dead.name.replace(f"~{os.getpid()}~", f"~{dead.pid}~"))
+    for folder in (of_dead, of_living):
+        folder.mkdir(parents=True)
+        os.utime(folder, (1, 1))  # its jobs wait in the queue for long
+    launcher = SlurmLauncher(cluster="local", folder=str(base), gpus_per_node=0)
+    before = os.umask(0o002)
+    try:
+        with launcher.opened():
+            assert not of_dead.exists()
+            (own,) = set(base.iterdir()) - {of_living}
+            assert stat.S_IMODE(own.stat().st_mode) == 0o700
+    finally:
+        os.umask(before)
+    assert list(base.iterdir()) == [of_living]
+    of_living.rmdir()
+    with launcher.opened():
+        pass
+    assert not base.exists()
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from linearpatch.errors import ConfigError, require_choice, require_range
+from linearpatch.errors import ConfigError, StorageError, require_choice, require_range
+from linearpatch.storage import make_folder
 from linearpatch.sweep.launching import Ending, Launcher, Submit, run_process
 from linearpatch.sweep.request import Request
+from linearpatch.temporary import temporaries, temporary_path
 from linearpatch.words import counted
 
 POLL_S = 2.0
@@ -24,7 +27,8 @@ class SlurmLauncher(Launcher):
 
     Attributes:
         cluster: `slurm`, or `local`: processes on this machine that stand in for it, for trials.
-        folder: Where submitit keeps its files; on a file system that all nodes see.
+        folder: Where submitit keeps its files, in a private folder for each sweep that is removed after it; on a file
+            system that all nodes see.
         partition: SLURM's; null is the cluster's default.
         timeout_min: Limit of a job's time.
         gpus_per_node: GPUs of a job.
@@ -65,7 +69,35 @@ class SlurmLauncher(Launcher):
     @contextmanager
     def opened(self) -> Iterator[Submit]:
         """Submitit's executor, and a thread that asks it how jobs are."""
-        executor = self._executor()
+        with self._own_folder() as folder, self._submitting(self._executor(folder)) as submit:
+            yield submit
+
+    @contextmanager
+    def _own_folder(self) -> Iterator[Path]:
+        """A folder for this sweep's pickles, which are code to whoever loads them: nobody else may write there."""
+        base = Path(self.folder).expanduser().resolve()
+        make_folder(base)
+        for left in temporaries(base):
+            if left.is_of_the_dead:  # one that is old may be of a sweep whose jobs wait in the queue
+                left.remove()
+        folder = temporary_path(base / "sweep")
+        try:
+            folder.mkdir(mode=0o700)
+            folder.chmod(0o700)  # a default ACL of the folder above may have widened it
+        except OSError as error:
+            raise StorageError(
+                f"Can't create the folder {folder}: {error.strerror}. Choose another hydra.launcher.folder, on a file "
+                "system that all nodes see."
+            ) from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # another sweep's are there
+                base.rmdir()
+
+    @contextmanager
+    def _submitting(self, executor: Any) -> Iterator[Submit]:
         started: list[tuple[Any, Future[Ending]]] = []
         queued: list[tuple[Request, Future[Ending]]] = []
         lock, stopping = threading.Lock(), threading.Event()
@@ -107,14 +139,13 @@ class SlurmLauncher(Launcher):
             for job, _ in started:
                 job.cancel(check=False)
 
-    def _executor(self) -> Any:
+    def _executor(self, folder: Path) -> Any:
         try:
             import submitit
         except ImportError as error:
             raise ConfigError("hydra/launcher=slurm needs submitit. Run: pip install 'linearpatch[slurm]'") from error
-        folder = Path(self.folder).expanduser() / "%j"
         try:
-            executor = submitit.AutoExecutor(folder=folder, cluster=self.cluster)
+            executor = submitit.AutoExecutor(folder=folder / "%j", cluster=self.cluster)
         except RuntimeError as error:
             raise ConfigError(
                 f"SLURM can't be reached: {error} Submit from a machine that has sbatch, or use hydra/launcher=basic."
