@@ -201,7 +201,7 @@ def _status(folder: Path, *, once: bool) -> int:
 def _cache(arguments: argparse.Namespace) -> int:
     """List, remove or check what is kept between runs."""
     from linearpatch.cache import default_cache_dir
-    from linearpatch.leftovers import tidied
+    from linearpatch.leftovers import remove_dead_leases
     from linearpatch.progress import steps
     from linearpatch.upkeep import contents, damaged, entries_to_check, half_written, removable, remove
 
@@ -218,8 +218,8 @@ def _cache(arguments: argparse.Namespace) -> int:
         if not arguments.yes and not _confirmed("Remove these entries?"):
             out.print("Nothing was removed.")
             return 1
-        with tidied([root]):  # leases without an owner, too
-            count, size = remove(chosen)
+        count, size = remove(chosen)
+        remove_dead_leases(root)
         out.print(f"removed {counted(count, 'entry')}, {size / 2**20:,.1f} MiB")
         return 0
     if arguments.action == "verify":

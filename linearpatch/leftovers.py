@@ -48,20 +48,34 @@ def tidied(caches: Collection[Path], folders: Sequence[Path] = ()) -> Iterator[N
 
 def _look(caches: Collection[Path], folders: Sequence[Path]) -> tuple[list[Lease], dict[Temporary, float]]:
     """Remove what can be; the leases and files that another machine may be at, the files with when they changed."""
-    leases: list[Lease] = []
+    kinds = [kind for cache in caches for kind in _kinds(cache)]
+    leases = [lease for kind in kinds for lease in _held_leases(kind)]
+    leases += [lease for folder in folders for lease in _held_leases(folder, all_are_ours=True)]
     written: dict[Temporary, float] = {}
-    for folder in [*(kind for cache in caches for kind in _kinds(cache)), *folders]:
-        for path in folder.glob("*.lease"):
-            if folder in folders or folder.name == MODELS or LEASE.fullmatch(path.name):
-                with suppress(StorageError, OSError):
-                    if (lease := Lease(path)).is_held() and not _is_ancient(path):
-                        leases.append(lease)
+    for folder in [*kinds, *folders]:
         for temporary in temporaries(folder):
             if temporary.is_leftover:
                 temporary.remove()
             elif not temporary.is_of_this_machine:
                 written[temporary] = temporary.touched
     return leases, written
+
+
+def remove_dead_leases(cache: Path) -> None:
+    """Remove the leases of a cache whose owners are known to be dead."""
+    for kind in _kinds(cache):
+        _held_leases(kind)
+
+
+def _held_leases(folder: Path, *, all_are_ours: bool = False) -> list[Lease]:
+    """The leases of a folder whose owners may live; others are removed."""
+    held = []
+    for path in folder.glob("*.lease"):
+        if all_are_ours or folder.name == MODELS or LEASE.fullmatch(path.name):
+            with suppress(StorageError, OSError):
+                if (lease := Lease(path)).is_held() and not _is_ancient(path):
+                    held.append(lease)
+    return held
 
 
 def _kinds(cache: Path) -> list[Path]:
