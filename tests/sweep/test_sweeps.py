@@ -121,7 +121,7 @@ def test_force_computes_anew(tmp_path):
 
 def test_combinations_that_a_product_cannot_say(tmp_path, capsys):
     (tmp_path / "combinations.yaml").write_text(
-        "- {pruner: streamline, num_pruned_layers: 2}\n- {pruner: shortgpt, num_pruned_layers: '3,4'}\n"
+        "- {pruner: streamline, num_pruned_layers: 2}\n- {pruner: shortgpt, num_pruned_layers: {values: [3, 4]}}\n"
     )
     words = [word for word in TINY if not word.startswith("num_pruned")]
     assert main(["run", "-m", *words, "sweep=combinations.yaml", "patch=none", "output_dir=S"]) == 0
