@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 # The oldest release of transformers that passes the tests.
 LOWEST := 5.0.0
 
-.PHONY: help demo test campaign coverage test-lowest lint format types bench gpu clean
+.PHONY: help demo test campaign families coverage test-lowest lint format types bench gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -27,6 +27,9 @@ test: $(READY)  ## run the tests
 
 campaign: $(READY)  ## try all wrong inputs of tests/campaign, of which `make test` tries a part
 	LINEARPATCH_CAMPAIGN=all $(BIN)/python -m pytest --numprocesses auto tests/campaign
+
+families: $(READY)  ## try every decoder-only family of transformers and write docs/families.md (some minutes)
+	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/families/verdicts.py --write docs/families.md
 
 coverage: $(READY)  ## run the tests with line coverage
 	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term

@@ -35,8 +35,10 @@ from linearpatch.evaluation.evaluation import Measurement
 from linearpatch.experiment import Experiment
 from linearpatch.leftovers import tidied
 from linearpatch.measure import measure
+from linearpatch.models.decoder import Decoder
 from linearpatch.models.model import LoadedModel
-from linearpatch.models.views import interfaces_of
+from linearpatch.models.rebuilding import check_rebuilt, check_removal
+from linearpatch.models.views import interfaces_of, view_of
 from linearpatch.pruners.pruner import Selection
 from linearpatch.registry import name_of
 from linearpatch.results.answers import Answers
@@ -126,6 +128,7 @@ def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, wor
             workspace = opened.workspace(experiment, cache)
             selection = rank(experiment, workspace, record)
         removed = selection.removed
+        check_removable(experiment, dense, removed)
 
         with record.step("fit"):
             fitted = experiment.patch.repair(workspace, removed)
@@ -237,6 +240,18 @@ def rank(experiment: Experiment, workspace: Workspace, record: Record) -> Select
     log.info("removed layers %s: interfaces %s", list(selection.removed), [(gap.start, gap.end) for gap in gaps])
     record.pruning = describe_pruning(experiment, workspace.decoder, selection, gaps)
     return selection
+
+
+def check_removable(experiment: Experiment, dense: Decoder, removed: Sequence[int]) -> None:
+    """Reject, before the long work, layers whose removal would change others, or that couldn't be saved as asked.
+
+    Raises:
+        ModelError: says which, and what works instead.
+    """
+    pruned = view_of(dense, removed)
+    check_removal(dense, pruned, removed)
+    if experiment.save_model and experiment.save_format != "adapter":
+        check_rebuilt(dense, pruned, removed)
 
 
 def _calibration_blocks(

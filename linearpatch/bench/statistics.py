@@ -25,7 +25,7 @@ def claims() -> list[Claim]:
     @torch.no_grad()
     def bare() -> None:
         for batch in batches:
-            model.decoder.model.base_model(input_ids=batch, use_cache=False)
+            model.decoder.forward(batch, use_cache=False)
 
     ratio, mine, other = time_ratio(lambda: collect(model, blocks.ids), bare)
     streams = (model.decoder.num_layers + 1) * BLOCKS * LENGTH * model.decoder.hidden_size * 4
@@ -44,4 +44,4 @@ def collect(model: LoadedModel, ids: Tensor) -> None:
 
 def bare_pass(model: LoadedModel, ids: Tensor) -> None:
     """One forward pass without the head."""
-    model.decoder.model.base_model(input_ids=ids, use_cache=False)
+    model.decoder.forward(ids, use_cache=False)

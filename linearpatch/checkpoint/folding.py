@@ -15,15 +15,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from linearpatch.errors import ModelError
+from linearpatch.models.agreement import allowed_difference, check_logits_of, difference
 from linearpatch.models.decoder import Decoder, decoder_of
 from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap
 from linearpatch.models.offload import read_parameter, replace_parameter
 from linearpatch.models.views import Site, view_of
 from linearpatch.models.writers import Writers, mlp_writer, writers_of
-
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
-HALF_PRECISION_TOLERANCE = 5e-2
-NUM_CHECK_TOKENS = 16
 
 
 def is_foldable(patches: Sequence[tuple[Site, nn.Module]]) -> bool:
@@ -126,11 +123,8 @@ def _check(folded: PreTrainedModel, patched: PreTrainedModel) -> None:
     Raises:
         ModelError: they differ by more than rounding.
     """
-    decoder = decoder_of(patched)
-    tokens = torch.arange(NUM_CHECK_TOKENS, device=decoder.input_device)[None] * 7 % decoder.vocab_size
-    expected, actual = (model(input_ids=tokens, use_cache=False).logits.float() for model in (patched, folded))
-    error = ((actual - expected).abs().max() / expected.abs().max()).item()
-    allowed = TOLERANCE.get(patched.dtype, HALF_PRECISION_TOLERANCE)
+    error = difference(check_logits_of(folded), check_logits_of(patched))
+    allowed = allowed_difference(patched.dtype)
     if not error <= allowed:
         raise ModelError(
             f"Folding the patches into the weights of {type(folded).__name__} changes its logits by {error:.1e} of the "

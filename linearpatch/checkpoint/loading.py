@@ -11,23 +11,23 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import nn
 from transformers import (
     CONFIG_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
 )
 
 from linearpatch.checkpoint.manifest import FILE_NAME, PATCH_FILE, Manifest, read_manifest
 from linearpatch.errors import ModelError, StorageError
+from linearpatch.models.auto import auto_class, model_class
 from linearpatch.models.decoder import decoder_of, text_config
 from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.loaded_weights import check_weights
 from linearpatch.models.modeling_linearpatch import empty_patch, form_of
 from linearpatch.models.patched import MODEL_TYPE_PREFIX, patched_config_class, patched_model_class
-from linearpatch.models.views import view_of
+from linearpatch.models.views import Site, view_of
 
 
 def load(folder: str | Path, **settings: Any) -> PreTrainedModel:
@@ -48,6 +48,16 @@ def load(folder: str | Path, **settings: Any) -> PreTrainedModel:
             f"{folder} is an adapter: it holds patches, not a whole model. Load {manifest.base.name} "
             f"({manifest.base.source or 'the dense model'}) and call linearpatch.apply(model, {str(folder)!r})."
         )
+    return load_whole(folder, manifest, **settings)
+
+
+def load_whole(folder: Path, manifest: Manifest, **settings: Any) -> PreTrainedModel:
+    """Load a checkpoint whose manifest was read already.
+
+    Raises:
+        StorageError: a patch is missing or has another shape.
+        ModelError: transformers can't load it, or its weights aren't those of the model.
+    """
     settings |= {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     settings |= {"ignore_mismatched_sizes": True}  # they are rejected by name below
     try:
@@ -55,12 +65,12 @@ def load(folder: str | Path, **settings: Any) -> PreTrainedModel:
         if manifest.format == "plain":
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             _check_config(config, manifest, folder)
-            model, info = AutoModelForCausalLM.from_pretrained(folder, **settings)
+            model, info = auto_class(config).from_pretrained(folder, **settings)
         else:
             config = patched_config_class(base_config).from_pretrained(folder)
             _check_config(config, manifest, folder)
             _check_shapes(folder, _expected_shapes(config.linear_patches, manifest.base.hidden_size))
-            cls = patched_model_class(MODEL_FOR_CAUSAL_LM_MAPPING[base_config], base_config)
+            cls = patched_model_class(model_class(base_config), base_config)
             model, info = cls.from_pretrained(folder, config=config, **settings)
     except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
         made_with = (
@@ -124,6 +134,11 @@ def apply(base_model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     _check_shapes(folder, expected)
     dense = decoder_of(base_model)
     _check_base(base_model, manifest, folder)
+    return view_of(dense, manifest.removed_layers, read_patches(folder, manifest))
+
+
+def read_patches(folder: Path, manifest: Manifest) -> list[tuple[Site, nn.Module]]:
+    """The operators that an adapter holds, at their sites."""
     tensors = load_file(folder / PATCH_FILE)
     patches = []
     for index, entry in enumerate(manifest.patches):
@@ -131,7 +146,7 @@ def apply(base_model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
         names = patch.state_dict()
         patch.load_state_dict({name: tensors[f"{index}.{name}"] for name in names})
         patches.append((entry.site, patch))
-    return view_of(dense, manifest.removed_layers, patches)
+    return patches
 
 
 def checkpoint_folder(folder: str | Path) -> Path:

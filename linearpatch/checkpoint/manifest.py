@@ -18,6 +18,7 @@ from linearpatch.storage import write_atomically
 
 SCHEMA_VERSION = 1
 FILE_NAME = "pruning.json"
+PATCH_FILE = "patch.safetensors"
 CARD_NAME = "README.md"  # people may edit it
 PATCH_FILE = "patch.safetensors"
 CONFIG_FILE = "config.json"

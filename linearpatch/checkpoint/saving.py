@@ -25,11 +25,13 @@ from linearpatch.checkpoint.manifest import (
     hash_files,
     parent_of,
 )
+from linearpatch.checkpoint.verifying import check_written
 from linearpatch.errors import ConfigError, ModelError, StorageError, require_choice
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.patched import check_storable, operator_of
+from linearpatch.models.rebuilding import check_rebuilt
 from linearpatch.models.views import Site, view_of
 from linearpatch.models.writers import writers_of
 from linearpatch.patches.patch import Patch
@@ -128,13 +130,16 @@ def save_checkpoint(
         The manifest that was written.
 
     Raises:
-        ModelError: the patches can't be folded into this family's weights.
+        ModelError: the patches can't be folded into this family's weights, or what was written would load as
+            another model than the one that was measured.
         StorageError: the folder can't be written, or no format can hold an operator.
     """
     require_choice("save_format", save_format, FORMATS)
     check_target(Path(folder))
     check_storable(operator_of(patch) for _, patch in patches)
     entries = tuple(PatchEntry(**asdict(site), **operator_of(patch)) for site, patch in patches)
+    if save_format != "adapter":
+        check_rebuilt(model.decoder, view_of(model.decoder, removed), removed)
     save_format, view = _represent(save_format, model.decoder, removed, patches)
     if view is not None and save_format == "plain":
         _check_experts_on_disk(view)
@@ -160,6 +165,7 @@ def save_checkpoint(
             (temporary / CARD_NAME).write_text(model_card(manifest, record), encoding="utf-8")
         manifest = replace(manifest, files=hash_files(temporary))
         manifest.write(temporary)
+        check_written(temporary, manifest, model.decoder, removed, patches, view)
     log.info("saved %s (%s)", folder, save_format)
     return manifest
 

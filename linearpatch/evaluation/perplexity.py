@@ -134,7 +134,7 @@ def window_losses(
     losses = []
     for batch in ids.split(batch_size):
         batch = batch.to(decoder.input_device)
-        normed = decoder.model.base_model(input_ids=batch, use_cache=False).last_hidden_state
+        normed = decoder.hidden_states(decoder.forward(batch, use_cache=False))
         losses.append(next_token_nll(decoder, normed, batch).mean(dim=1, dtype=torch.float64).cpu())
         on_step(len(batch))
     return torch.cat(losses)

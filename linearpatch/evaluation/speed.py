@@ -26,7 +26,7 @@ from linearpatch.evaluation.evaluation import (
     Subject,
 )
 from linearpatch.memory import peak_growth
-from linearpatch.models.decoder import Decoder
+from linearpatch.models.decoder import Decoder, cache_of, last_logits_only
 from linearpatch.registry import component
 
 
@@ -183,12 +183,13 @@ def ratio_of_rounds(base: Sequence[float], other: Sequence[float]) -> dict[str, 
 def _generate(decoder: Decoder, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
     """Seconds to read a prompt, and to decode greedily after it."""
     ids = prompt.to(decoder.input_device)
+    last_only = last_logits_only(decoder.model)
     with _clock(ids.device) as prefill:
-        output = decoder.model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        output = decoder.model(input_ids=ids, use_cache=True, **last_only)
         token = output.logits[:, -1:].argmax(dim=-1)
     with _clock(ids.device) as decode:
         for _ in range(new_tokens):
-            output = decoder.model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+            output = decoder.model(input_ids=token, use_cache=True, **cache_of(output))
             token = output.logits[:, -1:].argmax(dim=-1)
     return prefill(), decode()
 
@@ -209,9 +210,10 @@ ATTENTION: dict[Any, Any] = {
 @torch.inference_mode()
 def _costs(decoder: Decoder, prompt: Tensor) -> Costs:
     ids = prompt.to(decoder.input_device)
+    last_only = last_logits_only(decoder.model)
 
     def read() -> object:
-        return decoder.model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        return decoder.model(input_ids=ids, use_cache=True, **last_only)
 
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         read()

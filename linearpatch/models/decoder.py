@@ -7,6 +7,7 @@ states reach a layer and come back, and how logits are made of them. It is data 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from linearpatch.errors import ModelError
+from linearpatch.models.tracing import Parts, check_tokens, parts_of
 
-# Names under which families keep the final norm, beside the list of layers.
-FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm", "ln_f", "norm_f")
+# Names under which models return and take what they remember of earlier tokens.
+CACHES = ("past_key_values", "cache_params", "state", "mems")
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,16 @@ class Decoder:
 
     Attributes:
         model: The model itself, never changed by holding it here.
-        body: The module that owns the layers.
+        parts: Names of its parts within it.
+        body: Turns token ids into hidden states (`hidden_states`).
         layers: The decoder layers, in order.
-        final_norm: Reads the stream that leaves the last layer.
+        final_norm: Reads the stream that leaves the last layer; whatever feeds the head.
         head: Maps normed hidden states to logits.
         config: The text configuration (a multimodal model's `text_config`).
     """
 
     model: PreTrainedModel
+    parts: Parts
     body: nn.Module
     layers: nn.ModuleList
     final_norm: nn.Module
@@ -64,6 +68,11 @@ class Decoder:
         """Number of logits per token."""
         weight: Tensor = self.head.get_parameter("weight")
         return int(weight.shape[0])
+
+    @property
+    def num_embeddings(self) -> int:
+        """Number of token ids that the model can read."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
     def residual_multiplier(self) -> float:
@@ -97,6 +106,21 @@ class Decoder:
             hidden = unwrap(self.layers[index](hidden, *call.args, **call.kwargs))
         return hidden
 
+    def forward(self, input_ids: Tensor, **settings: Any) -> Any:
+        """Run the body alone, without the head and without whatever else a multimodal model has.
+
+        Args:
+            input_ids: `[batch, tokens]`, on `input_device`.
+            settings: Passed on, such as `use_cache`.
+        """
+        return self.body(input_ids=input_ids, **settings)
+
+    def hidden_states(self, output: Any) -> Tensor:
+        """What the head reads, `[batch, tokens, hidden_size]`, of an output of `forward`."""
+        hidden: Tensor = output[0]
+        within = f"{self.parts.final_norm}.".startswith(f"{self.parts.body}.")
+        return hidden if within else self.final_norm(hidden)
+
     def logits(self, normed: Tensor) -> Tensor:
         """Logits of hidden states that have passed the final norm, with the family's own scaling."""
         return self.scaled(self.head(normed))
@@ -118,13 +142,7 @@ class Decoder:
 
     def scaled(self, logits: Tensor) -> Tensor:
         """What the family does to the head's products: each is scaled or capped by itself."""
-        if divisor := getattr(self.config, "logits_scaling", None):  # Granite
-            logits = logits / divisor
-        if factor := getattr(self.config, "logit_scale", None):  # Cohere
-            logits = logits * factor
-        if cap := getattr(self.config, "final_logit_softcapping", None):  # Gemma
-            logits = torch.tanh(logits / cap) * cap
-        return logits
+        return self.parts.scale(logits)
 
 
 def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, LayerCall]:
@@ -138,6 +156,17 @@ def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, L
 def unwrap(output: Tensor | tuple[Any, ...]) -> Tensor:
     """The hidden states in a layer's output: the output itself, or the first entry of a tuple."""
     return output[0] if isinstance(output, tuple) else output
+
+
+def cache_of(output: Any) -> dict[str, Any]:
+    """What a model remembers of the tokens it read, as arguments of its next call, whatever it calls it."""
+    caches = {name: getattr(output, name, None) for name in CACHES}
+    return {name: cache for name, cache in caches.items() if cache is not None}
+
+
+def last_logits_only(model: PreTrainedModel) -> dict[str, Any]:
+    """Arguments by which a model makes the logits of the last token alone, where its family can."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 def text_config(config: Any) -> Any:
@@ -159,55 +188,52 @@ def decoder_of(model: PreTrainedModel) -> Decoder:
             f"{kind} is not a decoder-only language model: it has no causal head over one stack of layers. "
             "Allowed: any model that AutoModelForCausalLM loads, such as Llama, Qwen, Gemma or Mistral."
         )
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
-    ]
-    if not found:
-        raise ModelError(f"{kind} has no list of {config.num_hidden_layers} layers to prune.")
-    path, layers = min(found, key=lambda item: item[0].count("."))
-    body = model.get_submodule(path.rpartition(".")[0])
-    norms = [getattr(body, name) for name in FINAL_NORMS if isinstance(getattr(body, name, None), nn.Module)]
-    if not norms:
+    if not isinstance(getattr(config, "num_hidden_layers", None), int):
         raise ModelError(
-            f"{kind} has no final norm beside its layers (looked for {', '.join(FINAL_NORMS)}): a post-norm "
-            "model keeps no residual stream to patch. Use a pre-norm model."
+            f"The configuration of {kind} has no num_hidden_layers: it isn't one stack of layers. Use a decoder-only "
+            "model with one, such as Llama, Qwen or Gemma."
         )
-    return Decoder(model, body, layers, norms[0], head, config)
+    parts = parts_of(model, config)
+    body, layers, norm = (model.get_submodule(name) for name in (parts.body, parts.layers, parts.final_norm))
+    assert isinstance(layers, nn.ModuleList)
+    return Decoder(model, parts, body, layers, norm, head, config)
 
 
 @torch.no_grad()
 def check_logits(decoder: Decoder) -> None:
-    """Refuse a model whose logits are not head(norm(stream)) up to the scalings known here.
+    """Reject a model that isn't causal, or whose logits are not head(body(tokens)) up to the scalings known here.
 
-    One forward pass over four tokens. A family with another step between its layers and its logits would
-    otherwise be measured wrongly, without any sign.
+    One forward pass of the whole model over a few tokens, and one of its body. A family with another step between
+    its layers and its logits would otherwise be measured wrongly, without any sign.
 
     Raises:
-        ModelError: the logits differ.
+        ModelError: the logits differ, or depend on later tokens.
     """
-    tokens = torch.arange(4, device=decoder.input_device)[None] % decoder.vocab_size
-    stream: list[Tensor] = []
+    kind = type(decoder.model).__name__
+    tokens = check_tokens(decoder.model, rows=2)  # they differ in the last one
+    expected = decoder.model(input_ids=tokens, use_cache=False).logits.float()
+    before = expected[:, :-1]
+    if not torch.allclose(before[0], before[1], rtol=1e-2, atol=1e-2):
+        raise ModelError(
+            f"{kind} is not causal: its logits change with tokens that come later. Set is_decoder=true in its "
+            "config.json where the family has that, or use a decoder-only model such as Llama, Qwen or Gemma."
+        )
+    streams: list[Tensor] = []
     handle = decoder.final_norm.register_forward_pre_hook(
-        lambda _, args, kwargs: stream.append(split_call(args, kwargs)[0]), with_kwargs=True
+        lambda _, args, kwargs: streams.append(split_call(args, kwargs)[0]), with_kwargs=True
     )
     try:
-        expected = decoder.model(input_ids=tokens, use_cache=False).logits
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # families check the sizes in their configurations late, or not at all
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(
-            f"{type(decoder.model).__name__} can't read four tokens: {reason}. The sizes in its configuration don't "
-            "fit each other, as where hidden_size isn't a multiple of num_attention_heads, or that of "
-            "num_key_value_heads. Check them."
-        ) from error
+        hidden = decoder.hidden_states(decoder.forward(tokens, use_cache=False))
     finally:
         handle.remove()
-    actual = decoder.logits(decoder.final_norm(stream[0]))
-    if not torch.allclose(actual.float().cpu(), expected.float().cpu(), rtol=1e-2, atol=1e-2):
+    normed = decoder.final_norm(streams[0]) if streams else hidden
+    if not all(_close(decoder.logits(one), expected) for one in (hidden, normed)):
         raise ModelError(
-            f"{type(decoder.model).__name__} computes its logits in a way this version doesn't know. "
-            "Supported: head(norm(stream)), with a logit scale or softcap from the configuration."
+            f"{kind} computes its logits in a way this version doesn't know. "
+            "Supported: head(norm(stream)), with a factor or a soft cap."
         )
+
+
+def _close(actual: Tensor, expected: Tensor) -> bool:
+    actual = actual.float().cpu()
+    return actual.shape == expected.shape and torch.allclose(actual, expected.cpu(), rtol=1e-2, atol=1e-2)

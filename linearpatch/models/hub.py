@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from linearpatch.errors import ConfigError, ModelError, require_path
+from linearpatch.models.auto import auto_class
 from linearpatch.models.fingerprint import fingerprint_folder
 from linearpatch.models.layer_config import already_patched
 from linearpatch.models.loaded_weights import check_weights
@@ -85,11 +86,11 @@ class HubModel(Model):
 
     def load(self, cache_dir: Path) -> LoadedModel:
         """Load weights and tokenizer from safetensors."""
-        self._check_path()
+        auto = auto_class(self.config(cache_dir))
         try:
             tokenizer = AutoTokenizer.from_pretrained(self._location, **self._source)
             check_tokenizer(tokenizer)
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = auto.from_pretrained(
                 self._location,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are rejected by name below

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from linearpatch.errors import ConfigError, require_choice
+from linearpatch.errors import ConfigError, ModelError, require_choice
 from linearpatch.models.decoder import Decoder, check_logits, decoder_of
 from linearpatch.models.layer_config import check_prunable
+from linearpatch.models.rebuilding import check_tables
 from linearpatch.workers import whole_number
 
 log = logging.getLogger(__name__)
@@ -182,5 +183,31 @@ def ready(model: Any, tokenizer: Any, fingerprint: str) -> LoadedModel:
     decoder = decoder_of(model)
     check_prunable(decoder.config)
     check_logits(decoder)
+    check_tables(decoder)
+    check_vocabulary(decoder, tokenizer)
     log.info("loaded %s: %d layers, hidden size %d", type(model).__name__, decoder.num_layers, decoder.hidden_size)
     return LoadedModel(decoder, tokenizer, fingerprint)
+
+
+def check_vocabulary(decoder: Decoder, tokenizer: Any) -> None:
+    """Reject a tokenizer that makes tokens for which the model has no embedding.
+
+    Special tokens may lie beyond the last one, as Gemma 3's text models have it for images: no text contains them.
+
+    Raises:
+        ModelError: names the tokens.
+    """
+    rows = decoder.num_embeddings
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    special |= {index for index, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+    beyond = sorted((index, token) for token, index in tokenizer.get_vocab().items() if index >= rows)
+    ordinary = [token for index, token in beyond if index not in special]
+    if ordinary:
+        shown = ", ".join(map(repr, ordinary[:5])) + (", …" if len(ordinary) > 5 else "")
+        raise ModelError(
+            f"The tokenizer has {len(tokenizer):,} tokens, the embedding of {type(decoder.model).__name__} only "
+            f"{rows:,} rows: there is none for {shown}. Use the tokenizer that the model was trained with, or enlarge "
+            "the model first (model.resize_token_embeddings(len(tokenizer))), train the new rows, and save both."
+        )
+    if beyond:
+        log.warning("the special tokens %s have no embedding; text must not contain them", [name for _, name in beyond])

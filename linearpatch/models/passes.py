@@ -89,7 +89,7 @@ def walk(
     stop = decoder.num_layers if stop is None else stop
     with _watching(decoder, visit, stop, before_patches):
         try:
-            decoder.model.base_model(input_ids=input_ids.to(decoder.input_device), use_cache=False)
+            decoder.hidden_states(decoder.forward(input_ids.to(decoder.input_device), use_cache=False))
         except _Stop:
             return
 

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 
 from linearpatch.cache import canonical
 from linearpatch.errors import ConfigError, ModelError, require_range, require_seed
+from linearpatch.models.auto import auto_class
+from linearpatch.models.decoder import text_config
 from linearpatch.models.model import NO_SDPA, LoadedModel, Model, ready
 from linearpatch.registry import component
 
@@ -65,16 +67,17 @@ class RandomModel(Model):
     def load(self, cache_dir: Path) -> LoadedModel:
         """Initialise the weights on the device."""
         config = self.config(cache_dir)
-        if config.vocab_size < 256 + len(SPECIAL_TOKENS):
-            raise ConfigError(f"model.settings.vocab_size is {config.vocab_size}. Allowed: at least 259 (bytes).")
+        if text_config(config).vocab_size < 256 + len(SPECIAL_TOKENS):
+            raise ConfigError(
+                f"model.settings.vocab_size is {text_config(config).vocab_size}. Allowed: at least 259 (bytes)."
+            )
+        auto = auto_class(config)
         dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
         devices = [self.resolved_device] if self.resolved_device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.device(self.resolved_device):
             torch.manual_seed(self.seed)
             try:
-                model = AutoModelForCausalLM.from_config(
-                    config, dtype=dtype, attn_implementation=self.attn_implementation
-                )
+                model = auto.from_config(config, dtype=dtype, attn_implementation=self.attn_implementation)
             except Exception as error:  # each family checks its sizes in its own way
                 if NO_SDPA in str(error):
                     raise ModelError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 
 from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder, decoder_of, text_config
-from linearpatch.models.layer_config import remove_from_config
+from linearpatch.models.layer_config import apply_changes, check_prunable
 from linearpatch.models.modeling_linearpatch import attach
 from linearpatch.models.patched import become_patched, entry_of
+from linearpatch.models.rebuilding import config_changes
 from linearpatch.models.writers import add_to_mlp_weight, mlp_writer
 
 BRANCHES = ("stream", "mlp", "mlp_weight")
@@ -82,21 +83,21 @@ def view_of(dense: Decoder, removed: Sequence[int], patches: Sequence[tuple[Site
         ModelError: the model's configuration can't describe what would be left.
     """
     _check_removed(removed, dense.num_layers)
+    check_prunable(dense.config)
     kept = [index for index in range(dense.num_layers) if index not in set(removed)]
     model: PreTrainedModel = copy.deepcopy(dense.model, memo=_shared(dense.model))
     view = decoder_of(model)
-    remove_from_config(text_config(model.config), kept, dense.num_layers)
+    apply_changes(text_config(model.config), config_changes(dense, kept), len(kept))
 
     layers = nn.ModuleList([view.layers[index] for index in kept])
-    for new_index, layer in enumerate(layers):
-        for module in layer.modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.__dict__["layer_idx"] = new_index
-    name = next(name for name, child in view.body.named_children() if child is view.layers)
-    setattr(view.body, name, layers)
+    position = {old: new for new, old in enumerate(kept)}
+    for layer, module, attribute in _indices(view.layers):
+        if layer in position:
+            module.__dict__[attribute] += position[layer] - layer
+    owner, _, name = view.parts.layers.rpartition(".")
+    setattr(model.get_submodule(owner), name, layers)
     if getattr(model, "hf_device_map", None):
-        path = next(name for name, module in model.named_modules() if module is layers)
-        model.hf_device_map = _renumber(model.hf_device_map, path, kept)
+        model.hf_device_map = _renumber(model.hf_device_map, view.parts.layers, kept)
 
     entries = []
     for site, patch in patches:
@@ -107,6 +108,25 @@ def view_of(dense: Decoder, removed: Sequence[int], patches: Sequence[tuple[Site
     if entries:
         become_patched(model, entries)
     return model.eval()
+
+
+def _indices(layers: nn.ModuleList) -> Iterator[tuple[int, nn.Module, str]]:
+    """Where layers keep their own index, whatever they call it: layer, module within it, attribute.
+
+    It is a number that grows by one from each layer to the next, in all modules of a class that have it. Where only
+    one module of a class is in all layers (the one attention layer of a hybrid), its name must say so, too.
+    """
+    owners: dict[tuple[type, str], list[tuple[int, nn.Module]]] = {}
+    for index, layer in enumerate(layers):
+        for module in layer.modules():
+            for name, value in vars(module).items():
+                if type(value) is int:
+                    owners.setdefault((type(module), name), []).append((index, module))
+    for (_, name), found in owners.items():
+        offsets = {vars(module)[name] - index for index, module in found}
+        several = len({index for index, _ in found}) > 1
+        if len(offsets) == 1 and (several or (name.startswith("layer_") and offsets == {0})):
+            yield from ((index, module, name) for index, module in found)
 
 
 def _insert(patch: nn.Module, site: Site, view: Decoder, layers: nn.ModuleList, kept: Sequence[int]) -> dict[str, Any]:

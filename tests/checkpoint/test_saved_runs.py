@@ -98,3 +98,39 @@ def test_impossible_checkpoints_are_refused_before_anything_is_computed(override
     assert run(*overrides, f"output_dir={tmp_path}/D") == 1
     assert message in said()
     assert not (tmp_path / "D").exists()
+
+
+DIFFLLAMA = ("model.family=diffllama", "pruner=explicit", "pruner.layers=[1,4,5]", "patch=none")
+
+
+def test_a_model_that_would_load_as_another_is_rejected_before_the_long_work(tmp_path, said):
+    assert run(*DIFFLLAMA, "save_model=true", f"output_dir={tmp_path}/D") == 1
+    printed = said()
+    assert "lambda_init" in printed
+    assert "save_format=adapter" in printed
+    found = result(tmp_path / "D")
+    assert not {"fit", "save"} & set(found["timings_s"])
+    assert found["metrics"] == {}
+    assert run(*DIFFLLAMA, "save_model=true", "save_format=adapter", f"output_dir={tmp_path}/D") == 0
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        ["model.family=gpt_neo", "+model.settings.attention_types=[[[global,local],6]]", "+model.settings.num_heads=2"],
+        [
+            "model.family=llama4_text",
+            "+model.settings.interleave_moe_layer_step=1",
+            "+model.settings.num_local_experts=2",
+        ],
+        ["model.family=mamba", "+model.settings.state_size=4"],
+    ],
+    ids=lambda overrides: overrides[0].partition("=")[2],
+)
+def test_families_with_names_of_their_own_decode_and_are_measured(family, tmp_path):
+    evaluations = ["eval=[ppl,smoke,speed]", "eval.speed.rounds=2", "eval.speed.warmup=0", "eval.speed.lengths=[8]"]
+    sizes = ["model.settings.hidden_size=32", "+model.settings.pad_token_id=0", "model.attn_implementation=eager"]
+    assert run(*family, *sizes, "patch=none", *evaluations, f"output_dir={tmp_path}/D") == 0
+    metrics = result(tmp_path / "D")["metrics"]
+    assert metrics["pruned"]["ppl/pydoc"]["value"] > 1
+    assert metrics["pruned"]["speed/decode_tokens_per_s"]["value"] > 0

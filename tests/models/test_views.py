@@ -156,7 +156,7 @@ def test_rules_that_no_subset_can_follow_are_refused_by_name(family, settings, r
 def test_index_lists_and_counts_follow_the_kept_layers():
     from transformers import PreTrainedConfig
 
-    from linearpatch.models.layer_config import remove_from_config
+    from linearpatch.models.layer_config import apply_changes, propose
 
     config = PreTrainedConfig()
     config.num_hidden_layers = 6
@@ -164,7 +164,8 @@ def test_index_lists_and_counts_follow_the_kept_layers():
     config.first_k_dense_replace = 3
     config.no_rope_layers = [1, 1, 0, 1, 1, 0]
     config.eos_token_id = [1, 2, 3, 4, 5, 6]
-    remove_from_config(config, kept=[0, 2, 4, 5], num_layers=6)
+    kept = [0, 2, 4, 5]
+    apply_changes(config, propose(config, kept, num_layers=6).changes, len(kept))
     assert config.num_hidden_layers == 4
     assert config.mlp_only_layers == [0, 1, 3]
     assert config.first_k_dense_replace == 2

@@ -241,7 +241,7 @@ def _longest_first(row: Row) -> int:
 def _fill(decoder: Decoder, reading: _Reading) -> Any:
     """A cache that has read the beginnings; None where the family's can't be selected by row."""
     ids = torch.tensor(reading.beginnings, device=decoder.input_device)
-    cache = decoder.model.base_model(input_ids=ids, use_cache=True).past_key_values
+    cache = getattr(decoder.forward(ids, use_cache=True), "past_key_values", None)
     selectable = all(hasattr(layer, "batch_select_indices") for layer in getattr(cache, "layers", [None]))
     return cache if selectable else None
 
@@ -259,9 +259,8 @@ def _select(cache: Any, owners: Tensor) -> Any:
 def _forward(decoder: Decoder, rows: Sequence[Sequence[int]], cache: Any = None) -> Tensor:
     ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)  # on the right, where nobody looks
     ids = ids.to(decoder.input_device)
-    output = decoder.model.base_model(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
-    hidden: Tensor = output.last_hidden_state
-    return hidden
+    output = decoder.forward(ids, past_key_values=cache, use_cache=cache is not None)
+    return decoder.hidden_states(output)
 
 
 @torch.inference_mode()

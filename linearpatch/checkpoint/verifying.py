@@ -1,0 +1,89 @@
+"""Is what was written what was measured? It is loaded again before it replaces anything."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from linearpatch.checkpoint.loading import load_whole, read_patches
+from linearpatch.checkpoint.manifest import Manifest
+from linearpatch.errors import ModelError
+from linearpatch.models.agreement import allowed_difference, check_logits_of, difference
+from linearpatch.models.decoder import Decoder
+from linearpatch.models.views import Site, view_of
+
+log = logging.getLogger(__name__)
+
+# A part of a GPU's free memory that a second copy of the model may take.
+FREE_PART = 0.8
+
+
+def check_written(
+    folder: Path,
+    manifest: Manifest,
+    dense: Decoder,
+    removed: Sequence[int],
+    patches: Sequence[tuple[Site, nn.Module]],
+    written: PreTrainedModel | None,
+) -> None:
+    """Load a checkpoint that isn't in its place yet and compare the logits of a few tokens.
+
+    It takes the memory of one more copy of the pruned model, on its own device where that has room, else on the CPU;
+    a model that is spread or offloaded is loaded as it is spread itself.
+
+    Args:
+        folder: Where it lies.
+        manifest: What it says of itself.
+        dense: The dense model.
+        removed: Dense indices of the layers that it lacks.
+        patches: The operators that it was measured with.
+        written: The model that was written; None for an adapter.
+
+    Raises:
+        ModelError: the model that was loaded is another.
+    """
+    measured = view_of(dense, removed, patches)
+    expected = check_logits_of(measured)
+    if written is None:
+        actual = check_logits_of(view_of(dense, removed, read_patches(folder, manifest)))
+    else:
+        with TemporaryDirectory() as scratch:
+            model = load_whole(folder, manifest, **_placement(written, scratch))
+            actual = check_logits_of(model)
+            del model
+    error = difference(actual, expected)
+    allowed = allowed_difference(measured.dtype)
+    if error > allowed:
+        others = [name for name in ("custom", "adapter") if name != manifest.format]
+        raise ModelError(
+            f"The {manifest.format} checkpoint of {type(dense.model).__name__} without layers {sorted(removed)} would "
+            f"load as another model than the one that was measured: its logits differ by {error:.1e} of the largest "
+            f"(allowed: {allowed:.0e} in {str(measured.dtype).removeprefix('torch.')}). Nothing was saved. Use "
+            f"save_format={' or '.join(others)}, or remove other layers."
+        )
+    log.info("the %s checkpoint was loaded again: its logits differ by %.1e of the largest", manifest.format, error)
+
+
+def _placement(written: PreTrainedModel, scratch: str) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that load a second copy where there is room for it."""
+    settings: dict[str, Any] = {
+        "dtype": written.dtype,
+        "attn_implementation": written.config._attn_implementation,
+    }
+    devices = {parameter.device for parameter in written.parameters()}
+    if len(devices) > 1 or any(device.type == "meta" for device in devices):
+        return settings | {"device_map": written.hf_device_map, "offload_folder": scratch}
+    (device,) = devices
+    if device.type == "cuda":
+        size = sum(parameter.numel() * parameter.element_size() for parameter in written.parameters())
+        free, _ = torch.cuda.mem_get_info(device)
+        if size < FREE_PART * free:
+            return settings | {"device_map": {"": device}}
+    return settings
