@@ -87,7 +87,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": {**MLA, "num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_shared_experts": 1},
-    "dots3_note_text": {**MLA, "per_layer_config": {}},
+    "dots3_note_text": {**MLA, "head_dim": 12, "per_layer_config": {}},
     **{family: {"pad_token_id": 0} for family in ("emu3", "llama4", "dots3_note")},
     "ernie4_5_moe": {"moe_layer_start_index": 3, "moe_layer_end_index": 6},
     "gemma3n_text": {"num_kv_shared_layers": 0},

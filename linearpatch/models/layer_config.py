@@ -20,7 +20,7 @@ from linearpatch.errors import ModelError
 # Names of fields whose numbers are layers' indices, where their shape says the same.
 OF_LAYERS = re.compile(r"layer|idx|indices|_ids$")
 # Names of numbers that count layers, or name one at the end of a range.
-COUNTS = re.compile(r"layer|first_k|dense|start|end|offset")
+COUNTS = re.compile(r"layer|block|first_k|dense|start|end|offset")
 
 # Numbers of leading layers that are of one kind; the layers after them are of another.
 LEADING_COUNTS = ("first_k_dense_replace", "max_window_layers", "num_dense_layers", "moe_layer_start_index")
