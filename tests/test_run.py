@@ -67,6 +67,21 @@ def test_every_pruner_with_every_patch_writes_the_contracts_record(pruner, patch
     assert OmegaConf.to_container(OmegaConf.load(tmp_path / "D" / "config.yaml")) == found["config"]
 
 
+def test_a_fit_is_compared_with_no_patch_on_tokens_beside_those_of_calibration(tmp_path):
+    assert run("patch=lstsq", "patch.ridge=0", "eval=[]", f"output_dir={tmp_path}/compared") == 0
+    assert run("patch=lstsq", "patch.ridge=0", "patch.compare=false", "eval=[]", f"output_dir={tmp_path}/as_set") == 0
+    compared, as_set = result(tmp_path / "compared"), result(tmp_path / "as_set")
+    assert compared["calibration"]["token_hash"] == as_set["calibration"]["token_hash"]
+    assert compared["calibration"]["held_out"]["num_blocks"] == 1
+    assert as_set["calibration"]["held_out"] is None
+    assert as_set["patch"]["comparison"] is None
+    comparison = compared["patch"]["comparison"]
+    losses = {one["name"]: one["loss"] for one in comparison["candidates"] if one["share"] == 1}
+    assert comparison["loss"] == min(losses.values()) == losses[comparison["kept"]]
+    assert {"as set", "no patch"} <= {one["name"] for one in comparison["candidates"]}
+    assert "candidates on held-out tokens: kept" in (tmp_path / "compared" / "run.log").read_text()
+
+
 def test_the_recorded_command_repeats_the_run(tmp_path):
     assert run(f"output_dir={tmp_path}/a") == 0
     first = result(tmp_path / "a")

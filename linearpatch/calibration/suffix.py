@@ -9,7 +9,7 @@ can't win and stops early; negative log-likelihoods are never negative, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 
@@ -134,11 +134,21 @@ class SuffixSearch:
                 order.sort(key=lambda batch: -found[index][batch])  # hard text first: sums grow past the best sooner
             on_step()
         # An early stop divides by all tokens, too: the tokens not seen cost at least nothing.
-        tokens = sum(batch[:, 1:].numel() for batch in self.batches)
+        tokens = self.tokens_of(order)
         return [
             CandidateLoss(total(index) / tokens, is_bound=len(found[index]) < len(order))
             for index in range(len(models))
         ]
+
+    @torch.no_grad()
+    def batch_loss(self, model: Shortened, index: int) -> float:
+        """Summed loss of a model on one of the batches."""
+        steps = self._steps_of(model)
+        return self._loss(steps, self._shared_with(steps), index)
+
+    def tokens_of(self, batches: Iterable[int]) -> int:
+        """Tokens of some batches on which losses are measured."""
+        return sum(self.batches[index][:, 1:].numel() for index in batches)
 
     @staticmethod
     def _is_hopeless(total: float, complete: Sequence[float], survivors: int | None) -> bool:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from linearpatch.cache import Cache, Entry
-from linearpatch.calibration.drafts import Drafts, Fits, repaired_losses
+from linearpatch.calibration.comparison import Comparison, compare
+from linearpatch.calibration.drafts import Drafts, Fits
 from linearpatch.calibration.gradients import first_order_importance, layer_weights
 from linearpatch.calibration.statistics import LayerInput, Statistic
 from linearpatch.calibration.suffix import DENSE, CandidateLoss, Shortened, SuffixSearch
@@ -80,16 +81,16 @@ class Workspace:
         Raises:
             ConfigError: the workspace doesn't know how gaps will be bridged.
         """
-        self._drafts = self._drafts or Drafts(self, self._known_patch.draft())
+        self._drafts = self._drafts or Drafts(self, self.patch.draft())
         return self._drafts
 
-    def repaired_losses(self, removals: Sequence[Sequence[int]]) -> list[CandidateLoss]:
-        """Held-out loss without each of some sets of layers, with the patch itself and not its draft; cached.
+    def comparisons(self, removals: Sequence[Sequence[int]]) -> list[Comparison]:
+        """Held-out losses without each of some sets of layers: of the patch itself, simpler ones and none; cached.
 
         Raises:
             ConfigError: no tokens are held out, or the workspace doesn't know how gaps will be bridged.
         """
-        return repaired_losses(self, self._known_patch, removals, survivors=1)
+        return compare(self, self.patch, removals)
 
     def part(self, share: float) -> Workspace:
         """The same with the first blocks alone, of both kinds; for a first look. At least one of each."""
@@ -107,7 +108,12 @@ class Workspace:
         )
 
     @property
-    def _known_patch(self) -> Fits:
+    def patch(self) -> Fits:
+        """How gaps will be bridged.
+
+        Raises:
+            ConfigError: the workspace doesn't know.
+        """
         if self._patch is None:
             raise ConfigError("This workspace has no patch, and the pruner looks at patched models. Give it one.")
         return self._patch
@@ -174,6 +180,11 @@ class Workspace:
         return {int(layer): CandidateLoss(**value) for layer, value in entry.facts["losses"].items()}
 
     @property
+    def has_held_out(self) -> bool:
+        """Whether any calibration tokens are held out."""
+        return self._held_out is not None
+
+    @property
     def held_out(self) -> TokenBlocks:
         """Calibration tokens that nothing is fitted on.
 
@@ -206,9 +217,7 @@ class Workspace:
         Raises:
             NumericsError: no candidate has a finite loss.
         """
-        if blocks.hash not in self._searches:
-            self._searches[blocks.hash] = SuffixSearch(self.decoder, self._on_device(blocks))
-        search = self._searches[blocks.hash]
+        search = self.search(blocks)
         search.move(base)
         with steps(f"losses of {len(models)} shorter models", len(models)) as on_step:
             losses = search.losses(models, survivors=survivors, on_step=on_step)
@@ -216,6 +225,12 @@ class Workspace:
             tried = [list(model.removed) for model in models]
             raise NumericsError(_not_finite("the calibration loss", f"each of the layers {tried} removed"))
         return losses
+
+    def search(self, blocks: TokenBlocks) -> SuffixSearch:
+        """The streams that are kept for losses on some tokens; recorded at the first call."""
+        if blocks.hash not in self._searches:
+            self._searches[blocks.hash] = SuffixSearch(self.decoder, self._on_device(blocks))
+        return self._searches[blocks.hash]
 
     def _losses_without(
         self, removed: Sequence[int], candidates: Sequence[int], *, survivors: int | None

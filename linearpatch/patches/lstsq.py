@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
@@ -24,6 +24,7 @@ from linearpatch.patches.least_squares import (
     solve,
     unshrunk,
 )
+from linearpatch.patches.patch import Patch
 from linearpatch.registry import component
 
 FEATURES = ("hidden", "rms_normalised")
@@ -80,6 +81,12 @@ class LeastSquares(LeastSquaresPatch):
                 f"patch.rank is {self.rank}, and the stream has {decoder.hidden_size} channels. "
                 f"Allowed: 1 to {decoder.hidden_size}; below half of that the product is smaller than a matrix."
             )
+
+    def simpler(self) -> Mapping[str, Patch]:
+        """With each token by its share of its norm, too."""
+        if self.sequential or self.relative:
+            return super().simpler()
+        return {**super().simpler(), "gain=1, weighting=relative": replace(self, weighting="relative", gain=1)}
 
     @property
     def normalised(self) -> bool:
