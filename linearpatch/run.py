@@ -250,15 +250,14 @@ def _calibration_blocks(
     if not experiment.spares_blocks:
         return text.cut(spec, model.tokenizer), None
     blocks, held_out = text.cut_beside(spec, model.tokenizer)
+    number = len(blocks.ids)
     if held_out is None and name_of(experiment.patch) != "none":
         log.warning(
             "%s has no tokens to spare beside the %s of calibration: nothing is held out, and nobody knows whether the "
-            "patch does harm. Give it more text.", blocks.source, counted(len(blocks.ids), "block"),
+            "patch does harm. Give it more text.", blocks.source, counted(number, "block"),
         )  # fmt: skip
-    if experiment.calibration.num_blocks not in (None, len(blocks.ids)):
-        log.info(
-            "%s is held out of %s, to compare the patch with none", counted(len(held_out.ids), "block"), blocks.source
-        )
+    if experiment.calibration.num_blocks not in (None, number):
+        log.info("%s: %s for calibration, since some must be held out", blocks.source, counted(number, "block"))
     return blocks, held_out
 
 

@@ -126,7 +126,7 @@ class MlpGram(PairGram):
     def rows(self, before: LayerInput, after: Tensor) -> tuple[Tensor, Tensor]:
         """What the MLP adds, and what it would have to add."""
         assert before.mlp_output is not None
-        added = before.mlp_output.reshape(len(after), -1).to(after)
+        added = before.rows(before.mlp_output).to(after)
         return added, after - before.tokens.to(after) + added
 
 
@@ -150,4 +150,4 @@ class RefitGram(PairGram):
     def rows(self, before: LayerInput, after: Tensor) -> tuple[Tensor, Tensor]:
         """The stream and what the product reads; the stream past the gap."""
         assert before.mlp_input is not None
-        return torch.cat([before.tokens.to(after), before.mlp_input.reshape(len(after), -1).to(after)], dim=-1), after
+        return torch.cat([before.tokens.to(after), before.rows(before.mlp_input).to(after)], dim=-1), after
