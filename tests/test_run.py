@@ -68,8 +68,8 @@ def test_every_pruner_with_every_patch_writes_the_contracts_record(pruner, patch
 
 
 def test_a_fit_is_compared_with_no_patch_on_tokens_beside_those_of_calibration(tmp_path):
-    assert run("patch=lstsq", "patch.ridge=0", "eval=[]", f"output_dir={tmp_path}/compared") == 0
-    assert run("patch=lstsq", "patch.ridge=0", "patch.compare=false", "eval=[]", f"output_dir={tmp_path}/as_set") == 0
+    assert run("patch=lstsq", "eval=[]", f"output_dir={tmp_path}/compared") == 0
+    assert run("patch=lstsq", "patch.compare=false", "eval=[]", f"output_dir={tmp_path}/as_set") == 0
     compared, as_set = result(tmp_path / "compared"), result(tmp_path / "as_set")
     assert compared["calibration"]["token_hash"] == as_set["calibration"]["token_hash"]
     assert compared["calibration"]["held_out"]["num_blocks"] == 1

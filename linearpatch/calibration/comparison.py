@@ -229,6 +229,7 @@ class _Contest:
         self.search.move(DENSE)
         self.losses: dict[tuple[int, str], dict[int, float]] = {}  # by set and name: summed losses of batches
         self.models: dict[tuple[int, str], Shortened] = {}
+        self.dense = 0.0  # the dense model's summed loss
         self.best = inf  # the lowest of the sums over all batches
 
     def result(self) -> list[Comparison]:
@@ -248,6 +249,7 @@ class _Contest:
         if self.against_none:
             index = min(contenders, key=lambda key: (not self._is_complete(key), self._total(key)))[0]
             self._finish((index, NO_PATCH))
+        self.dense = sum(self.search.batch_loss(DENSE, batch) for batch in range(len(self.search.batches)))
         comparisons = [self._comparison(index) for index in range(len(self.removals))]
         if not any(isfinite(one.loss) for one in comparisons):
             raise NumericsError(
@@ -259,7 +261,7 @@ class _Contest:
     def _screen(self, index: int) -> None:
         """Measure all candidates of a set of layers on the first batches; keep the models of those that go on."""
         removed = tuple(self.removals[index])
-        batches = range(max(1, round(SCREENED * len(self.search.batches))))
+        batches = range(max(1, int(SCREENED * len(self.search.batches))))
         models: dict[str, Shortened] = {}
         for name, setting in self.settings.items():
             try:
@@ -304,14 +306,13 @@ class _Contest:
             loss = self._total(key) / self.search.tokens_of(self.losses[key])
             share = len(self.losses[key]) / len(self.search.batches)
             measured.append(ComparedFit(name, loss if isfinite(loss) else None, share))
-        every = range(len(self.search.batches))
-        dense = sum(self.search.batch_loss(DENSE, batch) for batch in every) / self.search.tokens_of(every)
+        tokens = self.search.tokens_of(range(len(self.search.batches)))
         return Comparison(
             removed=tuple(self.removals[index]),
             kept=kept,
-            loss=self._total(mine[kept]) / self.search.tokens_of(every),
+            loss=self._total(mine[kept]) / tokens,
             is_bound=not self._is_complete(mine[kept]),
-            dense_loss=dense,
+            dense_loss=self.dense / tokens,
             candidates=tuple(measured),
         )
 
