@@ -143,7 +143,7 @@ class Text:
 
     def cut_beside(self, spec: BlockSpec, tokenizer: Any) -> tuple[TokenBlocks, TokenBlocks | None]:
         """Token blocks of the text, and a few more of what they leave; None where there are none."""
-        return spec.cut_beside(self.documents, self.separator, tokenizer, self.source)
+        return spec.cut_beside(self.texts(tokenizer), self.separator, tokenizer, self.source)
 
 
 @dataclass(frozen=True)
