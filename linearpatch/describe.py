@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from linearpatch.calibration.comparison import Repair
 from linearpatch.checkpoint.folding import is_foldable
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.distillation.distill import Distilled
@@ -14,7 +15,6 @@ from linearpatch.experiment import Experiment
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.views import Interface, Site
-from linearpatch.patches.patch import FittedPatch
 from linearpatch.pruners.pruner import Selection
 from linearpatch.registry import identity, name_of
 
@@ -61,13 +61,14 @@ def describe_pruning(
     }
 
 
-def describe_patch(experiment: Experiment, patches: Sequence[FittedPatch]) -> dict[str, Any]:
-    """What was fitted; operators that one fit gave, such as refit's two, are told once."""
-    fits = {(p.site.start, p.site.end): p.diagnostics for p in patches}
+def describe_patch(experiment: Experiment, repaired: Repair) -> dict[str, Any]:
+    """What was fitted and compared; operators that one fit gave, such as refit's two, are told once."""
+    fits = {(one.site.start, one.site.end): one.diagnostics for one in repaired.fitted}
     return {
         "method": name_of(experiment.patch),
-        "num_parameters": _num_own_parameters([(patch.site, patch.module) for patch in patches]),
+        "num_parameters": _num_own_parameters([(one.site, one.module) for one in repaired.fitted]),
         "sites": [{"start": start, "end": end, **diagnostics} for (start, end), diagnostics in fits.items()],
+        "comparison": repaired.comparison.describe() if repaired.comparison else None,
     }
 
 

@@ -179,6 +179,14 @@ class Experiment:
         return self.calibration.num_held_out(self.pruner.needs_held_out or self.patch.needs_held_out)
 
     @property
+    def spares_blocks(self) -> bool:
+        """Whether a few blocks beside those for calibration are held out to compare the patch with none.
+
+        Runs with and without a patch read the same blocks.
+        """
+        return self.patch.compare and self.calibration.held_out_blocks is None and not self.num_held_out
+
+    @property
     def calibration_reader(self) -> Reader:
         """The text for choosing layers and fitting patches."""
         return self._reader("calibration", self.calibration.corpus)

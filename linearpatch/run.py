@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from linearpatch.cache import Cache
+from linearpatch.calibration.comparison import repair
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.checkpoint.hub import push
 from linearpatch.checkpoint.saving import Patches, check_foldable, check_target, save_checkpoint
@@ -131,11 +132,12 @@ def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, wor
         check_removable(experiment, dense, removed)
 
         with record.step("fit"):
-            fitted = experiment.patch.repair(workspace, removed)
+            repaired = repair(workspace, experiment.patch, removed)
             workspace.release()
-        for warning in dict.fromkeys(patch.warning for patch in fitted if patch.warning):
+        fitted = repaired.fitted
+        for warning in repaired.warnings(name_of(experiment.patch)):
             log.warning("%s", warning)
-        record.patch = describe_patch(experiment, fitted)
+        record.patch = describe_patch(experiment, repaired)
 
         patches: dict[str, Patches] = {"dense": [], "pruned": [], "patched": [(p.site, p.module) for p in fitted]}
         if experiment.training and lessons:
@@ -261,7 +263,18 @@ def _calibration_blocks(
     spec = experiment.calibration.blocks(experiment.seed)
     if experiment.num_held_out:
         return text.cut_apart(spec, model.tokenizer, experiment.num_held_out)
-    return text.cut(spec, model.tokenizer), None
+    if not experiment.spares_blocks:
+        return text.cut(spec, model.tokenizer), None
+    blocks, held_out = text.cut_beside(spec, model.tokenizer)
+    number = len(blocks.ids)
+    if held_out is None and name_of(experiment.patch) != "none":
+        log.warning(
+            "%s has no tokens to spare beside the %s of calibration: nothing is held out, and nobody knows whether the "
+            "patch does harm. Give it more text.", blocks.source, counted(number, "block"),
+        )  # fmt: skip
+    if experiment.calibration.num_blocks not in (None, number):
+        log.info("%s: %s for calibration, since some must be held out", blocks.source, counted(number, "block"))
+    return blocks, held_out
 
 
 def _training_blocks(experiment: Experiment, text: Text, model: LoadedModel) -> tuple[TokenBlocks, TokenBlocks]:

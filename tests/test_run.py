@@ -68,6 +68,21 @@ def test_every_pruner_with_every_patch_writes_the_contracts_record(pruner, patch
     assert OmegaConf.to_container(OmegaConf.load(tmp_path / "D" / "config.yaml")) == found["config"]
 
 
+def test_a_fit_is_compared_with_no_patch_on_tokens_beside_those_of_calibration(tmp_path):
+    assert run("patch=lstsq", "eval=[]", f"output_dir={tmp_path}/compared") == 0
+    assert run("patch=lstsq", "patch.compare=false", "eval=[]", f"output_dir={tmp_path}/as_set") == 0
+    compared, as_set = result(tmp_path / "compared"), result(tmp_path / "as_set")
+    assert compared["calibration"]["token_hash"] == as_set["calibration"]["token_hash"]
+    assert compared["calibration"]["held_out"]["num_blocks"] == 1
+    assert as_set["calibration"]["held_out"] is None
+    assert as_set["patch"]["comparison"] is None
+    comparison = compared["patch"]["comparison"]
+    losses = {one["name"]: one["loss"] for one in comparison["candidates"] if one["share"] == 1}
+    assert comparison["loss"] == min(losses.values()) == losses[comparison["kept"]]
+    assert {"as set", "no patch"} <= {one["name"] for one in comparison["candidates"]}
+    assert "candidates on held-out tokens: kept" in (tmp_path / "compared" / "run.log").read_text()
+
+
 def test_the_recorded_command_repeats_the_run(tmp_path):
     assert run(f"output_dir={tmp_path}/a") == 0
     first = result(tmp_path / "a")
@@ -328,7 +343,7 @@ def test_a_missing_package_of_the_embedded_model_names_the_command(tmp_path, sai
 
 
 def test_a_doubtful_fit_is_told_once_however_often_it_is_made(tmp_path, said):
-    few = ("calibration.block_length=16", "calibration.held_out_blocks=1")
+    few = ("calibration.block_length=16", "calibration.held_out_blocks=1", "patch.compare=false")
     assert run("pruner=patch_aware", "patch=refit", "pruner.finalists=2", *few, f"output_dir={tmp_path}/D") == 0
     told = said()
     assert told.count("unknowns per channel") == 1

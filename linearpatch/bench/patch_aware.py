@@ -7,6 +7,7 @@ import time
 import torch
 
 from linearpatch.bench.measure import Claim, embedded_model, text_blocks
+from linearpatch.calibration.comparison import repair
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.config import compose_experiment
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
@@ -77,7 +78,7 @@ def _time(model: LoadedModel, *settings: str) -> float:
     workspace = Workspace(model.decoder, blocks, held_out=held_out, patch=experiment.patch)
     workspace.collect(*experiment.pruner.dense_statistics(REMOVED), *experiment.patch.statistics())
     removed = experiment.pruner.choose(workspace, REMOVED).removed
-    experiment.patch.repair(workspace, removed)
+    repair(workspace, experiment.patch, removed)
     return time.perf_counter() - started
 
 

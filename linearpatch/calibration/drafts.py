@@ -19,7 +19,7 @@ from torch import nn
 
 from linearpatch.cache import Entry
 from linearpatch.calibration.statistics import Statistic
-from linearpatch.calibration.suffix import DENSE, CandidateLoss, Shortened
+from linearpatch.calibration.suffix import CandidateLoss, Shortened
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.views import Interface, Site, interfaces_of
 from linearpatch.registry import identity
@@ -44,9 +44,24 @@ class Fitted(Protocol):
     def module(self) -> nn.Module:
         """Maps `[…, hidden_size]` to the same shape."""
 
+    @property
+    def diagnostics(self) -> Mapping[str, float]:
+        """How the fit went, as plain numbers."""
+
+    @property
+    def warning(self) -> str:
+        """What is doubtful about it; empty: nothing."""
+
 
 class Fits(Protocol):
-    """What drafts need of a patch."""
+    """What drafts and comparisons need of a patch."""
+
+    @property
+    def compare(self) -> bool:
+        """Whether it is compared with no patch and with simpler fits."""
+
+    def simpler(self) -> Mapping[str, Fits]:
+        """Simpler fits that it is compared with, by what they set otherwise."""
 
     def place(self, interfaces: Sequence[Interface]) -> list[Site]:
         """The sites at some interfaces."""
@@ -127,32 +142,6 @@ class Drafts:
             modules |= all_ready(self.patch.fit(workspace, missing[first : first + at_once]), self.workspace.decoder)
         for gap, some in sites.items():
             self._patches[gap] = tuple((site, modules[site]) for site in some)
-
-
-def repaired_losses(
-    workspace: Workspace, patch: Fits, removals: Sequence[Sequence[int]], *, survivors: int | None = None
-) -> list[CandidateLoss]:
-    """Held-out loss without each of some sets of layers, repaired as a run would repair it; cached.
-
-    Other than drafts: a patch may choose its ridge on the held-out tokens, or be fitted on what earlier ones leave.
-
-    Args:
-        workspace: The dense model and its calibration tokens.
-        patch: How gaps are bridged.
-        removals: Sets of layers. What their patches need is gathered in one pass, and kept for the run.
-        survivors: Only so many of the best need exact losses.
-    """
-    removals = [sorted(removed) for removed in removals]
-
-    def compute() -> list[CandidateLoss]:
-        sites = [patch.place(interfaces_of(removed)) for removed in removals]
-        workspace.collect(*(wanted for some in sites for wanted in patch.gap_statistics(some)), description="fit")
-        models = []
-        for removed in removals:
-            models.append(Shortened(tuple(removed), all_ready(patch.repair(workspace, removed), workspace.decoder)))
-        return workspace.losses(workspace.held_out, DENSE, models, survivors=survivors)
-
-    return _kept(workspace, patch, {"repaired": removals, "survivors": survivors}, compute)
 
 
 def _kept(

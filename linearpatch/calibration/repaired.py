@@ -77,4 +77,5 @@ class BehindWorkspace(Workspace):
         ):
             stream = record(self._view, batch, {reader}).streams[reader]
         before = self._kept.index(self._site.start - 1) if mlp_layers or products else -1
-        return {self._site.start: LayerInput(self._site.start, stream, added.get(before), read.get(before))}
+        counted = self._counted(batch)
+        return {self._site.start: LayerInput(self._site.start, stream, added.get(before), read.get(before), counted)}

@@ -9,13 +9,14 @@ can't win and stops early; negative log-likelihoods are never negative, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 
 import torch
 from torch import Tensor, nn
 
+from linearpatch.calibration.positions import informative
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.models.loss import stream_nll
 from linearpatch.models.passes import record
@@ -70,6 +71,7 @@ class SuffixSearch:
         self.decoder = decoder
         self.batches = batches
         self.layer_forwards = 0
+        self._counted = [informative(batch)[:, 1:] for batch in batches]  # tokens that are predicted, and count
         self._steps = self._steps_of(DENSE)
         self._streams: list[list[Tensor]] = []  # for each batch, what reaches each step
         self._calls: list[dict[int, LayerCall]] = []
@@ -134,11 +136,21 @@ class SuffixSearch:
                 order.sort(key=lambda batch: -found[index][batch])  # hard text first: sums grow past the best sooner
             on_step()
         # An early stop divides by all tokens, too: the tokens not seen cost at least nothing.
-        tokens = sum(batch[:, 1:].numel() for batch in self.batches)
+        tokens = self.tokens_of(order)
         return [
             CandidateLoss(total(index) / tokens, is_bound=len(found[index]) < len(order))
             for index in range(len(models))
         ]
+
+    @torch.no_grad()
+    def batch_loss(self, model: Shortened, index: int) -> float:
+        """Summed loss of a model on one of the batches."""
+        steps = self._steps_of(model)
+        return self._loss(steps, self._shared_with(steps), index)
+
+    def tokens_of(self, batches: Iterable[int]) -> int:
+        """Tokens of some batches on which losses are measured."""
+        return sum(int(self._counted[index].sum()) for index in batches)
 
     @staticmethod
     def _is_hopeless(total: float, complete: Sequence[float], survivors: int | None) -> bool:
@@ -150,7 +162,7 @@ class SuffixSearch:
         for step in steps[start:-1]:
             hidden = self._run(hidden, calls, step)
         total = stream_nll(self.decoder, _patched(hidden, steps[-1]), self.batches[index])
-        value = total.sum(dtype=torch.float64).item()
+        value = total[self._counted[index].to(total.device)].sum(dtype=torch.float64).item()
         return value if isfinite(value) else inf  # a broken model is the worst candidate, not an error
 
     def _run(self, hidden: Tensor, calls: dict[int, LayerCall], step: _Step) -> Tensor:

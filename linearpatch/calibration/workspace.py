@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 from linearpatch.cache import Cache, Entry
-from linearpatch.calibration.drafts import Drafts, Fits, repaired_losses
+from linearpatch.calibration.comparison import Comparison, compare
+from linearpatch.calibration.drafts import Drafts, Fits
 from linearpatch.calibration.gradients import first_order_importance, layer_weights
+from linearpatch.calibration.positions import VERSION as POSITIONS_VERSION
+from linearpatch.calibration.positions import informative
 from linearpatch.calibration.statistics import LayerInput, Statistic
 from linearpatch.calibration.suffix import DENSE, CandidateLoss, Shortened, SuffixSearch
 from linearpatch.data.blocks import TokenBlocks
@@ -63,6 +66,9 @@ class Workspace:
         self.batch_size = batch_size
         self.base = base
         self.key: dict[str, Any] = {"model": dict(model_key or {}), "tokens": blocks.hash}
+        texts = [text for text in (blocks, held_out) if text is not None]
+        if not all(informative(text.ids).all() for text in texts):
+            self.key["positions"] = POSITIONS_VERSION
         self._held_out = held_out
         self._patch = patch
         self._drafts: Drafts | None = None
@@ -80,16 +86,16 @@ class Workspace:
         Raises:
             ConfigError: the workspace doesn't know how gaps will be bridged.
         """
-        self._drafts = self._drafts or Drafts(self, self._known_patch.draft())
+        self._drafts = self._drafts or Drafts(self, self.patch.draft())
         return self._drafts
 
-    def repaired_losses(self, removals: Sequence[Sequence[int]]) -> list[CandidateLoss]:
-        """Held-out loss without each of some sets of layers, with the patch itself and not its draft; cached.
+    def comparisons(self, removals: Sequence[Sequence[int]]) -> list[Comparison]:
+        """Held-out losses without each of some sets of layers: of the patch itself, simpler ones and none; cached.
 
         Raises:
             ConfigError: no tokens are held out, or the workspace doesn't know how gaps will be bridged.
         """
-        return repaired_losses(self, self._known_patch, removals, survivors=1)
+        return compare(self, self.patch, removals)
 
     def part(self, share: float) -> Workspace:
         """The same with the first blocks alone, of both kinds; for a first look. At least one of each."""
@@ -107,7 +113,12 @@ class Workspace:
         )
 
     @property
-    def _known_patch(self) -> Fits:
+    def patch(self) -> Fits:
+        """How gaps will be bridged.
+
+        Raises:
+            ConfigError: the workspace doesn't know.
+        """
         if self._patch is None:
             raise ConfigError("This workspace has no patch, and the pruner looks at patched models. Give it one.")
         return self._patch
@@ -174,6 +185,11 @@ class Workspace:
         return {int(layer): CandidateLoss(**value) for layer, value in entry.facts["losses"].items()}
 
     @property
+    def has_held_out(self) -> bool:
+        """Whether any calibration tokens are held out."""
+        return self._held_out is not None
+
+    @property
     def held_out(self) -> TokenBlocks:
         """Calibration tokens that nothing is fitted on.
 
@@ -206,9 +222,7 @@ class Workspace:
         Raises:
             NumericsError: no candidate has a finite loss.
         """
-        if blocks.hash not in self._searches:
-            self._searches[blocks.hash] = SuffixSearch(self.decoder, self._on_device(blocks))
-        search = self._searches[blocks.hash]
+        search = self.search(blocks)
         search.move(base)
         with steps(f"losses of {len(models)} shorter models", len(models)) as on_step:
             losses = search.losses(models, survivors=survivors, on_step=on_step)
@@ -216,6 +230,12 @@ class Workspace:
             tried = [list(model.removed) for model in models]
             raise NumericsError(_not_finite("the calibration loss", f"each of the layers {tried} removed"))
         return losses
+
+    def search(self, blocks: TokenBlocks) -> SuffixSearch:
+        """The streams that are kept for losses on some tokens; recorded at the first call."""
+        if blocks.hash not in self._searches:
+            self._searches[blocks.hash] = SuffixSearch(self.decoder, self._on_device(blocks))
+        return self._searches[blocks.hash]
 
     def _losses_without(
         self, removed: Sequence[int], candidates: Sequence[int], *, survivors: int | None
@@ -271,7 +291,9 @@ class Workspace:
         products = {layer for statistic in statistics for layer in statistic.mlp_products()}
 
         def visit(index: int, hidden: Tensor, _: LayerCall) -> None:
-            stream = replaced.get(index) or LayerInput(index, hidden, added.get(index - 1), read.get(index - 1))
+            stream = replaced.get(index) or LayerInput(
+                index, hidden, added.get(index - 1), read.get(index - 1), counted
+            )
             for accumulator in accumulators:
                 accumulator.observe(stream)
 
@@ -282,6 +304,7 @@ class Workspace:
         ):
             for batch in self._batches:
                 replaced = self._replaced(batch, mlp_layers, products)
+                counted = self._counted(batch)
                 walk(self.decoder, batch, visit, stop=deepest)
                 on_step()
         for statistic, accumulator in zip(statistics, accumulators, strict=True):
@@ -289,6 +312,12 @@ class Workspace:
             for name, tensor in tensors.items():
                 _finite(tensor, f"{type(statistic).__name__} ({name})", "entry")
             self.cache.put("statistic", self._statistic_key(statistic), Entry(tensors))
+
+    @staticmethod
+    def _counted(batch: Tensor) -> Tensor | None:
+        """Where tokens count; None: everywhere."""
+        counted = informative(batch)
+        return None if counted.all() else counted
 
     def _replaced(self, batch: Tensor, mlp_layers: Collection[int], products: Collection[int]) -> dict[int, LayerInput]:
         """Streams that statistics shall see in place of the model's own, by layer."""

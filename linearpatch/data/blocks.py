@@ -16,6 +16,7 @@ from linearpatch.errors import DataError, require_choice, require_range
 from linearpatch.words import counted
 
 SAMPLINGS = ("first", "windows", "crops", "document_crops")
+HELD_OUT_ONE_IN = 8  # for so many blocks, one more is held out to compare fits with no patch
 BOS_POLICIES = ("tokenizer", "each", "none")
 
 
@@ -179,6 +180,40 @@ class BlockSpec:
         validation = BlockSpec(held_out, self.block_length, "first", self.bos, names=self.names)
         return self._cut_tokens(rest, tokenizer, source), validation._cut_tokens(end, tokenizer, f"{source}, held out")
 
+    def cut_beside(
+        self, documents: Sequence[str], separator: str, tokenizer: Any, source: str
+    ) -> tuple[TokenBlocks, TokenBlocks | None]:
+        """What `cut` gives, and for eight blocks of that a held-out one, of tokens that are in none of them.
+
+        They are the last of the text that `cut` leaves. Where it leaves none, the end of the text is held out as by
+        `cut_apart`, so that the others are fewer or come from elsewhere; a text of a single block has none to spare.
+        """
+        if self.sampling == "document_crops":
+            return self._crop(documents, tokenizer, source), None
+        tokens = self._tokens(separator.join(documents), tokenizer)
+        body = self.block_length - (self.bos == "each")
+        blocks = self._cut_tokens(tokens, tokenizer, source)
+        wanted = max(1, len(blocks.ids) // HELD_OUT_ONE_IN)
+        taken = torch.zeros(len(tokens) + 1, dtype=torch.bool)
+        taken[-1] = True
+        taken[self._starts(len(tokens), source)[:, None] + torch.arange(body)] = True
+        free: list[int] = []
+        first = 0
+        for position in taken.nonzero().flatten().tolist():
+            free += range(first, position - body + 1, body)
+            first = position + 1
+        if not free:
+            wanted = min(wanted, len(tokens) // body - 1)
+            if wanted < 1:
+                return blocks, None
+            rest, end = tokens[: -wanted * body], tokens[-wanted * body :]
+            fewer = self
+            if self.num_blocks is not None and self.sampling != "crops":
+                fewer = replace(self, num_blocks=min(self.num_blocks, len(rest) // body))
+            blocks, tokens, free = fewer._cut_tokens(rest, tokenizer, source), end, list(range(0, len(end), body))
+        held_out = tokens[torch.tensor(free[-wanted:])[:, None] + torch.arange(body)]
+        return blocks, TokenBlocks(self._with_bos(held_out, tokenizer), f"{source}, held out")
+
     def _cut(self, text: str, tokenizer: Any, source: str) -> TokenBlocks:
         return self._cut_tokens(self._tokens(text, tokenizer), tokenizer, source)
 
@@ -190,22 +225,26 @@ class BlockSpec:
 
     def _cut_tokens(self, tokens: Tensor, tokenizer: Any, source: str) -> TokenBlocks:
         body = self.block_length - (self.bos == "each")
-        available = len(tokens) // body
+        starts = self._starts(len(tokens), source)
+        blocks = self._with_bos(tokens[starts[:, None] + torch.arange(body)], tokenizer)
+        return TokenBlocks(blocks, source, len(tokens))
+
+    def _starts(self, num_tokens: int, source: str) -> Tensor:
+        """Where blocks begin in a text of so many tokens."""
+        body = self.block_length - (self.bos == "each")
+        available = num_tokens // body
         wanted = available if self.num_blocks is None else self.num_blocks
         crops = self.sampling == "crops"
         if available == 0 or (wanted > available and not crops):
             raise DataError(
-                f"{source} has {len(tokens):,} tokens: {counted(available, 'block')} of {self.block_length}, "
+                f"{source} has {num_tokens:,} tokens: {counted(available, 'block')} of {self.block_length}, "
                 f"{'1' if self.num_blocks is None else wanted} needed. {self.advice}"
             )
         if crops:
-            starts = torch.randint(len(tokens) - body + 1, (wanted,), generator=self._generator())
-        elif self.sampling == "windows":
-            starts = torch.randperm(available, generator=self._generator())[:wanted].sort().values * body
-        else:
-            starts = torch.arange(wanted) * body
-        blocks = self._with_bos(tokens[starts[:, None] + torch.arange(body)], tokenizer)
-        return TokenBlocks(blocks, source, len(tokens))
+            return torch.randint(num_tokens - body + 1, (wanted,), generator=self._generator())
+        if self.sampling == "windows":
+            return torch.randperm(available, generator=self._generator())[:wanted].sort().values * body
+        return torch.arange(wanted) * body
 
     def _with_bos(self, ids: Tensor, tokenizer: Any) -> Tensor:
         if self.bos != "each":

@@ -56,8 +56,9 @@ class Calibration(BlocksOfText):
     Attributes:
         batch_size: Blocks in one forward pass.
         held_out_blocks: Blocks at the end of the text on which nothing is fitted, for those who choose by a loss
-            (pruner=patch_aware, patch.ridge=auto); the others come from the rest of the text. Null: half as
-            many as `num_blocks` where something chooses so, else none.
+            (pruner=patch_aware, patch.ridge=auto) and for comparing a fit with no patch (`patch.compare`); the others
+            come from the rest of the text. Null: half as many as `num_blocks` where something chooses by a loss,
+            else one for eight, from text that the others leave, so that they are the same with and without. 0: none.
     """
 
     purpose: ClassVar[str] = "calibration"
@@ -142,6 +143,10 @@ class Text:
     def cut_apart(self, spec: BlockSpec, tokenizer: Any, held_out: int) -> tuple[TokenBlocks, TokenBlocks]:
         """Token blocks of the text but its end, and so many of its end."""
         return spec.cut_apart(self.texts(tokenizer), self.separator, tokenizer, self.source, held_out)
+
+    def cut_beside(self, spec: BlockSpec, tokenizer: Any) -> tuple[TokenBlocks, TokenBlocks | None]:
+        """Token blocks of the text, and a few more of what they leave; None where there are none."""
+        return spec.cut_beside(self.texts(tokenizer), self.separator, tokenizer, self.source)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ class RefitPatch(BeforeGapPatch):
     find: ClassVar[Callable[[nn.Module], nn.Module]] = staticmethod(mlp_product)
     # Where there are fewer tokens than unknowns, the largest are best; from 16,000 tokens on, all below 0.3 are alike.
     ridges: ClassVar[Sequence[float]] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+    larger: ClassVar[Sequence[float]] = (10, 100)
     version: ClassVar[int] = 2  # of those, which `auto` tries
 
     ridge: Any = 0.03  # a number or `auto`

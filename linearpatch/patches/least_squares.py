@@ -57,6 +57,8 @@ class LeastSquaresPatch(Patch):
 
     ridges: ClassVar[Sequence[float]] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # what `auto` tries
 
+    larger: ClassVar[Sequence[float]] = (1e3, 1e5)  # times the ridge as set: what it is compared with
+
     ridge: Any = 1e-6  # a number or `auto`
     weighting: str = "none"
 
@@ -78,6 +80,20 @@ class LeastSquaresPatch(Patch):
     def draft(self) -> Patch:
         """With a ridge that needs no choice."""
         return replace(self, sequential=False, ridge=type(self).ridge if self.ridge == "auto" else self.ridge)
+
+    def simpler(self) -> Mapping[str, Patch]:
+        """With larger ridges; where there is a gain, without it, too."""
+        if self.sequential:
+            return {}
+        simpler: dict[str, Patch] = {}
+        plain, prefix = self, ""
+        if getattr(self, "gain", 1) != 1:
+            plain, prefix = replace(self, gain=1), "gain=1, "  # type: ignore[call-arg]
+            simpler["gain=1"] = plain
+        if self.ridge != "auto":
+            ridges = [factor * max(self.ridge, type(self).ridge) for factor in self.larger]
+            simpler |= {f"{prefix}ridge={ridge:.3g}": replace(plain, ridge=ridge) for ridge in ridges}
+        return simpler
 
     def gap_statistics(self, sites: Sequence[Site]) -> Sequence[PairGram]:
         """The sums of products at each site; where one fit waits for another, its own come later."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
@@ -24,6 +24,7 @@ from linearpatch.patches.least_squares import (
     solve,
     unshrunk,
 )
+from linearpatch.patches.patch import Patch
 from linearpatch.registry import component
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,12 @@ class LeastSquares(LeastSquaresPatch):
                 f"patch.rank is {self.rank}, and the stream has {hidden_size} channels. "
                 f"Allowed: 1 to {hidden_size}; below half of that the product is smaller than a matrix."
             )
+
+    def simpler(self) -> Mapping[str, Patch]:
+        """With each token by its share of its norm, too."""
+        if self.sequential or self.relative:
+            return super().simpler()
+        return {**super().simpler(), "gain=1, weighting=relative": replace(self, weighting="relative", gain=1)}
 
     @property
     def normalised(self) -> bool:

@@ -50,6 +50,9 @@ class Patch(ABC):
             other at the same place (the paper's tables 13 to 15).
         sequential: Fit patches from the first to the last, each on the stream as those before it leave it;
             the target stays the dense model's stream. A pass over the tokens for each.
+        compare: Where calibration tokens are held out, compare the fit on them with no patch and with simpler fits,
+            and keep the best (`calibration.comparison`). Without it the patch is what it is set to, whatever harm
+            it does: for tables of methods.
     """
 
     version: ClassVar[int] = 1
@@ -58,6 +61,7 @@ class Patch(ABC):
 
     sites: str = "one_per_interface"
     sequential: bool = False
+    compare: bool = True
 
     def __post_init__(self) -> None:
         require_choice("patch.sites", self.sites, SITES)
@@ -109,6 +113,13 @@ class Patch(ABC):
     def draft(self) -> Patch:
         """What stands in for it where a search fits many gaps: nothing that costs a pass for each of them."""
         return replace(self, sequential=False)
+
+    def simpler(self) -> Mapping[str, Patch]:
+        """Simpler fits that it is compared with on held-out tokens, by what they set otherwise; no patch always is.
+
+        They need the statistics of the same pass.
+        """
+        return {}
 
     def gap_statistics(self, sites: Sequence[Site]) -> Sequence[Statistic]:
         """Statistics that `fit` asks for at some sites; asked for together, many gaps share a pass."""

@@ -55,6 +55,10 @@ class Refit(RefitPatch):
         stand_in: Patch = components("patch")["lstsq"](bias=True, ridge=1e-4, weighting="relative")
         return stand_in
 
+    def simpler(self) -> Mapping[str, Patch]:
+        """The map alone, too, as in a search."""
+        return {**super().simpler(), **({} if self.sequential else {"lstsq, as in a search": self.draft()})}
+
     def together(self, sites: Sequence[Site]) -> list[list[Site]]:
         """Both sites of an interface."""
         return [list(pair) for _, pair in groupby(sites, key=lambda site: (site.start, site.end))]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from linearpatch.calibration.suffix import CandidateLoss
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.pruners.pruner import Pruner, Selection
-from linearpatch.registry import component
+from linearpatch.registry import component, name_of
+
+log = logging.getLogger(__name__)
 
 SEARCHES = ("window", "greedy", "beam")
 CRITERION = "held-out NLL when patched"
@@ -36,7 +39,8 @@ class PatchAware(Pruner):
         stop_early: Give up on a candidate once it can't be among the best. The same layers are removed
             either way; the recorded loss of such a candidate is a lower bound.
         draft_share: The search looks at this share of the calibration blocks and of those held out.
-        finalists: So many of the best sets are fitted the patch itself on all blocks, and the best of those is taken.
+        finalists: So many of the best sets are fitted the patch itself on all blocks, and compared with its draft, with
+            other simpler fits and with no patch (`patch.compare`); the set with the best of these is taken.
             With 1 the search has the last word.
     """
 
@@ -85,9 +89,15 @@ class PatchAware(Pruner):
         if self.finalists == 1:
             return Selection(best[0], scores)
         finalists = best[: self.finalists]
-        final = dict(zip(finalists, workspace.repaired_losses(finalists), strict=True))
-        results = [{"removed": sorted(layers), **asdict(loss)} for layers, loss in final.items()]
-        return Selection(_best(final)[0], {**scores, "finalists": results})
+        comparisons = dict(zip(finalists, workspace.comparisons(finalists), strict=True))
+        taken = _best({layers: one.candidate_loss for layers, one in comparisons.items()})[0]
+        for layers, one in comparisons.items():
+            log.info("finalist %s: %s", sorted(layers), one.told())
+            if layers != taken:  # the fit tells of the one that is taken
+                for warning in one.warnings(name_of(workspace.patch)):
+                    log.warning("finalist: %s", warning)
+        results = [one.describe() for one in comparisons.values()]
+        return Selection(taken, {**scores, "finalists": results})
 
     def _window(self, workspace: Workspace, n: int) -> tuple[list[Layers], Scores]:
         losses = self._losses(workspace, (), self._windows(workspace, n), self.finalists)

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from linearpatch.data.blocks import HELD_OUT_ONE_IN
 from linearpatch.data.reach import offline
 from linearpatch.errors import ConfigError, LinearPatchError
 from linearpatch.experiment import Experiment, digest
 from linearpatch.models.model import Model
-from linearpatch.registry import identity
+from linearpatch.registry import identity, name_of
 from linearpatch.sweep.feasibility import Feasibility
 from linearpatch.sweep.plan import Job, Plan
 
@@ -160,7 +161,7 @@ def _estimate(job: Job, experiment: Experiment, size: Size, rate: float) -> Esti
         tokens = choosing + kept * evaluation * ("pruned" in experiment.stages)
     else:
         stages = [stage for stage in experiment.asked_stages if stage in ("patched", "distilled") or alone]
-        tokens = calibration + (calibration + choosing if alone else 0)
+        tokens = calibration + (calibration + choosing if alone else 0) + _comparing(experiment)
         tokens += evaluation * sum(1 if stage == "dense" else kept for stage in stages)
         tokens += 2 * _training_tokens(experiment)
     disk = 0
@@ -180,7 +181,15 @@ def _tokens(text: Any) -> int:
 
 
 def _held_out_tokens(experiment: Experiment) -> int:
-    return experiment.num_held_out * experiment.calibration.block_length
+    spared = _tokens(experiment.calibration) // HELD_OUT_ONE_IN if experiment.spares_blocks else 0
+    return experiment.num_held_out * experiment.calibration.block_length + spared
+
+
+def _comparing(experiment: Experiment) -> int:
+    """Tokens of a dense pass over what is held out, and of two halves: a fit and no patch; where no search did it."""
+    if name_of(experiment.patch) == "none" or not experiment.patch.compare or experiment.pruner.sees_whole_patches:
+        return 0
+    return 2 * _held_out_tokens(experiment)
 
 
 def _training_tokens(experiment: Experiment) -> int:

@@ -72,8 +72,10 @@ def _plain(experiment: Experiment) -> Experiment:
     """The experiment up to its patch, which stays where the pruner looks at it."""
     return replace(
         experiment,
-        calibration=replace(experiment.calibration, held_out_blocks=experiment.num_held_out),
-        patch=experiment.patch_seen or NoPatch(),
+        calibration=replace(
+            experiment.calibration, held_out_blocks=experiment.num_held_out or experiment.calibration.held_out_blocks
+        ),
+        patch=experiment.patch_seen or NoPatch(compare=experiment.patch.compare),
         distill=NoDistillation(),
         stages=list(STAGES),
         save_model=False,

@@ -226,7 +226,8 @@ def _dense_key(experiment: Experiment) -> Hashable:
 
 def _statistics_key(experiment: Experiment) -> Hashable:
     calibration = replace(experiment.calibration, corpus=experiment.calibration_reader.corpus)
-    return digest([identity(experiment.model), identity(calibration), experiment.num_held_out, experiment.seed])
+    cut = (experiment.num_held_out, experiment.spares_blocks, experiment.seed)
+    return digest([identity(experiment.model), identity(calibration), *cut])
 
 
 def _pruned_key(experiment: Experiment) -> Hashable:

@@ -159,7 +159,12 @@ def test_large_models_are_fitted_in_parts(monkeypatch, caplog):
 @pytest.mark.parametrize("search", ["window", "greedy", "beam"])
 @pytest.mark.parametrize(
     "patch",
-    [Refit(), Refit(ridge="auto"), LeastSquares(ridge="auto"), LeastSquares(ridge=0.1, sequential=True)],
+    [
+        Refit(compare=False),
+        Refit(ridge="auto", compare=False),
+        LeastSquares(ridge="auto", compare=False),
+        LeastSquares(ridge=0.1, sequential=True, compare=False),
+    ],
     ids=repr,
 )
 def test_finalists_are_measured_as_the_run_would_repair_them(search, patch):

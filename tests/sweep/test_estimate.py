@@ -24,6 +24,11 @@ def test_half_of_the_layers_run_for_each_window_and_each_finalist_on_what_is_hel
     assert found[1] - found[0] == pytest.approx((0.5 * 26 * 0.5 + 0.5 * 2) * 60 * 1024)
 
 
+def test_comparing_a_fit_costs_two_passes_over_what_is_held_out():
+    found = [tokens("pruner=streamline", "eval=[]", f"patch.compare={compare}") for compare in ("false", "true")]
+    assert found[1] - found[0] == pytest.approx(2 * 16 // 8 * 1024)
+
+
 def test_a_whole_text_is_as_long_as_its_corpus(tmp_path):
     (tmp_path / "text.txt").write_text(12_000 * "word ")
     text = ("corpus=text", f"corpus.path={tmp_path}/text.txt")

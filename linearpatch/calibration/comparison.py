@@ -1,0 +1,359 @@
+"""Fits compared on held-out tokens with simpler ones and with no patch, so that a patch never does harm there.
+
+Candidates of one set of removed layers differ only past the first interface, and the dense model's streams before it
+are kept: each costs the layers behind it. All are screened on a quarter of the held-out tokens; the best of them and
+the fit as it is set are measured on all, as is no patch, until it can't win. Several interfaces are compared
+jointly: a candidate is one setting at all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import exp, inf, isfinite
+from math import log as log_of
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from linearpatch.cache import Entry
+from linearpatch.calibration.drafts import Fits, Fitted, all_ready
+from linearpatch.calibration.suffix import DENSE, CandidateLoss, Shortened, SuffixSearch
+from linearpatch.errors import NumericsError
+from linearpatch.models.modeling_linearpatch import ChannelScale, FeatureMap, LinearMap
+from linearpatch.models.views import Site, interfaces_of
+from linearpatch.registry import identity
+
+if TYPE_CHECKING:
+    from linearpatch.calibration.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of the losses below and of which candidates there are; raise it when either changes
+AS_SET, NO_PATCH = "as set", "no patch"
+MUCH = 0.2  # nats by which a fit as set loses to a simpler one before that is a warning
+FAR = 4.0  # times the dense model's perplexity: a model that is worse than that on held-out tokens is a warning
+SCREENED = 0.25  # of the held-out batches, on which every candidate is measured
+
+
+@dataclass(frozen=True)
+class ComparedFit:
+    """A candidate that was measured.
+
+    Attributes:
+        name: `as set`, `no patch`, or what was set otherwise.
+        loss: Its mean loss on the held-out tokens that it was measured on; None where that isn't finite.
+        share: The share of the held-out batches that it was measured on; 1: all of them.
+    """
+
+    name: str
+    loss: float | None
+    share: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Candidates for one set of removed layers, and which was kept.
+
+    Attributes:
+        removed: Dense indices.
+        kept: Name of the candidate that is kept: of those measured on all held-out tokens, that with the lowest loss.
+        loss: Its mean loss; a lower bound where `is_bound`.
+        is_bound: Whether its evaluation stopped early, because another set of layers was better.
+        dense_loss: The dense model's on the same tokens.
+        candidates: All that were measured.
+    """
+
+    removed: tuple[int, ...]
+    kept: str
+    loss: float
+    is_bound: bool
+    dense_loss: float
+    candidates: tuple[ComparedFit, ...]
+
+    @property
+    def candidate_loss(self) -> CandidateLoss:
+        """The loss of the candidate that is kept."""
+        return CandidateLoss(self.loss, self.is_bound)
+
+    @property
+    def as_set(self) -> ComparedFit:
+        """The fit as it is set."""
+        return next(one for one in self.candidates if one.name == AS_SET)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for a record."""
+        return {
+            **asdict(self),
+            "removed": list(self.removed),
+            "loss": self.loss if isfinite(self.loss) else None,
+            "candidates": [asdict(one) for one in self.candidates],
+        }
+
+    def told(self) -> str:
+        """All losses in a line, the kept one first."""
+        ranked = sorted(self.candidates, key=lambda one: (one.name != self.kept, one.loss is None, one.loss))
+        parts = [
+            f"{one.name} {'not finite' if one.loss is None else f'{one.loss:.4f}'}"
+            + ("" if one.share == 1 else f" on {one.share:.0%}")
+            for one in ranked
+        ]
+        return f"kept {parts[0]}; {', '.join(parts[1:])}; dense model {self.dense_loss:.4f}"
+
+    def warnings(self, patch: str) -> list[str]:
+        """What a reader of the results must know.
+
+        Args:
+            patch: Name of the patch, as it is set.
+        """
+        where = ", ".join(f"[{gap.start}, {gap.end})" for gap in interfaces_of(self.removed))
+        found = []
+        asked = inf if self.as_set.loss is None else self.as_set.loss
+        if self.kept == NO_PATCH:
+            found.append(
+                f"patch={patch} at {where} would do harm: its loss on held-out tokens is {asked:.3f}, without a patch "
+                f"{self.loss:.3f}. Its operators do nothing in this model; patch=none gives one without them."
+            )
+        elif asked > self.loss + MUCH:
+            found.append(
+                f"patch={patch} at {where} as set has a held-out loss of {asked:.3f}; {self.kept} has {self.loss:.3f} "
+                "and is kept. A fit that fails so far on text it hasn't seen has too few calibration tokens, or a few "
+                "of them own it. Raise calibration.num_blocks, and look at the text for padding and repetition."
+            )
+        if self.loss > self.dense_loss + log_of(FAR):
+            times = exp(min(self.loss - self.dense_loss, 99))
+            found.append(
+                f"On held-out tokens the model without {where} has {times:.3g} times the dense model's perplexity "
+                f"(losses {self.loss:.3f} and {self.dense_loss:.3f}), and nothing tried is better. These layers do "
+                " what no patch here makes up for: remove fewer (num_pruned_layers), or choose them by what is left "
+                "after patching (pruner=patch_aware)."
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What bridges the interfaces.
+
+    Attributes:
+        fitted: The operators.
+        comparison: What they were compared with; None where no tokens are held out, or nothing was to be compared.
+    """
+
+    fitted: Sequence[Fitted]
+    comparison: Comparison | None = None
+
+    def warnings(self, patch: str) -> list[str]:
+        """What is doubtful about the fit, and about what it was compared with; each once.
+
+        Args:
+            patch: Name of the patch, as it is set.
+        """
+        compared = self.comparison.warnings(patch) if self.comparison else []
+        return list(dict.fromkeys([*(one.warning for one in self.fitted if one.warning), *compared]))
+
+
+@dataclass(frozen=True)
+class IdleOperator:
+    """An operator that does nothing, at its site; it can still be trained."""
+
+    site: Site
+    module: nn.Module
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
+    warning: str = ""
+
+
+def repair(workspace: Workspace, patch: Fits, removed: Sequence[int]) -> Repair:
+    """Bridge the interfaces that removed layers leave by the candidate with the lowest held-out loss.
+
+    Where no patch is the best, the operators do nothing: they can still be trained.
+
+    Args:
+        workspace: The dense model, its calibration tokens and those held out.
+        patch: The fit as it is set; says whether it is compared, and with which simpler ones.
+        removed: Dense indices.
+
+    Raises:
+        NumericsError: the fit as set has no unique solution.
+    """
+    if not (patch.compare and workspace.has_held_out and patch.place(interfaces_of(removed))):
+        return Repair(patch.repair(workspace, removed))
+    (comparison,) = compare(workspace, patch, [removed])
+    log.info("candidates on held-out tokens: %s", comparison.told())
+    if comparison.kept == NO_PATCH:
+        return Repair([idle(one) for one in patch.repair(workspace, removed)], comparison)
+    settings: dict[str, Fits] = {AS_SET: patch, **patch.simpler()}
+    return Repair(settings[comparison.kept].repair(workspace, removed), comparison)
+
+
+def compare(workspace: Workspace, patch: Fits, removals: Sequence[Sequence[int]]) -> list[Comparison]:
+    """Compare candidates for some sets of layers; cached.
+
+    Of the set whose kept candidate has the lowest loss, that loss is exact; others may stop early.
+
+    Args:
+        workspace: The dense model, its calibration tokens and those held out.
+        patch: The fit as it is set, and what it is compared with (`Patch.compare`, `Patch.simpler`).
+        removals: Sets of layers. What their fits need is gathered in one pass, and kept for the run.
+
+    Raises:
+        NumericsError: no candidate has a finite loss, or a fit as set has no unique solution.
+    """
+    sets = [sorted(removed) for removed in removals]
+    same = {**workspace.key, "version": VERSION, "held_out": workspace.held_out.hash, "patch": identity(patch)}
+
+    def compute() -> Entry:
+        return _entry(_Contest(workspace, patch, sets).result())
+
+    entry = workspace.cache.get("comparison", {**same, "removals": sets}, compute)
+    comparisons = _comparisons(entry)
+    best = min(comparisons, key=lambda one: (one.is_bound, one.loss))
+    alone = {**same, "removals": [list(best.removed)]}
+    if workspace.cache.find("comparison", alone) is None:  # the run that takes these layers needs no more
+        workspace.cache.put("comparison", alone, _entry([best]))
+    return comparisons
+
+
+class _Contest:
+    """Candidates of several sets of layers on the held-out batches, from a screen to those that are measured on all."""
+
+    def __init__(self, workspace: Workspace, patch: Fits, removals: Sequence[list[int]]) -> None:
+        self.workspace = workspace
+        self.removals = removals
+        self.settings: dict[str, Fits] = {AS_SET: patch, **(patch.simpler() if patch.compare else {})}
+        self.against_none = patch.compare
+        self.search: SuffixSearch = workspace.search(workspace.held_out)
+        self.search.move(DENSE)
+        self.losses: dict[tuple[int, str], dict[int, float]] = {}  # by set and name: summed losses of batches
+        self.models: dict[tuple[int, str], Shortened] = {}
+        self.dense = 0.0  # the dense model's summed loss
+        self.best = inf  # the lowest of the sums over all batches
+
+    def result(self) -> list[Comparison]:
+        """Measure, and tell."""
+        wanted = [
+            statistic
+            for removed in self.removals
+            for setting in self.settings.values()
+            for statistic in setting.gap_statistics(setting.place(interfaces_of(removed)))
+        ]
+        self.workspace.collect(*wanted, description="fit")
+        for index in range(len(self.removals)):
+            self._screen(index)
+        contenders = sorted(self.models, key=lambda key: sum(self.losses[key].values()))
+        for key in contenders:
+            self._finish(key)
+        if self.against_none:
+            index = min(contenders, key=lambda key: (not self._is_complete(key), self._total(key)))[0]
+            self._finish((index, NO_PATCH))
+        self.dense = sum(self.search.batch_loss(DENSE, batch) for batch in range(len(self.search.batches)))
+        comparisons = [self._comparison(index) for index in range(len(self.removals))]
+        if not any(isfinite(one.loss) for one in comparisons):
+            raise NumericsError(
+                f"the held-out loss is not finite with any candidate for the layers {self.removals}. In fp16 large "
+                "activations overflow: use model.dtype=bfloat16 or float32; otherwise check the weights."
+            )
+        return comparisons
+
+    def _screen(self, index: int) -> None:
+        """Measure all candidates of a set of layers on the first batches; keep the models of those that go on."""
+        removed = tuple(self.removals[index])
+        batches = range(max(1, int(SCREENED * len(self.search.batches))))
+        models: dict[str, Shortened] = {}
+        for name, setting in self.settings.items():
+            try:
+                fitted = setting.repair(self.workspace, removed)
+            except NumericsError:
+                if name == AS_SET:
+                    raise
+                continue  # a simpler candidate without a solution is none
+            models[name] = Shortened(removed, all_ready(fitted, self.workspace.decoder))
+        if self.against_none:
+            models[NO_PATCH] = Shortened(removed)
+        for name, model in models.items():
+            self.losses[index, name] = {batch: self.search.batch_loss(model, batch) for batch in batches}
+        best = min(models, key=lambda name: self._total((index, name)))
+        self.models |= {(index, name): models[name] for name in dict.fromkeys([best, AS_SET])}
+
+    def _finish(self, key: tuple[int, str]) -> None:
+        """Measure a candidate on the other batches, until it can't be the best."""
+        index, name = key
+        model = Shortened(tuple(self.removals[index])) if name == NO_PATCH else self.models[key]
+        for batch in range(len(self.search.batches)):
+            if batch not in self.losses[key] and self._total(key) <= self.best:
+                self.losses[key][batch] = self.search.batch_loss(model, batch)
+        if self._is_complete(key):
+            self.best = min(self.best, self._total(key))
+
+    def _is_complete(self, key: tuple[int, str]) -> bool:
+        return len(self.losses[key]) == len(self.search.batches)
+
+    def _total(self, key: tuple[int, str]) -> float:
+        return sum(self.losses[key].values())
+
+    def _comparison(self, index: int) -> Comparison:
+        mine = {name: (index, name) for other, name in self.losses if other == index}
+        # A bound that passed the best sum is no winner; among complete ones the simplest of equals would do, too.
+        kept = min(
+            (name for name in mine if self._is_complete(mine[name]) or mine[name] in self.models),
+            key=lambda name: (not self._is_complete(mine[name]), self._total(mine[name])),
+        )
+        measured = []
+        for name, key in mine.items():
+            loss = self._total(key) / self.search.tokens_of(self.losses[key])
+            share = len(self.losses[key]) / len(self.search.batches)
+            measured.append(ComparedFit(name, loss if isfinite(loss) else None, share))
+        tokens = self.search.tokens_of(range(len(self.search.batches)))
+        return Comparison(
+            removed=tuple(self.removals[index]),
+            kept=kept,
+            loss=self._total(mine[kept]) / tokens,
+            is_bound=not self._is_complete(mine[kept]),
+            dense_loss=self.dense / tokens,
+            candidates=tuple(measured),
+        )
+
+
+def _entry(comparisons: Iterable[Comparison]) -> Entry:
+    return Entry(facts={"comparisons": [one.describe() for one in comparisons]})
+
+
+def _comparisons(entry: Entry) -> list[Comparison]:
+    return [
+        Comparison(
+            **{
+                **one,
+                "removed": tuple(one["removed"]),
+                "candidates": tuple(ComparedFit(**candidate) for candidate in one["candidates"]),
+            }
+        )
+        for one in entry.facts["comparisons"]
+    ]
+
+
+@torch.no_grad()
+def idle(fitted: Fitted) -> Fitted:
+    """The same operator with the numbers of one that does nothing."""
+    module = copy.deepcopy(fitted.module)
+    if isinstance(module, ChannelScale):
+        module.scale.fill_(1)
+    elif isinstance(module, LinearMap):
+        module.weight.zero_()
+        if fitted.site.branch != "mlp_weight":  # that one is added to a weight
+            module.weight.fill_diagonal_(1)
+        if module.bias is not None:
+            module.bias.zero_()
+    elif isinstance(module, FeatureMap):
+        list(module.weights)[-1].zero_()
+        for values, nothing in ((module.scale, 1.0), (module.bias, 0.0)):
+            if values is not None:
+                values.fill_(nothing)
+    else:
+        raise NumericsError(
+            f"The operator {type(module).__name__} does harm on held-out tokens, and it isn't known how it would do "
+            "nothing. Use patch=none, or patch.compare=false to keep it."
+        )
+    return IdleOperator(fitted.site, module)
