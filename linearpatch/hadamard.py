@@ -75,7 +75,8 @@ def hadamard_factors(size: int) -> tuple[int, ...]:
 @cache
 def _factor(order: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The normalised matrix of one factor; kept where it is used, since a copy to a GPU waits for what it has to do."""
-    return _signs(order).to(device, dtype) / order**0.5
+    matrix: Tensor = _signs(order).to(device, dtype) / order**0.5
+    return matrix
 
 
 @cache
