@@ -17,7 +17,7 @@ from linearpatch.results.record import read_record, write_record
 from linearpatch.results.sections import parse
 from linearpatch.results.state import state_of
 from linearpatch.results.tables import comparison_table, run_table
-from linearpatch.sweep.watching import status_table, watch
+from linearpatch.sweep.watching import Watch, status_table
 
 WRONG = [
     None, "x", -1, 0, True, 3.5, 1e99, 1e308, -1e308, 10**30, [], {}, [1], {"a": 1}, [[[[1]]]], "x" * 2000,
@@ -138,7 +138,7 @@ def test_a_report_and_a_status_hold_what_can_be_read_and_name_the_rest(tmp_path)
     text = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "\x1b" not in text
     assert "\u202e" not in text
-    shown = printed(status_table(tmp_path / "runs", watch(tmp_path / "runs")))
+    shown = printed(status_table(tmp_path / "runs", Watch(tmp_path / "runs").look().jobs))
     assert shown.count("failed") >= len(rejected)
     assert "\x07" not in shown
     records = [one.record for one in map(state_of, (tmp_path / "runs").iterdir()) if one.record]
