@@ -176,7 +176,7 @@ def test_what_is_no_record_is_told_by_its_file_and_reason(name, tmp_path):
     write_record(record(), tmp_path / "good")
     with pytest.raises(StorageError, match=r"bad/result\.json is not a run record of this version: \w.*Move it away"):
         read_record(tmp_path / "bad")
-    states = {job.name: job.now.state for job in watch(tmp_path)}
+    states = {job.name: job.now.state for job in Watch(tmp_path).look().jobs}
     assert states == {"bad": "failed", "good": "completed"}
 
 
@@ -193,7 +193,7 @@ def test_what_is_no_file_or_too_large_is_not_read(tmp_path):
     for name in ("pipe", "folder", "loop", "huge"):
         with pytest.raises(StorageError, match=name):
             read_record(tmp_path / name)
-    assert {job.name: job.now.state for job in watch(tmp_path)}["good"] == "completed"
+    assert {job.name: job.now.state for job in Watch(tmp_path).look().jobs}["good"] == "completed"
     assert time.perf_counter() - started < 5
 
 
@@ -277,4 +277,4 @@ def test_a_bad_list_of_a_sweep_is_a_sentence(text, tmp_path):
     (tmp_path / ".sweeps").mkdir()
     (tmp_path / ".sweeps" / "s.json").write_text(text)
     with pytest.raises(StorageError, match=r"s\.json is not the list of a sweep"):
-        watch(tmp_path)
+        Watch(tmp_path).look()
