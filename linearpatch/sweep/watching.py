@@ -19,6 +19,7 @@ from linearpatch.results.record import FILE_NAME
 from linearpatch.results.state import STATES, RunState, state_of
 from linearpatch.sweep.manifest import Listed, leases_of, read_manifests
 from linearpatch.sweep.tables import PARTS, duration
+from linearpatch.words import printable
 
 SERVED_SHOWN = 2
 SHOWN = {"lost": "not running"}  # states in other words for people
@@ -45,13 +46,13 @@ class Watched:
     def title(self) -> str:
         """What people call it: the run's id, or what a shared step does and for which runs."""
         if self.part == "run":
-            return self.name
+            return printable(self.name)
         what = PARTS.get(self.part, self.part)
         if not self.serves:  # listed by an earlier version
-            return f"{self.name} ({what})"
+            return printable(f"{self.name} ({what})")
         shown = ", ".join(self.serves[:SERVED_SHOWN])
         more = f" and {len(self.serves) - SERVED_SHOWN} more" if len(self.serves) > SERVED_SHOWN else ""
-        return f"{what} for {shown}{more}"
+        return printable(f"{what} for {shown}{more}")
 
     @property
     def seconds(self) -> float | None:
@@ -175,7 +176,7 @@ def _advice(what: str, command: str, working_dir: str) -> str:
         return f"{what}: not running; resume it as it was begun"
     elsewhere = working_dir and working_dir != str(Path.cwd())
     first = f"cd {shlex.quote(working_dir)} && " if elsewhere else ""
-    return f"{what}: not running; resume with: {first}{shlex.join(words)}"
+    return printable(f"{what}: not running; resume with: {first}{shlex.join(words)}")
 
 
 def status_table(folder: Path, jobs: Sequence[Watched]) -> Table:
