@@ -31,7 +31,7 @@ def test_lm_eval_gives_the_recorded_perplexity(patch, tmp_path, session_cache, m
 
     # One document a window. The tokens of the random model are bytes, so that bytes and tokens count alike.
     experiment, tokenizer = compose_experiment(overrides), linearpatch.load_tokenizer(tmp_path / "D")
-    windows = experiment.evaluation_reader.read(experiment.evaluations["ppl"]._spec, tokenizer).ids
+    windows = experiment.evaluation_reader.read(experiment.evaluations["ppl"].spec("ppl"), tokenizer).ids
     lines = (json.dumps({"text": tokenizer.decode(window[1:])}) + "\n" for window in windows)
     (tmp_path / "windows.jsonl").write_text("".join(lines))
     (tmp_path / "tasks").mkdir()

@@ -55,7 +55,7 @@ def test_the_saved_model_is_the_one_that_was_measured(save_format, tmp_path):
     assert main(["run", *overrides, f"output_dir={tmp_path}/D"]) == 0
     experiment = compose_experiment(overrides)
     dense = experiment.model.load(experiment.cache_path)
-    blocks = experiment.evaluation_reader.read(experiment.evaluations["ppl"]._spec, dense.tokenizer)
+    blocks = experiment.evaluation_reader.read(experiment.evaluations["ppl"].spec("ppl"), dense.tokenizer)
     if save_format == "adapter":
         model = linearpatch.apply(dense.decoder.model, tmp_path / "D")
     else:
