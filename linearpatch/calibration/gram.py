@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,13 +17,11 @@ from linearpatch.models.modeling_linearpatch import EPSILON
 class PairGram(Statistic):
     """Sums of products of rows x made before a gap and rows y made past it, from which a least-squares map follows.
 
-    With weights w (those of `LayerInput.influence`, or 1/‖stream end_layer‖² where `relative`), results in fp64:
+    With weights w (1, or 1/‖stream end_layer‖² where `relative`), results in fp64:
 
     `xx`: Σ w xᵀx · `xy`: Σ w xᵀy · `yy`: Σ w ‖y‖² · `energy`: Σ w ‖stream end_layer‖² · `count`: number of
     tokens · `bias`: 1 where rows x end in a 1, else 0.
     """
-
-    version: ClassVar[int] = 2
 
     start_layer: int
     end_layer: int
@@ -70,7 +67,7 @@ class _Sums:
             x, y = self.spec.rows(self.before, after)
             if self.spec.has_bias:
                 x = functional.pad(x, (0, 1), value=1.0)
-            weight = 1 / energy if self.spec.relative else stream.influence
+            weight = 1 / energy if self.spec.relative else None
             self.add(x, y, energy, weight)
             self.count += len(y)
             self.before = None
@@ -79,7 +76,7 @@ class _Sums:
         """Add rows x with targets y, each row weighted."""
         weighted = x if weight is None else x * weight
         squares = y.square() if weight is None else y.square() * weight
-        total = energy.sum() if weight is None else (energy * weight).sum()
+        total = energy.sum() if weight is None else torch.full((), len(y)).to(energy)
         products = {"xx": weighted.T @ x, "xy": weighted.T @ y, "yy": squares.sum(), "energy": total}
         for name, product in products.items():
             self.sums[name] = self.sums[name] + product if name in self.sums else product

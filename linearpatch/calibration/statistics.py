@@ -21,7 +21,6 @@ from linearpatch.errors import require_choice
 from linearpatch.hadamard import hadamard_transform
 
 BASES = ("channel", "hadamard")
-MOST_INFLUENCE = 3.0  # median norms, as one of which a token counts at most where squares are summed
 
 
 def ratio(after: Tensor, before: Tensor) -> Tensor:
@@ -69,27 +68,6 @@ class LayerInput:
         """Euclidean norm of each token, `[n]`."""
         norms: Tensor = torch.linalg.vector_norm(self.tokens, dim=-1)
         return norms
-
-    @cached_property
-    def influence(self) -> Tensor | None:
-        """The weight of each token that counts in a sum of squares, `[n, 1]` in fp64; None: 1 for all.
-
-        A token counts at most as one of three times the median norm of its block. A special token within a text may
-        have a hundred times that, and a few of them would own the fit. The first of each block is as it is: it is
-        massive in most models, always in the same way, and what reads the stream leans on it.
-        """
-        blocks, length = self.hidden.shape[:2]
-        counted = self.counted.to(self.tokens.device) if self.counted is not None else None
-        if counted is None:
-            norms = self.norms.view(blocks, length)
-        else:
-            norms = self.norms.new_full((blocks, length), torch.nan)
-            norms[counted] = self.norms
-        most = MOST_INFLUENCE * norms.nanmedian(dim=1, keepdim=True).values
-        weight = (most / norms).clamp(max=1).double().square()
-        weight[:, 0] = 1
-        weight = weight[counted] if counted is not None else weight.flatten()
-        return None if bool((weight == 1).all()) else weight[:, None]
 
     @cached_property
     def rotated(self) -> Tensor:
