@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 # The oldest release of transformers that passes the tests.
 LOWEST := 5.0.0
 
-.PHONY: help demo test campaign families coverage test-lowest lint format types bench gpu clean
+.PHONY: help demo test test-slow campaign families coverage test-lowest lint format types bench gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -22,8 +22,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## prune SmolLM2 by 5 of 30 layers as published and as recommended, print the comparison
 	$(BIN)/linearpatch run -m experiment=demo
 
-test: $(READY)  ## run the tests
-	$(BIN)/python -m pytest --numprocesses auto --durations 20
+test: $(READY)  ## run the tests, without those that take minutes
+	$(BIN)/python -m pytest --numprocesses auto --durations 20 -m 'not slow'
+
+test-slow: $(READY)  ## run the tests that take minutes: kills, launchers, whole recipes, lm_eval beside ours
+	$(BIN)/python -m pytest --numprocesses auto --durations 20 -m slow
 
 campaign: $(READY)  ## try all wrong inputs of tests/campaign, of which `make test` tries a part
 	LINEARPATCH_CAMPAIGN=all $(BIN)/python -m pytest --numprocesses auto tests/campaign
