@@ -132,6 +132,8 @@ def completions(line, monkeypatch):
     monkeypatch.setenv("COMP_LINE", line)
     monkeypatch.setenv("COMP_POINT", str(len(line)))
     monkeypatch.setenv("_ARGCOMPLETE_COMP_WORDBREAKS", " \t\n\"'><=;|&(:")
+    # It would open, and so close, descriptor 9, which is pytest's or one of its workers'.
+    monkeypatch.setattr(argcomplete.CompletionFinder, "_init_debug_stream", lambda _: None)
     output = io.StringIO()
     with pytest.raises(SystemExit):
         argcomplete.autocomplete(

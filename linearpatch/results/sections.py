@@ -7,7 +7,6 @@ is known by its reason. Sections may hold more than is named here: later version
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import field
 from math import isfinite
@@ -17,12 +16,13 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_vali
 from pydantic.dataclasses import dataclass
 from pydantic_core import from_json, to_json
 
+from linearpatch.words import printable
+
 SCHEMA_VERSION = 1
 MOST_BYTES = 32 * 2**20  # of a file; the largest records that runs write have less than a tenth
 MOST_LAYERS = 2_000
 MOST_METRICS = 5_000  # of a stage
 LARGEST = 1e100  # of any number: sums, squares and ratios of such are finite, too
-UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # \t and \n are text
 
 SECTION = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
@@ -339,9 +339,9 @@ def _short(value: Any) -> str:
 
 
 def _printable(value: Any) -> Any:
-    """Values whose texts have no control characters, which terminals obey; infinite numbers are rejected."""
+    """Values with control characters as escapes, since terminals obey them; infinite numbers are rejected."""
     if isinstance(value, str):
-        return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value)
+        return printable(value)
     if isinstance(value, dict):
         return {_printable(key): _printable(item) for key, item in value.items()}
     if isinstance(value, list):
