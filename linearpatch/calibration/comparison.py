@@ -128,7 +128,7 @@ class Comparison:
             found.append(
                 f"On held-out tokens the model without {where} has {times:.3g} times the dense model's perplexity "
                 f"(losses {self.loss:.3f} and {self.dense_loss:.3f}), and nothing tried is better. These layers do "
-                " what no patch here makes up for: remove fewer (num_pruned_layers), or choose them by what is left "
+                "what no patch here makes up for: remove fewer (num_pruned_layers), or choose them by what is left "
                 "after patching (pruner=patch_aware)."
             )
         return found
