@@ -127,8 +127,8 @@ def test_the_pruner_of_the_extension_guide_works(tmp_path, session_cache):
     (tmp_path / "conf" / "pruner" / "stride.yaml").write_text(yaml)
 
     program = (
-        "import sys, pathlib, linearpatch.config as config\n"
-        f"config.CONF_DIR = pathlib.Path({str(tmp_path / 'conf')!r})\n"
+        "import sys, pathlib, linearpatch.choices as choices\n"
+        f"choices.CONF_DIR = pathlib.Path({str(tmp_path / 'conf')!r})\n"
         "from linearpatch.cli import main\n"
         f"sys.exit(main(['run', 'pruner=stride', *{SMALL!r}, 'output_dir={tmp_path}/D']))\n"
     )

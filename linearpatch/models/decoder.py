@@ -215,8 +215,8 @@ def check_logits(decoder: Decoder) -> None:
     before = expected[:, :-1]
     if not torch.allclose(before[0], before[1], rtol=1e-2, atol=1e-2):
         raise ModelError(
-            f"{kind} is not causal: its logits change with tokens that come later. Set is_decoder=true in its "
-            "config.json where the family has that, or use a decoder-only model such as Llama, Qwen or Gemma."
+            f'{kind} is not causal: its logits change with tokens that come later. Set "is_decoder": true in '
+            "its config.json where the family has that, or use a decoder-only model such as Llama, Qwen or Gemma."
         )
     streams: list[Tensor] = []
     handle = decoder.final_norm.register_forward_pre_hook(

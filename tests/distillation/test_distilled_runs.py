@@ -155,7 +155,10 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
         (["patch=none"], "distill=output_kl trains patches, and patch=none has none"),
         (["distill.top_k=513"], "top_k is 513, but the model's vocabulary has 512 tokens"),
         (["distillation.block_length=4096", "distillation.validation_blocks=100"], "too few for 100 blocks of 4096"),
-        (["distillation.num_blocks=100000", "distillation.sampling=windows"], "allow overlap (sampling=crops)"),
+        (
+            ["distillation.num_blocks=100000", "distillation.sampling=windows"],
+            "allow overlap (distillation.sampling=crops)",
+        ),
         (["distillation.validation_blocks=0"], "validation_blocks is 0. Allowed: at least 1"),
         (["distillation.sampling=document_crops"], "Allowed: crops, first, windows"),
         (["patch=scalar", "save_model=true", "save_format=plain"], "once it has been distilled"),
