@@ -40,6 +40,7 @@ def describe_calibration(experiment: Experiment, blocks: TokenBlocks, held_out: 
         "num_blocks": len(blocks.ids),
         "block_length": blocks.ids.shape[1],
         "token_hash": blocks.hash,
+        "repetitions_left_out": blocks.repetitions.count,
         "held_out": {"num_blocks": len(held_out.ids), "token_hash": held_out.hash} if held_out else None,
         "notes": list(dict.fromkeys(reader.corpus.note for reader in readers if reader.corpus.note)),
     }

@@ -36,7 +36,7 @@ RUNS = {  # at full and at small scale
     "repair_distilled": (9, 2),
     "repair_size": (12, 2),
     "repair_test": (42, 24),
-    "relative_weighting": (4, 4),
+    "relative_weighting": (8, 8),
     "retention": (8, 8),
     "top_k": (3, 3),
     "trainable": (4, 4),

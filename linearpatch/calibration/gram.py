@@ -17,20 +17,37 @@ from linearpatch.models.modeling_linearpatch import EPSILON
 class PairGram(Statistic):
     """Sums of products of rows x made before a gap and rows y made past it, from which a least-squares map follows.
 
-    With weights w (1, or 1/‖stream end_layer‖² where `relative`), results in fp64:
+    Results in fp64, w the weights that `weighting` names:
 
     `xx`: Σ w xᵀx · `xy`: Σ w xᵀy · `yy`: Σ w ‖y‖² · `energy`: Σ w ‖stream end_layer‖² · `count`: number of
     tokens · `bias`: 1 where rows x end in a 1, else 0.
+
+    Attributes:
+        start_layer: Reads the stream before the gap.
+        end_layer: Reads the stream past it, y.
+        weighting: `none`: w = 1 · `capped`: tokens of more than three times their block's median ‖y‖ count as one
+            of that norm (`LayerInput.capped`) · `relative`: w = 1/‖y‖².
     """
 
     start_layer: int
     end_layer: int
-    relative: bool = False
+    weighting: str = "none"
 
     @property
     def has_bias(self) -> bool:
         """Whether rows x end in a 1."""
         return False
+
+    def weights(self, after: LayerInput, energy: Tensor) -> Tensor | None:
+        """The weight of each token, `[tokens, 1]`; None: 1.
+
+        Args:
+            after: Stream `end_layer`.
+            energy: ‖y‖² of each of its tokens, `[tokens, 1]` in fp64.
+        """
+        if self.weighting == "capped":
+            return after.capped
+        return 1 / energy if self.weighting == "relative" else None
 
     def deepest(self, num_layers: int) -> int:
         """Nothing is needed past the gap."""
@@ -67,7 +84,7 @@ class _Sums:
             x, y = self.spec.rows(self.before, after)
             if self.spec.has_bias:
                 x = functional.pad(x, (0, 1), value=1.0)
-            weight = 1 / energy if self.spec.relative else None
+            weight = self.spec.weights(stream, energy)
             self.add(x, y, energy, weight)
             self.count += len(y)
             self.before = None
@@ -76,7 +93,7 @@ class _Sums:
         """Add rows x with targets y, each row weighted."""
         weighted = x if weight is None else x * weight
         squares = y.square() if weight is None else y.square() * weight
-        total = energy.sum() if weight is None else torch.full((), len(y)).to(energy)
+        total = energy.sum() if weight is None else (energy * weight).sum()
         products = {"xx": weighted.T @ x, "xy": weighted.T @ y, "yy": squares.sum(), "energy": total}
         for name, product in products.items():
             self.sums[name] = self.sums[name] + product if name in self.sums else product
@@ -126,7 +143,7 @@ class MlpGram(PairGram):
     def rows(self, before: LayerInput, after: Tensor) -> tuple[Tensor, Tensor]:
         """What the MLP adds, and what it would have to add."""
         assert before.mlp_output is not None
-        added = before.rows(before.mlp_output).to(after)
+        added = before.mlp_output.reshape(len(after), -1).to(after)
         return added, after - before.tokens.to(after) + added
 
 
@@ -150,4 +167,4 @@ class RefitGram(PairGram):
     def rows(self, before: LayerInput, after: Tensor) -> tuple[Tensor, Tensor]:
         """The stream and what the product reads; the stream past the gap."""
         assert before.mlp_input is not None
-        return torch.cat([before.tokens.to(after), before.rows(before.mlp_input).to(after)], dim=-1), after
+        return torch.cat([before.tokens.to(after), before.mlp_input.reshape(len(after), -1).to(after)], dim=-1), after

@@ -77,5 +77,4 @@ class BehindWorkspace(Workspace):
         ):
             stream = record(self._view, batch, {reader}).streams[reader]
         before = self._kept.index(self._site.start - 1) if mlp_layers or products else -1
-        counted = self._counted(batch)
-        return {self._site.start: LayerInput(self._site.start, stream, added.get(before), read.get(before), counted)}
+        return {self._site.start: LayerInput(self._site.start, stream, added.get(before), read.get(before))}

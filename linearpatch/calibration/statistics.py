@@ -21,6 +21,7 @@ from linearpatch.errors import require_choice
 from linearpatch.hadamard import hadamard_transform
 
 BASES = ("channel", "hadamard")
+MOST_MEDIAN_NORMS = 3.0  # as one of which a token counts at most in sums of squares that are capped
 
 
 def ratio(after: Tensor, before: Tensor) -> Tensor:
@@ -36,32 +37,20 @@ class LayerInput:
         hidden: `[blocks, tokens, hidden_size]` in the model's dtype.
         mlp_output: What the MLP of the layer before added to it, where a statistic asked for that layer.
         mlp_input: What the last product of that MLP read, where a statistic asked for that.
-        counted: Where tokens count, `[blocks, tokens]`; None: everywhere (`calibration.positions`).
     """
 
     def __init__(
-        self,
-        index: int,
-        hidden: Tensor,
-        mlp_output: Tensor | None = None,
-        mlp_input: Tensor | None = None,
-        counted: Tensor | None = None,
+        self, index: int, hidden: Tensor, mlp_output: Tensor | None = None, mlp_input: Tensor | None = None
     ) -> None:
         self.index = index
         self.hidden = hidden
         self.mlp_output = mlp_output
         self.mlp_input = mlp_input
-        self.counted = counted
-
-    def rows(self, values: Tensor) -> Tensor:
-        """Values of the tokens that count, `[n, …]`, of a tensor for all tokens."""
-        rows = values.reshape(self.hidden.shape[0] * self.hidden.shape[1], -1)
-        return rows if self.counted is None else rows[self.counted.flatten().to(rows.device)]
 
     @cached_property
     def tokens(self) -> Tensor:
-        """Tokens that count in fp32 (a half-precision dot product overflows on massive activations), `[n, D]`."""
-        return self.rows(self.hidden).float()
+        """All tokens in fp32 (a half-precision dot product overflows on massive activations), `[n, D]`."""
+        return self.hidden.reshape(-1, self.hidden.shape[-1]).float()
 
     @cached_property
     def norms(self) -> Tensor:
@@ -71,22 +60,23 @@ class LayerInput:
 
     @cached_property
     def rotated(self) -> Tensor:
-        """`tokens` in the Hadamard basis, `[n, D]`."""
+        """All tokens in the Hadamard basis, `[n, D]`."""
         return hadamard_transform(self.tokens)
 
-    def in_basis(self, basis: str) -> Tensor:
-        """`tokens` in one of `BASES`, `[n, D]`."""
-        return self.rotated if basis == "hadamard" else self.tokens
+    @cached_property
+    def capped(self) -> Tensor:
+        """Weights with which no token counts as one of more than three times its block's median norm, `[n, 1]`, fp64.
 
-    def magnitudes(self, basis: str) -> Tensor:
-        """Σ|x| of each channel over the tokens of each block that count, in fp64, `[blocks, D]`."""
-        values = self.in_basis(basis).abs()
-        blocks, length = self.hidden.shape[:2]
-        if self.counted is None:
-            return values.view(blocks, length, -1).sum(dim=1, dtype=torch.float64)
-        sums = values.new_zeros(blocks, values.shape[-1], dtype=torch.float64)
-        block = torch.arange(blocks).repeat_interleave(length)[self.counted.flatten().cpu()]
-        return sums.index_add_(0, block.to(sums.device), values.double())
+        The first token of a block and special tokens have a hundred times the norm of others in most models; a few
+        of them would own every sum of squares (experiments/relative_weighting).
+        """
+        norms = self.norms.double().view(self.hidden.shape[:2])
+        most = MOST_MEDIAN_NORMS * norms.median(dim=1, keepdim=True).values
+        return (most / norms).clamp(max=1).square().view(-1, 1)
+
+    def in_basis(self, basis: str) -> Tensor:
+        """All tokens in one of `BASES`, `[n, D]`."""
+        return self.rotated if basis == "hadamard" else self.tokens
 
 
 class Accumulator(Protocol):
@@ -161,10 +151,8 @@ class LastTokenAngle(Statistic):
 
     @staticmethod
     def compare(before: LayerInput, after: LayerInput) -> tuple[Tensor, int]:
-        """Sum of angles over blocks whose last token counts, and their number."""
+        """Sum of angles over blocks, and their number."""
         first, last = before.hidden[:, -1].float(), after.hidden[:, -1].float()
-        if before.counted is not None:
-            first, last = (rows[before.counted[:, -1].to(rows.device)] for rows in (first, last))
         cosine = functional.cosine_similarity(first, last.to(first.device), dim=-1)
         # Rounding can carry a cosine past 1, where arccos is not a number.
         angle = torch.arccos(cosine.clamp(-1, 1)) / torch.pi
@@ -280,9 +268,9 @@ class _RatioMean:
     def observe(self, stream: LayerInput) -> None:
         if stream.index not in (self.spec.start_layer, self.spec.end_layer):
             return
-        magnitude = stream.magnitudes(self.spec.basis)
-        if stream.counted is not None:  # a block of which nothing counts has no ratio
-            magnitude = magnitude[stream.counted.any(dim=1).to(magnitude.device)]
+        blocks = stream.hidden.shape[0]
+        values = stream.in_basis(self.spec.basis).view(blocks, -1, stream.hidden.shape[-1])
+        magnitude = values.abs().sum(dim=1, dtype=torch.float64)
         if self.spec.pooled:
             magnitude = magnitude.sum(dim=-1, keepdim=True)
         if stream.index == self.spec.start_layer:
@@ -290,7 +278,7 @@ class _RatioMean:
         else:
             assert self.before is not None
             self.total = self.total + ratio(magnitude, self.before.to(magnitude.device)).sum(dim=0)
-            self.count += len(magnitude)
+            self.count += blocks
 
     def result(self) -> dict[str, Tensor]:
         return {"ratio": (torch.as_tensor(self.total) / self.count).cpu()}

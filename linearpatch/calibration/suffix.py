@@ -16,7 +16,6 @@ from math import inf, isfinite
 import torch
 from torch import Tensor, nn
 
-from linearpatch.calibration.positions import informative
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.models.loss import stream_nll
 from linearpatch.models.passes import record
@@ -71,7 +70,6 @@ class SuffixSearch:
         self.decoder = decoder
         self.batches = batches
         self.layer_forwards = 0
-        self._counted = [informative(batch)[:, 1:] for batch in batches]  # tokens that are predicted, and count
         self._steps = self._steps_of(DENSE)
         self._streams: list[list[Tensor]] = []  # for each batch, what reaches each step
         self._calls: list[dict[int, LayerCall]] = []
@@ -150,7 +148,7 @@ class SuffixSearch:
 
     def tokens_of(self, batches: Iterable[int]) -> int:
         """Tokens of some batches on which losses are measured."""
-        return sum(int(self._counted[index].sum()) for index in batches)
+        return sum(self.batches[index][:, 1:].numel() for index in batches)
 
     @staticmethod
     def _is_hopeless(total: float, complete: Sequence[float], survivors: int | None) -> bool:
@@ -162,7 +160,7 @@ class SuffixSearch:
         for step in steps[start:-1]:
             hidden = self._run(hidden, calls, step)
         total = stream_nll(self.decoder, _patched(hidden, steps[-1]), self.batches[index])
-        value = total[self._counted[index].to(total.device)].sum(dtype=torch.float64).item()
+        value = total.sum(dtype=torch.float64).item()
         return value if isfinite(value) else inf  # a broken model is the worst candidate, not an error
 
     def _run(self, hidden: Tensor, calls: dict[int, LayerCall], step: _Step) -> Tensor:

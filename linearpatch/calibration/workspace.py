@@ -18,8 +18,6 @@ from linearpatch.cache import Cache, Entry
 from linearpatch.calibration.comparison import Comparison, compare
 from linearpatch.calibration.drafts import Drafts, Fits
 from linearpatch.calibration.gradients import first_order_importance, layer_weights
-from linearpatch.calibration.positions import VERSION as POSITIONS_VERSION
-from linearpatch.calibration.positions import informative
 from linearpatch.calibration.statistics import LayerInput, Statistic
 from linearpatch.calibration.suffix import DENSE, CandidateLoss, Shortened, SuffixSearch
 from linearpatch.data.blocks import TokenBlocks
@@ -66,9 +64,6 @@ class Workspace:
         self.batch_size = batch_size
         self.base = base
         self.key: dict[str, Any] = {"model": dict(model_key or {}), "tokens": blocks.hash}
-        texts = [text for text in (blocks, held_out) if text is not None]
-        if not all(informative(text.ids).all() for text in texts):
-            self.key["positions"] = POSITIONS_VERSION
         self._held_out = held_out
         self._patch = patch
         self._drafts: Drafts | None = None
@@ -291,9 +286,7 @@ class Workspace:
         products = {layer for statistic in statistics for layer in statistic.mlp_products()}
 
         def visit(index: int, hidden: Tensor, _: LayerCall) -> None:
-            stream = replaced.get(index) or LayerInput(
-                index, hidden, added.get(index - 1), read.get(index - 1), counted
-            )
+            stream = replaced.get(index) or LayerInput(index, hidden, added.get(index - 1), read.get(index - 1))
             for accumulator in accumulators:
                 accumulator.observe(stream)
 
@@ -304,7 +297,6 @@ class Workspace:
         ):
             for batch in self._batches:
                 replaced = self._replaced(batch, mlp_layers, products)
-                counted = self._counted(batch)
                 walk(self.decoder, batch, visit, stop=deepest)
                 on_step()
         for statistic, accumulator in zip(statistics, accumulators, strict=True):
@@ -312,12 +304,6 @@ class Workspace:
             for name, tensor in tensors.items():
                 _finite(tensor, f"{type(statistic).__name__} ({name})", "entry")
             self.cache.put("statistic", self._statistic_key(statistic), Entry(tensors))
-
-    @staticmethod
-    def _counted(batch: Tensor) -> Tensor | None:
-        """Where tokens count; None: everywhere."""
-        counted = informative(batch)
-        return None if counted.all() else counted
 
     def _replaced(self, batch: Tensor, mlp_layers: Collection[int], products: Collection[int]) -> dict[int, LayerInput]:
         """Streams that statistics shall see in place of the model's own, by layer."""

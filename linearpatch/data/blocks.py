@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linearpatch.data.repetitions import NO_REPETITIONS, Repetitions, scale_of, without_repetitions
 from linearpatch.errors import DataError, require_choice, require_range
 from linearpatch.words import counted
 
@@ -28,11 +29,13 @@ class TokenBlocks:
         ids: `[blocks, tokens]` int64.
         source: What the text is, such as `pydoc/calibration`.
         available: Tokens of the text that they were cut from, where that was counted.
+        repetitions: What was left out of that text before.
     """
 
     ids: Tensor
     source: str
     available: int | None = None
+    repetitions: Repetitions = NO_REPETITIONS
 
     @cached_property
     def hash(self) -> str:
@@ -74,6 +77,8 @@ class BlockSpec:
         bos: `tokenizer` adds to the joined text what the tokenizer adds to any text, `each` starts every
             block with BOS, `none` adds nothing.
         seed: Of the choice; unused by `first`.
+        drop_repetitions: Whether long repetitions are left out of the text before it is cut (`data.repetitions`):
+            for text that is fitted or trained on, never for text that is evaluated on.
         names: What the settings are called.
     """
 
@@ -82,6 +87,7 @@ class BlockSpec:
     sampling: str = "first"
     bos: str = "tokenizer"
     seed: int = 0
+    drop_repetitions: bool = False
     names: SettingNames = field(default=SettingNames(), compare=False)
 
     def __post_init__(self) -> None:
@@ -128,11 +134,11 @@ class BlockSpec:
         """Crops of random documents, drawn in the order and with the generator of GPTQ's protocol."""
         generator = random.Random(self.seed)
         body = self.block_length - (self.bos == "each")
-        crops: list[list[int]] = []
+        crops: list[Tensor] = []
         misses = 0
         while len(crops) < (self.num_blocks or 0):
             document = documents[generator.randint(0, len(documents) - 1)] if documents else ""
-            tokens = tokenizer(document, add_special_tokens=self.bos == "tokenizer", verbose=False).input_ids
+            tokens, _ = self._encode(document, tokenizer, self.bos == "tokenizer")
             if len(tokens) <= body:
                 misses += 1
                 if misses > 100 * max(len(documents), 100):
@@ -144,7 +150,7 @@ class BlockSpec:
                 continue
             start = generator.randint(0, len(tokens) - body - 1)
             crops.append(tokens[start : start + body])
-        return TokenBlocks(self._with_bos(torch.tensor(crops), tokenizer), source)
+        return TokenBlocks(self._with_bos(torch.stack(crops), tokenizer), source)
 
     def cut_apart(
         self, documents: Sequence[str], separator: str, tokenizer: Any, source: str, held_out: int
@@ -166,7 +172,7 @@ class BlockSpec:
                 f"{source}: {self.names.owner}.sampling=document_crops draws from every document, so that no end of "
                 f"the text can be held out. Use {self.names.owner}.sampling=crops, or windows."
             )
-        tokens = self._tokens(separator.join(documents), tokenizer)
+        tokens, repetitions = self._tokens(separator.join(documents), tokenizer)
         body = self.block_length - (self.bos == "each")
         if len(tokens) < (held_out + 1) * body:
             raise DataError(
@@ -178,7 +184,8 @@ class BlockSpec:
             )
         rest, end = tokens[: -held_out * body], tokens[-held_out * body :]
         validation = BlockSpec(held_out, self.block_length, "first", self.bos, names=self.names)
-        return self._cut_tokens(rest, tokenizer, source), validation._cut_tokens(end, tokenizer, f"{source}, held out")
+        blocks = replace(self._cut_tokens(rest, tokenizer, source), repetitions=repetitions)
+        return blocks, validation._cut_tokens(end, tokenizer, f"{source}, held out")
 
     def cut_beside(
         self, documents: Sequence[str], separator: str, tokenizer: Any, source: str
@@ -190,9 +197,9 @@ class BlockSpec:
         """
         if self.sampling == "document_crops":
             return self._crop(documents, tokenizer, source), None
-        tokens = self._tokens(separator.join(documents), tokenizer)
+        tokens, repetitions = self._tokens(separator.join(documents), tokenizer)
         body = self.block_length - (self.bos == "each")
-        blocks = self._cut_tokens(tokens, tokenizer, source)
+        blocks = replace(self._cut_tokens(tokens, tokenizer, source), repetitions=repetitions)
         wanted = max(1, len(blocks.ids) // HELD_OUT_ONE_IN)
         taken = torch.zeros(len(tokens) + 1, dtype=torch.bool)
         taken[-1] = True
@@ -210,18 +217,26 @@ class BlockSpec:
             fewer = self
             if self.num_blocks is not None and self.sampling != "crops":
                 fewer = replace(self, num_blocks=min(self.num_blocks, len(rest) // body))
-            blocks, tokens, free = fewer._cut_tokens(rest, tokenizer, source), end, list(range(0, len(end), body))
+            blocks = replace(fewer._cut_tokens(rest, tokenizer, source), repetitions=repetitions)
+            tokens, free = end, list(range(0, len(end), body))
         held_out = tokens[torch.tensor(free[-wanted:])[:, None] + torch.arange(body)]
         return blocks, TokenBlocks(self._with_bos(held_out, tokenizer), f"{source}, held out")
 
     def _cut(self, text: str, tokenizer: Any, source: str) -> TokenBlocks:
-        return self._cut_tokens(self._tokens(text, tokenizer), tokenizer, source)
+        tokens, repetitions = self._tokens(text, tokenizer)
+        return replace(self._cut_tokens(tokens, tokenizer, source), repetitions=repetitions)
 
-    def _tokens(self, text: str, tokenizer: Any) -> Tensor:
+    def _tokens(self, text: str, tokenizer: Any) -> tuple[Tensor, Repetitions]:
         own = getattr(tokenizer, "bos_token", None)
         has_own = own is not None and text.startswith(own)  # as chat templates write it
         special = self.bos == "tokenizer" and not has_own
-        return torch.tensor(tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
+        return self._encode(text, tokenizer, special)
+
+    def _encode(self, text: str, tokenizer: Any, special: bool) -> tuple[Tensor, Repetitions]:
+        tokens = torch.tensor(tokenizer(text, add_special_tokens=special, verbose=False).input_ids, dtype=torch.long)
+        if not self.drop_repetitions:
+            return tokens, NO_REPETITIONS
+        return without_repetitions(tokens, scale_of(tokenizer))
 
     def _cut_tokens(self, tokens: Tensor, tokenizer: Any, source: str) -> TokenBlocks:
         body = self.block_length - (self.bos == "each")

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
+from linearpatch.data.repetitions import scale_of, without_repetitions
 from linearpatch.words import counted
 
-LONG_RUN = 20  # of one token
-MOST_IN_LONG_RUNS = 0.01  # of the tokens
+MOST_REPETITIONS = 0.01  # of the tokens
 MOST_OF_ONE_TOKEN = 0.4  # of the tokens
 PASSAGE = 32  # tokens, fewer in shorter blocks
 LEAST_PASSAGE = 16
@@ -29,8 +29,6 @@ MOST_TOKENS_PER_CHARACTER = 1.2  # in languages without spaces; more are pieces 
 LONGEST_WORD = 15  # characters on average, above which words aren't parted by spaces
 MOST_READINGS = 4  # of each token, by crops that overlap
 SAMPLE = 100_000  # characters and as many tokens times ten are looked at
-LEAST_VOCABULARY = 1_000  # a smaller one is of characters or bytes, of which as much text has more
-CHARACTERS = 8  # in place of one token there
 
 
 def look(blocks: TokenBlocks, texts: Sequence[str], spec: BlockSpec, tokenizer: Any) -> list[str]:
@@ -43,10 +41,9 @@ def look(blocks: TokenBlocks, texts: Sequence[str], spec: BlockSpec, tokenizer: 
         tokenizer: Of the model.
     """
     ids = blocks.ids[: max(1, 10 * SAMPLE // blocks.ids.shape[1])]
-    scale = 1 if len(tokenizer) >= LEAST_VOCABULARY else CHARACTERS
     doubts = [
-        *_runs(ids, tokenizer, LONG_RUN * scale),
-        *_repeats(ids, spec, PASSAGE * scale),
+        *_repetitions(blocks, tokenizer),
+        *_repeats(ids, spec, PASSAGE * scale_of(tokenizer)),
         *_documents(texts),
         *_readings(blocks),
         *_tokenization(texts, tokenizer),
@@ -54,21 +51,19 @@ def look(blocks: TokenBlocks, texts: Sequence[str], spec: BlockSpec, tokenizer: 
     return [f"calibration text {blocks.source}: {doubt}" for doubt in doubts]
 
 
-def _runs(ids: Tensor, tokenizer: Any, long: int) -> Iterator[str]:
+def _repetitions(blocks: TokenBlocks, tokenizer: Any) -> Iterator[str]:
     """One token again and again."""
-    lengths = run_lengths(ids)
-    in_runs = float((lengths >= long).float().mean())
-    tokens, counts = ids.unique(return_counts=True)
-    share = float(counts.max()) / ids.numel()
-    if in_runs <= MOST_IN_LONG_RUNS and share <= MOST_OF_ONE_TOKEN:
-        return
-    longest = ids.flatten()[lengths.flatten().argmax()]
-    yield (
-        f"{in_runs:.1%} of its tokens stand in runs of {long} or more of one token; the longest run is "
-        f"{int(lengths.max()):,} of {_name(longest, tokenizer)}, and {_name(tokens[counts.argmax()], tokenizer)} is "
-        f"{share:.1%} of all tokens. Padding that was saved with the text looks so. Patches fit such tokens in place "
-        "of the text: remove them."
-    )
+    found = blocks.repetitions
+    if found.share > MOST_REPETITIONS and found.token is not None:
+        yield (
+            f"{found.count:,} of its {found.total:,} tokens ({found.share:.0%}) only repeat the tokens before them, "
+            f"most of them {_name(found.token, tokenizer)}. They are left out. Padding that was saved with the text "
+            "looks like this: remove it, and make sure that what is left is what you meant to read."
+        )
+    tokens, counts = blocks.ids.unique(return_counts=True)
+    share = float(counts.max()) / blocks.ids.numel()
+    if share > MOST_OF_ONE_TOKEN:
+        yield f"{share:.0%} of its tokens are {_name(int(tokens[counts.argmax()]), tokenizer)}. Choose other text."
 
 
 def _repeats(ids: Tensor, spec: BlockSpec, length: int) -> Iterator[str]:
@@ -121,10 +116,12 @@ def _readings(blocks: TokenBlocks) -> Iterator[str]:
 def _tokenization(texts: Sequence[str], tokenizer: Any) -> Iterator[str]:
     """A language or notation that the tokenizer doesn't know."""
     sample = _sample(texts)
-    words = sample.split()
-    if not words or len(tokenizer) < LEAST_VOCABULARY:
+    if not sample.strip() or scale_of(tokenizer) > 1:
         return
-    tokens = tokenizer(sample, add_special_tokens=False, verbose=False).input_ids
+    ids = torch.tensor(tokenizer(sample, add_special_tokens=False, verbose=False).input_ids)
+    kept, left_out = without_repetitions(ids)
+    tokens = kept.tolist()
+    words = (tokenizer.decode(tokens) if left_out.count else sample).split()
     characters = sum(map(len, words))
     per_word, per_character = len(tokens) / len(words), len(tokens) / characters
     shreds = per_character > MOST_TOKENS_PER_CHARACTER
@@ -138,12 +135,6 @@ def _tokenization(texts: Sequence[str], tokenizer: Any) -> Iterator[str]:
             "(about 1.3 and 0.3 for a language that it knows). The model hardly knows such text, and what is fitted on "
             "it may not suit others: calibrate on text of the kind that the model is for."
         )
-
-
-def run_lengths(ids: Tensor) -> Tensor:
-    """For each token of blocks, how long the run of equal tokens is in which it stands."""
-    lengths = [torch.unique_consecutive(row, return_counts=True)[1] for row in ids]
-    return torch.stack([each.repeat_interleave(each) for each in lengths])
 
 
 def repeated_share(ids: Tensor, length: int, *, across: bool) -> float:
@@ -181,6 +172,6 @@ def _sample(texts: Sequence[str]) -> str:
     return "\n".join(taken)
 
 
-def _name(token: Tensor, tokenizer: Any) -> str:
+def _name(token: int, tokenizer: Any) -> str:
     """A token as it may stand in a line."""
-    return repr(str(tokenizer.decode([int(token)])))
+    return repr(str(tokenizer.decode([token])))

@@ -30,6 +30,7 @@ class BlocksOfText:
 
     purpose: ClassVar[str]
     names: ClassVar[SettingNames]
+    drop_repetitions: ClassVar[bool] = True  # what is fitted or trained on needs none
 
     corpus: Any = None  # a Corpus; OmegaConf would make an optional frozen dataclass read-only
     num_blocks: int | None = 16
@@ -45,7 +46,9 @@ class BlocksOfText:
 
     def blocks(self, seed: int) -> BlockSpec:
         """The cut, with the run's seed."""
-        return BlockSpec(self.num_blocks, self.block_length, self.sampling, self.bos, seed, self.names)
+        return BlockSpec(
+            self.num_blocks, self.block_length, self.sampling, self.bos, seed, self.drop_repetitions, self.names
+        )
 
 
 @component("calibration", "blocks")

@@ -107,7 +107,7 @@ class Perplexity(Evaluation):
     def spec(self, name: str) -> BlockSpec:
         """How texts become windows, for the evaluation of that name."""
         names = SettingNames(f"eval.{name}", "seq_len", overlap="")
-        return BlockSpec(self.num_blocks, self.seq_len, self.sampling, self.bos, self.seed, names)
+        return BlockSpec(self.num_blocks, self.seq_len, self.sampling, self.bos, self.seed, names=names)
 
     def _measure(self, decoder: Decoder, name: str, blocks: TokenBlocks, on_step: Callable[[float], None]) -> Measured:
         losses = window_losses(decoder, blocks.ids, batch_size=self.batch_size, on_step=on_step)

