@@ -45,6 +45,18 @@ def commands():
 
 @pytest.mark.parametrize("arguments", list(commands()))
 def test_every_command_runs_or_composes(arguments, tmp_path, monkeypatch, session_cache):
+    """Sweeps are planned only; `make test-slow` runs them."""
+    execute(arguments, tmp_path, monkeypatch, session_cache, planned=["--dry-run"] if "-m" in arguments else [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [command for command in commands() if "-m" in command.values[0]])
+def test_every_sweep_runs(arguments, tmp_path, monkeypatch, session_cache):
+    execute(arguments, tmp_path, monkeypatch, session_cache)
+
+
+def execute(arguments, tmp_path, monkeypatch, session_cache, planned=()):
+    """Run a command, on a small model."""
     monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))
     monkeypatch.chdir(ROOT)  # documents name files from the top
     (tmp_path / "combinations.yaml").write_text("- {pruner: sleb}\n- {pruner: shortgpt, patch: 'none,diag'}\n")
@@ -63,7 +75,7 @@ def test_every_command_runs_or_composes(arguments, tmp_path, monkeypatch, sessio
     elif command == "run":
         small = ["patch.ridge=0.01"] if any("patch=lstsq" in word for word in rest) else []
         small += ["distillation.num_blocks=4", "distillation.block_length=64"] if "distill" in " ".join(rest) else []
-        assert main(["run", *rest, *SMALL, *small, f"output_dir={tmp_path}/D"]) == 0
+        assert main(["run", *rest, *SMALL, *small, f"output_dir={tmp_path}/D", *planned]) == 0
     elif command in ("list", "doctor", "cache"):
         assert main(arguments) == 0
     elif command in ("status", "report"):

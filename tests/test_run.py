@@ -14,15 +14,21 @@ from small_runs import FAST, result, run
 from linearpatch.cli import main
 from linearpatch.config import compose_experiment
 from linearpatch.models.random import RandomModel
+from linearpatch.registry import components
 from linearpatch.results.record import read_record
 from linearpatch.results.state import state_of
 
-PRUNERS = (
-    "streamline", "shortgpt", "sleb", "taylor", "magnitude", "perplexity", "angular", "tail", "random",
-    "explicit",
-)  # fmt: skip
-PATCHES = ("none", "scalar", "diag", "rotate", "lstsq", "mlp_lstsq")
 NAMED = "pruner.layers=[3,4,7]"
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Each pruner and each patch once, and those that read or change what others do not."""
+    pruners, patches = (sorted(components(group)) for group in ("pruner", "patch"))
+    number = max(len(pruners), len(patches))
+    shifted = [*patches[1:], patches[0]]  # explicit layers meet a patch that sits at an MLP
+    each = [(pruners[i % len(pruners)], shifted[i % len(shifted)]) for i in range(number)]
+    risky = [("patch_aware", "refit"), ("explicit", "mlp_refit"), ("sleb", "mlp_lstsq"), ("tail", "refit")]
+    return list(dict.fromkeys([*(pair for pair in each if pair != ("patch_aware", "none")), *risky]))
 
 
 @pytest.fixture(autouse=True)
@@ -30,11 +36,10 @@ def _cache(session_cache, monkeypatch):
     monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))
 
 
-@pytest.mark.parametrize("pruner", PRUNERS)
-@pytest.mark.parametrize("patch", PATCHES)
-def test_every_pruner_with_every_patch_writes_the_contracts_record(pruner, patch, tmp_path):
+@pytest.mark.parametrize(("pruner", "patch"), pairs())
+def test_every_pruner_and_every_patch_writes_the_contracts_record(pruner, patch, tmp_path):
     named = [NAMED] if pruner == "explicit" else []
-    if patch == "mlp_lstsq":  # it needs a layer before each gap
+    if patch in ("mlp_lstsq", "mlp_refit", "refit"):  # they need a layer before each gap
         named = named or ["pruner.protect_first=2"]
     assert run(f"pruner={pruner}", f"patch={patch}", f"output_dir={tmp_path}/D", *named) == 0
     found = result(tmp_path / "D")
@@ -316,7 +321,8 @@ def test_no_wandb_is_needed_without_it(tmp_path):
 def test_list_shows_every_choice_with_a_line(capsys):
     assert main(["list"]) == 0
     listed = capsys.readouterr().out
-    for name in [f"pruner={p}" for p in PRUNERS] + [f"patch={p}" for p in PATCHES] + ["corpus=pydoc", "model=hub"]:
+    names = [f"{group}={name}" for group in ("pruner", "patch") for name in components(group)]
+    for name in [*names, "corpus=pydoc", "model=hub"]:
         assert re.search(rf"{name}\s+\S", listed)
     assert main(["list", "prunr"]) == 1
 

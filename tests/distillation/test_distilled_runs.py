@@ -98,6 +98,7 @@ def wait_for(found, process, seconds=120):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_ends_as_if_it_hadnt_been(kind, tmp_path):
     often = "distill.checkpoint_steps=1"
@@ -125,6 +126,7 @@ def test_a_killed_run_ends_as_if_it_hadnt_been(kind, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     environment = {**os.environ, "LINEARPATCH_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     # On CPUs accelerate starts several processes by MPI only; under torchrun it finds them just so.

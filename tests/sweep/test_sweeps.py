@@ -335,6 +335,7 @@ def test_a_sweep_that_is_stopped_says_so_and_goes_on_later(number):
     assert set(states("S").values()) == {"completed"}
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_wait_for_each_other():
     both = [start("patch=none,rotate", "pruner=streamline", "output_dir=S") for _ in range(2)]
     for process in both:
