@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
 from linearpatch.calibration.comparison import Repair
-from linearpatch.checkpoint.folding import is_foldable
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.distillation.distill import Distilled
 from linearpatch.experiment import Experiment
 from linearpatch.models.decoder import Decoder
+from linearpatch.models.edit import Interface
 from linearpatch.models.model import LoadedModel
-from linearpatch.models.views import Interface, Site
 from linearpatch.pruners.pruner import Selection
 from linearpatch.registry import identity, name_of
 
@@ -64,11 +61,11 @@ def describe_pruning(
 
 def describe_patch(experiment: Experiment, repaired: Repair) -> dict[str, Any]:
     """What was fitted and compared; operators that one fit gave, such as refit's two, are told once."""
-    fits = {(one.site.start, one.site.end): one.diagnostics for one in repaired.fitted}
+    fits = {placed.site.interface: placed.diagnostics for placed in repaired.edit.operators}
     return {
         "method": name_of(experiment.patch),
-        "num_parameters": _num_own_parameters([(one.site, one.module) for one in repaired.fitted]),
-        "sites": [{"start": start, "end": end, **diagnostics} for (start, end), diagnostics in fits.items()],
+        "num_parameters": repaired.edit.num_added_parameters,
+        "sites": [{"start": one.start, "end": one.end, **diagnostics} for one, diagnostics in fits.items()],
         "comparison": repaired.comparison.describe() if repaired.comparison else None,
     }
 
@@ -86,19 +83,13 @@ def describe_distillation(
         "token_hash": text.hash,
         "text_tokens": text.available,
         "validation": {"num_blocks": len(validation.ids), "token_hash": validation.hash},
-        "num_parameters": _num_own_parameters(distilled.patches),
+        "num_parameters": distilled.edit.num_added_parameters,
         "num_trained": distilled.num_trained,
         "num_steps": distilled.num_steps,
         "best_step": distilled.best_step,
         "validation_loss": {"first": losses.get(0), "best": losses.get(distilled.best_step)},
         "curve": [dict(point) for point in distilled.history],
     }
-
-
-def _num_own_parameters(patches: Sequence[tuple[Site, nn.Module]]) -> int:
-    """What patches add to a model: nothing where weights that it has absorb them."""
-    own = [] if is_foldable(patches) else [module for site, module in patches if site.branch != "mlp_weight"]
-    return sum(parameter.numel() for module in own for parameter in module.parameters())
 
 
 def _num_parameters(decoder: Decoder) -> int:

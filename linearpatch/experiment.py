@@ -21,8 +21,8 @@ from linearpatch.distillation.training import Distillation, Training
 from linearpatch.errors import ConfigError, require_choice, require_path, require_range, require_seed
 from linearpatch.evaluation.evaluation import Evaluation
 from linearpatch.evaluation.harness.asking import MISSING_DATA
+from linearpatch.models.edit import interfaces_of
 from linearpatch.models.model import Model
-from linearpatch.models.views import interfaces_of
 from linearpatch.patches.patch import Patch
 from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import identity, name_of

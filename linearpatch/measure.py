@@ -10,13 +10,10 @@ from dataclasses import asdict
 from typing import Any
 
 from linearpatch.cache import Cache, Entry
-from linearpatch.checkpoint.saving import Patches
 from linearpatch.evaluation.evaluation import Evaluation, Measurement, Subject
 from linearpatch.evaluation.retention import Results, Retained, compare
-from linearpatch.models.decoder import Decoder, decoder_of
-from linearpatch.models.fingerprint import parameter_hash
+from linearpatch.models.edit import Edit
 from linearpatch.models.model import LoadedModel
-from linearpatch.models.views import view_of
 from linearpatch.progress import steps
 from linearpatch.results.answers import Answers
 from linearpatch.results.record import Record
@@ -28,7 +25,7 @@ WORTH_A_LINE_S = 20  # in the log, where no bar shows progress
 
 def measure(
     model: LoadedModel,
-    stages: Mapping[str, tuple[Sequence[int], Patches]],
+    stages: Mapping[str, Edit],
     evaluations: Mapping[str, Evaluation],
     measurements: Sequence[Measurement],
     cache: Cache,
@@ -39,7 +36,7 @@ def measure(
 
     Args:
         model: The dense model.
-        stages: Removed layers and patches of each stage's model.
+        stages: What makes each stage's model of it.
         evaluations: Those asked for, by name …
         measurements: … and all that they measure.
         cache: Holds what was measured before.
@@ -47,8 +44,10 @@ def measure(
         answers: … and the values at each question.
     """
     dense = model.decoder
-    keys = {stage: {"model": model.key, **_view_key(stage, *made)} for stage, made in stages.items()}
-    subjects = {stage: _subject(stage, dense, *made) for stage, made in stages.items()}
+    keys = {stage: {"model": model.key, **edit.identity()} for stage, edit in stages.items()}
+    subjects = {
+        stage: Subject(stage, edit.decoder(dense), dense, edit.removed_layers) for stage, edit in stages.items()
+    }
     for stage in stages:
         record.metrics.setdefault(stage, {})
         with record.step(f"evaluate {stage}"):
@@ -60,26 +59,6 @@ def measure(
                 _measure(measurement, list(subjects.values()), list(keys.values()), cache, record, answers)
     results = {stage: Results(metrics, answers.questions.get(stage, {})) for stage, metrics in record.metrics.items()}
     record.retained = _merged(record.retained, compare(results, evaluations), evaluations)
-
-
-def _subject(stage: str, dense: Decoder, removed: Sequence[int], patches: Patches) -> Subject:
-    """The model of a stage; it shares the dense model's weights."""
-    if stage == "dense":
-        return Subject(stage, dense, dense)
-    return Subject(stage, decoder_of(view_of(dense, removed, patches)), dense, tuple(removed))
-
-
-def _view_key(stage: str, removed: Sequence[int], patches: Patches) -> dict[str, Any]:
-    """What tells the model of a stage from the other models with the same weights."""
-    if stage == "dense":
-        return {"removed": [], "patches": None}
-    if not patches:
-        return {"removed": sorted(removed), "patches": None}
-    sites = [asdict(site) for site, _ in patches]
-    return {
-        "removed": sorted(removed),
-        "patches": [sites, parameter_hash([module for _, module in patches])],
-    }
 
 
 def _measure(

@@ -20,7 +20,7 @@ from linearpatch.cache import Cache
 from linearpatch.calibration.comparison import repair
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.checkpoint.hub import push
-from linearpatch.checkpoint.saving import Patches, check_foldable, check_target, save_checkpoint
+from linearpatch.checkpoint.saving import check_foldable, check_target, save_checkpoint
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.data.reader import Text
 from linearpatch.describe import (
@@ -37,9 +37,9 @@ from linearpatch.experiment import Experiment
 from linearpatch.leftovers import tidied
 from linearpatch.measure import measure
 from linearpatch.models.decoder import Decoder
+from linearpatch.models.edit import DENSE, Edit, interfaces_of
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.rebuilding import check_rebuilt, check_removal
-from linearpatch.models.views import interfaces_of, view_of
 from linearpatch.pruners.pruner import Selection
 from linearpatch.registry import name_of
 from linearpatch.results.answers import Answers
@@ -128,23 +128,22 @@ def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, wor
         with record.step("rank"):
             workspace = opened.workspace(experiment, cache)
             selection = rank(experiment, workspace, record)
-        removed = selection.removed
-        check_removable(experiment, dense, removed)
+        pruned = Edit.of_layers(selection.removed)
+        check_removable(experiment, dense, pruned)
 
         with record.step("fit"):
-            repaired = repair(workspace, experiment.patch, removed)
+            repaired = repair(workspace, experiment.patch, pruned)
             workspace.release()
-        fitted = repaired.fitted
         for warning in repaired.warnings(name_of(experiment.patch)):
             log.warning("%s", warning)
         record.patch = describe_patch(experiment, repaired)
 
-        patches: dict[str, Patches] = {"dense": [], "pruned": [], "patched": [(p.site, p.module) for p in fitted]}
+        edits = {"dense": DENSE, "pruned": pruned, "patched": repaired.edit}
         if experiment.training and lessons:
             try:
                 with record.step("distill"):
                     distilled = distill(
-                        experiment.training, dense, removed, patches["patched"], *lessons,
+                        experiment.training, dense, edits["patched"], *lessons,
                         cache=cache, model_key=model_key, seed=experiment.seed, workers=workers,
                         report=lambda point: curve({f"distill/{name}": value for name, value in point.items()}),
                     )  # fmt: skip
@@ -152,19 +151,22 @@ def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, wor
                 if not workers.is_main:
                     raise
                 record.distillation = describe_distillation(experiment, *lessons, error.distilled)
-                kept = _keep_best(experiment, folder / "best_patch", opened.model, removed, error.distilled, record)
+                kept = _keep_best(experiment, folder / "best_patch", opened.model, error.distilled, record)
                 raise NumericsError(f"{error} {kept}") from error
             record.distillation = describe_distillation(experiment, *lessons, distilled)
-            patches["distilled"] = distilled.patches
+            edits["distilled"] = distilled.edit
 
-        stages = [stage for stage in experiment.stages if patches.get(stage) or stage in ("dense", "pruned")]
-        models = {stage: (removed, patches[stage]) for stage in stages}
-        measure(opened.model, models, experiment.evaluations, opened.measurements, cache, record, answers)
+        stages = {
+            stage: edits[stage]
+            for stage in experiment.stages
+            if stage in ("dense", "pruned") or (stage in edits and edits[stage].operators)
+        }
+        measure(opened.model, stages, experiment.evaluations, opened.measurements, cache, record, answers)
 
         if experiment.save_model:
             with record.step("save"):
-                last = patches.get("distilled", patches["patched"])
-                record.checkpoint = _save(experiment, folder / "model", opened.model, removed, last, record)
+                last = edits.get("distilled", edits["patched"])
+                record.checkpoint = _save(experiment, folder / "model", opened.model, last, record)
         record.answered |= experiment.asked
     return record
 
@@ -244,16 +246,16 @@ def rank(experiment: Experiment, workspace: Workspace, record: Record) -> Select
     return selection
 
 
-def check_removable(experiment: Experiment, dense: Decoder, removed: Sequence[int]) -> None:
+def check_removable(experiment: Experiment, dense: Decoder, edit: Edit) -> None:
     """Reject, before the long work, layers whose removal would change others, or that couldn't be saved as asked.
 
     Raises:
         ModelError: says which, and what works instead.
     """
-    pruned = view_of(dense, removed)
-    check_removal(dense, pruned, removed)
+    pruned = edit.view(dense)
+    check_removal(dense, pruned, edit.removed_layers)
     if experiment.save_model and experiment.save_format != "adapter":
-        check_rebuilt(dense, pruned, removed)
+        check_rebuilt(dense, pruned, edit.removed_layers)
 
 
 def _calibration_blocks(
@@ -290,7 +292,6 @@ def _keep_best(
     experiment: Experiment,
     folder: Path,
     model: LoadedModel,
-    removed: Sequence[int],
     distilled: Distilled,
     record: Record,
 ) -> str:
@@ -298,7 +299,7 @@ def _keep_best(
     if distilled.best_step == 0:
         return "No step was better than the fitted patch."
     adapter = replace(experiment, save_format="adapter", push_to_hub=None)
-    _save(adapter, folder, model, removed, distilled.patches, record)
+    _save(adapter, folder, model, distilled.edit, record)
     return f"The best patch is kept as an adapter: {folder}."
 
 
@@ -306,8 +307,7 @@ def _save(
     experiment: Experiment,
     folder: Path,
     model: LoadedModel,
-    removed: Sequence[int],
-    patches: Patches,
+    edit: Edit,
     record: Record,
 ) -> dict[str, Any]:
     """Write the last stage's model, push it where asked, and say what was written."""
@@ -315,8 +315,7 @@ def _save(
     manifest = save_checkpoint(
         folder,
         model,
-        removed,
-        patches,
+        edit,
         save_format=experiment.save_format,
         name=settings.label,
         source=settings.origin,

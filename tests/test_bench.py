@@ -13,8 +13,8 @@ from linearpatch.calibration.workspace import Workspace
 from linearpatch.cli import main
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.models.decoder import decoder_of
+from linearpatch.models.edit import Interface
 from linearpatch.models.modeling_linearpatch import LinearMap
-from linearpatch.models.views import Site
 from linearpatch.pruners.sleb import Sleb
 
 
@@ -30,7 +30,7 @@ def test_the_exhaustive_search_runs_every_remaining_layer_and_finds_the_same(mon
 def test_the_published_procedure_ends_with_the_same_patch(monkeypatch):
     monkeypatch.setattr(distill, "TRAINING", replace(distill.TRAINING, top_k=20, learning_rate=1e-2))
     ids = torch.randint(3, 300, (7, 12), generator=torch.Generator().manual_seed(0))
-    case = distill.Case(decoder_of(tiny_model()), Site(2, 4, 4), LinearMap(torch.eye(32)), ids[:5], ids[5:])
+    case = distill.Case(decoder_of(tiny_model()), Interface(2, 4), LinearMap(torch.eye(32)), ids[:5], ids[5:])
     published = distill.published_epoch(case).weight
     loop = case.loop()
     distill.epoch_of(loop)

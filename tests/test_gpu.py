@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 from conftest import NUM_LAYERS, tiny_model
+from edits import repaired, view_of
 from small_runs import result
 
 import linearpatch
@@ -17,7 +18,6 @@ from linearpatch.data.blocks import TokenBlocks
 from linearpatch.models.decoder import decoder_of
 from linearpatch.models.passes import record
 from linearpatch.models.random import byte_tokenizer
-from linearpatch.models.views import view_of
 from linearpatch.patches.rotate import Rotate
 from linearpatch.pruners.explicit import Explicit
 from linearpatch.registry import components
@@ -51,8 +51,8 @@ def test_every_patch_computes_the_same(name):
     logits = []
     for device in ("cpu", DEVICE):
         workspace = workspace_on(device)
-        fitted = patch.repair(workspace, REMOVED)
-        view = view_of(workspace.decoder, REMOVED, [(one.site, one.module) for one in fitted])
+        fitted = repaired(patch, workspace, REMOVED)
+        view = view_of(workspace.decoder, REMOVED, fitted)
         assert {parameter.device.type for parameter in view.parameters()} == {torch.device(device).type}
         logits.append(view(input_ids=workspace.blocks.ids[:2].to(device)).logits.cpu())
     assert torch.allclose(*logits, rtol=1e-3, atol=1e-3 * logits[0].abs().max())

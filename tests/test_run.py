@@ -292,7 +292,7 @@ def test_a_second_run_reads_what_the_first_computed(tmp_path, monkeypatch):
 
     assert run(f"output_dir={tmp_path}/a", "pruner=sleb") == 0
     monkeypatch.setattr(module, "walk", lambda *_, **__: pytest.fail("a statistic was computed again"))
-    monkeypatch.setattr(module, "SuffixSearch", lambda *_: pytest.fail("the search ran again"))
+    monkeypatch.setattr(module, "CandidateSearch", lambda *_: pytest.fail("the search ran again"))
     assert run(f"output_dir={tmp_path}/b", "pruner=sleb") == 0
     assert result(tmp_path / "a")["metrics"] == result(tmp_path / "b")["metrics"]
 

@@ -18,13 +18,14 @@ from linearpatch.data.blocks import TokenBlocks
 from linearpatch.distillation.loop import Loop
 from linearpatch.distillation.output_kl import OutputKL
 from linearpatch.distillation.sources import Cached, Online, Source
-from linearpatch.distillation.student import Student
 from linearpatch.distillation.trainable import FullPatch, dense_form
 from linearpatch.models.decoder import Decoder
+from linearpatch.models.edit import Edit, Interface, PlacedOperator, Site
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.passes import record
-from linearpatch.models.views import Site, view_of
+from linearpatch.models.places import OnStream
+from linearpatch.models.runner import Runner
 from linearpatch.patches.rotate import Rotate
 
 START, END = 12, 19
@@ -38,31 +39,32 @@ class Case:
 
     Attributes:
         decoder: The dense model.
-        site: Where the patch sits; layers `[start, end)` are gone.
+        interface: The layers that are removed.
         operator: The patch to begin with.
         ids: Sequences for training.
         validation: Sequences for validation.
     """
 
     decoder: Decoder
-    site: Site
+    interface: Interface
     operator: nn.Module
     ids: Tensor
     validation: Tensor
 
     @property
-    def removed(self) -> tuple[int, ...]:
-        """The layers that are gone."""
-        return tuple(range(self.site.start, self.site.end))
+    def pruned(self) -> Edit:
+        """The model without these layers."""
+        return Edit.of_layers(range(self.interface.start, self.interface.end))
 
     def patch(self) -> FullPatch:
         """The patch at its beginning, to be trained."""
         matrix, bias = dense_form(self.operator, self.decoder.hidden_size)
         return FullPatch(matrix.to(self.decoder.input_device), bias, around_start=False)
 
-    def loop(self, source: Callable[[OutputKL, Student, Tensor], Source] = Online) -> Loop:
+    def loop(self, source: Callable[[OutputKL, Runner, Tensor], Source] = Online) -> Loop:
         """A training at its beginning."""
-        student = Student(self.decoder, self.removed, [self.site], nn.ModuleList([self.patch()]))
+        placed = PlacedOperator(on_stream(self.interface), self.patch())
+        student = Runner(self.decoder, self.pruned.with_operators([placed]))
         ids = torch.cat([self.ids, self.validation])
         return Loop(TRAINING, student, source(TRAINING, student, ids), len(self.validation))
 
@@ -73,12 +75,17 @@ def claims() -> list[Claim]:
     return [*time_claims(case, repeats=5, gain=1.35), *memory_claims()]
 
 
+def on_stream(interface: Interface) -> Site:
+    """A site on the stream behind an interface."""
+    return Site(interface, interface.end, OnStream(interface.end))
+
+
 def embedded_case(model: LoadedModel, blocks: int, validation: int, length: int) -> Case:
     """The embedded model with the paper's patch, fitted on the blocks."""
     ids = text_blocks(model, blocks + validation, length).ids
-    site = Site(START, END, END)
-    (fitted,) = Rotate().fit(Workspace(model.decoder, TokenBlocks(ids[:blocks], "bench")), [site])
-    return Case(model.decoder, site, fitted.module, ids[:blocks], ids[blocks:])
+    interface = Interface(START, END)
+    (fitted,) = Rotate().fit(Workspace(model.decoder, TokenBlocks(ids[:blocks], "bench")), [on_stream(interface)])
+    return Case(model.decoder, interface, fitted.module, ids[:blocks], ids[blocks:])
 
 
 def time_claims(case: Case, *, repeats: int, gain: float) -> list[Claim]:
@@ -90,15 +97,15 @@ def time_claims(case: Case, *, repeats: int, gain: float) -> list[Claim]:
         gain: How many times faster than the published procedure an epoch should be.
     """
     decoder, batch = case.decoder, case.ids[:1].to(case.decoder.input_device)
-    recording = record(decoder, batch, {case.site.end})
-    after = list(range(case.site.end, decoder.num_layers))
+    recording = record(decoder, batch, {case.interface.end})
+    after = list(range(case.interface.end, decoder.num_layers))
     calls = record(decoder, batch).calls
 
     @torch.no_grad()
     def least() -> None:
         decoder.model(input_ids=batch, use_cache=False)
         for _ in range(2):
-            decoder.run_layers(recording.streams[case.site.end], calls, after)
+            decoder.run_layers(recording.streams[case.interface.end], calls, after)
 
     stepping = case.loop()
     step, mine, other = time_ratio(lambda: stepping.advance(), least, repeats=4 * repeats)
@@ -154,7 +161,7 @@ def dense_forward(model: LoadedModel, ids: Tensor) -> None:
 def two_steps(model: LoadedModel, ids: Tensor) -> None:
     """What training needs; the optimiser's moments exist from the second step on."""
     identity = LinearMap(torch.eye(model.decoder.hidden_size))
-    loop = Case(model.decoder, Site(START, END, END), identity, ids.cpu().repeat(2, 1), ids.cpu()).loop()
+    loop = Case(model.decoder, Interface(START, END), identity, ids.cpu().repeat(2, 1), ids.cpu()).loop()
     with torch.enable_grad():
         epoch_of(loop)
 
@@ -193,18 +200,19 @@ def published_epoch(case: Case) -> nn.Module:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-    return patch.operator()
+    operator: nn.Module = patch.operator()
+    return operator
 
 
 def _trainable_view(case: Case) -> tuple[nn.Module, FullPatch]:
     """The whole pruned model with a patch that trains in fp32."""
-    patch, view = case.patch(), view_of(case.decoder, case.removed)
+    patch, view = case.patch(), case.pruned.view(case.decoder)
 
     def patched(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (patch(args[0]), *args[1:])
 
     layers: nn.ModuleList = view.get_decoder().layers
-    layers[case.site.start].register_forward_pre_hook(patched)
+    layers[case.interface.start].register_forward_pre_hook(patched)
     return view, patch
 
 
@@ -226,7 +234,7 @@ def _kept(case: Case, folder: Path) -> tuple[Loop, float]:
     keeping = replace(TRAINING, targets="cached", keep_states=True).keeping
     assert keeping is not None
 
-    def source(training: OutputKL, student: Student, ids: Tensor) -> Source:
+    def source(training: OutputKL, student: Runner, ids: Tensor) -> Source:
         return Cached(training, student, ids, keeping, Cache(folder), {"model": "bench"})
 
     loop = case.loop(source)

@@ -10,9 +10,9 @@ from linearpatch.bench.distill import Case, dense_forward, epoch_of, time_claims
 from linearpatch.bench.measure import Claim, time_ratio
 from linearpatch.cache import default_cache_dir
 from linearpatch.config import compose_experiment
+from linearpatch.models.edit import Interface
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.modeling_linearpatch import LinearMap
-from linearpatch.models.views import Site
 
 SHAPE = {
     "vocab_size": 128256,
@@ -48,8 +48,7 @@ def claims_on(model: LoadedModel, length: int, removed: int, *, repeats: int) ->
     decoder = model.decoder
     end = decoder.num_layers - KEPT_AFTER
     ids = torch.randint(3, decoder.vocab_size, (4, length), generator=torch.Generator().manual_seed(0))
-    site = Site(end - removed, end, end)
-    case = Case(decoder, site, LinearMap(torch.eye(decoder.hidden_size)), ids[:2], ids[2:])
+    case = Case(decoder, Interface(end - removed, end), LinearMap(torch.eye(decoder.hidden_size)), ids[:2], ids[2:])
     found = time_claims(case, repeats=repeats, gain=1.6)
     return [*found, *_on_gpu(model, case)] if decoder.input_device.type == "cuda" else found
 

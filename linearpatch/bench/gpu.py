@@ -33,10 +33,8 @@ from linearpatch.errors import LinearPatchError
 from linearpatch.evaluation.evaluation import Subject
 from linearpatch.evaluation.speed import Speed
 from linearpatch.memory import peak_growth
-from linearpatch.models.decoder import decoder_of
+from linearpatch.models.edit import DENSE, Edit
 from linearpatch.models.model import LoadedModel
-from linearpatch.models.views import view_of
-from linearpatch.patches.patch import FittedPatch
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +123,7 @@ class GpuBench:
         return text_blocks(self.model, 1, self.shape.length).ids.to(self.device)
 
     @cached_property
-    def recipe(self) -> tuple[tuple[int, ...], list[FittedPatch], Claim]:
+    def recipe(self) -> tuple[Edit, Claim]:
         """Layers and patches of the recommended recipe, and what they took."""
         experiment = compose_experiment(
             ["experiment=recommended", "corpus=pydoc", f"num_pruned_layers={self.shape.removed}"]
@@ -135,17 +133,16 @@ class GpuBench:
         text = reader.read(BlockSpec(self.shape.blocks, self.shape.length), self.model.tokenizer)
         blocks, held_out = (TokenBlocks(ids, text.source) for ids in text.ids.split([count, len(text.ids) - count]))
         workspace = Workspace(self.model.decoder, blocks, held_out=held_out, patch=experiment.patch)
-        removed: tuple[int, ...] = ()
-        patches: list[FittedPatch] = []
+        edit = DENSE
         seconds: list[float] = []
 
         def work() -> None:
-            nonlocal removed
+            nonlocal edit
             started = time.perf_counter()
             workspace.collect(*experiment.pruner.dense_statistics(self.shape.removed), *experiment.patch.statistics())
-            removed = experiment.pruner.choose(workspace, self.shape.removed).removed
+            selection = experiment.pruner.choose(workspace, self.shape.removed)
             seconds.append(time.perf_counter() - started)
-            patches.extend(experiment.patch.repair(workspace, removed))
+            edit = experiment.patch.repair(workspace, Edit.of_layers(selection.removed))
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)
@@ -157,11 +154,11 @@ class GpuBench:
             f"{self.shape.length:,} tokens, {len(held_out.ids)} blocks held out; layers {chosen:.0f} s, last fit "
             f"{whole - chosen:.0f} s; memory beside the weights {_gib(growth)}"
         )
-        return removed, patches, Claim("layers and patches of the recommended recipe", whole, 180, "s", detail)
+        return edit, Claim("layers and patches of the recommended recipe", whole, 180, "s", detail)
 
     def recipe_claims(self) -> list[Claim]:
         """The whole recipe in at most three minutes."""
-        return [self.recipe[2]]
+        return [self.recipe[1]]
 
     def statistics_claims(self) -> list[Claim]:
         """All statistics of the ranking pass against a bare pass."""
@@ -197,15 +194,10 @@ class GpuBench:
 
     def speed_claims(self) -> list[Claim]:
         """Prefill and decoding of the pruned and patched models against dense; a patch costs at most 1 %."""
-        removed, patches, _ = self.recipe
+        patched, _ = self.recipe
         dense = self.model.decoder
-        pruned = decoder_of(view_of(dense, removed))
-        patched = decoder_of(view_of(dense, removed, [(one.site, one.module) for one in patches]))
-        subjects = [
-            Subject("dense", dense, dense),
-            Subject("pruned", pruned, dense, removed),
-            Subject("patched", patched, dense, removed),
-        ]
+        stages = {"dense": DENSE, "pruned": patched.with_operators(()), "patched": patched}
+        subjects = [Subject(stage, edit.decoder(dense), dense, edit.removed_layers) for stage, edit in stages.items()]
         speed = Speed(lengths=[self.shape.length], new_tokens=64, rounds=2 * self.shape.repeats)
         (measurement,) = speed.prepare("speed", compose_experiment([]).evaluation_reader)(self.model.tokenizer)
         results = {

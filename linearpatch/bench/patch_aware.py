@@ -12,6 +12,7 @@ from linearpatch.calibration.workspace import Workspace
 from linearpatch.config import compose_experiment
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.models.decoder import Decoder
+from linearpatch.models.edit import Edit
 from linearpatch.models.loss import stream_nll
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.passes import record
@@ -38,7 +39,7 @@ def claims() -> list[Claim]:
     started = time.perf_counter()
     workspace = Workspace(model.decoder, fitted, held_out=held_out, patch=patch)
     windows = [range(start, start + REMOVED) for start in range(1, model.decoder.num_layers - REMOVED + 1)]
-    workspace.drafts.models(windows)
+    workspace.candidate_edits.edits(windows)
     fits = time.perf_counter() - started
 
     started = time.perf_counter()
@@ -78,7 +79,7 @@ def _time(model: LoadedModel, *settings: str) -> float:
     workspace = Workspace(model.decoder, blocks, held_out=held_out, patch=experiment.patch)
     workspace.collect(*experiment.pruner.dense_statistics(REMOVED), *experiment.patch.statistics())
     removed = experiment.pruner.choose(workspace, REMOVED).removed
-    repair(workspace, experiment.patch, removed)
+    repair(workspace, experiment.patch, Edit.of_layers(removed))
     return time.perf_counter() - started
 
 

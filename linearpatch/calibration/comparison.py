@@ -8,23 +8,21 @@ jointly: a candidate is one setting at all of them.
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from math import exp, inf, isfinite
 from math import log as log_of
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from linearpatch.cache import Entry
-from linearpatch.calibration.drafts import Fits, Fitted, all_ready
-from linearpatch.calibration.suffix import DENSE, CandidateLoss, Shortened, SuffixSearch
+from linearpatch.calibration.candidate_edits import Repairer, ready
+from linearpatch.calibration.candidate_losses import CandidateLoss, CandidateSearch
 from linearpatch.errors import NumericsError
-from linearpatch.models.modeling_linearpatch import ChannelScale, FeatureMap, LinearMap
-from linearpatch.models.views import Site, interfaces_of
+from linearpatch.models.edit import DENSE, Edit, PlacedOperator, interfaces_of
+from linearpatch.models.modeling_linearpatch import Operator
 from linearpatch.registry import identity
 
 if TYPE_CHECKING:
@@ -109,7 +107,7 @@ class Comparison:
         Args:
             patch: Name of the patch, as it is set.
         """
-        where = ", ".join(f"[{gap.start}, {gap.end})" for gap in interfaces_of(self.removed))
+        where = ", ".join(map(str, interfaces_of(self.removed)))
         found = []
         asked = inf if self.as_set.loss is None else self.as_set.loss
         if self.kept == NO_PATCH:
@@ -139,11 +137,11 @@ class Repair:
     """What bridges the interfaces.
 
     Attributes:
-        fitted: The operators.
+        edit: The removed layers and the operators.
         comparison: What they were compared with; None where no tokens are held out, or nothing was to be compared.
     """
 
-    fitted: Sequence[Fitted]
+    edit: Edit
     comparison: Comparison | None = None
 
     def warnings(self, patch: str) -> list[str]:
@@ -153,43 +151,38 @@ class Repair:
             patch: Name of the patch, as it is set.
         """
         compared = self.comparison.warnings(patch) if self.comparison else []
-        return list(dict.fromkeys([*(one.warning for one in self.fitted if one.warning), *compared]))
+        return list(dict.fromkeys([*(placed.warning for placed in self.edit.operators if placed.warning), *compared]))
 
 
-@dataclass(frozen=True)
-class IdleOperator:
-    """An operator that does nothing, at its site; it can still be trained."""
-
-    site: Site
-    module: nn.Module
-    diagnostics: Mapping[str, float] = field(default_factory=dict)
-    warning: str = ""
-
-
-def repair(workspace: Workspace, patch: Fits, removed: Sequence[int]) -> Repair:
-    """Bridge the interfaces that removed layers leave by the candidate with the lowest held-out loss.
+def repair(workspace: Workspace, patch: Repairer, edit: Edit) -> Repair:
+    """Bridge the interfaces of an edit by the candidate with the lowest held-out loss.
 
     Where no patch is the best, the operators do nothing: they can still be trained.
 
     Args:
         workspace: The dense model, its calibration tokens and those held out.
         patch: The fit as it is set; says whether it is compared, and with which simpler ones.
-        removed: Dense indices.
+        edit: What is removed.
 
     Raises:
         NumericsError: the fit as set has no unique solution.
     """
-    if not (patch.compare and workspace.has_held_out and patch.place(interfaces_of(removed))):
-        return Repair(patch.repair(workspace, removed))
-    (comparison,) = compare(workspace, patch, [removed])
+    if not (patch.compare and workspace.has_held_out and patch.place(edit.interfaces)):
+        return Repair(patch.repair(workspace, edit))
+    (comparison,) = compare(workspace, patch, [edit.removed_layers])
     log.info("candidates on held-out tokens: %s", comparison.told())
+    kept = AS_SET if comparison.kept == NO_PATCH else comparison.kept
+    repaired = workspace.repaired.get((comparison.removed, kept))
+    if repaired is None:
+        settings: dict[str, Repairer] = {AS_SET: patch, **patch.simpler()}
+        repaired = settings[kept].repair(workspace, edit)
+    repaired = edit.with_operators(repaired.operators)
     if comparison.kept == NO_PATCH:
-        return Repair([idle(one) for one in patch.repair(workspace, removed)], comparison)
-    settings: dict[str, Fits] = {AS_SET: patch, **patch.simpler()}
-    return Repair(settings[comparison.kept].repair(workspace, removed), comparison)
+        repaired = repaired.with_operators(idle(placed) for placed in repaired.operators)
+    return Repair(repaired, comparison)
 
 
-def compare(workspace: Workspace, patch: Fits, removals: Sequence[Sequence[int]]) -> list[Comparison]:
+def compare(workspace: Workspace, patch: Repairer, removals: Sequence[Sequence[int]]) -> list[Comparison]:
     """Compare candidates for some sets of layers; cached.
 
     Of the set whose kept candidate has the lowest loss, that loss is exact; others may stop early.
@@ -206,7 +199,12 @@ def compare(workspace: Workspace, patch: Fits, removals: Sequence[Sequence[int]]
     same = {**workspace.key, "version": VERSION, "held_out": workspace.held_out.hash, "patch": identity(patch)}
 
     def compute() -> Entry:
-        return _entry(_Contest(workspace, patch, sets).result())
+        contest = _Contest(workspace, patch, sets)
+        comparisons = contest.result()
+        for index, comparison in enumerate(comparisons):
+            name = AS_SET if comparison.kept == NO_PATCH else comparison.kept
+            workspace.repaired[comparison.removed, name] = contest.fits[index, name]
+        return _entry(comparisons)
 
     entry = workspace.cache.get("comparison", {**same, "removals": sets}, compute)
     comparisons = _comparisons(entry)
@@ -220,15 +218,16 @@ def compare(workspace: Workspace, patch: Fits, removals: Sequence[Sequence[int]]
 class _Contest:
     """Candidates of several sets of layers on the held-out batches, from a screen to those that are measured on all."""
 
-    def __init__(self, workspace: Workspace, patch: Fits, removals: Sequence[list[int]]) -> None:
+    def __init__(self, workspace: Workspace, patch: Repairer, removals: Sequence[list[int]]) -> None:
         self.workspace = workspace
         self.removals = removals
-        self.settings: dict[str, Fits] = {AS_SET: patch, **(patch.simpler() if patch.compare else {})}
+        self.settings: dict[str, Repairer] = {AS_SET: patch, **(patch.simpler() if patch.compare else {})}
         self.against_none = patch.compare
-        self.search: SuffixSearch = workspace.search(workspace.held_out)
+        self.search: CandidateSearch = workspace.search(workspace.held_out)
         self.search.move(DENSE)
         self.losses: dict[tuple[int, str], dict[int, float]] = {}  # by set and name: summed losses of batches
-        self.models: dict[tuple[int, str], Shortened] = {}
+        self.fits: dict[tuple[int, str], Edit] = {}  # by set and name: the fits of candidates that go on
+        self.models: dict[tuple[int, str], Edit] = {}  # the same, ready to run
         self.dense = 0.0  # the dense model's summed loss
         self.best = inf  # the lowest of the sums over all batches
 
@@ -238,7 +237,7 @@ class _Contest:
             statistic
             for removed in self.removals
             for setting in self.settings.values()
-            for statistic in setting.gap_statistics(setting.place(interfaces_of(removed)))
+            for statistic in setting.interface_statistics(setting.place(interfaces_of(removed)))
         ]
         self.workspace.collect(*wanted, description="fit")
         for index in range(len(self.removals)):
@@ -262,26 +261,28 @@ class _Contest:
         """Measure all candidates of a set of layers on the first batches; keep the models of those that go on."""
         removed = tuple(self.removals[index])
         batches = range(max(1, int(SCREENED * len(self.search.batches))))
-        models: dict[str, Shortened] = {}
+        fits: dict[str, Edit] = {}
         for name, setting in self.settings.items():
             try:
-                fitted = setting.repair(self.workspace, removed)
+                fits[name] = setting.repair(self.workspace, Edit.of_layers(removed))
             except NumericsError:
                 if name == AS_SET:
                     raise
                 continue  # a simpler candidate without a solution is none
-            models[name] = Shortened(removed, all_ready(fitted, self.workspace.decoder))
+        decoder = self.workspace.decoder
+        models = {name: edit.with_operators(ready(edit.operators, decoder)) for name, edit in fits.items()}
         if self.against_none:
-            models[NO_PATCH] = Shortened(removed)
+            models[NO_PATCH] = Edit.of_layers(removed)
         for name, model in models.items():
             self.losses[index, name] = {batch: self.search.batch_loss(model, batch) for batch in batches}
         best = min(models, key=lambda name: self._total((index, name)))
         self.models |= {(index, name): models[name] for name in dict.fromkeys([best, AS_SET])}
+        self.fits |= {(index, name): fits[name] for name in dict.fromkeys([best, AS_SET]) if name in fits}
 
     def _finish(self, key: tuple[int, str]) -> None:
         """Measure a candidate on the other batches, until it can't be the best."""
         index, name = key
-        model = Shortened(tuple(self.removals[index])) if name == NO_PATCH else self.models[key]
+        model = Edit.of_layers(self.removals[index]) if name == NO_PATCH else self.models[key]
         for batch in range(len(self.search.batches)):
             if batch not in self.losses[key] and self._total(key) <= self.best:
                 self.losses[key][batch] = self.search.batch_loss(model, batch)
@@ -335,25 +336,15 @@ def _comparisons(entry: Entry) -> list[Comparison]:
 
 
 @torch.no_grad()
-def idle(fitted: Fitted) -> Fitted:
-    """The same operator with the numbers of one that does nothing."""
-    module = copy.deepcopy(fitted.module)
-    if isinstance(module, ChannelScale):
-        module.scale.fill_(1)
-    elif isinstance(module, LinearMap):
-        module.weight.zero_()
-        if fitted.site.branch != "mlp_weight":  # that one is added to a weight
-            module.weight.fill_diagonal_(1)
-        if module.bias is not None:
-            module.bias.zero_()
-    elif isinstance(module, FeatureMap):
-        list(module.weights)[-1].zero_()
-        for values, nothing in ((module.scale, 1.0), (module.bias, 0.0)):
-            if values is not None:
-                values.fill_(nothing)
-    else:
+def idle(placed: PlacedOperator) -> PlacedOperator:
+    """The same with an operator of its form that does nothing.
+
+    Raises:
+        NumericsError: the operator has no spec to build one from.
+    """
+    if not isinstance(placed.module, Operator):
         raise NumericsError(
-            f"The operator {type(module).__name__} does harm on held-out tokens, and it isn't known how it would do "
-            "nothing. Use patch=none, or patch.compare=false to keep it."
+            f"The operator {type(placed.module).__name__} does harm on held-out tokens, and it has no spec from which "
+            "one could be built that does nothing. Use patch=none, or patch.compare=false to keep it."
         )
-    return IdleOperator(fitted.site, module)
+    return PlacedOperator(placed.site, placed.place.idle(placed.module))

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from linearpatch.cache import Cache, Entry
+from linearpatch.calibration.candidate_edits import CandidateEdits, Repairer
+from linearpatch.calibration.candidate_losses import CandidateLoss, CandidateSearch
 from linearpatch.calibration.comparison import Comparison, compare
-from linearpatch.calibration.drafts import Drafts, Fits
 from linearpatch.calibration.gradients import first_order_importance, layer_weights
 from linearpatch.calibration.statistics import LayerInput, Statistic
-from linearpatch.calibration.suffix import DENSE, CandidateLoss, Shortened, SuffixSearch
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError, NumericsError
 from linearpatch.models.decoder import Decoder, LayerCall
+from linearpatch.models.edit import DENSE, Edit
 from linearpatch.models.passes import mlp_inputs, mlp_outputs, walk
 from linearpatch.progress import steps
 
@@ -39,11 +40,11 @@ class Workspace:
         decoder: The dense model; never changed.
         blocks: Calibration tokens.
         held_out: Calibration tokens that share nothing with `blocks`, for those who choose by a loss.
-        patch: How gaps will be bridged, for pruners that look at patched models.
+        patch: Repairs interfaces, for pruners that look at patched models.
         cache: Where results are kept; by default in memory.
         model_key: What identifies the weights and how they compute (`models.fingerprint`).
         batch_size: Blocks in one forward pass; doesn't change results beyond rounding.
-        base: What lies before the gaps that are to be patched: layers gone already, and their patches.
+        base: What lies before the interfaces that are to be repaired.
     """
 
     def __init__(
@@ -52,11 +53,11 @@ class Workspace:
         blocks: TokenBlocks,
         *,
         held_out: TokenBlocks | None = None,
-        patch: Fits | None = None,
+        patch: Repairer | None = None,
         cache: Cache | None = None,
         model_key: Mapping[str, Any] | None = None,
         batch_size: int = 1,
-        base: Shortened = DENSE,
+        base: Edit = DENSE,
     ) -> None:
         self.decoder = decoder
         self.blocks = blocks
@@ -66,23 +67,24 @@ class Workspace:
         self.key: dict[str, Any] = {"model": dict(model_key or {}), "tokens": blocks.hash}
         self._held_out = held_out
         self._patch = patch
-        self._drafts: Drafts | None = None
+        self._candidate_edits: CandidateEdits | None = None
         self._batches = self._on_device(blocks)
-        self._searches: dict[str, SuffixSearch] = {}
+        self._searches: dict[str, CandidateSearch] = {}
+        self.repaired: dict[tuple[tuple[int, ...], str], Edit] = {}  # fits that a comparison kept, by layers and name
 
     def scratch(self) -> Workspace:
         """The same with a cache of its own, in memory, for what isn't worth keeping."""
         return Workspace(self.decoder, self.blocks, held_out=self._held_out, batch_size=self.batch_size)
 
     @property
-    def drafts(self) -> Drafts:
-        """Patched models by the dozen, for pruners that look at them.
+    def candidate_edits(self) -> CandidateEdits:
+        """Repaired edits by the dozen, for pruners that look at them.
 
         Raises:
             ConfigError: the workspace doesn't know how gaps will be bridged.
         """
-        self._drafts = self._drafts or Drafts(self, self.patch.draft())
-        return self._drafts
+        self._candidate_edits = self._candidate_edits or CandidateEdits(self, self.patch.draft())
+        return self._candidate_edits
 
     def comparisons(self, removals: Sequence[Sequence[int]]) -> list[Comparison]:
         """Held-out losses without each of some sets of layers: of the patch itself, simpler ones and none; cached.
@@ -108,7 +110,7 @@ class Workspace:
         )
 
     @property
-    def patch(self) -> Fits:
+    def patch(self) -> Repairer:
         """How gaps will be bridged.
 
         Raises:
@@ -201,42 +203,43 @@ class Workspace:
     def losses(
         self,
         blocks: TokenBlocks,
-        base: Shortened,
-        models: Sequence[Shortened],
+        base: Edit,
+        edits: Sequence[Edit],
         *,
         survivors: int | None = None,
     ) -> list[CandidateLoss]:
-        """Losses of models that are the same as `base` up to some layer; only what follows is run. Not cached.
+        """Losses of edits that are the same as `base` up to some layer; only what follows is run. Not cached.
 
         Args:
             blocks: The tokens: those for calibration, or `held_out`.
-            base: Streams of this model are kept for the next call.
-            models: Candidates.
-            survivors: Only so many of the best need exact losses (`SuffixSearch.losses`).
+            base: Streams of this edited model are kept for the next call.
+            edits: Candidates.
+            survivors: Only so many of the best need exact losses (`CandidateSearch.losses`).
 
         Raises:
             NumericsError: no candidate has a finite loss.
         """
         search = self.search(blocks)
         search.move(base)
-        with steps(f"losses of {len(models)} shorter models", len(models)) as on_step:
-            losses = search.losses(models, survivors=survivors, on_step=on_step)
+        with steps(f"losses of {len(edits)} candidates", len(edits)) as on_step:
+            losses = search.losses(edits, survivors=survivors, on_step=on_step)
         if not any(isfinite(loss.loss) for loss in losses):
-            tried = [list(model.removed) for model in models]
+            tried = [list(edit.removed_layers) for edit in edits]
             raise NumericsError(_not_finite("the calibration loss", f"each of the layers {tried} removed"))
         return losses
 
-    def search(self, blocks: TokenBlocks) -> SuffixSearch:
+    def search(self, blocks: TokenBlocks) -> CandidateSearch:
         """The streams that are kept for losses on some tokens; recorded at the first call."""
         if blocks.hash not in self._searches:
-            self._searches[blocks.hash] = SuffixSearch(self.decoder, self._on_device(blocks))
+            self._searches[blocks.hash] = CandidateSearch(self.decoder, self._on_device(blocks))
         return self._searches[blocks.hash]
 
     def _losses_without(
         self, removed: Sequence[int], candidates: Sequence[int], *, survivors: int | None
     ) -> list[CandidateLoss]:
-        models = [Shortened((*removed, layer)) for layer in candidates]
-        return self.losses(self.blocks, Shortened(tuple(removed)), models, survivors=survivors)
+        base = Edit.of_layers(removed)
+        edits = [base.without_layers([layer]) for layer in candidates]
+        return self.losses(self.blocks, base, edits, survivors=survivors)
 
     @property
     def layer_forwards(self) -> int:
@@ -244,9 +247,9 @@ class Workspace:
         return sum(search.layer_forwards for search in self._searches.values())
 
     def release(self) -> None:
-        """Drop the streams kept for `losses` and the drafts; the next call would compute them again."""
+        """Drop the streams kept for `losses` and the candidate edits; the next call would compute them again."""
         self._searches.clear()
-        self._drafts = None
+        self._candidate_edits = None
 
     def importance(self) -> Tensor:
         """First-order (Taylor) importance of each layer, `[L]`; see `first_order_importance`."""

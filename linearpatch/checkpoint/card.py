@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from omegaconf import OmegaConf
 
 from linearpatch.checkpoint.manifest import Manifest
-from linearpatch.models.views import interfaces_of
+from linearpatch.models.edit import interfaces_of
 from linearpatch.registry import components
 from linearpatch.results.display import STAGES, label, metric_names, notes, value_text
 from linearpatch.results.record import Record
@@ -73,7 +73,7 @@ def model_card(manifest: Manifest, record: Record | None) -> str:
 
 
 def _what(manifest: Manifest, record: Record | None) -> str:
-    gaps = ", ".join(f"[{gap.start}, {gap.end})" for gap in interfaces_of(manifest.removed_layers))
+    gaps = ", ".join(map(str, interfaces_of(manifest.removed_layers)))
     removed = f"layers {layer_list(manifest.removed_layers)} of the dense model, counted from 0"
     patched = "nothing: the layers around a gap meet as they are"
     if manifest.patches:

@@ -11,7 +11,6 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -23,11 +22,11 @@ from linearpatch.checkpoint.manifest import FILE_NAME, PATCH_FILE, Manifest, rea
 from linearpatch.errors import ModelError, StorageError
 from linearpatch.models.auto import auto_class, model_class
 from linearpatch.models.decoder import decoder_of, text_config
+from linearpatch.models.edit import Edit, PlacedOperator
 from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.loaded_weights import check_weights
-from linearpatch.models.modeling_linearpatch import empty_patch, form_of
+from linearpatch.models.modeling_linearpatch import operator_from
 from linearpatch.models.patched import MODEL_TYPE_PREFIX, patched_config_class, patched_model_class
-from linearpatch.models.views import Site, view_of
 
 
 def load(folder: str | Path, **settings: Any) -> PreTrainedModel:
@@ -129,24 +128,23 @@ def apply(base_model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     expected = {
         f"{index}.{name}": shape
         for index, entry in enumerate(manifest.patches)
-        for name, shape in _shapes(entry.form, manifest.base.hidden_size).items()
+        for name, shape in _shapes(entry.operator, manifest.base.hidden_size).items()
     }
     _check_shapes(folder, expected)
     dense = decoder_of(base_model)
     _check_base(base_model, manifest, folder)
-    return view_of(dense, manifest.removed_layers, read_patches(folder, manifest))
+    return read_edit(folder, manifest).view(dense)
 
 
-def read_patches(folder: Path, manifest: Manifest) -> list[tuple[Site, nn.Module]]:
-    """The operators that an adapter holds, at their sites."""
+def read_edit(folder: Path, manifest: Manifest) -> Edit:
+    """The edit that an adapter holds."""
     tensors = load_file(folder / PATCH_FILE)
-    patches = []
+    operators = []
     for index, entry in enumerate(manifest.patches):
-        patch = empty_patch(**entry.form)
-        names = patch.state_dict()
-        patch.load_state_dict({name: tensors[f"{index}.{name}"] for name in names})
-        patches.append((entry.site, patch))
-    return patches
+        operator = operator_from(entry.operator)
+        operator.load_state_dict({name: tensors[f"{index}.{name}"] for name in operator.state_dict()})
+        operators.append(PlacedOperator(entry.site, operator))
+    return Edit.of_layers(manifest.removed_layers, operators)
 
 
 def checkpoint_folder(folder: str | Path) -> Path:
@@ -211,17 +209,17 @@ def _expected_shapes(entries: Sequence[Mapping[str, Any]], hidden_size: int) -> 
     for entry in entries:
         path = f"{entry['module']}.linear_patch_{seen[entry['module']]}"
         seen[entry["module"]] += 1
-        shapes = _shapes(form_of(entry), hidden_size)
+        shapes = _shapes(entry, hidden_size)
         expected |= {f"{path}.{name}": shape for name, shape in shapes.items()}
     return expected
 
 
-def _shapes(form: Mapping[str, Any], hidden_size: int) -> dict[str, tuple[int, ...]]:
-    size = form["size"]
-    if size != hidden_size and (form["operator"], size) != ("channel_scale", 1):
+def _shapes(spec: Mapping[str, Any], hidden_size: int) -> dict[str, tuple[int, ...]]:
+    size = spec["size"]
+    if size != hidden_size and (spec["operator"], size) != ("channel_scale", 1):
         raise StorageError(f"A patch of size {size} doesn't fit a stream of {hidden_size}. Write the checkpoint again.")
     with torch.device("meta"):
-        return {name: tuple(value.shape) for name, value in empty_patch(**form).state_dict().items()}
+        return {name: tuple(value.shape) for name, value in operator_from(spec).state_dict().items()}
 
 
 def _check_shapes(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> None:

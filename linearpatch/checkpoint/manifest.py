@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from linearpatch.cache import canonical
 from linearpatch.errors import StorageError
+from linearpatch.models.edit import Interface, PlacedOperator, Site
 from linearpatch.models.fingerprint import sha256_of
-from linearpatch.models.modeling_linearpatch import OPERATORS
-from linearpatch.models.views import BRANCHES, Site
+from linearpatch.models.modeling_linearpatch import OPERATORS, Operator
+from linearpatch.models.places import place_from
 from linearpatch.storage import write_atomically
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "pruning.json"
 PATCH_FILE = "patch.safetensors"
 CARD_NAME = "README.md"  # people may edit it
@@ -62,33 +63,40 @@ class Base:
 
 @dataclass(frozen=True)
 class PatchEntry:
-    """One patch: its site, and the shape of its operator (see `modeling_linearpatch.empty_patch`)."""
+    """One operator: what it stands for, where it acts, and its spec.
 
-    start: int
-    end: int
+    Attributes:
+        interface: `[start, end]`.
+        reader: Dense index of the layer that reads what it repairs.
+        place: As `Place.spec` writes it.
+        operator: Its name and its spec, as `operator_from` reads them.
+    """
+
+    interface: Sequence[int]
     reader: int
-    branch: str
-    operator: str
-    size: int
-    bias: bool
-    normalised: bool = False
-    scale: bool = False
-    rank: int | None = None
-    inputs: int | None = None
+    place: Mapping[str, Any]
+    operator: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if self.operator not in OPERATORS or self.branch not in BRANCHES:
-            raise ValueError(f"operator {self.operator!r} on {self.branch!r}")
+        if self.operator.get("operator") not in OPERATORS:
+            raise ValueError(f"operator {self.operator.get('operator')!r}; known: {', '.join(sorted(OPERATORS))}")
+        place_from(self.place)
+        start, end = self.interface
+        if not 0 <= start < end:
+            raise ValueError(f"interface {list(self.interface)}")
+
+    @classmethod
+    def of(cls, placed: PlacedOperator) -> PatchEntry:
+        """The entry of an operator that has a spec."""
+        assert isinstance(placed.module, Operator)
+        interface = placed.site.interface
+        operator = {"operator": placed.module.name, **placed.module.spec()}
+        return cls([interface.start, interface.end], placed.site.reader, placed.place.spec(), operator)
 
     @property
     def site(self) -> Site:
-        """Where it sits."""
-        return Site(self.start, self.end, self.reader, self.branch)
-
-    @property
-    def form(self) -> dict[str, Any]:
-        """What `empty_patch` needs to build its operator."""
-        return {name: value for name, value in asdict(self).items() if name not in asdict(self.site)}
+        """Where it acts."""
+        return Site(Interface(*self.interface), self.reader, place_from(self.place))
 
 
 @dataclass(frozen=True)
@@ -154,8 +162,14 @@ def read_manifest(folder: Path) -> Manifest:
         raise StorageError(f"{path} can't be read: {error!r}. Write the checkpoint again.") from error
     if version > SCHEMA_VERSION:
         raise StorageError(
-            f"{path} has schema version {version}; this version of linearpatch reads up to {SCHEMA_VERSION}. "
+            f"{path} has schema version {version}; this version of linearpatch reads {SCHEMA_VERSION}. "
             "Install a newer linearpatch, or load the folder with transformers alone."
+        )
+    if version < SCHEMA_VERSION:
+        raise StorageError(
+            f"{path} has schema version {version}, which this version of linearpatch doesn't read any more (it reads "
+            f"{SCHEMA_VERSION}). Run the command in provenance.command again, or load a whole checkpoint with "
+            "transformers alone."
         )
     if content.pop("sha256", None) != _digest(content):
         raise StorageError(

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import transformers
 from packaging.version import Version
 from safetensors.torch import save_file
-from torch import nn
 from transformers import PreTrainedModel
 
 from linearpatch.checkpoint.card import model_card
-from linearpatch.checkpoint.folding import folded_view, is_foldable
+from linearpatch.checkpoint.folding import folded_view
 from linearpatch.checkpoint.manifest import (
     CARD_NAME,
     FILE_NAME,
@@ -28,12 +26,12 @@ from linearpatch.checkpoint.manifest import (
 from linearpatch.checkpoint.verifying import check_written
 from linearpatch.errors import ConfigError, ModelError, StorageError, require_choice
 from linearpatch.models.decoder import Decoder
+from linearpatch.models.edit import Edit
 from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.model import LoadedModel
-from linearpatch.models.patched import check_storable, operator_of
+from linearpatch.models.patched import check_storable
 from linearpatch.models.rebuilding import check_rebuilt
-from linearpatch.models.views import Site, view_of
-from linearpatch.models.writers import writers_of
+from linearpatch.models.sublayers import sublayers_of
 from linearpatch.patches.patch import Patch
 from linearpatch.registry import components, name_of
 from linearpatch.results.record import Record
@@ -43,8 +41,6 @@ log = logging.getLogger(__name__)
 
 FORMATS = ("auto", "plain", "custom", "adapter")
 EXPERTS_FROM_DISK = Version("5.14")
-
-Patches = Sequence[tuple[Site, nn.Module]]
 
 
 def check_format(save_format: str, patch: Patch, *, distilled: bool = False) -> None:
@@ -93,15 +89,14 @@ def check_foldable(decoder: Decoder) -> None:
     Raises:
         ModelError: a layer writes to the stream in an unknown way.
     """
-    for layer in decoder.layers:
-        writers_of(layer)
+    for index in range(decoder.num_layers):
+        sublayers_of(decoder, index)
 
 
 def save_checkpoint(
     folder: str | Path,
     model: LoadedModel,
-    removed: Sequence[int],
-    patches: Patches = (),
+    edit: Edit,
     *,
     save_format: str = "auto",
     name: str = "",
@@ -115,8 +110,7 @@ def save_checkpoint(
     Args:
         folder: Where to.
         model: The dense model with its tokenizer; it does not change.
-        removed: Dense indices of the removed layers, in the order of removal.
-        patches: Fitted operators at their sites.
+        edit: What is removed, and the operators.
         save_format: `plain`: a stock checkpoint, with all patches folded into its weights. `custom`: the
             patches as modules of their own, with a modeling file. `adapter`: the patches alone, for
             `linearpatch.apply`. `auto`: `plain` where the patches can be folded, else `custom`.
@@ -136,17 +130,17 @@ def save_checkpoint(
     """
     require_choice("save_format", save_format, FORMATS)
     check_target(Path(folder))
-    check_storable(operator_of(patch) for _, patch in patches)
-    entries = tuple(PatchEntry(**asdict(site), **operator_of(patch)) for site, patch in patches)
+    check_storable(placed.module for placed in edit.operators)
+    entries = tuple(PatchEntry.of(placed) for placed in edit.operators)
     if save_format != "adapter":
-        check_rebuilt(model.decoder, view_of(model.decoder, removed), removed)
-    save_format, view = _represent(save_format, model.decoder, removed, patches)
+        check_rebuilt(model.decoder, edit.with_operators(()).view(model.decoder), edit.removed_layers)
+    save_format, view = _represent(save_format, model.decoder, edit)
     if view is not None and save_format == "plain":
         _check_experts_on_disk(view)
     manifest = Manifest(
         format=save_format,
         base=_base(model, name, source, hub_id, license),
-        removed_layers=tuple(removed),
+        removed_layers=edit.removed_layers,
         patches=entries,
         provenance=_provenance(record, source),
     )
@@ -155,8 +149,8 @@ def save_checkpoint(
             dtype = model.decoder.model.dtype
             tensors = {
                 f"{index}.{key}": value.to(dtype).contiguous()
-                for index, (_, patch) in enumerate(patches)
-                for key, value in patch.state_dict().items()
+                for index, placed in enumerate(edit.operators)
+                for key, value in placed.module.state_dict().items()
             }
             save_file(tensors, temporary / PATCH_FILE)
         else:
@@ -165,20 +159,18 @@ def save_checkpoint(
             (temporary / CARD_NAME).write_text(model_card(manifest, record), encoding="utf-8")
         manifest = replace(manifest, files=hash_files(temporary))
         manifest.write(temporary)
-        check_written(temporary, manifest, model.decoder, removed, patches, view)
+        check_written(temporary, manifest, model.decoder, edit, view)
     log.info("saved %s (%s)", folder, save_format)
     return manifest
 
 
-def _represent(
-    save_format: str, dense: Decoder, removed: Sequence[int], patches: Patches
-) -> tuple[str, PreTrainedModel | None]:
+def _represent(save_format: str, dense: Decoder, edit: Edit) -> tuple[str, PreTrainedModel | None]:
     """The format that `auto` stands for, and the model to write in it."""
     if save_format == "adapter":
         return save_format, None
-    if save_format != "custom" and is_foldable(patches):
+    if save_format != "custom" and edit.can_fold:
         try:
-            return "plain", folded_view(dense, removed, patches)
+            return "plain", folded_view(dense, edit)
         except ModelError as error:
             if save_format == "plain":
                 raise
@@ -188,8 +180,8 @@ def _represent(
             "save_format=plain can't hold these patches: only a scale common to all channels, or a map of an MLP's "
             "output, can be folded into stock weights. Remaining formats: custom, adapter."
         )
-    view = view_of(dense, removed, patches)
-    if all(site.branch == "mlp_weight" for site, _ in patches):
+    view = edit.view(dense)
+    if not any(placed.place.adds_parameters for placed in edit.operators):
         log.info("no patch is a module of its own, so that the checkpoint needs no code: it is plain")
         return "plain", view
     return "custom", view

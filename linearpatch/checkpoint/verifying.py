@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from linearpatch.checkpoint.loading import load_whole, read_patches
+from linearpatch.checkpoint.loading import load_whole, read_edit
 from linearpatch.checkpoint.manifest import Manifest
 from linearpatch.errors import ModelError
 from linearpatch.models.agreement import allowed_difference, check_logits_of, difference
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.views import Site, view_of
+from linearpatch.models.edit import Edit
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +27,7 @@ def check_written(
     folder: Path,
     manifest: Manifest,
     dense: Decoder,
-    removed: Sequence[int],
-    patches: Sequence[tuple[Site, nn.Module]],
+    edit: Edit,
     written: PreTrainedModel | None,
 ) -> None:
     """Load a checkpoint that isn't in its place yet and compare the logits of a few tokens.
@@ -42,17 +39,16 @@ def check_written(
         folder: Where it lies.
         manifest: What it says of itself.
         dense: The dense model.
-        removed: Dense indices of the layers that it lacks.
-        patches: The operators that it was measured with.
+        edit: What it was measured with.
         written: The model that was written; None for an adapter.
 
     Raises:
         ModelError: the model that was loaded is another.
     """
-    measured = view_of(dense, removed, patches)
+    measured = edit.view(dense)
     expected = check_logits_of(measured)
     if written is None:
-        actual = check_logits_of(view_of(dense, removed, read_patches(folder, manifest)))
+        actual = check_logits_of(read_edit(folder, manifest).view(dense))
     else:
         with TemporaryDirectory() as scratch:
             model = load_whole(folder, manifest, **_placement(written, scratch))
@@ -63,9 +59,10 @@ def check_written(
     if error > allowed:
         others = [name for name in ("custom", "adapter") if name != manifest.format]
         raise ModelError(
-            f"The {manifest.format} checkpoint of {type(dense.model).__name__} without layers {sorted(removed)} would "
-            f"load as another model than the one that was measured: its logits differ by {error:.1e} of the largest "
-            f"(allowed: {allowed:.0e} in {str(measured.dtype).removeprefix('torch.')}). Nothing was saved. Use "
+            f"The {manifest.format} checkpoint of {type(dense.model).__name__} without layers "
+            f"{sorted(edit.removed_layers)} would load as another model than the one that was measured: its logits "
+            f"differ by {error:.1e} of the largest (allowed: {allowed:.0e} in "
+            f"{str(measured.dtype).removeprefix('torch.')}). Nothing was saved. Use "
             f"save_format={' or '.join(others)}, or remove other layers."
         )
     log.info("the %s checkpoint was loaded again: its logits differ by %.1e of the largest", manifest.format, error)

@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from linearpatch.cache import Cache, Entry, digest_of
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.distillation.loop import Diverged, Loop
 from linearpatch.distillation.sources import SHARD, Cached, Online, Source
-from linearpatch.distillation.student import Student
 from linearpatch.distillation.trainable import (
     DiagonalPatch,
     FeaturePatch,
@@ -29,11 +28,11 @@ from linearpatch.distillation.trainable import (
 from linearpatch.distillation.training import Keeping, Training
 from linearpatch.errors import ConfigError, StorageError
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.fingerprint import parameter_hash, weights_hash
+from linearpatch.models.edit import Edit
+from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.gradients import gradients_for
-from linearpatch.models.modeling_linearpatch import FeatureMap, empty_patch
-from linearpatch.models.patched import operator_of
-from linearpatch.models.views import Site
+from linearpatch.models.modeling_linearpatch import FeatureMap, Operator, operator_from
+from linearpatch.models.runner import Runner
 from linearpatch.progress import steps
 from linearpatch.registry import identity
 from linearpatch.storage import make_folder
@@ -47,14 +46,14 @@ class Distilled:
     """Patches after training.
 
     Attributes:
-        patches: The operator at each site, with the lowest validation loss.
+        edit: With the operators that have the lowest validation loss.
         history: What was measured on the way; see `Loop.history`.
         num_steps: Steps done.
         best_step: After which of them the validation loss was lowest; 0 is the fitted patch.
         num_trained: Numbers that training moved.
     """
 
-    patches: Sequence[tuple[Site, nn.Module]]
+    edit: Edit
     history: Sequence[Mapping[str, float]]
     num_steps: int
     best_step: int
@@ -76,8 +75,7 @@ class TrainingFailed(Diverged):
 def distill(
     training: Training,
     decoder: Decoder,
-    removed: Sequence[int],
-    patches: Sequence[tuple[Site, nn.Module]],
+    edit: Edit,
     text: TokenBlocks,
     validation: TokenBlocks,
     *,
@@ -89,14 +87,13 @@ def distill(
 ) -> Distilled:
     """Train fitted patches against the dense model.
 
-    A training that was interrupted goes on from its last saved state, and one that was finished is read from the
+    A training that was interrupted resumes from its last saved state, and one that was finished is read from the
     cache.
 
     Args:
         training: Loss and settings.
         decoder: The dense model; never changed.
-        removed: Dense indices of the layers that the student lacks.
-        patches: The fitted operators at their sites.
+        edit: What is removed, and the fitted operators.
         text: What is trained on.
         validation: What decides which patches are best.
         cache: Where results, states and targets are kept; by default in memory.
@@ -112,13 +109,10 @@ def distill(
     """
     cache, workers = cache or Cache(), workers or Workers()
     model_key = dict(model_key or {"weights": weights_hash(decoder.model)})
-    modules = [module for _, module in patches]
-    sites = [site for site, _ in patches]
+    modules = _operators(edit)
     key = {
         "model": model_key,
-        "removed": sorted(removed),
-        "sites": [asdict(site) for site in sites],
-        "patches": parameter_hash(modules),
+        "edit": edit.identity(),
         "text": [text.hash, validation.hash],
         "training": identity(training),
         "seed": seed,
@@ -134,9 +128,8 @@ def distill(
                 "same command, and a cache_dir that all can read."
             )
         if found is None:
-            student = Student(
-                decoder, tuple(removed), tuple(sites), _trainable(training, decoder, modules, seed), training.recompute
-            )
+            trainable = edit.with_modules(_trainable(training, decoder, modules, seed))
+            student = Runner(decoder, trainable, training.recompute)
             loop = _loop(training, student, text, validation, cache, model_key, seed, workers)
             found = _train(loop, modules, cache, key, report)
             if workers.is_main:
@@ -147,7 +140,7 @@ def distill(
         workers.wait()
         if workers.is_main:
             cache.remove("distillation_state", key)
-    distilled = _distilled(found, sites)
+    distilled = _distilled(found, edit)
     if distilled.best_step == 0:
         log.warning(
             "distill: no step improved the fitted patch, which is kept. Use another distill.learning_rate (now %g) or "
@@ -157,7 +150,19 @@ def distill(
     return distilled
 
 
-def _trainable(training: Training, decoder: Decoder, modules: Sequence[nn.Module], seed: int) -> nn.ModuleList:
+def _operators(edit: Edit) -> list[Operator]:
+    """What is trained: operators with a spec, so that what becomes of them can be kept."""
+    operators = [placed.module for placed in edit.operators]
+    unknown = [type(operator).__name__ for operator in operators if not isinstance(operator, Operator)]
+    if unknown:
+        raise ConfigError(
+            f"A patch of the kind {unknown[0]} can't be distilled. Allowed: ChannelScale, LinearMap and, with "
+            "distill.trainable=full, FeatureMap."
+        )
+    return [operator for operator in operators if isinstance(operator, Operator)]
+
+
+def _trainable(training: Training, decoder: Decoder, modules: Sequence[nn.Module], seed: int) -> list[TrainablePatch]:
     if not modules:
         raise ConfigError("There is no patch to distil. Use another patch than none.")
     patches: list[TrainablePatch] = []
@@ -174,12 +179,12 @@ def _trainable(training: Training, decoder: Decoder, modules: Sequence[nn.Module
             patches.append(DiagonalPatch(matrix, bias, training.basis, around_start=training.decays_to_start))
         else:
             patches.append(LowRankPatch(matrix, bias, training.rank, seed + index))
-    return nn.ModuleList(patches)
+    return patches
 
 
 def _loop(
     training: Training,
-    student: Student,
+    student: Runner,
     text: TokenBlocks,
     validation: TokenBlocks,
     cache: Cache,
@@ -202,7 +207,7 @@ def _loop(
     return Loop(training, student, source, len(validation.ids), seed=seed, workers=workers)
 
 
-def _check_room(keeping: Keeping, student: Student, tokens: int, cache: Cache) -> None:
+def _check_room(keeping: Keeping, student: Runner, tokens: int, cache: Cache) -> None:
     """Refuse targets that the disk has no room for, before they are computed."""
     if cache.root is None:
         return
@@ -218,7 +223,7 @@ def _check_room(keeping: Keeping, student: Student, tokens: int, cache: Cache) -
 
 def _train(
     loop: Loop,
-    fitted: Sequence[nn.Module],
+    fitted: Sequence[Operator],
     cache: Cache,
     key: Mapping[str, Any],
     report: Callable[[Mapping[str, float]], None],
@@ -234,11 +239,11 @@ def _train(
     try:
         loop.run(save=save, report=report)
     except Diverged as error:
-        raise TrainingFailed(error, _distilled(_entry(loop, fitted), loop.student.sites)) from error
+        raise TrainingFailed(error, _distilled(_entry(loop, fitted), loop.student.edit)) from error
     return _entry(loop, fitted)
 
 
-def _entry(loop: Loop, fitted: Sequence[nn.Module]) -> Entry:
+def _entry(loop: Loop, fitted: Sequence[Operator]) -> Entry:
     """What was reached: the best operators, which are the fitted ones where no step improved them."""
     operators = loop.best_operators() if loop.best_step else fitted
     tensors = {
@@ -247,7 +252,7 @@ def _entry(loop: Loop, fitted: Sequence[nn.Module]) -> Entry:
         for name, values in operator.named_parameters()
     }
     facts = {
-        "operators": [operator_of(operator) for operator in operators],
+        "operators": [{"operator": operator.name, **operator.spec()} for operator in operators],
         "history": loop.history,
         "num_steps": loop.step,
         "best_step": loop.best_step,
@@ -256,14 +261,15 @@ def _entry(loop: Loop, fitted: Sequence[nn.Module]) -> Entry:
     return Entry(tensors, facts)
 
 
-def _distilled(entry: Entry, sites: Sequence[Site]) -> Distilled:
-    patches = []
-    for index, (site, operator) in enumerate(zip(sites, entry.facts["operators"], strict=True)):
-        module = empty_patch(**operator)
+def _distilled(entry: Entry, edit: Edit) -> Distilled:
+    operators = []
+    for index, spec in enumerate(entry.facts["operators"]):
+        operator = operator_from(spec)
         prefix = f"{index}."
-        module.load_state_dict(
+        operator.load_state_dict(
             {name.removeprefix(prefix): values for name, values in entry.tensors.items() if name.startswith(prefix)}
         )
-        patches.append((site, module))
+        operators.append(operator)
     facts = entry.facts
-    return Distilled(patches, facts["history"], facts["num_steps"], facts["best_step"], facts["num_trained"])
+    edit = edit.with_modules(operators)
+    return Distilled(edit, facts["history"], facts["num_steps"], facts["best_step"], facts["num_trained"])

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from linearpatch.distillation.chunks import at_least_fp32
-from linearpatch.distillation.student import Student
 from linearpatch.distillation.training import Lesson, Training
 from linearpatch.models.decoder import Decoder
+from linearpatch.models.runner import Runner
 from linearpatch.registry import component
 
 
@@ -23,15 +23,15 @@ class FeatureMSE(Training):
     The paper's comparison (table 5), which overfits there; LLM-Streamline trains its replacement layer so.
     """
 
-    def streams(self, student: Student) -> set[int]:
+    def streams(self, student: Runner) -> set[int]:
         """What the layer behind each interface reads in the dense model."""
-        return {site.reader for site in student.sites}
+        return {placed.site.reader for placed in student.edit.operators}
 
     def teach(self, decoder: Decoder, streams: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """Those streams themselves."""
         return {str(reader): stream for reader, stream in streams.items()}
 
-    def loss(self, student: Student, lesson: Lesson) -> Tensor:
+    def loss(self, student: Runner, lesson: Lesson) -> Tensor:
         """Mean over interfaces, tokens and channels; no layer after the last interface runs."""
         found = student.streams(lesson.stream, lesson.calls, self.streams(student))
         errors = []

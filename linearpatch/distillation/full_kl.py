@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from linearpatch.distillation.chunks import at_least_fp32, mean_loss
-from linearpatch.distillation.student import Student
 from linearpatch.distillation.training import Lesson, Training
 from linearpatch.errors import require_range
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.loss import logit_rows
+from linearpatch.models.runner import Runner
 from linearpatch.registry import component
 
 
@@ -32,7 +32,7 @@ class FullKL(Training):
         super().__post_init__()
         require_range("distill.temperature", self.temperature, low=0.01, high=100)
 
-    def streams(self, student: Student) -> set[int]:
+    def streams(self, student: Runner) -> set[int]:
         """What enters the final norm."""
         return {student.decoder.num_layers}
 
@@ -40,7 +40,7 @@ class FullKL(Training):
         """Hidden states after the final norm; logits are made of them when they are needed."""
         return {"normed": decoder.final_norm(streams[decoder.num_layers])}
 
-    def loss(self, student: Student, lesson: Lesson) -> Tensor:
+    def loss(self, student: Runner, lesson: Lesson) -> Tensor:
         """KL over all logits, a chunk of tokens at a time; times τ² as in `top_k_kl`."""
         decoder = student.decoder
         normed = decoder.final_norm(student.run(lesson.stream, lesson.calls)).flatten(0, -2)

@@ -15,10 +15,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from linearpatch.cache import Entry
 from linearpatch.distillation.sources import SHARD, Source
-from linearpatch.distillation.student import Student
 from linearpatch.distillation.trainable import TrainablePatch, parameters_of
 from linearpatch.distillation.training import Lesson, Training
 from linearpatch.errors import NumericsError
+from linearpatch.models.modeling_linearpatch import Operator
+from linearpatch.models.runner import Runner
 from linearpatch.progress import training_bar
 from linearpatch.stopping import Terminated, stop_requests
 from linearpatch.workers import Workers
@@ -58,7 +59,7 @@ class Loop:
     def __init__(
         self,
         training: Training,
-        student: Student,
+        student: Runner,
         source: Source,
         num_validation: int,
         *,
@@ -75,7 +76,9 @@ class Loop:
         self.steps_per_epoch = math.ceil(self.num_training / self.sequences_per_step)
         self.total = self.steps_per_epoch * training.epochs
 
-        self.patches: list[TrainablePatch] = list(student.patches)  # type: ignore[arg-type]
+        modules = [placed.module for placed in student.edit.operators]
+        self.patches = [module for module in modules if isinstance(module, TrainablePatch)]
+        assert len(self.patches) == len(modules)
         self.parameters = parameters_of(self.patches)
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=training.learning_rate, weight_decay=training.weight_decay
@@ -203,7 +206,7 @@ class Loop:
         """That of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def best_operators(self) -> list[nn.Module]:
+    def best_operators(self) -> list[Operator]:
         """The patches as they were when the validation loss was lowest."""
         now = [parameter.detach().clone() for parameter in self.parameters]
         self._put(self.best)

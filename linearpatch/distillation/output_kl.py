@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from linearpatch.distillation.student import Student
 from linearpatch.distillation.top_k import TopK, top_k_kl, top_k_targets
 from linearpatch.distillation.training import Keeping, Lesson, Training
 from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.models.decoder import Decoder
+from linearpatch.models.runner import Runner
 from linearpatch.registry import component
 
 TARGETS = ("online", "cached")
@@ -62,7 +62,7 @@ class OutputKL(Training):
         key = {"loss": "output_kl", "top_k": self.top_k, "temperature": self.temperature}
         return Keeping(key, 6 * self.top_k, self.keep_states) if self.targets == "cached" else None
 
-    def streams(self, student: Student) -> set[int]:
+    def streams(self, student: Runner) -> set[int]:
         """What enters the final norm."""
         return {student.decoder.num_layers}
 
@@ -72,7 +72,7 @@ class OutputKL(Training):
         targets = top_k_targets(decoder, normed, self.top_k, self.temperature)
         return {"probabilities": targets.probabilities, "indices": targets.indices}
 
-    def loss(self, student: Student, lesson: Lesson) -> Tensor:
+    def loss(self, student: Runner, lesson: Lesson) -> Tensor:
         """KL at the K indices."""
         normed = student.decoder.final_norm(student.run(lesson.stream, lesson.calls))
         targets = TopK(lesson.targets["probabilities"], lesson.targets["indices"])

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from linearpatch.cache import Cache, Entry
 from linearpatch.data.blocks import token_hash
-from linearpatch.distillation.student import Student
 from linearpatch.distillation.training import Keeping, Lesson, Training
 from linearpatch.errors import ModelError
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.models.passes import record
+from linearpatch.models.runner import Runner
 
 # Sequences in one file of targets. Orders of training shuffle within and between such groups, so that files are
 # read one after the other.
@@ -33,7 +33,7 @@ class Source(ABC):
         ids: The sequences, `[sequences, tokens]`.
     """
 
-    def __init__(self, training: Training, student: Student, ids: Tensor) -> None:
+    def __init__(self, training: Training, student: Runner, ids: Tensor) -> None:
         self.training = training
         self.student = student
         self.ids = ids
@@ -73,7 +73,7 @@ class Cached(Source):
     def __init__(
         self,
         training: Training,
-        student: Student,
+        student: Runner,
         ids: Tensor,
         keeping: Keeping,
         cache: Cache,

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from linearpatch.errors import ConfigError
 from linearpatch.hadamard import hadamard_matrix
-from linearpatch.models.modeling_linearpatch import ChannelScale, FeatureMap, LinearMap
+from linearpatch.models.modeling_linearpatch import ChannelScale, FeatureMap, LinearMap, Operator
 
 
 class TrainablePatch(nn.Module, ABC):
@@ -29,7 +29,7 @@ class TrainablePatch(nn.Module, ABC):
         """Map `[…, hidden_size]`, in the stream's dtype and where it is."""
 
     @abstractmethod
-    def operator(self) -> nn.Module:
+    def operator(self) -> Operator:
         """The patch as it is now, as an operator of its own."""
 
 
@@ -50,7 +50,7 @@ class MatrixPatch(TrainablePatch):
         return functional.linear(hidden, self.matrix().T.to(hidden), None if bias is None else bias.to(hidden))
 
     @torch.no_grad()
-    def operator(self) -> nn.Module:
+    def operator(self) -> Operator:
         """The patch as it is now, as an operator of its own."""
         bias = self.bias()
         return LinearMap(self.matrix().detach().clone(), None if bias is None else bias.detach().clone())
@@ -111,7 +111,7 @@ class FeaturePatch(TrainablePatch):
         return patched
 
     @torch.no_grad()
-    def operator(self) -> nn.Module:
+    def operator(self) -> Operator:
         """The map as it is now."""
         operator = copy.deepcopy(self._shape[0]).float()
         operator.load_state_dict(self._values())
@@ -159,7 +159,7 @@ class DiagonalPatch(MatrixPatch):
         return scaled if self.turn is None else scaled @ self.get_buffer("turn").T
 
     @torch.no_grad()
-    def operator(self) -> nn.Module:
+    def operator(self) -> Operator:
         """A scale for each channel stays one; anything else is a map."""
         matrix = self.matrix()
         if self.turn is None and self.turned_bias is None and torch.equal(matrix, matrix.diagonal().diag()):

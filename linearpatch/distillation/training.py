@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from linearpatch.distillation.student import Student
 from linearpatch.errors import ConfigError, ModelError, require_choice, require_range
 from linearpatch.hadamard import hadamard_factors
 from linearpatch.models.decoder import Decoder, LayerCall
+from linearpatch.models.runner import Runner
 from linearpatch.registry import component
 from linearpatch.words import counted
 
@@ -198,7 +198,7 @@ class Training(Distillation, ABC):
                 ) from error
 
     @abstractmethod
-    def streams(self, student: Student) -> set[int]:
+    def streams(self, student: Runner) -> set[int]:
         """The dense model's streams from which targets are made."""
 
     @abstractmethod
@@ -211,5 +211,5 @@ class Training(Distillation, ABC):
         """
 
     @abstractmethod
-    def loss(self, student: Student, lesson: Lesson) -> Tensor:
+    def loss(self, student: Runner, lesson: Lesson) -> Tensor:
         """Mean loss of the student on a batch, a scalar in at least fp32 with a graph back to the patches."""

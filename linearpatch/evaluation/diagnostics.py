@@ -16,8 +16,8 @@ from linearpatch.data.reader import Reader
 from linearpatch.errors import require_range, settings_of
 from linearpatch.evaluation.evaluation import Evaluation, Measured, Measurement, Metric, Preparation, Subject
 from linearpatch.models.decoder import Decoder
+from linearpatch.models.edit import interfaces_of
 from linearpatch.models.passes import walk
-from linearpatch.models.views import interfaces_of
 from linearpatch.registry import component
 
 

@@ -9,18 +9,49 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-OPERATORS = ("channel_scale", "linear_map", "feature_map")
 EPSILON = 1e-6  # added to a mean square before dividing by its root
 PATCH_PREFIX = "linear_patch_"  # of the names of patches, as submodules of what they sit on
 
 
-class ChannelScale(nn.Module):
+OPERATORS: dict[str, type[Operator]] = {}
+
+
+class Operator(nn.Module):
+    """Maps what a patch reads to what it writes; a checkpoint holds its parameters and its spec.
+
+    A class defines `spec` and `from_spec`, and is registered with its name: `class Mine(Operator, name="mine")`.
+    """
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, name: str, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls.name = name
+        OPERATORS[name] = cls
+
+    def spec(self) -> dict[str, Any]:
+        """Plain values from which `from_spec` builds an operator of the same shape."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_spec(cls, **spec: Any) -> Operator:
+        """An operator that does nothing yet: its parameters are those of the identity."""
+        raise NotImplementedError
+
+
+def operator_from(entry: Mapping[str, Any]) -> Operator:
+    """The operator that an entry of `config.linear_patches` describes, doing nothing yet."""
+    spec = {key: value for key, value in entry.items() if key not in ("module", "side", "operator")}
+    return OPERATORS[entry["operator"]].from_spec(**spec)
+
+
+class ChannelScale(Operator, name="channel_scale"):
     """Multiplies each channel, or all channels alike: x ↦ x ⊙ d.
 
     Args:
@@ -35,8 +66,17 @@ class ChannelScale(nn.Module):
         """Scale `[…, hidden_size]`."""
         return hidden * self.scale
 
+    def spec(self) -> dict[str, Any]:
+        """Its size: that of the stream, or 1."""
+        return {"size": self.scale.numel()}
 
-class LinearMap(nn.Module):
+    @classmethod
+    def from_spec(cls, size: int) -> ChannelScale:  # type: ignore[override]
+        """A scale of one."""
+        return cls(torch.ones(size))
+
+
+class LinearMap(Operator, name="linear_map"):
     """Multiplies by a matrix and adds a bias: x ↦ x W + b, one matrix product.
 
     Args:
@@ -54,8 +94,19 @@ class LinearMap(nn.Module):
         """Map `[…, hidden_size]`."""
         return functional.linear(hidden, self.weight, self.bias)
 
+    def spec(self) -> dict[str, Any]:
+        """Its size, the width of what it reads where that is another, and whether it has a bias."""
+        size, inputs = self.weight.shape
+        return {"size": size, "bias": self.bias is not None} | ({} if inputs == size else {"inputs": inputs})
 
-class FeatureMap(nn.Module):
+    @classmethod
+    def from_spec(cls, size: int, bias: bool = False, inputs: int | None = None) -> LinearMap:  # type: ignore[override]
+        """The identity, or nothing where it reads something else than the stream."""
+        matrix = torch.eye(size) if inputs is None else torch.zeros(inputs, size)
+        return cls(matrix, torch.zeros(size) if bias else None)
+
+
+class FeatureMap(Operator, name="feature_map"):
     """Adds a linear map of what a layer sees of the stream: x ↦ x ⊙ d + n(x) W + b.
 
     n(x) is x, or x over its root mean square, as the norm before a layer has it. W may be a product A B of two
@@ -89,47 +140,29 @@ class FeatureMap(nn.Module):
         added = functional.linear(added, last, self.bias)
         return added + (hidden if self.scale is None else hidden * self.scale)
 
+    def spec(self) -> dict[str, Any]:
+        """Its size, its rank where it has one, and which of its parts there are."""
+        return {
+            "size": len(self.weights[-1]),
+            "bias": self.bias is not None,
+            "normalised": self.normalised,
+            "scale": self.scale is not None,
+            "rank": len(self.weights[0]) if len(self.weights) > 1 else None,
+        }
+
+    @classmethod
+    def from_spec(  # type: ignore[override]
+        cls, size: int, bias: bool = False, normalised: bool = False, scale: bool = False, rank: int | None = None
+    ) -> FeatureMap:
+        """A map that adds nothing to the stream."""
+        shapes = [(size, size)] if rank is None else [(size, rank), (rank, size)]
+        maps = [torch.zeros(shape) for shape in shapes]
+        return cls(maps, normalised, torch.ones(size) if scale else None, torch.zeros(size) if bias else None)
+
 
 def _parameter(values: Tensor) -> nn.Parameter:
     """Frozen values in the default dtype, which `from_pretrained` sets to the model's."""
     return nn.Parameter(values.to(torch.get_default_dtype()).contiguous(), requires_grad=False)
-
-
-def empty_patch(
-    operator: str,
-    size: int,
-    bias: bool,
-    normalised: bool = False,
-    scale: bool = False,
-    rank: int | None = None,
-    inputs: int | None = None,
-) -> nn.Module:
-    """An operator that does nothing yet: its parameters are those of the identity.
-
-    Args:
-        operator: One of `OPERATORS`.
-        size: Of the stream; 1 for one scale for all channels.
-        bias: Whether a map adds one.
-        normalised: Whether a feature map sees the stream over its root mean square.
-        scale: Whether it scales each channel of what it adds to.
-        rank: Of its matrix where that is a product; None where it isn't.
-        inputs: Width of what a map reads where that isn't the stream.
-    """
-    if operator == "channel_scale":
-        return ChannelScale(torch.ones(size))
-    if operator == "linear_map":
-        matrix = torch.eye(size) if inputs is None else torch.zeros(inputs, size)
-        return LinearMap(matrix, torch.zeros(size) if bias else None)
-    if operator == "feature_map":
-        shapes = [(size, size)] if rank is None else [(size, rank), (rank, size)]
-        maps = [torch.zeros(shape) for shape in shapes]
-        return FeatureMap(maps, normalised, torch.ones(size) if scale else None, torch.zeros(size) if bias else None)
-    raise ValueError(f"unknown operator {operator!r}")
-
-
-def form_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an entry of `config.linear_patches` that `empty_patch` needs."""
-    return {name: value for name, value in entry.items() if name not in ("module", "side")}
 
 
 def attach(module: nn.Module, patch: nn.Module, side: str) -> None:
@@ -177,7 +210,7 @@ class LinearPatchMixin:
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         for entry in config.linear_patches:
-            attach(self.get_submodule(entry["module"]), empty_patch(**form_of(entry)), entry["side"])
+            attach(self.get_submodule(entry["module"]), operator_from(entry), entry["side"])
         self.post_init()
 
     # transformers reads the source of a class to see what it can switch; that of the family's class tells.

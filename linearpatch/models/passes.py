@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from linearpatch.models.decoder import Decoder, LayerCall, split_call, unwrap
-from linearpatch.models.writers import mlp_product, mlp_writer
+from linearpatch.models.places import InProjection, OnOutput
+from linearpatch.models.sublayers import sublayers_of
 
 # Called with the index of the reader, the stream it reads, and the rest of its call.
 Visitor = Callable[[int, Tensor, LayerCall], None]
@@ -106,33 +107,38 @@ def mlp_outputs(decoder: Decoder, layers: Iterable[int]) -> Iterator[dict[int, T
     def keep(index: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def after_forward(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
             # A new tensor: Falcon adds its attention's output to this one in place.
-            added[index] = unwrap(output) * decoder.residual_multiplier
+            added[index] = unwrap(output) * multipliers[index]
 
         return after_forward
 
-    handles = [mlp_writer(decoder.layers[index]).register_forward_hook(keep(index)) for index in layers]
+    layers = list(layers)
+    multipliers = {index: sublayers_of(decoder, index).mlp.multiplier for index in layers}
+    handles = [OnOutput.output_of(decoder, index).register_forward_hook(keep(index)) for index in layers]
     with _removed_at_the_end(handles):
         yield added
 
 
 @contextmanager
 def mlp_inputs(decoder: Decoder, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
-    """While open, keep what the last products of some layers' MLPs read in the last forward pass, by layer.
+    """While open, keep what the output projections of some layers' MLPs read in the last forward pass, by layer.
 
-    It is scaled so that the product's weight alone leads to the stream.
+    It is scaled so that the projection's weight alone leads to the stream.
 
     Raises:
-        ModelError: the family's MLP has no such product, or a norm stands between it and the stream.
+        ModelError: the family's MLP has no output projection, or a norm stands between it and the stream.
     """
     read: dict[int, Tensor] = {}
 
     def keep(index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def before_forward(_: nn.Module, args: tuple[Any, ...]) -> None:
-            read[index] = args[0] * decoder.residual_multiplier
+            read[index] = args[0] * multipliers[index]
 
         return before_forward
 
-    handles = [mlp_product(decoder.layers[index]).register_forward_pre_hook(keep(index)) for index in layers]
+    layers = list(layers)
+    multipliers = {index: sublayers_of(decoder, index).mlp.multiplier for index in layers}
+    projections = {index: InProjection.projection_of(decoder, index) for index in layers}
+    handles = [module.register_forward_pre_hook(keep(index)) for index, module in projections.items()]
     with _removed_at_the_end(handles):
         yield read
 

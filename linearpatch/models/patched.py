@@ -8,7 +8,7 @@ two lines for its family.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from linearpatch.errors import ModelError, StorageError
 from linearpatch.models import modeling_linearpatch
-from linearpatch.models.modeling_linearpatch import OPERATORS, ChannelScale, FeatureMap, LinearMap, LinearPatchMixin
+from linearpatch.models.modeling_linearpatch import OPERATORS, PATCH_PREFIX, LinearPatchMixin, Operator
 
 MODULE = "modeling_linearpatch"
 CONFIG_CLASS = "LinearPatchConfig"
@@ -57,7 +57,7 @@ def patched_model_class(base_model: Any, base_config: Any) -> Any:
         family = (base_config, base_model)
 
         def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:
-            check_storable(self.config.linear_patches)
+            check_storable(_operators_in(self))
             if settings.get("push_to_hub"):
                 raise StorageError("A patched model is saved first and pushed then: hf upload REPOSITORY FOLDER")
             source = modeling_source(*self.family)
@@ -69,12 +69,19 @@ def patched_model_class(base_model: Any, base_config: Any) -> Any:
     return Patched
 
 
+def _operators_in(model: nn.Module) -> Iterator[nn.Module]:
+    """The operators that are attached to a model."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2].startswith(PATCH_PREFIX):
+            yield module
+
+
 def become_patched(model: PreTrainedModel, entries: Sequence[dict[str, Any]]) -> None:
     """Give a model that patches were attached to the class that says so.
 
     Args:
         model: A view of its own, with patches attached as `entries` describe.
-        entries: What `LinearPatchMixin` needs to build them again, from `entry_of`.
+        entries: What `LinearPatchMixin` needs to build them again, from `Place.add_to`.
     """
     base_model: Any = type(model)
     base_config: Any = type(model.config)
@@ -87,48 +94,18 @@ def become_patched(model: PreTrainedModel, entries: Sequence[dict[str, Any]]) ->
     }
 
 
-def entry_of(patch: nn.Module, module: str, side: str) -> dict[str, Any]:
-    """An operator and its place as plain values.
-
-    Args:
-        patch: A fitted operator.
-        module: Name, within the model, of the module it is attached to.
-        side: `input` or `output` of that module.
-    """
-    return {"module": module, "side": side, **operator_of(patch)}
-
-
-def operator_of(patch: nn.Module) -> dict[str, Any]:
-    """What `empty_patch` needs to build an operator of the same shape; others are named by their class."""
-    if isinstance(patch, ChannelScale):
-        return {"operator": "channel_scale", "size": patch.scale.numel(), "bias": False}
-    if isinstance(patch, LinearMap):
-        size, inputs = patch.weight.shape
-        form = {"operator": "linear_map", "size": size, "bias": patch.bias is not None}
-        return form if inputs == size else form | {"inputs": inputs}
-    if isinstance(patch, FeatureMap):
-        return {
-            "operator": "feature_map",
-            "size": len(patch.weights[-1]),
-            "bias": patch.bias is not None,
-            "normalised": patch.normalised,
-            "scale": patch.scale is not None,
-            "rank": len(patch.weights[0]) if len(patch.weights) > 1 else None,
-        }
-    return {"operator": type(patch).__name__, "size": 0, "bias": False}
-
-
-def check_storable(entries: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse operators that `empty_patch` can't build.
+def check_storable(operators: Iterable[nn.Module]) -> None:
+    """Reject operators that a checkpoint can't hold.
 
     Raises:
         StorageError: names the operator.
     """
-    for entry in entries:
-        if entry["operator"] not in OPERATORS:
+    for operator in operators:
+        if not isinstance(operator, Operator) or OPERATORS.get(operator.name) is not type(operator):
             raise StorageError(
-                f"A checkpoint can't hold the operator {entry['operator']}. Allowed: ChannelScale, LinearMap and "
-                "FeatureMap of linearpatch.models.modeling_linearpatch."
+                f"A checkpoint can't hold the operator {type(operator).__name__}: it isn't an Operator with a spec. "
+                f"Allowed: {', '.join(sorted(cls.__name__ for cls in OPERATORS.values()))} of "
+                "linearpatch.models.modeling_linearpatch, or a subclass of Operator beside them."
             )
 
 

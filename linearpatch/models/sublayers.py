@@ -86,11 +86,11 @@ def _trace(decoder: Decoder) -> None:
     with _watching(decoder.layers) as seen:
         decoder.hidden_states(decoder.forward(check_tokens(decoder.model), use_cache=False))
     for layer, (read, written, outputs) in zip(decoder.layers, seen, strict=True):
-        layer.__dict__[_MEMORY] = _decompose(read, written, outputs)
+        layer.__dict__[_MEMORY] = _decompose(read, written, outputs, (1.0, decoder.residual_multiplier))
 
 
 @contextmanager
-def _watching(layers: Sequence[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor, list[tuple[str, bool, Tensor]]]]]:
+def _watching(layers: nn.ModuleList) -> Iterator[list[tuple[Tensor, Tensor, list[tuple[str, bool, Tensor]]]]]:
     """While open, keep for each layer what it reads and writes, and what its modules write, in the order they ended."""
     seen: list[tuple[Tensor, Tensor, list[tuple[str, bool, Tensor]]]] = []
     reads: list[Tensor] = []
@@ -126,7 +126,7 @@ def _watching(layers: Sequence[nn.Module]) -> Iterator[list[tuple[Tensor, Tensor
 
 
 def _decompose(
-    read: Tensor, written: Tensor, outputs: Sequence[tuple[str, bool, Tensor]]
+    read: Tensor, written: Tensor, outputs: Sequence[tuple[str, bool, Tensor]], known: Sequence[float]
 ) -> tuple[tuple[str, str] | None, float]:
     """Names of the two modules whose outputs are added, and what their sum is multiplied by; None: there are none."""
     added = (written.double() - read.to(written.device).double()).flatten(0, -2)
@@ -142,7 +142,7 @@ def _decompose(
     best, found, multiplier = tolerance, None, 1.0
     for (first, _, one), (second, _, other) in combinations(distinct, 2):
         total = one + other
-        factor = _ratio(added, total)
+        factor = _ratio(added, total, known)
         # Of the tokens, the median: where one is massive, rounding is larger than what the layer adds to it.
         error = ((added - factor * total).norm(dim=-1) / added.norm(dim=-1)).median().item()
         if error < best:
@@ -150,7 +150,7 @@ def _decompose(
     return found, multiplier
 
 
-def _ratio(added: Tensor, total: Tensor) -> float:
-    """The median over tokens of what one is of the other, and 1 where it is nearly that."""
+def _ratio(added: Tensor, total: Tensor, known: Sequence[float]) -> float:
+    """The median over tokens of what one is of the other; exactly one of those known where it is nearly that."""
     ratio = ((added * total).sum(dim=-1) / total.square().sum(dim=-1)).median().item()
-    return 1.0 if abs(ratio - 1) < 1e-2 else ratio
+    return next((value for value in known if abs(ratio - value) < 1e-2 * value), ratio)

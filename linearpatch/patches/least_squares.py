@@ -12,14 +12,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from linearpatch.calibration.drafts import all_ready
+from linearpatch.calibration.candidate_edits import ready
 from linearpatch.calibration.gram import PairGram
-from linearpatch.calibration.suffix import Shortened
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import NumericsError, require_choice, require_number
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.views import Site
-from linearpatch.patches.patch import FittedPatch, Patch
+from linearpatch.models.edit import PlacedOperator, Site
+from linearpatch.patches.patch import Patch
 from linearpatch.registry import name_of
 
 log = logging.getLogger(__name__)
@@ -92,7 +91,7 @@ class LeastSquaresPatch(Patch):
             simpler |= {f"{prefix}ridge={ridge:.3g}": replace(plain, ridge=ridge) for ridge in ridges}
         return simpler
 
-    def gap_statistics(self, sites: Sequence[Site]) -> Sequence[PairGram]:
+    def interface_statistics(self, sites: Sequence[Site]) -> Sequence[PairGram]:
         """The sums of products at each site; where one fit waits for another, its own come later."""
         return () if self.sequential else [self.gram(group[0]) for group in self.together(sites)]
 
@@ -112,7 +111,7 @@ class LeastSquaresPatch(Patch):
         """W₀: as many rows as x has entries, without the 1 of a b."""
         return torch.eye(gram["xy"].shape[1]).to(gram["xy"])
 
-    def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[FittedPatch]:
+    def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[PlacedOperator]:
         """Gather sums of products at the sites in one pass up to the deepest, and solve.
 
         Raises:
@@ -122,7 +121,7 @@ class LeastSquaresPatch(Patch):
         grams = workspace.collect(*(self.gram(group[0]) for group in groups), description="fit")
         device = solving_device(workspace.decoder)
 
-        def fitted(ridge: float) -> list[FittedPatch]:
+        def fitted(ridge: float) -> list[PlacedOperator]:
             solved = [self._solve(group, gram, ridge, device) for group, gram in zip(groups, grams, strict=True)]
             return [patch for patches in solved for patch in patches]
 
@@ -130,13 +129,13 @@ class LeastSquaresPatch(Patch):
 
     def _solve(
         self, sites: Sequence[Site], gram: Mapping[str, Tensor], ridge: float, device: torch.device
-    ) -> list[FittedPatch]:
+    ) -> list[PlacedOperator]:
         gram = {name: sums.to(device) for name, sums in gram.items()}
         try:
             operators, solution = self.operators(gram, ridge)
         except NumericsError as error:
             raise NumericsError(
-                f"The least-squares fit at [{sites[0].start}, {sites[0].end}) has no unique solution: "
+                f"The least-squares fit at {sites[0].interface} has no unique solution: "
                 f"{int(gram['count'])} tokens for {len(gram['xx'])} unknowns per channel, patch.ridge={ridge}. "
                 "Give it more calibration tokens or a larger ridge."
             ) from error
@@ -155,7 +154,7 @@ class LeastSquaresPatch(Patch):
                 f"{'' if self.ridge == 'auto' else ', or set patch.ridge=auto'}."
             )
         return [
-            FittedPatch(site, operator.cpu(), diagnostics, warning)
+            PlacedOperator(site, operator.cpu(), diagnostics, warning)
             for site, operator in zip(sites, operators, strict=True)
         ]
 
@@ -170,7 +169,7 @@ def choose_ridge(
     patch: LeastSquaresPatch,
     workspace: Workspace,
     sites: Sequence[Site],
-    fit: Callable[[float], Sequence[FittedPatch]],
+    fit: Callable[[float], Sequence[PlacedOperator]],
 ) -> float:
     """The ridge whose patches have the lowest held-out loss; infinity where none is better than no patch.
 
@@ -180,15 +179,15 @@ def choose_ridge(
         sites: Where the patches are; the layers between are gone.
         fit: The patches with some ridge.
     """
-    gone = {layer for site in sites for layer in range(site.start, site.end)}
-    removed = (*workspace.base.removed, *sorted(gone - set(workspace.base.removed)))
-    models = {inf: Shortened(removed, workspace.base.patches)}
+    bridged = {layer for site in sites for layer in range(site.interface.start, site.interface.end)}
+    base = workspace.base.without_layers(sorted(bridged - set(workspace.base.removed_layers)))
+    models = {inf: base}
     for ridge in patch.ridges:
-        models[ridge] = Shortened(removed, (*workspace.base.patches, *all_ready(fit(ridge), workspace.decoder)))
+        models[ridge] = base.with_operators((*base.operators, *ready(fit(ridge), workspace.decoder)))
     losses = workspace.losses(workspace.held_out, workspace.base, list(models.values()), survivors=1)
     found = {ridge: loss.loss for ridge, loss in zip(models, losses, strict=True) if not loss.is_bound}
     best = min(found, key=lambda ridge: (found[ridge], -ridge))
-    gaps = ", ".join(dict.fromkeys(f"[{site.start}, {site.end})" for site in sites))
+    gaps = ", ".join(dict.fromkeys(str(site.interface) for site in sites))
     log.info("patch=%s at %s: held-out loss %.4f with patch.ridge=%g", name_of(patch), gaps, found[best], best)
     return best
 

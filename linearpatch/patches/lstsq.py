@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from linearpatch.calibration.gram import Gram
 from linearpatch.errors import ConfigError, require_choice, require_number, require_range
+from linearpatch.models.edit import Site
 from linearpatch.models.modeling_linearpatch import FeatureMap, LinearMap
-from linearpatch.models.views import Site
 from linearpatch.patches.least_squares import (
     LeastSquaresPatch,
     Solution,
@@ -107,7 +107,7 @@ class LeastSquares(LeastSquaresPatch):
 
     def gram(self, site: Site) -> Gram:
         """The streams before and after the gap."""
-        return Gram(site.start, site.end, self.weighting, self.bias, self.normalised)
+        return Gram(site.interface.start, site.interface.end, self.weighting, self.bias, self.normalised)
 
     def prior(self, gram: Mapping[str, Tensor]) -> Tensor:
         """The identity, or nothing to add."""

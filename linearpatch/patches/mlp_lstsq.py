@@ -9,17 +9,18 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from linearpatch.calibration.gram import MlpGram
+from linearpatch.models.decoder import Decoder
+from linearpatch.models.edit import Interface, Site
 from linearpatch.models.modeling_linearpatch import LinearMap
-from linearpatch.models.views import Site
-from linearpatch.models.writers import mlp_writer
-from linearpatch.patches.before_gap import BeforeGapPatch
+from linearpatch.models.places import OnOutput, Place
+from linearpatch.patches.before_interface import BeforeInterfacePatch
 from linearpatch.patches.least_squares import Solution, penalty_of, solve
 from linearpatch.registry import component
 
 
 @component("patch", "mlp_lstsq")
 @dataclass(frozen=True)
-class MlpLeastSquares(BeforeGapPatch):
+class MlpLeastSquares(BeforeInterfacePatch):
     """m ↦ m A on what the last layer before the gap adds by its MLP, so that the stream meets its target.
 
     ReplaceMe, section 3.2 (closed form): minimises Σ w ‖m A − (x_end − x_start + m)‖² + λ ‖A − I‖². A is folded
@@ -29,12 +30,15 @@ class MlpLeastSquares(BeforeGapPatch):
     foldable: ClassVar[bool] = True
     foldable_distilled: ClassVar[bool] = True
 
-    branches: ClassVar[Sequence[str]] = ("mlp",)
-    find: ClassVar[Callable[[nn.Module], nn.Module]] = staticmethod(mlp_writer)
+    find: ClassVar[Callable[[Decoder, int], nn.Module]] = staticmethod(OnOutput.output_of)
+
+    def places(self, interface: Interface) -> Sequence[Place]:
+        """On the output of the MLP before it."""
+        return [OnOutput(interface.start - 1)]
 
     def gram(self, site: Site) -> MlpGram:
         """What the MLP adds, and what it would have to add."""
-        return MlpGram(site.start, site.end, self.weighting)
+        return MlpGram(site.interface.start, site.interface.end, self.weighting)
 
     def operators(self, gram: Mapping[str, Tensor], ridge: float) -> tuple[list[nn.Module], Solution]:
         """A map of the MLP's output."""

@@ -9,8 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from linearpatch.models.edit import Interface
 from linearpatch.models.modeling_linearpatch import LinearMap
-from linearpatch.patches.before_gap import RefitPatch
+from linearpatch.models.places import InProjection, Place
+from linearpatch.patches.before_interface import RefitPatch
 from linearpatch.patches.least_squares import Solution, energies, solve
 from linearpatch.registry import component
 
@@ -27,7 +29,10 @@ class MlpRefit(RefitPatch):
 
     foldable: ClassVar[bool] = True
     foldable_distilled: ClassVar[bool] = True
-    branches: ClassVar[Sequence[str]] = ("mlp_weight",)
+
+    def places(self, interface: Interface) -> Sequence[Place]:
+        """In the output projection of the MLP before it."""
+        return [InProjection(interface.start - 1)]
 
     def operators(self, gram: Mapping[str, Tensor], ridge: float) -> tuple[list[nn.Module], Solution]:
         """Regress what the gap adds on what the product reads."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from linearpatch.calibration.workspace import Workspace
-from linearpatch.models.views import Interface, Site
-from linearpatch.patches.patch import FittedPatch, Patch
+from linearpatch.models.edit import Interface, PlacedOperator, Site
+from linearpatch.patches.patch import Patch
 from linearpatch.registry import component
 
 
@@ -23,6 +23,6 @@ class NoPatch(Patch):
         """No sites."""
         return []
 
-    def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[FittedPatch]:
+    def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[PlacedOperator]:
         """Nothing to fit."""
         return []

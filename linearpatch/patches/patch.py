@@ -12,33 +12,16 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from linearpatch.calibration.repaired import BehindWorkspace
+from linearpatch.calibration.edited_workspace import SequentialWorkspace
 from linearpatch.calibration.statistics import Magnitude, MagnitudeRatio, Statistic, ratio
-from linearpatch.calibration.suffix import Shortened
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import require_choice
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.views import Interface, Site, interfaces_of
+from linearpatch.models.edit import Edit, Interface, PlacedOperator, Site
+from linearpatch.models.places import OnStream
 
 SITES = ("one_per_interface", "one_per_layer")
 ESTIMATORS = ("ratio_of_means", "mean_of_ratios")
-
-
-@dataclass(frozen=True)
-class FittedPatch:
-    """An operator at its site.
-
-    Attributes:
-        site: Where it sits.
-        module: Maps `[…, hidden_size]` to the same shape.
-        diagnostics: How the fit went, as plain numbers.
-        warning: What is doubtful about it; empty: nothing.
-    """
-
-    site: Site
-    module: nn.Module
-    diagnostics: Mapping[str, float]
-    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,8 +59,12 @@ class Patch(ABC):
     def place(self, interfaces: Sequence[Interface]) -> list[Site]:
         """The sites at some interfaces."""
         if self.sites == "one_per_interface":
-            return [Site(gap.start, gap.end, reader=gap.end) for gap in interfaces]
-        return [Site(layer, layer + 1, reader=gap.end) for gap in interfaces for layer in range(gap.start, gap.end)]
+            return [Site(one, one.end, OnStream(one.end)) for one in interfaces]
+        return [
+            Site(Interface(layer, layer + 1), one.end, OnStream(one.end))
+            for one in interfaces
+            for layer in range(one.start, one.end)
+        ]
 
     @property
     def is_matrix(self) -> bool:
@@ -93,25 +80,23 @@ class Patch(ABC):
         """Statistics wanted whichever layers go; they share one pass with those of the pruner."""
         return ()
 
-    def repair(self, workspace: Workspace, removed: Sequence[int]) -> list[FittedPatch]:
-        """Bridge the gaps that removed layers leave."""
-        sites = self.place(interfaces_of(removed))
+    def repair(self, workspace: Workspace, edit: Edit) -> Edit:
+        """The edit with an operator at each of its interfaces."""
+        sites = self.place(edit.interfaces)
         if not self.sequential:
-            return self.fit(workspace, sites)
-        fitted: list[FittedPatch] = []
+            return edit.with_operators(self.fit(workspace, sites))
+        fitted: list[PlacedOperator] = []
         for together in self.together(sites):
-            first = together[0]
-            gone = tuple(layer for layer in removed if layer < first.reader)
-            model = Shortened(gone, tuple((patch.site, patch.module) for patch in fitted))
-            fitted += self.fit(BehindWorkspace(workspace, model, first), together)
-        return fitted
+            before = edit.before(together[0].reader).with_operators(fitted)
+            fitted += self.fit(SequentialWorkspace(workspace, before, together[0]), together)
+        return edit.with_operators(fitted)
 
     def together(self, sites: Sequence[Site]) -> list[list[Site]]:
         """Sites in groups that are fitted at once; one by one, as a rule."""
         return [[site] for site in sites]
 
     def draft(self) -> Patch:
-        """What stands in for it where a search fits many gaps: nothing that costs a pass for each of them."""
+        """What stands in for it where a search fits many interfaces: nothing that costs a pass for each of them."""
         return replace(self, sequential=False)
 
     def simpler(self) -> Mapping[str, Patch]:
@@ -121,12 +106,12 @@ class Patch(ABC):
         """
         return {}
 
-    def gap_statistics(self, sites: Sequence[Site]) -> Sequence[Statistic]:
-        """Statistics that `fit` asks for at some sites; asked for together, many gaps share a pass."""
+    def interface_statistics(self, sites: Sequence[Site]) -> Sequence[Statistic]:
+        """Statistics that `fit` asks for at some sites; asked for together, many interfaces share a pass."""
         return ()
 
     @abstractmethod
-    def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[FittedPatch]:
+    def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[PlacedOperator]:
         """Fit one operator for each site, on the streams that the workspace shows."""
 
 
@@ -156,7 +141,7 @@ class ScalePatch(Patch):
         """Magnitudes of every stream, where they suffice."""
         return (Magnitude(self.basis),) if self.estimator == "ratio_of_means" else ()
 
-    def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[FittedPatch]:
+    def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[PlacedOperator]:
         """Estimate the scale at each site."""
         fitted = []
         for site, scale in zip(sites, self._scales(workspace, sites), strict=True):
@@ -166,14 +151,15 @@ class ScalePatch(Patch):
                 "scale_min": scale.min().item(),
                 "scale_max": scale.max().item(),
             }
-            fitted.append(FittedPatch(site, self.operator(scale), diagnostics))
+            fitted.append(PlacedOperator(site, self.operator(scale), diagnostics))
         return fitted
 
     def _scales(self, workspace: Workspace, sites: Sequence[Site]) -> list[Tensor]:
         if self.estimator == "mean_of_ratios":
-            wanted = [MagnitudeRatio(site.start, site.end, self.basis, self.pooled) for site in sites]
+            spans = [(site.interface.start, site.interface.end) for site in sites]
+            wanted = [MagnitudeRatio(start, end, self.basis, self.pooled) for start, end in spans]
             return [found["ratio"] for found in workspace.collect(*wanted, description="fit")]
         magnitude = workspace.statistic(Magnitude(self.basis))["magnitude"]
         if self.pooled:
             magnitude = magnitude.sum(dim=-1, keepdim=True)
-        return [ratio(magnitude[site.end], magnitude[site.start]) for site in sites]
+        return [ratio(magnitude[site.interface.end], magnitude[site.interface.start]) for site in sites]

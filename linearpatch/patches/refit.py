@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import inf
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from linearpatch.errors import require_number
+from linearpatch.models.edit import Interface, Site
 from linearpatch.models.modeling_linearpatch import LinearMap
-from linearpatch.models.views import Site
-from linearpatch.patches.before_gap import RefitPatch
+from linearpatch.models.places import InProjection, OnStream, Place
+from linearpatch.patches.before_interface import RefitPatch
 from linearpatch.patches.least_squares import Solution, energies, solve, unshrunk
 from linearpatch.patches.patch import Patch
 from linearpatch.registry import component, components
@@ -42,13 +43,15 @@ class Refit(RefitPatch):
             the least-squares solution as it is. 1.15 was best on WikiText-2's validation text at gaps of 5, 7 and 9.
     """
 
-    branches: ClassVar[Sequence[str]] = ("mlp_weight", "stream")
-
     gain: Any = 1.15
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_number("patch.gain", self.gain, "matched", zero=False)
+
+    def places(self, interface: Interface) -> Sequence[Place]:
+        """In the output projection of the MLP before it, and on the stream behind it."""
+        return [InProjection(interface.start - 1), OnStream(interface.end)]
 
     def draft(self) -> Patch:
         """The map alone, a tenth of the work for a gap; each token by its share of its norm, so that none owns it."""
@@ -61,7 +64,7 @@ class Refit(RefitPatch):
 
     def together(self, sites: Sequence[Site]) -> list[list[Site]]:
         """Both sites of an interface."""
-        return [list(pair) for _, pair in groupby(sites, key=lambda site: (site.start, site.end))]
+        return [list(pair) for _, pair in groupby(sites, key=lambda site: site.interface)]
 
     def operators(self, gram: Mapping[str, Tensor], ridge: float) -> tuple[list[nn.Module], Solution]:
         """Solve for both, move V before the map, and solve for the map again."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from linearpatch.calibration.suffix import CandidateLoss
+from linearpatch.calibration.candidate_losses import CandidateLoss
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.pruners.pruner import Pruner, Selection
@@ -155,7 +155,7 @@ class PatchAware(Pruner):
     ) -> dict[Layers, CandidateLoss]:
         if not tried:
             return {}
-        losses = workspace.drafts.losses(base, tried, survivors=survivors if self.stop_early else None)
+        losses = workspace.candidate_edits.losses(base, tried, survivors=survivors if self.stop_early else None)
         return dict(zip(tried, losses, strict=True))
 
 

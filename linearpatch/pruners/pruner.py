@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from linearpatch.calibration.repaired import RepairedWorkspace
+from linearpatch.calibration.edited_workspace import EditedWorkspace
 from linearpatch.calibration.statistics import Statistic
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError, require_range
@@ -93,7 +93,7 @@ class Pruner(ABC):
         steps: list[dict[str, Any]] = []
         criterion = ""
         while len(removed) < n:
-            current = RepairedWorkspace(workspace, removed) if removed else workspace
+            current = EditedWorkspace(workspace, removed) if removed else workspace
             left = [layer for layer in range(workspace.num_layers) if layer not in removed]
             selection = self.select(current, 1)
             removed.append(left[selection.removed[0]])

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from linearpatch.cache import Cache
-from linearpatch.checkpoint.saving import Patches
 from linearpatch.distillation.training import NoDistillation
 from linearpatch.experiment import Experiment
 from linearpatch.measure import measure
+from linearpatch.models.edit import DENSE, Edit
 from linearpatch.patches.none import NoPatch
 from linearpatch.results.answers import Answers
 from linearpatch.results.display import STAGES
@@ -27,7 +27,7 @@ def measure_dense(experiment: Experiment, cache: Cache, record: Record, folder: 
     """Measure the dense model."""
     with _working(record, folder):
         opened = prepare(_plain(experiment), record)
-        _measure(experiment, opened, {"dense": ((), [])}, cache, record, folder)
+        _measure(experiment, opened, {"dense": DENSE}, cache, record, folder)
 
 
 def collect_statistics(experiments: Sequence[Experiment], cache: Cache, record: Record, folder: Path) -> None:
@@ -51,13 +51,13 @@ def measure_pruned(experiment: Experiment, cache: Cache, record: Record, folder:
         with record.step("rank"):
             selection = rank(plain, opened.workspace(plain, cache), record)
         if "pruned" in experiment.stages:
-            _measure(experiment, opened, {"pruned": (selection.removed, [])}, cache, record, folder)
+            _measure(experiment, opened, {"pruned": Edit.of_layers(selection.removed)}, cache, record, folder)
 
 
 def _measure(
     experiment: Experiment,
     opened: Opened,
-    models: Mapping[str, tuple[Sequence[int], Patches]],
+    stages: Mapping[str, Edit],
     cache: Cache,
     record: Record,
     folder: Path,
@@ -65,7 +65,7 @@ def _measure(
     """Measure what doesn't depend on the other stages' models."""
     alone = [one for one in opened.measurements if not one.together]
     with Answers(folder) as answers:
-        measure(opened.model, models, experiment.evaluations, alone, cache, record, answers)
+        measure(opened.model, stages, experiment.evaluations, alone, cache, record, answers)
 
 
 def _plain(experiment: Experiment) -> Experiment:

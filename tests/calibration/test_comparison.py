@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from conftest import tiny_model
+from edits import edit_of, repaired, view_of
 
 from linearpatch.calibration.comparison import AS_SET, NO_PATCH, ComparedFit, Comparison, compare, repair
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.models.decoder import decoder_of
-from linearpatch.models.views import view_of
 from linearpatch.patches.diag import Diag
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.mlp_lstsq import MlpLeastSquares
@@ -51,7 +51,7 @@ def workspace_for(patch=None, blocks=8, **others):
 
 def held_out_loss(workspace, removed, fitted):
     ids = workspace.held_out.ids
-    view = view_of(workspace.decoder, removed, [(one.site, one.module) for one in fitted])
+    view = view_of(workspace.decoder, removed, fitted)
     with torch.no_grad():
         logits = view(input_ids=ids, use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).double(), ids[:, 1:].flatten()).item()
@@ -61,12 +61,12 @@ def held_out_loss(workspace, removed, fitted):
 @pytest.mark.parametrize("patch", HARMFUL, ids=repr)
 def test_no_fit_is_worse_than_no_patch_or_than_the_fit_as_set(patch, removed):
     workspace = workspace_for()
-    repaired = repair(workspace, patch, removed)
-    loss = held_out_loss(workspace, removed, repaired.fitted)
+    result = repair(workspace, patch, edit_of(removed))
+    loss = held_out_loss(workspace, removed, result.edit.operators)
     assert loss <= held_out_loss(workspace, removed, []) * (1 + 1e-6)
-    assert loss <= held_out_loss(workspace, removed, patch.repair(workspace, removed)) * (1 + 1e-6)
-    assert repaired.comparison.loss == pytest.approx(loss, rel=1e-5)
-    assert repaired.comparison.dense_loss == pytest.approx(held_out_loss(workspace, [], []), rel=1e-5)
+    assert loss <= held_out_loss(workspace, removed, repaired(patch, workspace, removed)) * (1 + 1e-6)
+    assert result.comparison.loss == pytest.approx(loss, rel=1e-5)
+    assert result.comparison.dense_loss == pytest.approx(held_out_loss(workspace, [], []), rel=1e-5)
 
 
 def predictable_blocks(decoder, count, seed):
@@ -89,28 +89,30 @@ def test_a_simpler_fit_is_kept_where_it_is_better():
     """A gain of 20 throws the stream about; without it, the same sums give a better map."""
     workspace = predictable_workspace()
     patch = LeastSquares(ridge=0.1, bias=True, gain=20.0)
-    repaired = repair(workspace, patch, [1, 2])
-    expected = patch.simpler()[repaired.comparison.kept].repair(workspace, [1, 2])
-    assert torch.equal(repaired.fitted[0].module.weight, expected[0].module.weight)
-    assert any("as set has a held-out loss" in warning for warning in repaired.warnings("lstsq"))
+    result = repair(workspace, patch, edit_of([1, 2]))
+    expected = repaired(patch.simpler()[result.comparison.kept], workspace, [1, 2])
+    assert torch.equal(result.edit.operators[0].module.weight, expected[0].module.weight)
+    assert any("as set has a held-out loss" in warning for warning in result.warnings("lstsq"))
 
 
 def test_operators_do_nothing_where_no_patch_is_best():
     workspace = predictable_workspace()
     patch = LeastSquares(ridge=0.1, bias=True, gain=50.0, sequential=True)  # nothing simpler in the same pass
-    repaired = repair(workspace, patch, [2])
-    assert repaired.comparison.kept == NO_PATCH
+    result = repair(workspace, patch, edit_of([2]))
+    assert result.comparison.kept == NO_PATCH
     values = torch.randn(5, 32)
-    assert torch.equal(repaired.fitted[0].module(values), values)
-    assert any("would do harm" in warning for warning in repaired.warnings("lstsq"))
+    assert torch.equal(result.edit.operators[0].module(values), values)
+    assert any("would do harm" in warning for warning in result.warnings("lstsq"))
 
 
 @pytest.mark.parametrize("patch", [Refit(compare=False), NoPatch()], ids=repr)
 def test_nothing_is_compared_where_that_is_not_wanted(patch):
     workspace = workspace_for()
-    repaired = repair(workspace, patch, [1, 2])
-    assert repaired.comparison is None
-    assert [one.diagnostics for one in repaired.fitted] == [one.diagnostics for one in patch.repair(workspace, [1, 2])]
+    result = repair(workspace, patch, edit_of([1, 2]))
+    assert result.comparison is None
+    assert [one.diagnostics for one in result.edit.operators] == [
+        one.diagnostics for one in repaired(patch, workspace, [1, 2])
+    ]
 
 
 @pytest.mark.parametrize(("loss", "warned"), [(3.1 + 1.3, False), (3.1 + 1.5, True), (float("inf"), True)])
@@ -121,7 +123,7 @@ def test_a_loss_far_above_the_dense_models_is_a_warning(loss, warned):
 
 
 def test_a_record_can_hold_it():
-    described = repair(workspace_for(), Refit(gain=5.0), [1, 2]).comparison.describe()
+    described = repair(workspace_for(), Refit(gain=5.0), edit_of([1, 2])).comparison.describe()
     assert json.loads(json.dumps(described)) == described
     names = [one["name"] for one in described["candidates"]]
     assert names[0] == AS_SET
@@ -140,7 +142,7 @@ def test_of_several_sets_of_layers_the_best_is_exact_and_the_run_reuses_it(monke
     assert min(exact, key=lambda one: one.loss).loss == pytest.approx(best.loss, rel=1e-6)
     assert all(one.loss <= other.loss * (1 + 1e-6) for one, other in zip(comparisons, alone, strict=True))
     before = workspace.layer_forwards
-    assert repair(workspace, patch, best.removed).comparison.kept == best.kept
+    assert repair(workspace, patch, edit_of(best.removed)).comparison.kept == best.kept
     assert workspace.layer_forwards == before
 
 

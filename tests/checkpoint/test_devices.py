@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from conftest import NUM_LAYERS, tiny_model
+from edits import edit_of, on_mlp, on_stream, view_of
 from packaging.version import Version
 from transformers import AutoModelForCausalLM
 
@@ -13,23 +14,23 @@ from linearpatch.checkpoint.saving import EXPERTS_FROM_DISK, save_checkpoint
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ModelError
 from linearpatch.models.decoder import decoder_of
+from linearpatch.models.edit import interfaces_of
 from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap
 from linearpatch.models.random import byte_tokenizer
-from linearpatch.models.views import Site, interfaces_of, view_of
 from linearpatch.patches.rotate import Rotate
 
 accelerate = pytest.importorskip("accelerate")
 TOKENS = torch.randint(3, 300, (2, 14), generator=torch.Generator().manual_seed(3))
 BLOCKS = TokenBlocks(torch.randint(3, 300, (6, 16), generator=torch.Generator().manual_seed(1)), "random/test")
 REMOVED = [1, 2, 5]
-SITES = [Site(1, 3, 3), Site(5, 6, 6)]
+SITES = [on_stream(1, 3, 3), on_stream(5, 6, 6)]
 MATRIX = torch.eye(32) + 0.1 * torch.randn(32, 32, generator=torch.Generator().manual_seed(5))
 PATCHES = {
     "map": [(site, LinearMap(MATRIX)) for site in SITES],
     "scalar": [(site, ChannelScale(torch.tensor([1.3]))) for site in SITES],
-    "mlp": [(Site(1, 3, 3, "mlp"), LinearMap(MATRIX)), (Site(5, 6, 6, "mlp"), LinearMap(MATRIX))],
+    "mlp": [(on_mlp(1, 3), LinearMap(MATRIX)), (on_mlp(5, 6), LinearMap(MATRIX))],
     "none": [],
 }
 
@@ -80,10 +81,10 @@ def test_a_model_on_disk_is_pruned_patched_and_saved_like_one_in_memory(family, 
 
     if family == "qwen3_moe" and kind != "map" and Version(transformers.__version__) < EXPERTS_FROM_DISK:
         with pytest.raises(ModelError, match=r"Use transformers 5\.14 or newer"):
-            save_checkpoint(tmp_path / "M", LoadedModel(offloaded, byte_tokenizer(), "x"), REMOVED, patches)
+            save_checkpoint(tmp_path / "M", LoadedModel(offloaded, byte_tokenizer(), "x"), edit_of(REMOVED, patches))
         return
     for name, decoder in {"whole": whole, "offloaded": offloaded}.items():
-        save_checkpoint(tmp_path / name, LoadedModel(decoder, byte_tokenizer(), "x"), REMOVED, patches)
+        save_checkpoint(tmp_path / name, LoadedModel(decoder, byte_tokenizer(), "x"), edit_of(REMOVED, patches))
     found = logits_of(linearpatch.load(tmp_path / "offloaded"))
     assert torch.equal(found, logits_of(linearpatch.load(tmp_path / "whole")))
     if kind in ("map", "none"):
@@ -97,7 +98,7 @@ def test_a_model_on_disk_is_pruned_patched_and_saved_like_one_in_memory(family, 
 def test_a_saved_model_is_offloaded_when_it_is_loaded(family, tmp_path):
     whole = decoder_of(dense(family, tmp_path))
     expected = logits_of(view_of(whole, REMOVED, PATCHES["map"]))
-    save_checkpoint(tmp_path / "M", LoadedModel(whole, byte_tokenizer(), "x"), REMOVED, PATCHES["map"])
+    save_checkpoint(tmp_path / "M", LoadedModel(whole, byte_tokenizer(), "x"), edit_of(REMOVED, PATCHES["map"]))
     size = sum(p.numel() * 4 for p in whole.model.parameters())
     settings = {"device_map": "auto", "max_memory": {"cpu": size // 3}, "offload_folder": tmp_path / "offload"}
     for found in (

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import FAMILIES, NUM_LAYERS, tiny_model
+from edits import edit_of, view_of
 from transformers import AutoModelForCausalLM
 
 import linearpatch
@@ -11,10 +12,10 @@ from linearpatch.checkpoint.saving import save_checkpoint
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ModelError
 from linearpatch.models.decoder import decoder_of
+from linearpatch.models.edit import interfaces_of
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.modeling_linearpatch import ChannelScale
 from linearpatch.models.random import byte_tokenizer
-from linearpatch.models.views import interfaces_of, view_of
 from linearpatch.registry import components
 
 POST_NORM = ("gemma2", "gemma3_text")
@@ -102,9 +103,9 @@ def test_saved_models_load_in_three_ways_with_the_same_logits(family, patch, tmp
     patches = fitted(model, removed, patch, PATCHES[patch])
     expected = logits_of(view_of(model.decoder, removed, patches))
 
-    manifest = save_checkpoint(tmp_path / "custom", model, removed, patches, save_format="custom")
+    manifest = save_checkpoint(tmp_path / "custom", model, edit_of(removed, patches), save_format="custom")
     assert manifest.format == ("plain" if patch == "mlp_refit" else "custom")  # new weights alone need no code
-    save_checkpoint(tmp_path / "adapter", model, removed, patches, save_format="adapter")
+    save_checkpoint(tmp_path / "adapter", model, edit_of(removed, patches), save_format="adapter")
     remote, info = AutoModelForCausalLM.from_pretrained(
         tmp_path / "custom", trust_remote_code=True, output_loading_info=True
     )
@@ -136,7 +137,7 @@ def test_folded_checkpoints_are_stock_and_agree_with_their_patches(family, patch
             (site, ChannelScale(torch.tensor([scale]))) for (site, _), scale in zip(patches, (1.7, 0.6), strict=True)
         ]
     dense_before = logits_of(model.decoder.model)
-    manifest = save_checkpoint(tmp_path / "folded", model, removed, patches, save_format="plain")
+    manifest = save_checkpoint(tmp_path / "folded", model, edit_of(removed, patches), save_format="plain")
     assert manifest.format == "plain"
     assert not list((tmp_path / "folded").glob("*.py"))
 
@@ -156,7 +157,7 @@ def test_folded_checkpoints_are_stock_and_agree_with_their_patches(family, patch
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "opt", "bloom"])
 def test_batched_left_padded_generation_gives_what_each_prompt_gives_alone(family, tmp_path):
     model = loaded(family, tmp_path)
-    save_checkpoint(tmp_path / "model", model, [1, 3], fitted(model, [1, 3], "rotate", {}))
+    save_checkpoint(tmp_path / "model", model, edit_of([1, 3], fitted(model, [1, 3], "rotate", {})))
     found, tokenizer = linearpatch.load(tmp_path / "model"), linearpatch.load_tokenizer(tmp_path / "model")
     tokenizer.padding_side = "left"
     prompts = ["Once upon a time", "Hi"]
@@ -171,7 +172,7 @@ def test_batched_left_padded_generation_gives_what_each_prompt_gives_alone(famil
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "opt", "falcon"])
 def test_beam_search_is_the_same_with_and_without_cache(family, tmp_path):
     model = loaded(family, tmp_path)
-    save_checkpoint(tmp_path / "model", model, [1, 3], fitted(model, [1, 3], "rotate", {}))
+    save_checkpoint(tmp_path / "model", model, edit_of([1, 3], fitted(model, [1, 3], "rotate", {})))
     found = linearpatch.load(tmp_path / "model")
     settings = {"max_new_tokens": 6, "num_beams": 3, "do_sample": False, "eos_token_id": None}
     mask = torch.ones_like(TOKENS)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAMILIES, tiny_model
+from edits import edit_of, on_stream
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -24,7 +25,6 @@ from linearpatch.models.hub import HubModel
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.random import byte_tokenizer
-from linearpatch.models.views import Site
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +40,9 @@ def save_format(request):
 @pytest.fixture
 def folder(save_format, tmp_path, decoder):
     model = LoadedModel(decoder, byte_tokenizer(), "0123456789abcdef")
-    patches = [(Site(1, 3, 3), LinearMap(torch.eye(32) * 1.1))]
+    patches = [(on_stream(1, 3, 3), LinearMap(torch.eye(32) * 1.1))]
     folder = tmp_path / "run" / "model"
-    save_checkpoint(folder, model, [1, 2], patches, save_format=save_format, name="tiny", source="me/tiny")
+    save_checkpoint(folder, model, edit_of([1, 2], patches), save_format=save_format, name="tiny", source="me/tiny")
     return folder
 
 
@@ -90,8 +90,14 @@ def test_a_missing_folder_is_named(tmp_path):
 
 
 def test_a_newer_schema_asks_for_a_newer_version(folder, use):
-    edit_manifest(folder, schema_version=2)
-    with pytest.raises(StorageError, match=r"schema version 2.*Install a newer linearpatch"):
+    edit_manifest(folder, schema_version=3)
+    with pytest.raises(StorageError, match=r"schema version 3.*Install a newer linearpatch"):
+        use(folder)
+
+
+def test_an_older_schema_says_what_loads_it(folder, use):
+    edit_manifest(folder, schema_version=1)
+    with pytest.raises(StorageError, match=r"schema version 1.*load a whole checkpoint with transformers alone"):
         use(folder)
 
 
@@ -149,7 +155,7 @@ def test_a_lost_patch_is_refused(folder, use):
 @pytest.fixture
 def adapter(tmp_path, decoder):
     model = LoadedModel(decoder, byte_tokenizer(), "0123456789abcdef")
-    save_checkpoint(tmp_path / "A", model, [1, 2], save_format="adapter", name="tiny", source="me/tiny")
+    save_checkpoint(tmp_path / "A", model, edit_of([1, 2]), save_format="adapter", name="tiny", source="me/tiny")
     return tmp_path / "A"
 
 
@@ -167,7 +173,7 @@ def test_an_adapter_is_not_loaded_and_a_model_is_not_applied(adapter, tmp_path, 
         linearpatch.load(adapter)
     with pytest.raises(StorageError, match="is an adapter"):
         linearpatch.load_tokenizer(adapter)
-    save_checkpoint(tmp_path / "M", LoadedModel(decoder, byte_tokenizer(), "x"), [1, 2])
+    save_checkpoint(tmp_path / "M", LoadedModel(decoder, byte_tokenizer(), "x"), edit_of([1, 2]))
     with pytest.raises(StorageError, match=r"is a whole model.*linearpatch\.load"):
         linearpatch.apply(tiny_model(), tmp_path / "M")
 
@@ -188,7 +194,7 @@ def test_the_base_does_not_change(adapter, decoder):
 
 def test_a_custom_tokenizer_needs_no_remote_code(tmp_path, decoder):
     model = LoadedModel(decoder, byte_tokenizer(), "x")
-    save_checkpoint(tmp_path / "M", model, [1], [(Site(1, 2, 2), LinearMap(torch.eye(32)))])
+    save_checkpoint(tmp_path / "M", model, edit_of([1], [(on_stream(1, 2, 2), LinearMap(torch.eye(32)))]))
     tokenizer = linearpatch.load_tokenizer(tmp_path / "M")
     text = "Ünïcode and spaces  "
     assert tokenizer(text)["input_ids"] == byte_tokenizer()(text)["input_ids"]
@@ -204,7 +210,7 @@ def resign(folder, **changes):
 
 @pytest.fixture
 def plain(tmp_path, decoder):
-    save_checkpoint(tmp_path / "P", LoadedModel(decoder, byte_tokenizer(), "x"), [1, 2], name="tiny")
+    save_checkpoint(tmp_path / "P", LoadedModel(decoder, byte_tokenizer(), "x"), edit_of([1, 2]), name="tiny")
     return tmp_path / "P"
 
 
@@ -306,8 +312,8 @@ def whole(request, plain, tmp_path, decoder):
     if request.param == "plain":
         return plain
     model = LoadedModel(decoder, byte_tokenizer(), "x")
-    patches = [(Site(1, 3, 3), LinearMap(torch.eye(32)))]
-    save_checkpoint(tmp_path / "C", model, [1, 2], patches, save_format="custom", name="tiny")
+    patches = [(on_stream(1, 3, 3), LinearMap(torch.eye(32)))]
+    save_checkpoint(tmp_path / "C", model, edit_of([1, 2], patches), save_format="custom", name="tiny")
     return tmp_path / "C"
 
 

@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_model
+from edits import edit_of, on_stream, view_of
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import linearpatch
-from linearpatch.checkpoint.folding import folded_view, is_foldable
+from linearpatch.checkpoint.folding import folded_view
 from linearpatch.checkpoint.saving import check_format, save_checkpoint
 from linearpatch.errors import ConfigError, ModelError, StorageError
 from linearpatch.models.decoder import decoder_of
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap
 from linearpatch.models.random import byte_tokenizer
-from linearpatch.models.views import Site, view_of
 from linearpatch.patches.mlp_lstsq import MlpLeastSquares
 from linearpatch.patches.none import NoPatch
 from linearpatch.patches.rotate import Rotate
@@ -29,7 +29,7 @@ from linearpatch.patches.scalar import Scalar
 from linearpatch.results.record import Record
 from linearpatch.temporary import this_machine
 
-SITE = Site(1, 3, 3)
+SITE = on_stream(1, 3, 3)
 MATRIX = torch.eye(32) + 0.1 * torch.randn(32, 32, generator=torch.Generator().manual_seed(5))
 
 
@@ -45,7 +45,7 @@ def model(decoder) -> LoadedModel:
 
 def save(folder, model, patch, **settings):
     patches = [] if patch is None else [(SITE, patch)]
-    return save_checkpoint(folder, model, [1, 2], patches, **settings)
+    return save_checkpoint(folder, model, edit_of([1, 2], patches), **settings)
 
 
 def names(folder) -> set[str]:
@@ -122,7 +122,7 @@ def test_auto_is_plain_where_patches_fold(tmp_path, model):
 
 
 def test_auto_falls_back_where_a_family_cannot_fold(tmp_path, model, monkeypatch):
-    monkeypatch.setattr("linearpatch.models.writers.MLP", ())
+    monkeypatch.setattr("linearpatch.models.sublayers.TOLERANCE", {torch.float32: 0.0})
     assert save(tmp_path / "M", model, ChannelScale(torch.tensor([1.5]))).format == "custom"
     with pytest.raises(ModelError, match="adds to the stream in a way this version doesn't know"):
         save(tmp_path / "N", model, ChannelScale(torch.tensor([1.5])), save_format="plain")
@@ -130,24 +130,27 @@ def test_auto_falls_back_where_a_family_cannot_fold(tmp_path, model, monkeypatch
 
 
 def test_a_fold_that_changes_the_logits_is_refused(decoder, monkeypatch):
-    monkeypatch.setattr("linearpatch.checkpoint.folding._divide", lambda writers, alpha: None)
+    monkeypatch.setattr("linearpatch.models.places._divide", lambda sublayer, alpha: None)
     with pytest.raises(ModelError, match="changes its logits by"):
-        folded_view(decoder, [1, 2], [(SITE, ChannelScale(torch.tensor([1.5])))])
+        folded_view(decoder, edit_of([1, 2], [(SITE, ChannelScale(torch.tensor([1.5])))]))
 
 
 def test_a_scale_that_turns_the_stream_around_is_not_folded(decoder):
     with pytest.raises(ModelError, match="not its sign"):
-        folded_view(decoder, [1, 2], [(SITE, ChannelScale(torch.tensor([-1.5])))])
+        folded_view(decoder, edit_of([1, 2], [(SITE, ChannelScale(torch.tensor([-1.5])))]))
 
 
 def test_scales_at_the_end_and_in_a_row_fold(decoder):
-    patches = [(Site(1, 2, 3), ChannelScale(torch.tensor([1.5]))), (Site(2, 3, 3), ChannelScale(torch.tensor([0.8])))]
-    patches.append((Site(5, 6, 6), ChannelScale(torch.tensor([3.0]))))
-    assert is_foldable(patches)
+    patches = [
+        (on_stream(1, 2, 3), ChannelScale(torch.tensor([1.5]))),
+        (on_stream(2, 3, 3), ChannelScale(torch.tensor([0.8]))),
+    ]
+    patches.append((on_stream(5, 6, 6), ChannelScale(torch.tensor([3.0]))))
+    assert edit_of([], patches).can_fold
     decoder.model.get_input_embeddings().weight.data.mul_(10)
     tokens = torch.arange(3, 12)[None]
     expected = view_of(decoder, [1, 2, 5], patches)(tokens).logits
-    found = folded_view(decoder, [1, 2, 5], patches)(tokens).logits
+    found = folded_view(decoder, edit_of([1, 2, 5], patches))(tokens).logits
     assert (found - expected).abs().max() / expected.abs().max() < 1e-4
 
 

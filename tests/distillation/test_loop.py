@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import tiny_model
+from edits import edit_of, on_stream
 
 from linearpatch.cache import Cache
 from linearpatch.data.blocks import TokenBlocks
@@ -23,11 +24,10 @@ from linearpatch.distillation.sources import SHARD, calls_of_shape
 from linearpatch.errors import ConfigError, ModelError, StorageError
 from linearpatch.models.decoder import decoder_of
 from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap
-from linearpatch.models.views import Site
 from linearpatch.stopping import Terminated
 
 TRAINING = OutputKL(top_k=20, learning_rate=3e-3, batch_size=2, validations=3, checkpoint_minutes=None)
-REMOVED, SITE, SIZE = (2, 3), Site(2, 4, 4), 32
+REMOVED, SITE, SIZE = (2, 3), on_stream(2, 4, 4), 32
 PATCH = [(SITE, LinearMap(torch.eye(SIZE)))]
 
 
@@ -41,11 +41,11 @@ TEXT, VALIDATION = tokens(20, 1), tokens(4, 2)
 
 def train(training=TRAINING, *, decoder=None, patches=PATCH, removed=REMOVED, text=TEXT, **settings):
     decoder = decoder or decoder_of(tiny_model())
-    return distill(training, decoder, removed, patches, text, VALIDATION, **settings)
+    return distill(training, decoder, edit_of(removed, patches), text, VALIDATION, **settings)
 
 
 def weights(distilled):
-    return [operator.weight for _, operator in distilled.patches]
+    return [placed.module.weight for placed in distilled.edit.operators]
 
 
 def validation_losses(distilled):
@@ -77,17 +77,17 @@ def test_the_validation_loss_falls(training):
 
 
 def test_several_interfaces_and_kinds_of_operators_train_together():
-    sites = [Site(1, 2, 2), Site(3, 5, 5)]
+    sites = [on_stream(1, 2, 2), on_stream(3, 5, 5)]
     patches = [(sites[0], ChannelScale(torch.ones(SIZE))), (sites[1], LinearMap(torch.eye(SIZE), torch.zeros(SIZE)))]
     found = train(patches=patches, removed=(1, 3, 4))
     assert min(validation_losses(found)) < validation_losses(found)[0]
-    assert [site for site, _ in found.patches] == sites
+    assert [placed.site for placed in found.edit.operators] == sites
     assert all(not torch.equal(weight, torch.eye(SIZE)) for weight in weights(found))
-    assert found.patches[1][1].bias.abs().sum() > 0
+    assert found.edit.operators[1].module.bias.abs().sum() > 0
 
 
 def test_two_patches_at_one_place_train_together():
-    patches = [(Site(layer, layer + 1, 4), LinearMap(torch.eye(SIZE))) for layer in (2, 3)]
+    patches = [(on_stream(layer, layer + 1, 4), LinearMap(torch.eye(SIZE))) for layer in (2, 3)]
     found = train(patches=patches)
     assert all(not torch.equal(weight, torch.eye(SIZE)) for weight in weights(found))
 
@@ -96,7 +96,7 @@ def test_the_best_patch_is_kept_not_the_last():
     found = train(replace(TRAINING, learning_rate=3.0, max_grad_norm=None))
     losses = validation_losses(found)
     assert losses[-1] > min(losses)
-    again = train(replace(TRAINING, learning_rate=1e-30), patches=found.patches)
+    again = train(replace(TRAINING, learning_rate=1e-30), patches=found.edit.operators)
     assert validation_losses(again)[0] == pytest.approx(min(losses), rel=1e-4)
 
 
@@ -147,7 +147,7 @@ def test_targets_serve_other_layers_too(tmp_path):
     kept = replace(TRAINING, targets="cached")
     train(kept, cache=Cache(tmp_path))
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "targets").glob("*.safetensors")}
-    site = Site(1, 2, 2)
+    site = on_stream(1, 2, 2)
     train(kept, removed=(1,), patches=[(site, LinearMap(torch.eye(SIZE)))], cache=Cache(tmp_path))
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "targets").glob("*.safetensors")} == before
 
@@ -270,7 +270,7 @@ def test_a_loss_that_isnt_finite_ends_it_with_the_best_patch(monkeypatch):
     best = caught.value.distilled
     assert 0 < best.best_step < 8
     monkeypatch.setattr(OutputKL, "loss", real)
-    again = train(replace(TRAINING, learning_rate=1e-30), patches=best.patches)
+    again = train(replace(TRAINING, learning_rate=1e-30), patches=best.edit.operators)
     assert validation_losses(again)[0] == pytest.approx(min(validation_losses(best)), rel=1e-4)
 
 
@@ -320,7 +320,7 @@ def test_what_isnt_improved_stays_as_it_was_fitted():
     patches = [(SITE, ChannelScale(torch.full((1,), 1.25)))]
     found = train(replace(TRAINING, learning_rate=30.0, max_grad_norm=None), patches=patches)
     assert found.best_step == 0
-    assert torch.equal(found.patches[0][1].scale, torch.tensor([1.25]))
+    assert torch.equal(found.edit.operators[0].module.scale, torch.tensor([1.25]))
 
 
 def test_steps_that_overflow_are_told(caplog, monkeypatch):

@@ -5,23 +5,23 @@ from contextlib import suppress
 import pytest
 import torch
 from conftest import FAMILIES, tiny_model
-from torch import nn
+from edits import edit_of, in_projection, on_mlp, on_stream, view_of
 from torch.nn import functional
 
 from linearpatch.distillation.feature_mse import FeatureMSE
 from linearpatch.distillation.full_kl import FullKL
 from linearpatch.distillation.output_kl import OutputKL
 from linearpatch.distillation.sources import Online
-from linearpatch.distillation.student import Student
 from linearpatch.distillation.top_k import TopK, largest, top_k_kl, top_k_targets
 from linearpatch.distillation.trainable import FullPatch
 from linearpatch.distillation.training import Lesson
 from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.decoder import decoder_of
+from linearpatch.models.edit import interfaces_of
 from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.passes import record
-from linearpatch.models.views import Site, interfaces_of, view_of
-from linearpatch.models.writers import mlp_product, mlp_writer
+from linearpatch.models.places import InProjection, OnOutput
+from linearpatch.models.runner import Runner
 
 IDS = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(0))
 SIZE = 32
@@ -35,14 +35,19 @@ def maps(count, dtype=torch.float64):
     ]
 
 
-def student_of(decoder, removed, branch="stream", **settings):
-    sites = [Site(gap.start, gap.end, gap.end, branch) for gap in interfaces_of(removed)]
+def student_of(decoder, removed, place=on_stream, **settings):
+    sites = [place(one.start, one.end) for one in interfaces_of(removed)]
     matrices = maps(len(sites))
-    if branch == "mlp_weight":
-        width = mlp_product(decoder.layers[0]).weight.numel() // SIZE
+    if place is in_projection:
+        width = InProjection.projection_of(decoder, 0).weight.numel() // SIZE
         matrices = [0.1 * torch.randn(width, SIZE).double() for _ in sites]
-    patches = nn.ModuleList([FullPatch(matrix, None, around_start=False).double() for matrix in matrices])
-    return Student(decoder, removed, sites, patches, **settings), list(zip(sites, matrices, strict=True))
+    patches = [FullPatch(matrix, None, around_start=False).double() for matrix in matrices]
+    edit = edit_of(removed, zip(sites, patches, strict=True))
+    return Runner(decoder, edit, **settings), list(zip(sites, matrices, strict=True))
+
+
+def modules_of(student):
+    return [placed.module for placed in student.edit.operators]
 
 
 def whole_view(decoder, removed, patches):
@@ -64,12 +69,12 @@ def in_fp64(family):
     return decoder_of(model)
 
 
-def branches_of(decoder):
-    found = ["stream"]
-    for branch, find in (("mlp", mlp_writer), ("mlp_weight", mlp_product)):
+def places_of(decoder):
+    found = [on_stream]
+    for place, find in ((on_mlp, OnOutput.output_of), (in_projection, InProjection.projection_of)):
         with suppress(ModelError):
-            find(decoder.layers[0])
-            found.append(branch)
+            find(decoder, 0)
+            found.append(place)
     return found
 
 
@@ -80,8 +85,8 @@ CASES = {"one gap": (2, 3), "two gaps": (1, 3, 4), "at the front": (0, 1), "at t
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_student_is_the_patched_model(family, removed):
     decoder = in_fp64(family)
-    for branch in branches_of(decoder) if 0 not in removed else ["stream"]:
-        student, patches = student_of(decoder, removed, branch)
+    for place in places_of(decoder) if 0 not in removed else [on_stream]:
+        student, patches = student_of(decoder, removed, place)
         recording = record(decoder, IDS, {student.entry, decoder.num_layers})
         logits = decoder.logits(decoder.final_norm(student.run(recording.streams[student.entry], recording.calls)))
         view, _ = whole_view(decoder, removed, patches)
@@ -108,7 +113,7 @@ def test_top_k_loss_and_gradients_are_the_plain_ones(family, recompute):
     expected.backward()
 
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    for patch, weight in zip(student.patches, weights, strict=True):
+    for patch, weight in zip(modules_of(student), weights, strict=True):
         gradient = patch.moved["matrix"].grad
         assert gradient.abs().max() > 0
         assert torch.allclose(gradient, weight.grad.T, atol=1e-6 * weight.grad.abs().max())
@@ -128,7 +133,7 @@ def test_full_kl_is_the_plain_one(family):
     expected = 4 * (p * (p / q).log()).sum(dim=-1).mean()
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
-    assert torch.allclose(student.patches[0].moved["matrix"].grad, weight.grad.T, atol=1e-12)
+    assert torch.allclose(modules_of(student)[0].moved["matrix"].grad, weight.grad.T, atol=1e-12)
 
 
 def test_feature_mse_is_the_error_behind_each_gap():
@@ -144,7 +149,7 @@ def test_feature_mse_is_the_error_behind_each_gap():
     expected = ((first - streams[2]).square().mean() + (second - streams[4]).square().mean()) / 2
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
     loss.backward()
-    assert all(patch.moved["matrix"].grad.abs().sum() > 0 for patch in student.patches)
+    assert all(patch.moved["matrix"].grad.abs().sum() > 0 for patch in modules_of(student))
 
 
 def test_no_logits_of_a_whole_sequence_exist(monkeypatch):
@@ -157,9 +162,7 @@ def test_no_logits_of_a_whole_sequence_exist(monkeypatch):
     decoder.head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
     ids = torch.randint(3, 300, (2, 64))
     training = OutputKL(top_k=10)
-    student = Student(
-        decoder, (2,), [Site(2, 3, 3)], nn.ModuleList([FullPatch(torch.eye(SIZE), None, around_start=True)])
-    )
+    student = Runner(decoder, edit_of([2], [(on_stream(2, 3), FullPatch(torch.eye(SIZE), None, around_start=True))]))
     lesson = Online(training, student, ids).lesson([0, 1])
     assert sum(seen) == ids.numel()
     assert max(seen) == 16

@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import FakeCorpus, tiny_model
+from edits import on_stream, view_of
 
 from linearpatch.data.reader import Reader
 from linearpatch.evaluation.diagnostics import Diagnostics
@@ -13,14 +14,13 @@ from linearpatch.models.decoder import decoder_of
 from linearpatch.models.modeling_linearpatch import ChannelScale
 from linearpatch.models.passes import record
 from linearpatch.models.random import byte_tokenizer
-from linearpatch.models.views import Site, view_of
 
 
 @pytest.fixture(scope="module")
 def measured():
     dense = decoder_of(tiny_model())
     scale = torch.rand(32, generator=torch.Generator().manual_seed(0)) + 0.5
-    patch = (Site(2, 4, reader=4), ChannelScale(scale))
+    patch = (on_stream(2, 4, reader=4), ChannelScale(scale))
     pruned, patched = (decoder_of(view_of(dense, [2, 3], patches)) for patches in ([], [patch]))
     subjects = [
         Subject("dense", dense, dense),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import tiny_model
+from edits import on_stream, view_of
 
 from linearpatch.data.reader import Reader
 from linearpatch.errors import ConfigError
@@ -11,14 +12,13 @@ from linearpatch.evaluation.evaluation import Subject
 from linearpatch.evaluation.speed import Speed, ratio_of_rounds
 from linearpatch.models.decoder import decoder_of
 from linearpatch.models.modeling_linearpatch import LinearMap
-from linearpatch.models.views import Site, view_of
 
 SMALL = {"lengths": [16], "new_tokens": 3, "rounds": 4, "warmup": 1}
 
 
 def stages() -> list[Subject]:
     dense = decoder_of(tiny_model())
-    patch = (Site(2, 4, reader=4), LinearMap(torch.eye(32)))
+    patch = (on_stream(2, 4, reader=4), LinearMap(torch.eye(32)))
     pruned, patched = (decoder_of(view_of(dense, [2, 3], patches)) for patches in ([], [patch]))
     return [
         Subject("dense", dense, dense),

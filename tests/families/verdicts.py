@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 import transformers
+from edits import edit_of, view_of
 from tiny import NUM_LAYERS, model_of
 from torch.nn.functional import cross_entropy
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -38,7 +39,6 @@ from linearpatch.models.decoder import decoder_of
 from linearpatch.models.model import ready
 from linearpatch.models.random import byte_tokenizer
 from linearpatch.models.rebuilding import check_removal
-from linearpatch.models.views import view_of
 
 REMOVED = ([1], [2, 5])
 SECONDS = 60
@@ -117,11 +117,11 @@ def _generates_alike(model: Any) -> bool:
 def _try_saving(dense: Any, removed: Sequence[int], scratch: Path) -> str:
     view = view_of(dense.decoder, removed)
     expected = _logits(view)
-    save_checkpoint(scratch / "adapter", dense, removed, save_format="adapter")
+    save_checkpoint(scratch / "adapter", dense, edit_of(removed), save_format="adapter")
     adapted = linearpatch.apply(_load(scratch / "dense"), scratch / "adapter")
     _assert_close(_logits(adapted), expected, "adapter")
     try:
-        save_checkpoint(scratch / "model", dense, removed)
+        save_checkpoint(scratch / "model", dense, edit_of(removed))
     except LinearPatchError as error:
         return _line(error, 2000)
     reloaded = _load(scratch / "model")

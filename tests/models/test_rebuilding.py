@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from edits import edit_of, view_of
 from tiny import model_of
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
@@ -13,7 +14,6 @@ from linearpatch.models.layer_config import propose
 from linearpatch.models.model import LoadedModel, ready
 from linearpatch.models.random import byte_tokenizer
 from linearpatch.models.rebuilding import check_rebuilt, check_removal
-from linearpatch.models.views import view_of
 
 TOKENS = torch.randint(3, 259, (2, 14), generator=torch.Generator().manual_seed(3))
 
@@ -85,7 +85,7 @@ def test_leading_counts_ranges_and_index_lists_reload(family, settings, removed,
     model = loaded(family, tmp_path, **settings)
     view = view_of(model.decoder, removed)
     check_removal(model.decoder, view, removed)
-    save_checkpoint(tmp_path / "model", model, removed, save_format="plain")
+    save_checkpoint(tmp_path / "model", model, edit_of(removed), save_format="plain")
     reloaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(info.values())
     assert torch.equal(logits_of(reloaded), logits_of(view))
@@ -100,18 +100,18 @@ def test_constants_of_a_layers_position_are_rejected_by_name(family, settings, c
     model = loaded(family, tmp_path, **settings)
     check_removal(model.decoder, view_of(model.decoder, [1, 4]), [1, 4])  # it may be measured
     with pytest.raises(ModelError, match=rf"{constant}.*save_format=adapter.*pruner=tail"):
-        save_checkpoint(tmp_path / "model", model, [1, 4], save_format=save_format)
+        save_checkpoint(tmp_path / "model", model, edit_of([1, 4]), save_format=save_format)
     assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize(("family", "settings", "constant"), DEPENDENT)
 def test_what_works_instead_works(family, settings, constant, tmp_path):
     model = loaded(family, tmp_path, **settings)
-    save_checkpoint(tmp_path / "adapter", model, [1, 4], save_format="adapter")
+    save_checkpoint(tmp_path / "adapter", model, edit_of([1, 4]), save_format="adapter")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
     adapted = linearpatch.apply(base, tmp_path / "adapter")
     assert torch.equal(logits_of(adapted), logits_of(view_of(model.decoder, [1, 4])))
-    save_checkpoint(tmp_path / "model", model, [6, 7])
+    save_checkpoint(tmp_path / "model", model, edit_of([6, 7]))
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert torch.equal(logits_of(reloaded), logits_of(view_of(model.decoder, [6, 7])))
 
@@ -146,7 +146,7 @@ def test_a_layer_that_later_ones_read_from_is_not_removed(tmp_path):
 
 def test_what_is_written_is_loaded_again_before_it_replaces_anything(tmp_path, monkeypatch):
     model = loaded("llama", tmp_path)
-    save_checkpoint(tmp_path / "model", model, [1], save_format="plain")
+    save_checkpoint(tmp_path / "model", model, edit_of([1]), save_format="plain")
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
     save = type(model.decoder.model).save_pretrained
 
@@ -159,7 +159,7 @@ def test_what_is_written_is_loaded_again_before_it_replaces_anything(tmp_path, m
 
     monkeypatch.setattr(type(model.decoder.model), "save_pretrained", altered)
     with pytest.raises(ModelError, match="would load as another model than the one that was measured"):
-        save_checkpoint(tmp_path / "model", model, [2], save_format="plain")
+        save_checkpoint(tmp_path / "model", model, edit_of([2]), save_format="plain")
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
 
 

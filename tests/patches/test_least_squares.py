@@ -6,20 +6,20 @@ from math import inf
 import pytest
 import torch
 from conftest import NUM_LAYERS, tiny_model
+from edits import on_stream, repaired, view_of
 
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import decoder_of
 from linearpatch.models.passes import mlp_outputs, record
-from linearpatch.models.views import Site, view_of
 from linearpatch.patches.diag import Diag
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.mlp_lstsq import MlpLeastSquares
 from linearpatch.patches.refit import Refit
 from linearpatch.patches.rotate import Rotate
 
-SITE = Site(1, 4, 4)
+SITE = on_stream(1, 4, 4)
 
 
 def random_blocks(count, seed, tokens=12):
@@ -35,7 +35,7 @@ def fitting(decoder):
 def pair(decoder, fitting):
     """Streams before and after the gap, `[tokens, hidden]` in fp64."""
     streams = record(decoder, fitting.blocks.ids).streams
-    return streams[SITE.start].reshape(-1, 32).double(), streams[SITE.end].reshape(-1, 32).double()
+    return streams[SITE.interface.start].reshape(-1, 32).double(), streams[SITE.interface.end].reshape(-1, 32).double()
 
 
 def fit(patch, workspace):
@@ -114,9 +114,9 @@ def test_a_diagonal_helps_a_low_rank_map_and_neither_can_be_moved_to_do_better(f
 def test_auto_takes_the_ridge_with_the_lowest_held_out_loss(fitting, decoder, kind, removed):
     losses = {inf: held_out_loss(decoder, fitting, removed, [])}
     for ridge in kind.ridges:
-        losses[ridge] = held_out_loss(decoder, fitting, removed, kind(ridge=ridge).repair(fitting, removed))
+        losses[ridge] = held_out_loss(decoder, fitting, removed, repaired(kind(ridge=ridge), fitting, removed))
     best = min(losses, key=lambda ridge: losses[ridge])
-    fitted = kind(ridge="auto").repair(fitting, removed)
+    fitted = repaired(kind(ridge="auto"), fitting, removed)
     assert {one.diagnostics["ridge"] for one in fitted} == {best}
     assert held_out_loss(decoder, fitting, removed, fitted) == pytest.approx(losses[best], rel=1e-5)
 
@@ -125,14 +125,14 @@ def test_auto_takes_the_ridge_with_the_lowest_held_out_loss(fitting, decoder, ki
 def test_auto_leaves_a_gap_alone_where_every_patch_does_harm(decoder, features):
     """Fitted to a few tokens, which say nothing of others."""
     workspace = Workspace(decoder, random_blocks(1, 8, tokens=4), held_out=random_blocks(4, 9))
-    (fitted,) = LeastSquares(ridge="auto", features=features).repair(workspace, [2])
+    (fitted,) = repaired(LeastSquares(ridge="auto", features=features), workspace, [2])
     assert fitted.diagnostics["ridge"] == inf
     values = torch.randn(5, 32)
     assert torch.allclose(fitted.module(values), values)
 
 
 def held_out_loss(decoder, workspace, removed, fitted):
-    view = view_of(decoder, removed, [(one.site, one.module) for one in fitted])
+    view = view_of(decoder, removed, fitted)
     ids = workspace.held_out.ids
     with torch.no_grad():
         logits = view(input_ids=ids, use_cache=False).logits
@@ -148,13 +148,13 @@ def test_a_matched_gain_gives_outputs_the_mean_and_the_variance_of_the_stream_pa
     patch = replace(patch, weighting="relative" if relative else "none")
 
     def outputs(gain):
-        removed = range(SITE.start, SITE.end)
-        fitted = replace(patch, gain=gain).repair(workspace, removed)
-        view = decoder_of(view_of(decoder, removed, [(one.site, one.module) for one in fitted]))
-        found = record(view, workspace.blocks.ids).streams[SITE.start]
+        removed = range(SITE.interface.start, SITE.interface.end)
+        fitted = repaired(replace(patch, gain=gain), workspace, removed)
+        view = decoder_of(view_of(decoder, removed, fitted))
+        found = record(view, workspace.blocks.ids).streams[SITE.interface.start]
         return found.reshape(-1, 32).double(), fitted[-1].diagnostics
 
-    after = record(decoder, workspace.blocks.ids).streams[SITE.end].reshape(-1, 32).double()
+    after = record(decoder, workspace.blocks.ids).streams[SITE.interface.end].reshape(-1, 32).double()
     weight = 1 / after.square().sum(dim=1, keepdim=True) if relative else torch.ones(len(after), 1).double()
 
     def moments(rows):
@@ -176,12 +176,12 @@ def test_a_sequential_fit_sees_what_earlier_patches_leave(fitting, decoder, patc
     from dataclasses import replace
 
     removed = [1, 3, 4]
-    first, second = replace(patch, sequential=True).repair(fitting, removed)
-    plain_first, plain_second = patch.repair(fitting, removed)
+    first, second = repaired(replace(patch, sequential=True), fitting, removed)
+    plain_first, plain_second = repaired(patch, fitting, removed)
     assert same(first, plain_first)
     assert not same(second, plain_second)
     # By hand: the streams of the dense model, but for the one that the second patch reads.
-    view = decoder_of(view_of(decoder, [1], [(first.site, first.module)]))
+    view = decoder_of(view_of(decoder, [1], [first]))
     ids = fitting.blocks.ids
     reads, wanted = record(view, ids).streams[3 - 1], record(decoder, ids).streams[5]
     by_hand = patch.fit(Pretended(decoder, fitting.blocks, {3: reads, 5: wanted}), [second.site])[0]
@@ -209,8 +209,8 @@ def same(one, other):
 
 def test_a_sequential_map_of_an_mlp_reads_the_mlp_of_the_patched_model(fitting, decoder):
     removed = [1, 4]
-    first, second = MlpLeastSquares(sequential=True, ridge=0.0).repair(fitting, removed)
-    view = decoder_of(view_of(decoder, [1], [(first.site, first.module)]))
+    first, second = repaired(MlpLeastSquares(sequential=True, ridge=0.0), fitting, removed)
+    view = decoder_of(view_of(decoder, [1], [first]))
     ids = fitting.blocks.ids
     with mlp_outputs(view, [2]) as added:  # dense layer 3
         before = record(view, ids).streams[3].reshape(-1, 32).double()
@@ -225,8 +225,8 @@ def test_patches_of_a_sequential_repair_fit_other_families(family):
     decoder = decoder_of(tiny_model(family))
     workspace = Workspace(decoder, random_blocks(8, 8), held_out=random_blocks(2, 9), batch_size=4)
     patch = LeastSquares(ridge="auto", sequential=True, weighting="relative", bias=True)
-    fitted = patch.repair(workspace, [NUM_LAYERS - 1, 1])
-    assert [one.site.start for one in fitted] == [1, NUM_LAYERS - 1]
+    fitted = repaired(patch, workspace, [NUM_LAYERS - 1, 1])
+    assert [one.site.interface.start for one in fitted] == [1, NUM_LAYERS - 1]
 
 
 @pytest.mark.parametrize(
@@ -262,4 +262,4 @@ def test_a_product_thicker_than_the_map_is_refused(decoder):
 
 def test_a_choice_needs_tokens_that_are_held_out(decoder, blocks):
     with pytest.raises(ConfigError, match="held_out_blocks"):
-        LeastSquares(ridge="auto").repair(Workspace(decoder, blocks), [2])
+        repaired(LeastSquares(ridge="auto"), Workspace(decoder, blocks), [2])

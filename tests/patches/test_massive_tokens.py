@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from conftest import tiny_model
+from edits import repaired, view_of
 
 from linearpatch.calibration.gram import Gram
 from linearpatch.calibration.statistics import LayerInput
@@ -12,7 +13,6 @@ from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.reader import Calibration, Text
 from linearpatch.models.decoder import decoder_of
 from linearpatch.models.random import byte_tokenizer
-from linearpatch.models.views import view_of
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.mlp_refit import MlpRefit
 from linearpatch.patches.refit import Refit
@@ -47,8 +47,8 @@ def text(share: float, length: int) -> list[str]:
 def test_loss(decoder, patch, documents):
     tokenizer, spec = byte_tokenizer(), Calibration(num_blocks=64, block_length=100).blocks(seed=0)
     blocks = Text(documents, "\n", "mine", "mine/all").cut(spec, tokenizer)
-    fitted = patch.repair(Workspace(decoder, blocks, batch_size=8), REMOVED)
-    view = view_of(decoder, REMOVED, [(one.site, one.module) for one in fitted])
+    fitted = repaired(patch, Workspace(decoder, blocks, batch_size=8), REMOVED)
+    view = view_of(decoder, REMOVED, fitted)
     ids = torch.randint(35, 120, (8, 100), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         logits = view(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1).double()

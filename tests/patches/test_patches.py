@@ -3,14 +3,15 @@
 import pytest
 import torch
 from conftest import NUM_LAYERS
+from edits import on_mlp, on_stream
 
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError, NumericsError
 from linearpatch.hadamard import hadamard_matrix
+from linearpatch.models.edit import Interface
 from linearpatch.models.fingerprint import parameter_hash
 from linearpatch.models.passes import mlp_outputs, record
-from linearpatch.models.views import Interface, Site
 from linearpatch.patches.diag import Diag
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.mlp_lstsq import MlpLeastSquares
@@ -18,7 +19,7 @@ from linearpatch.patches.none import NoPatch
 from linearpatch.patches.rotate import Rotate
 from linearpatch.patches.scalar import Scalar
 
-SITE = Site(1, 4, 4)
+SITE = on_stream(1, 4, 4)
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def fitting(decoder, many_blocks):
 def pair(decoder, many_blocks):
     """Streams before and after the gap, `[tokens, hidden]` in fp64."""
     streams = record(decoder, many_blocks.ids).streams
-    return streams[SITE.start].reshape(-1, 32).double(), streams[SITE.end].reshape(-1, 32).double()
+    return streams[SITE.interface.start].reshape(-1, 32).double(), streams[SITE.interface.end].reshape(-1, 32).double()
 
 
 def fit(patch, workspace):
@@ -75,7 +76,7 @@ def test_the_official_estimator_averages_ratios_over_blocks(patch, decoder, many
     ratios = []
     for block in many_blocks.ids:
         streams = record(decoder, block[None]).streams
-        before, after = (streams[i][0].double() @ h for i in (SITE.start, SITE.end))
+        before, after = (streams[i][0].double() @ h for i in (SITE.interface.start, SITE.interface.end))
         means = [x.abs().mean() if patch is Scalar else x.abs().mean(0) for x in (after, before)]
         ratios.append(means[0] / means[1])
     d = torch.stack(ratios).mean(0)
@@ -120,7 +121,7 @@ def test_ridge_pulls_toward_the_identity(fitting, pair):
 def mlp_pair(decoder, many_blocks):
     """What the MLP before the gap adds, and what it would have to add, `[tokens, hidden]` in fp64."""
     streams = record(decoder, many_blocks.ids).streams
-    with mlp_outputs(decoder, [SITE.start - 1]) as added:
+    with mlp_outputs(decoder, [SITE.interface.start - 1]) as added:
         record(decoder, many_blocks.ids)
     before, after, mlp = (x.reshape(-1, 32).double() for x in (streams[1], streams[4], added[0]))
     return mlp, after - (before - mlp), after
@@ -133,7 +134,7 @@ def test_mlp_lstsq_maps_what_the_mlp_adds_to_what_it_would_have_to_add(fitting, 
     expected = torch.linalg.lstsq(mlp * scale, target * scale).solution
     patch = MlpLeastSquares(ridge=0.0, weighting=weighting)
     fitted = patch.fit(fitting, patch.place([Interface(1, 4)]))[0]
-    assert fitted.site == Site(1, 4, 4, branch="mlp")
+    assert fitted.site == on_mlp(1, 4)
     assert torch.allclose(applied(fitted, mlp), mlp @ expected, rtol=1e-3, atol=1e-3)
     energy = (after * scale).square().sum()
     for name, matrix in {"error_before": torch.eye(32).double(), "error_after": expected}.items():
@@ -181,8 +182,8 @@ def test_a_fit_that_its_tokens_determine_exactly_is_told_too(decoder, tokens, to
 
 def test_one_site_per_interface_or_per_layer():
     gaps = [Interface(1, 3), Interface(5, 6)]
-    assert Diag().place(gaps) == [Site(1, 3, 3), Site(5, 6, 6)]
-    assert Diag(sites="one_per_layer").place(gaps) == [Site(1, 2, 3), Site(2, 3, 3), Site(5, 6, 6)]
+    assert Diag().place(gaps) == [on_stream(1, 3, 3), on_stream(5, 6, 6)]
+    assert Diag(sites="one_per_layer").place(gaps) == [on_stream(1, 2, 3), on_stream(2, 3, 3), on_stream(5, 6, 6)]
     assert NoPatch().place(gaps) == []
 
 

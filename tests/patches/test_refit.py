@@ -5,6 +5,7 @@ from math import inf
 import pytest
 import torch
 from conftest import NUM_LAYERS, tiny_model
+from edits import edit_of, repaired, view_of
 
 import linearpatch
 from linearpatch.calibration.workspace import Workspace
@@ -12,10 +13,10 @@ from linearpatch.checkpoint.saving import save_checkpoint
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.decoder import decoder_of
+from linearpatch.models.edit import interfaces_of
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.passes import mlp_inputs, record
 from linearpatch.models.random import byte_tokenizer
-from linearpatch.models.views import interfaces_of, view_of
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.mlp_refit import MlpRefit
 from linearpatch.patches.refit import SMALLEST, STREAM_SHARE, Refit, before_the_map
@@ -59,8 +60,8 @@ def test_refit_solves_for_the_map_and_the_weight(family, relative):
     x, y, h = streams_of(workspace)
     weight = 1 / y.norm(dim=1, keepdim=True) if relative else torch.ones(len(y), 1).double()
     ridge = 0.1
-    fitted = Refit(ridge=ridge, gain=1, weighting="relative" if relative else "none").repair(workspace, REMOVED)
-    assert [one.site.branch for one in fitted] == ["mlp_weight", "stream"]
+    fitted = repaired(Refit(ridge=ridge, gain=1, weighting="relative" if relative else "none"), workspace, REMOVED)
+    assert [one.place.kind for one in fitted] == ["mlp_projection", "stream"]
 
     design = torch.cat([x, h, torch.ones(len(x), 1).double()], dim=1)
     energy = (design * weight).square().sum(dim=0)
@@ -84,8 +85,8 @@ def test_refit_solves_for_the_map_and_the_weight(family, relative):
 def test_the_patched_model_computes_what_was_fitted(family):
     workspace = workspace_of(family)
     x, _, h = streams_of(workspace)
-    weight, stream = Refit().repair(workspace, REMOVED)
-    view = decoder_of(view_of(workspace.decoder, REMOVED, [(one.site, one.module) for one in (weight, stream)]))
+    weight, stream = repaired(Refit(), workspace, REMOVED)
+    view = decoder_of(view_of(workspace.decoder, REMOVED, [weight, stream]))
     found = record(view, workspace.blocks.ids).streams[2].flatten(0, 1)
     expected = stream.module((x + h @ weight.module.weight.T.double()).float())
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max())
@@ -112,7 +113,7 @@ def test_a_weight_before_a_map_is_the_one_by_singular_values(smallest):
 def test_mlp_refit_regresses_what_the_gap_adds(family):
     workspace = workspace_of(family)
     x, y, h = streams_of(workspace)
-    (fitted,) = MlpRefit(ridge=0.1).repair(workspace, REMOVED)
+    (fitted,) = repaired(MlpRefit(ridge=0.1), workspace, REMOVED)
     expected = ridged(h, y - x, 0.1 * h.square().sum(dim=0), torch.zeros(h.shape[1], 32).double())
     assert torch.allclose(fitted.module.weight.T.double(), expected, rtol=1e-3, atol=1e-4)
     error = (x + h @ expected - y).square().sum() / y.square().sum()
@@ -122,8 +123,8 @@ def test_mlp_refit_regresses_what_the_gap_adds(family):
 
 def test_refit_explains_more_than_the_stream_alone():
     workspace = workspace_of()
-    alone = LeastSquares(bias=True).repair(workspace, REMOVED)[0].diagnostics["error_after"]
-    assert Refit(ridge=1e-4, gain=1).repair(workspace, REMOVED)[1].diagnostics["error_after"] < 0.8 * alone
+    alone = repaired(LeastSquares(bias=True), workspace, REMOVED)[0].diagnostics["error_after"]
+    assert repaired(Refit(ridge=1e-4, gain=1), workspace, REMOVED)[1].diagnostics["error_after"] < 0.8 * alone
 
 
 @pytest.mark.parametrize("patch", [Refit(), MlpRefit(), Refit(ridge="auto", sequential=True)], ids=repr)
@@ -135,21 +136,21 @@ def test_a_search_measures_the_models_that_it_would_make(patch):
     for start, found in enumerate(selection.scores["values"]):
         if start > 0:
             removed = [start, start + 1]
-            patches = [(one.site, one.module) for one in draft.repair(workspace, removed)]
+            patches = repaired(draft, workspace, removed)
             with torch.no_grad():
                 logits = view_of(workspace.decoder, removed, patches)(input_ids=ids, use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).double(), ids[:, 1:].flatten())
             assert found == pytest.approx(loss.item(), rel=1e-5)
-    assert patch.repair(workspace, [1, 3])
+    assert repaired(patch, workspace, [1, 3])
 
 
 def test_dead_units_and_a_ridge_that_allows_nothing():
     workspace = workspace_of("opt")
     with torch.no_grad():  # relu: never active
         workspace.decoder.layers[1].fc1.bias[:4] = -1e6
-    weight, _ = Refit(ridge=0.1).repair(workspace, REMOVED)
+    weight, _ = repaired(Refit(ridge=0.1), workspace, REMOVED)
     assert weight.module.weight.isfinite().all()
-    (gram,) = workspace.collect(*Refit().gap_statistics(Refit().place(interfaces_of(REMOVED))))
+    (gram,) = workspace.collect(*Refit().interface_statistics(Refit().place(interfaces_of(REMOVED))))
     (weight, stream), _ = Refit().operators(gram, inf)  # as `auto` tries, too
     values = torch.randn(3, 32)
     assert not weight.weight.any()
@@ -159,8 +160,8 @@ def test_dead_units_and_a_ridge_that_allows_nothing():
 @pytest.mark.parametrize("save_format", ["custom", "adapter"])
 def test_a_refit_model_is_saved_and_loaded(tmp_path, model, save_format):
     workspace = Workspace(model.decoder, random_blocks(40, 8), batch_size=4)
-    patches = [(one.site, one.module) for one in Refit().repair(workspace, REMOVED)]
-    save_checkpoint(tmp_path / "m", model, REMOVED, patches, save_format=save_format)
+    patches = repaired(Refit(), workspace, REMOVED)
+    save_checkpoint(tmp_path / "m", model, edit_of(REMOVED, patches), save_format=save_format)
     if save_format == "adapter":
         loaded = linearpatch.apply(model.decoder.model, tmp_path / "m")
     else:
@@ -172,8 +173,8 @@ def test_mlp_refit_makes_a_stock_checkpoint(tmp_path, model):
     from transformers import AutoModelForCausalLM
 
     workspace = Workspace(model.decoder, random_blocks(40, 8), batch_size=4)
-    patches = [(one.site, one.module) for one in MlpRefit().repair(workspace, REMOVED)]
-    manifest = save_checkpoint(tmp_path / "m", model, REMOVED, patches, save_format="plain")
+    patches = repaired(MlpRefit(), workspace, REMOVED)
+    manifest = save_checkpoint(tmp_path / "m", model, edit_of(REMOVED, patches), save_format="plain")
     assert manifest.format == "plain"
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
     assert type(loaded) is type(model.decoder.model)
@@ -191,7 +192,7 @@ def same_logits(one, other):
 @pytest.mark.parametrize("patch", [Refit(), MlpRefit()], ids=repr)
 def test_what_cannot_be_fitted_anew_is_refused(patch):
     with pytest.raises(ConfigError, match="protect_first=1"):
-        patch.repair(workspace_of(), [0])
+        repaired(patch, workspace_of(), [0])
     with pytest.raises(ConfigError, match="one_per_layer"):
         type(patch)(sites="one_per_layer")
     with pytest.raises(ModelError, match="mixture of experts"):

@@ -6,6 +6,7 @@ from itertools import combinations
 import pytest
 import torch
 from conftest import NUM_LAYERS, tiny_model
+from edits import on_stream, repaired, view_of
 
 from linearpatch.cache import Cache
 from linearpatch.calibration.statistics import WindowCosine
@@ -13,7 +14,6 @@ from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import decoder_of
-from linearpatch.models.views import view_of
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.mlp_lstsq import MlpLeastSquares
 from linearpatch.patches.none import NoPatch
@@ -48,8 +48,8 @@ def workspace_for(patch, decoder=None, cache=None):
 def patched_view(workspace, patch, removed):
     if not removed:
         return workspace.decoder.model
-    fitted = patch.repair(workspace, removed)
-    return view_of(workspace.decoder, removed, [(one.site, one.module) for one in fitted])
+    fitted = repaired(patch, workspace, removed)
+    return view_of(workspace.decoder, removed, fitted)
 
 
 def held_out_loss(workspace, patch, removed):
@@ -146,14 +146,14 @@ def test_a_search_is_kept_for_the_next_run(tmp_path):
 
 
 def test_large_models_are_fitted_in_parts(monkeypatch, caplog):
-    import linearpatch.calibration.drafts as module
+    import linearpatch.calibration.candidate_edits as module
 
     patch = LeastSquares(ridge=0.1)
     whole = PatchAware().select(workspace_for(patch), 2)
     monkeypatch.setattr(module, "GRAM_BYTES", 3 * 2 * 8 * 32**2)
     with caplog.at_level("INFO"):
         assert PatchAware().select(workspace_for(patch), 2) == whole
-    assert f"3 of {NUM_LAYERS - 1} gaps fit into memory at once" in caplog.text
+    assert f"3 of {NUM_LAYERS - 1} interfaces fit into memory at once" in caplog.text
 
 
 @pytest.mark.parametrize("search", ["window", "greedy", "beam"])
@@ -204,7 +204,7 @@ def test_the_final_leaves_what_the_run_will_need(tmp_path, monkeypatch):
     workspace = workspace_for(Refit(), cache=Cache(tmp_path))
     removed = PatchAware(finalists=3, protect_first=1).choose(workspace, 2).removed
     monkeypatch.setattr(Workspace, "_run_pass", None)
-    assert Refit().repair(workspace, removed)
+    assert repaired(Refit(), workspace, removed)
 
 
 def test_a_search_draws_on_drafts():
@@ -269,7 +269,7 @@ def test_iterative_losses_keep_the_patches_that_are_there(pruner, patch):
     ids = workspace.blocks.ids
     removed = []
     for _ in range(3):
-        fitted = patch.repair(workspace, sorted(removed)) if removed else []
+        fitted = repaired(patch, workspace, sorted(removed)) if removed else []
         losses = {}
         for layer in range(NUM_LAYERS):
             if layer not in removed:
@@ -284,7 +284,7 @@ def test_iterative_losses_keep_the_patches_that_are_there(pruner, patch):
 
 def moved(site, removed):
     reader = next(layer for layer in range(site.reader, NUM_LAYERS + 1) if layer not in removed)
-    return replace(site, reader=reader)
+    return on_stream(site.interface.start, site.interface.end, reader)
 
 
 @pytest.mark.parametrize("pruner", [Streamline(iterative=True), Random(iterative=True)], ids=repr)

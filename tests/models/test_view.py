@@ -5,14 +5,15 @@ import copy
 import pytest
 import torch
 from conftest import FAMILIES, NUM_LAYERS, tiny_model
+from edits import on_mlp, on_stream, view_of
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.decoder import check_logits, decoder_of, text_config
+from linearpatch.models.edit import Interface, interfaces_of
 from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.passes import mlp_outputs, record
-from linearpatch.models.views import Interface, Site, interfaces_of, view_of
 
 TOKENS = torch.randint(3, 300, (2, 14), generator=torch.Generator().manual_seed(3))
 
@@ -52,7 +53,7 @@ def test_skipping_view_and_reload_agree_and_dense_stays(family, removed, tmp_pat
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cached_generation_equals_uncached(family):
-    view = view_of(decoder_of(tiny_model(family)), [0, 3], [(Site(3, 4, 4), LinearMap(torch.eye(32) * 1.3))])
+    view = view_of(decoder_of(tiny_model(family)), [0, 3], [(on_stream(3, 4, 4), LinearMap(torch.eye(32) * 1.3))])
     settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
     mask = torch.ones_like(TOKENS)
     cached = view.generate(TOKENS, attention_mask=mask, use_cache=True, **settings)
@@ -70,7 +71,7 @@ def test_a_view_shares_every_weight(family):
 
 def test_patch_sits_between_the_right_layers(decoder):
     matrix, second = torch.randn(32, 32) * 0.3, torch.randn(32, 32) * 0.3
-    patches = [(Site(1, 3, 3), LinearMap(matrix)), (Site(5, 6, 6), LinearMap(second))]
+    patches = [(on_stream(1, 3, 3), LinearMap(matrix)), (on_stream(5, 6, 6), LinearMap(second))]
     view = view_of(decoder, [1, 2, 5], patches)
 
     recording = record(decoder, TOKENS)
@@ -82,15 +83,15 @@ def test_patch_sits_between_the_right_layers(decoder):
 
 def test_patches_of_one_reader_apply_in_order(decoder):
     first, second = torch.randn(32, 32) * 0.3, torch.randn(32, 32) * 0.3
-    both = [(Site(1, 2, 3), LinearMap(first)), (Site(2, 3, 3), LinearMap(second))]
-    one = [(Site(1, 3, 3), LinearMap(first @ second))]
+    both = [(on_stream(1, 2, 3), LinearMap(first)), (on_stream(2, 3, 3), LinearMap(second))]
+    one = [(on_stream(1, 3, 3), LinearMap(first @ second))]
     assert torch.allclose(
         logits_of(view_of(decoder, [1, 2], both)), logits_of(view_of(decoder, [1, 2], one)), atol=1e-5
     )
 
 
 def test_a_patched_view_has_a_class_and_type_of_its_own(decoder):
-    patches = [(Site(1, 2, 2), LinearMap(torch.eye(32)))]
+    patches = [(on_stream(1, 2, 2), LinearMap(torch.eye(32)))]
     view, other = (view_of(decoder, [1], patches) for _ in range(2))
     assert isinstance(view, type(decoder.model))
     assert type(view) is type(other)
@@ -100,7 +101,7 @@ def test_a_patched_view_has_a_class_and_type_of_its_own(decoder):
 
 
 def test_a_patched_model_is_not_pruned_again(decoder):
-    view = view_of(decoder, [1], [(Site(1, 2, 2), LinearMap(torch.eye(32)))])
+    view = view_of(decoder, [1], [(on_stream(1, 2, 2), LinearMap(torch.eye(32)))])
     with pytest.raises(ModelError, match="has lost layers before"):
         view_of(decoder_of(view), [1])
     twice = view_of(decoder_of(view_of(decoder, [1])), [1])
@@ -109,7 +110,7 @@ def test_a_patched_model_is_not_pruned_again(decoder):
 
 def test_a_copy_of_a_view_has_patches_of_its_own(decoder):
     patch = LinearMap(torch.eye(32) * 1.3)
-    view = view_of(decoder, [1], [(Site(1, 2, 2), patch)])
+    view = view_of(decoder, [1], [(on_stream(1, 2, 2), patch)])
     twin = copy.deepcopy(view)
     for module in (view, patch):
         for name, parameter in module.named_parameters():
@@ -120,7 +121,7 @@ def test_a_copy_of_a_view_has_patches_of_its_own(decoder):
 
 def test_a_map_of_an_mlps_output_leaves_the_rest_of_the_stream(decoder):
     matrix = torch.randn(32, 32) * 0.3
-    view = view_of(decoder, [2, 3], [(Site(2, 4, 4, branch="mlp"), LinearMap(matrix))])
+    view = view_of(decoder, [2, 3], [(on_mlp(2, 4), LinearMap(matrix))])
     recording = record(decoder, TOKENS)
     with mlp_outputs(decoder, [1]) as added:
         record(decoder, TOKENS)
@@ -219,7 +220,9 @@ def test_an_encoder_decoder_is_refused():
 
 def test_a_dispatched_model_gives_the_same_logits(tmp_path):
     accelerate = pytest.importorskip("accelerate")
-    expected = logits_of(view_of(decoder_of(tiny_model()), [1, 2], [(Site(1, 3, 3), LinearMap(torch.eye(32) * 1.2))]))
+    expected = logits_of(
+        view_of(decoder_of(tiny_model()), [1, 2], [(on_stream(1, 3, 3), LinearMap(torch.eye(32) * 1.2))])
+    )
     model = tiny_model()
     device_map = {
         "model.embed_tokens": "cpu",
@@ -230,6 +233,6 @@ def test_a_dispatched_model_gives_the_same_logits(tmp_path):
     device_map |= {f"model.layers.{i}": "disk" if i > 3 else "cpu" for i in range(NUM_LAYERS)}
     model = accelerate.dispatch_model(model, device_map, offload_dir=tmp_path, force_hooks=True)
     decoder = decoder_of(model)
-    view = view_of(decoder, [1, 2], [(Site(1, 3, 3), LinearMap(torch.eye(32) * 1.2))])
+    view = view_of(decoder, [1, 2], [(on_stream(1, 3, 3), LinearMap(torch.eye(32) * 1.2))])
     assert torch.equal(logits_of(view), expected)
     assert torch.equal(logits_of(model), logits_of(tiny_model()))

@@ -1,4 +1,4 @@
-"""Losses of many models that differ from one of them only past some layer, at about half the price.
+"""Losses of many edits that differ from one of them only past some layer, at about half the price.
 
 To ask which layers hurt least, each candidate is tried in turn. All that comes before its first change is the
 same as in the model that the search stands at, so the stream before each step of that model is kept, and
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from math import inf, isfinite
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from linearpatch.models.decoder import Decoder, LayerCall
+from linearpatch.models.edit import DENSE, Edit
 from linearpatch.models.loss import stream_nll
 from linearpatch.models.passes import record
-from linearpatch.models.views import Site
-from linearpatch.models.writers import patched_mlp
+from linearpatch.models.runner import Step, steps_of
 
 
 @dataclass(frozen=True)
@@ -31,33 +31,7 @@ class CandidateLoss:
     is_bound: bool = False
 
 
-@dataclass(frozen=True)
-class Shortened:
-    """A dense model without some layers, repaired where they were.
-
-    Attributes:
-        removed: Dense indices.
-        patches: Modules from stream to stream and their sites, in the model's dtype. Candidates that share
-            a patch share the module: that is how a search knows how far they are the same.
-    """
-
-    removed: tuple[int, ...] = ()
-    patches: tuple[tuple[Site, nn.Module], ...] = ()
-
-
-DENSE = Shortened()
-
-
-@dataclass(frozen=True)
-class _Step:
-    """Patches on the stream, then a layer (or, at the end, the final norm) with patches on its MLP."""
-
-    reader: int
-    patches: tuple[nn.Module, ...]
-    on_mlp: tuple[tuple[str, nn.Module], ...]
-
-
-class SuffixSearch:
+class CandidateSearch:
     """A model made of the dense one, and the stream that reaches each of its steps.
 
     Memory: one stream for each layer for every token, in the model's dtype.
@@ -75,14 +49,14 @@ class SuffixSearch:
         self._calls: list[dict[int, LayerCall]] = []
         for batch in batches:
             recording = record(decoder, batch)
-            self._streams.append([recording.streams[step.reader] for step in self._steps])
+            self._streams.append([recording.streams[step.layer] for step in self._steps])
             self._calls.append(recording.calls)
             self.layer_forwards += decoder.num_layers
 
     @torch.no_grad()
-    def move(self, model: Shortened) -> None:
-        """Stand at another model; streams past the first change are computed anew."""
-        steps = self._steps_of(model)
+    def move(self, edit: Edit) -> None:
+        """Keep the streams of another edited model; those past the first difference are computed again."""
+        steps = self._steps_of(edit)
         if steps == self._steps:
             return
         same = self._shared_with(steps)
@@ -97,22 +71,23 @@ class SuffixSearch:
     @torch.no_grad()
     def losses(
         self,
-        models: Sequence[Shortened],
+        edits: Sequence[Edit],
         *,
         survivors: int | None = None,
         on_step: Callable[[], None] = lambda: None,
     ) -> list[CandidateLoss]:
-        """Mean loss of each model; of those that no more tokens can bring among the best, a lower bound.
+        """Mean loss of each edited model; of those that no more tokens can bring among the best, a lower bound.
 
         Args:
-            models: Candidates.
+            edits: Candidates. Those that share an operator share the `PlacedOperator`: that is how a search knows
+                how far they are the same.
             survivors: So many of the best have exact losses; the others may be given up. Which are the best
                 and their losses are the same either way. None measures all to the end.
             on_step: Called after each candidate.
         """
-        plans = [self._steps_of(model) for model in models]
+        plans = [self._steps_of(edit) for edit in edits]
         starts = [self._shared_with(steps) for steps in plans]
-        found: list[dict[int, float]] = [{} for _ in models]  # for each model, the losses of the batches it has seen
+        found: list[dict[int, float]] = [{} for _ in edits]  # for each model, the losses of the batches it has seen
         complete: list[float] = []
         order = list(range(len(self.batches)))
 
@@ -125,9 +100,9 @@ class SuffixSearch:
                     found[index][batch] = self._loss(plans[index], starts[index], batch)
 
         if survivors is not None:  # the likeliest winners first: low losses early let the others stop early
-            for index in range(len(models)):
+            for index in range(len(edits)):
                 advance(index, order[:1])
-        for index in sorted(range(len(models)), key=lambda index: (total(index), index)):
+        for index in sorted(range(len(edits)), key=lambda index: (total(index), index)):
             advance(index, order)
             if len(found[index]) == len(order):
                 complete.append(total(index))
@@ -136,14 +111,13 @@ class SuffixSearch:
         # An early stop divides by all tokens, too: the tokens not seen cost at least nothing.
         tokens = self.tokens_of(order)
         return [
-            CandidateLoss(total(index) / tokens, is_bound=len(found[index]) < len(order))
-            for index in range(len(models))
+            CandidateLoss(total(index) / tokens, is_bound=len(found[index]) < len(order)) for index in range(len(edits))
         ]
 
     @torch.no_grad()
-    def batch_loss(self, model: Shortened, index: int) -> float:
-        """Summed loss of a model on one of the batches."""
-        steps = self._steps_of(model)
+    def batch_loss(self, edit: Edit, index: int) -> float:
+        """Summed loss of an edited model on one of the batches."""
+        steps = self._steps_of(edit)
         return self._loss(steps, self._shared_with(steps), index)
 
     def tokens_of(self, batches: Iterable[int]) -> int:
@@ -154,44 +128,24 @@ class SuffixSearch:
     def _is_hopeless(total: float, complete: Sequence[float], survivors: int | None) -> bool:
         return survivors is not None and len(complete) >= survivors and total > sorted(complete)[survivors - 1]
 
-    def _loss(self, steps: Sequence[_Step], start: int, index: int) -> float:
+    def _loss(self, steps: Sequence[Step], start: int, index: int) -> float:
         """Summed loss of one batch, from the first step that isn't that of the model the search stands at."""
         hidden, calls = self._streams[index][start], self._calls[index]
         for step in steps[start:-1]:
             hidden = self._run(hidden, calls, step)
-        total = stream_nll(self.decoder, _patched(hidden, steps[-1]), self.batches[index])
+        total = stream_nll(self.decoder, steps[-1].read(hidden), self.batches[index])
         value = total.sum(dtype=torch.float64).item()
         return value if isfinite(value) else inf  # a broken model is the worst candidate, not an error
 
-    def _run(self, hidden: Tensor, calls: dict[int, LayerCall], step: _Step) -> Tensor:
+    def _run(self, hidden: Tensor, calls: dict[int, LayerCall], step: Step) -> Tensor:
         self.layer_forwards += 1
-        layer = self.decoder.layers[step.reader]
-        with patched_mlp(layer, step.on_mlp):
-            return self.decoder.run_layers(_patched(hidden, step), calls, [step.reader])
+        return step.run(self.decoder, step.read(hidden), calls[step.layer])
 
-    def _shared_with(self, steps: Sequence[_Step]) -> int:
+    def _shared_with(self, steps: Sequence[Step]) -> int:
         """How many steps a model begins with that are those of the model the search stands at."""
         pairs = zip(steps[:-1], self._steps[:-1], strict=False)
         differs = (index for index, (mine, theirs) in enumerate(pairs) if mine != theirs)
         return next(differs, min(len(steps), len(self._steps)) - 1)
 
-    def _steps_of(self, model: Shortened) -> list[_Step]:
-        gone = set(model.removed)
-        steps: list[_Step] = []
-        stream: list[nn.Module] = []
-        for reader in range(self.decoder.num_layers + 1):
-            # Where the reader of a patch is gone, the next layer reads what it patched.
-            stream += [patch for site, patch in model.patches if site.branch == "stream" and site.reader == reader]
-            if reader in gone:
-                continue
-            here = [(site.branch, patch) for site, patch in model.patches if site.start - 1 == reader]
-            on_mlp = [(branch, patch) for branch, patch in here if branch != "stream"]
-            steps.append(_Step(reader, tuple(stream), tuple(on_mlp)))
-            stream = []
-        return steps
-
-
-def _patched(hidden: Tensor, step: _Step) -> Tensor:
-    for patch in step.patches:
-        hidden = patch(hidden.to(next(patch.parameters()).device))
-    return hidden
+    def _steps_of(self, edit: Edit) -> list[Step]:
+        return steps_of(edit, self.decoder.num_layers)

@@ -1,7 +1,8 @@
-"""What patches share that change the MLP before a gap."""
+"""What patches share that change the MLP before an interface."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,18 +13,17 @@ from torch import Tensor, nn
 from linearpatch.calibration.gram import RefitGram
 from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.views import Interface, Site
-from linearpatch.models.writers import mlp_product
+from linearpatch.models.edit import Interface, Site
+from linearpatch.models.places import InProjection, Place
 from linearpatch.patches.least_squares import LeastSquaresPatch
 from linearpatch.registry import name_of
 
 
 @dataclass(frozen=True)
-class BeforeGapPatch(LeastSquaresPatch):
+class BeforeInterfacePatch(LeastSquaresPatch):
     """Base of the patches that sit at the MLP of the layer before each interface."""
 
-    branches: ClassVar[Sequence[str]]  # of the sites at an interface
-    find: ClassVar[Callable[[nn.Module], nn.Module]]  # what they need of a layer; refuses families without it
+    find: ClassVar[Callable[[Decoder, int], nn.Module]]  # what it needs of a layer; rejects families without it
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,22 +36,26 @@ class BeforeGapPatch(LeastSquaresPatch):
     def check(self, decoder: Decoder) -> None:
         """Refuse families whose MLPs don't write to the stream as it needs."""
         super().check(decoder)
-        for layer in decoder.layers:
-            type(self).find(layer)
+        for index in range(decoder.num_layers):
+            type(self).find(decoder, index)
 
     def place(self, interfaces: Sequence[Interface]) -> list[Site]:
         """At the MLP of the layer before each interface."""
-        if any(gap.start == 0 for gap in interfaces):
+        if any(one.start == 0 for one in interfaces):
             raise ConfigError(
-                f"patch={name_of(self)} needs a layer before the gap, but layer 0 is removed. Keep it: set "
+                f"patch={name_of(self)} needs a layer before the interface, but layer 0 is removed. Keep it: set "
                 "pruner.protect_first=1 (leave it out of pruner.layers, where you name them), or use another patch."
             )
-        return [Site(gap.start, gap.end, gap.end, branch) for gap in interfaces for branch in self.branches]
+        return [Site(one, one.end, place) for one in interfaces for place in self.places(one)]
+
+    @abstractmethod
+    def places(self, interface: Interface) -> Sequence[Place]:
+        """Where operators act at an interface."""
 
 
 @dataclass(frozen=True)
-class RefitPatch(BeforeGapPatch):
-    """Base of the patches that fit the last product of that MLP anew.
+class RefitPatch(BeforeInterfacePatch):
+    """Base of the patches that fit the output projection of that MLP again.
 
     Attributes:
         ridge: Holds back each entry of the new weight by this fraction of the energy of what it multiplies. `auto`
@@ -59,7 +63,7 @@ class RefitPatch(BeforeGapPatch):
         weighting: `capped`, `none` or `relative`; see `LeastSquaresPatch`.
     """
 
-    find: ClassVar[Callable[[nn.Module], nn.Module]] = staticmethod(mlp_product)
+    find: ClassVar[Callable[[Decoder, int], nn.Module]] = staticmethod(InProjection.projection_of)
     # Where there are fewer tokens than unknowns, the largest are best; from 16,000 tokens on, all below 0.3 are alike.
     ridges: ClassVar[Sequence[float]] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
     larger: ClassVar[Sequence[float]] = (10, 100)
@@ -75,7 +79,7 @@ class RefitPatch(BeforeGapPatch):
 
     def gram(self, site: Site) -> RefitGram:
         """The stream before the gap and what the last MLP's product reads, and the stream after."""
-        return RefitGram(site.start, site.end, self.weighting)
+        return RefitGram(site.interface.start, site.interface.end, self.weighting)
 
     def prior(self, gram: Mapping[str, Tensor]) -> Tensor:
         """The identity for the stream, nothing for the rest."""

@@ -10,79 +10,31 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder, decoder_of, text_config
 from linearpatch.models.layer_config import apply_changes, check_prunable
-from linearpatch.models.modeling_linearpatch import attach
-from linearpatch.models.patched import become_patched, entry_of
+from linearpatch.models.patched import become_patched
+from linearpatch.models.places import Place
 from linearpatch.models.rebuilding import config_changes
-from linearpatch.models.writers import add_to_mlp_weight, mlp_writer
-
-BRANCHES = ("stream", "mlp", "mlp_weight")
 
 
-@dataclass(frozen=True)
-class Interface:
-    """A gap: layers `[start, end)` were removed, layer `end` (or the final norm) now reads stream `start`."""
-
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where one patch sits and what it stands for.
-
-    Attributes:
-        start: The patch maps stream `start` of the dense model …
-        end: … to stream `end`.
-        reader: Dense index of the layer on whose input it sits; the number of layers for the final norm.
-        branch: `stream`; `mlp`: it sits on the output of the MLP of layer `start − 1` instead, and maps only
-            what that adds to the stream; or `mlp_weight`: its matrix, from what the last product of that MLP
-            reads to the stream, is added to that product's weight.
-    """
-
-    start: int
-    end: int
-    reader: int
-    branch: str = "stream"
-
-
-def interfaces_of(removed: Sequence[int]) -> list[Interface]:
-    """The gaps that removed layers leave, in order; touching removals form one.
-
-    >>> interfaces_of([5, 3, 4, 9])
-    [Interface(start=3, end=6), Interface(start=9, end=10)]
-    """
-    gaps: list[Interface] = []
-    for layer in sorted(removed):
-        if gaps and gaps[-1].end == layer:
-            gaps[-1] = Interface(gaps[-1].start, layer + 1)
-        else:
-            gaps.append(Interface(layer, layer + 1))
-    return gaps
-
-
-def view_of(dense: Decoder, removed: Sequence[int], patches: Sequence[tuple[Site, nn.Module]] = ()) -> PreTrainedModel:
-    """Make a model without some layers, patched where asked, that shares the dense model's weights.
+def view_of(
+    dense: Decoder, removed: Sequence[int], operators: Sequence[tuple[Place, nn.Module]] = ()
+) -> PreTrainedModel:
+    """Make a model without some layers, with operators at their places, that shares the dense model's weights.
 
     Args:
         dense: The dense model; it does not change.
-        removed: Dense indices of the layers to leave out.
-        patches: Modules from stream to stream, `[…, hidden_size]` to the same shape. Those of one reader
-            apply in the order given.
+        removed: Dense indices of the layers to leave out; some layer must be left.
+        operators: The view gets copies. Those of one place act in the order given.
 
     Raises:
-        ConfigError: a layer doesn't exist, is named twice, or none would be left.
         ModelError: the model's configuration can't describe what would be left.
     """
-    _check_removed(removed, dense.num_layers)
     check_prunable(dense.config)
     kept = [index for index in range(dense.num_layers) if index not in set(removed)]
     model: PreTrainedModel = copy.deepcopy(dense.model, memo=_shared(dense.model))
@@ -99,14 +51,10 @@ def view_of(dense: Decoder, removed: Sequence[int], patches: Sequence[tuple[Site
     if getattr(model, "hf_device_map", None):
         model.hf_device_map = _renumber(model.hf_device_map, view.parts.layers, kept)
 
-    entries = []
-    for site, patch in patches:
-        if site.branch == "mlp_weight":
-            add_to_mlp_weight(layers[kept.index(site.start - 1)], patch)
-        else:
-            entries.append(_insert(patch, site, view, layers, kept))
-    if entries:
-        become_patched(model, entries)
+    pruned = decoder_of(model)
+    entries = [place.add_to(pruned, kept, operator) for place, operator in operators]
+    if attached := [entry for entry in entries if entry is not None]:
+        become_patched(model, attached)
     return model.eval()
 
 
@@ -127,17 +75,6 @@ def _indices(layers: nn.ModuleList) -> Iterator[tuple[int, nn.Module, str]]:
         several = len({index for index, _ in found}) > 1
         if len(offsets) == 1 and (several or (name.startswith("layer_") and offsets == {0})):
             yield from ((index, module, name) for index, module in found)
-
-
-def _insert(patch: nn.Module, site: Site, view: Decoder, layers: nn.ModuleList, kept: Sequence[int]) -> dict[str, Any]:
-    """Attach a copy of a patch at its site; the answer is its entry in the view's configuration."""
-    if site.branch == "mlp":
-        module, side = mlp_writer(layers[kept.index(site.start - 1)]), "output"
-    else:
-        module, side = view.final_norm if site.reader == view.num_layers else layers[kept.index(site.reader)], "input"
-    name = next(name for name, candidate in view.model.named_modules() if candidate is module)
-    attach(module, copy.deepcopy(patch), side)
-    return entry_of(patch, name, side)
 
 
 def _renumber(device_map: dict[str, Any], path: str, kept: Sequence[int]) -> dict[str, Any]:
@@ -161,13 +98,3 @@ def _shared(model: nn.Module) -> dict[int, Any]:
         if weights_map is not None:
             memo[id(weights_map)] = weights_map
     return memo
-
-
-def _check_removed(removed: Sequence[int], num_layers: int) -> None:
-    unknown = [layer for layer in removed if not 0 <= layer < num_layers]
-    if unknown:
-        raise ConfigError(f"Layers {unknown} don't exist. Allowed: 0 to {num_layers - 1}.")
-    if len(set(removed)) != len(removed):
-        raise ConfigError(f"Layers {list(removed)} to remove name a layer twice. Name each once.")
-    if len(removed) >= num_layers:
-        raise ConfigError(f"All {num_layers} layers would be removed. Keep at least one.")

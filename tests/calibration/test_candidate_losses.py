@@ -3,12 +3,13 @@
 import pytest
 import torch
 from conftest import NUM_LAYERS, tiny_model
+from edits import edit_of, on_mlp, on_stream, view_of
 
-from linearpatch.calibration.suffix import DENSE, Shortened, SuffixSearch
+from linearpatch.calibration.candidate_losses import CandidateSearch
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.models.decoder import decoder_of
+from linearpatch.models.edit import DENSE, PlacedOperator
 from linearpatch.models.modeling_linearpatch import LinearMap
-from linearpatch.models.views import Site, view_of
 from linearpatch.pruners.sleb import Sleb
 
 
@@ -50,15 +51,15 @@ def test_sleb_removes_what_the_exhaustive_search_removes(family, stop_early, blo
 
 
 def without(*layers):
-    return [Shortened((layer,)) for layer in layers]
+    return [edit_of((layer,)) for layer in layers]
 
 
 @pytest.mark.parametrize("survivors", [1, 2])
 def test_an_early_stop_gives_lower_bounds_and_the_same_best(decoder, survivors):
     batches = torch.randint(3, 300, (60, 5), generator=torch.Generator().manual_seed(2)).split(1)
-    models = [*without(*range(NUM_LAYERS)), Shortened((0, 1, 2, 3, 4)), Shortened((0, 2, 4, 5))]
-    exact = SuffixSearch(decoder, batches).losses(models)
-    stopped = SuffixSearch(decoder, batches).losses(models, survivors=survivors)
+    models = [*without(*range(NUM_LAYERS)), edit_of((0, 1, 2, 3, 4)), edit_of((0, 2, 4, 5))]
+    exact = CandidateSearch(decoder, batches).losses(models)
+    stopped = CandidateSearch(decoder, batches).losses(models, survivors=survivors)
     best = sorted(range(len(models)), key=lambda index: exact[index].loss)[:survivors]
     assert any(loss.is_bound for loss in stopped)
     assert [stopped[index] for index in best] == [exact[index] for index in best]
@@ -74,14 +75,14 @@ def test_one_search_serves_every_smaller_number(workspace):
 
 
 def test_half_the_layers_run(decoder, blocks):
-    search = SuffixSearch(decoder, [blocks.ids])
+    search = CandidateSearch(decoder, [blocks.ids])
     search.losses(without(*range(1, NUM_LAYERS - 1)))
     # Once through the model, then for candidate j the layers after it.
     assert search.layer_forwards == NUM_LAYERS + sum(NUM_LAYERS - 1 - j for j in range(1, NUM_LAYERS - 1))
 
 
 def test_a_candidate_that_breaks_the_model_loses(decoder, blocks, monkeypatch):
-    import linearpatch.calibration.suffix as module
+    import linearpatch.calibration.candidate_losses as module
 
     calls = []
     plain = module.stream_nll
@@ -92,7 +93,7 @@ def test_a_candidate_that_breaks_the_model_loses(decoder, blocks, monkeypatch):
         return loss * float("nan") if len(calls) == 1 else loss
 
     monkeypatch.setattr(module, "stream_nll", broken_once)
-    broken, whole = SuffixSearch(decoder, [blocks.ids]).losses(without(1, 2), survivors=1)
+    broken, whole = CandidateSearch(decoder, [blocks.ids]).losses(without(1, 2), survivors=1)
     assert broken.loss == float("inf")
     assert whole.loss < 100
 
@@ -115,22 +116,23 @@ def test_losses_of_patched_models_are_those_of_their_views(family, stands_at, bl
     """Whatever model the search stands at, and whichever it stood at before."""
     decoder = decoder_of(tiny_model(family))
     modules = {(start, end): random_map(10 * start + end) for _, gaps in MODELS for start, end in gaps}
-    models = [
-        Shortened(removed, tuple((Site(*gap, reader=gap[1]), modules[gap]) for gap in gaps)) for removed, gaps in MODELS
-    ]
-    search = SuffixSearch(decoder, blocks.ids.split(2))
+    operators = {gap: PlacedOperator(on_stream(*gap), module) for gap, module in modules.items()}
+    models = [edit_of(removed, [operators[gap] for gap in gaps]) for removed, gaps in MODELS]
+    search = CandidateSearch(decoder, blocks.ids.split(2))
     search.move(models[5])
     search.move(models[stands_at])
     for model, found in zip(models, search.losses(models), strict=True):
-        assert found.loss == pytest.approx(direct_loss(decoder, model.removed, blocks.ids, model.patches), rel=1e-5)
+        expected = direct_loss(decoder, model.removed_layers, blocks.ids, model.operators)
+        assert found.loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_losses_of_models_patched_at_an_mlp(decoder, blocks):
     patch = random_map(3)
-    model = Shortened((3, 4), ((Site(3, 5, reader=5, branch="mlp"), patch),))
-    search = SuffixSearch(decoder, [blocks.ids])
+    model = edit_of((3, 4), ((on_mlp(3, 5), patch),))
+    search = CandidateSearch(decoder, [blocks.ids])
     (found,) = search.losses([model])
-    assert found.loss == pytest.approx(direct_loss(decoder, model.removed, blocks.ids, model.patches), rel=1e-5)
+    expected = direct_loss(decoder, model.removed_layers, blocks.ids, model.operators)
+    assert found.loss == pytest.approx(expected, rel=1e-5)
     assert search.losses([DENSE])[0].loss == pytest.approx(direct_loss(decoder, [], blocks.ids), rel=1e-5)
 
 

@@ -1,0 +1,151 @@
+"""Repaired edits by the dozen: what a search over patched models tries.
+
+The operators at an interface depend only on where it begins and ends, so each is fitted once, and all that a step of
+a search comes across are fitted together, from one pass over the calibration tokens. Their Gram matrices stay in
+memory only until they are solved; where a model is so wide that they don't fit at once, the pass is repeated for
+each part of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from math import ceil
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import nn
+
+from linearpatch.cache import Entry
+from linearpatch.calibration.candidate_losses import CandidateLoss
+from linearpatch.calibration.statistics import Statistic
+from linearpatch.models.decoder import Decoder
+from linearpatch.models.edit import Edit, Interface, PlacedOperator, Site, interfaces_of
+from linearpatch.registry import identity
+
+if TYPE_CHECKING:
+    from linearpatch.calibration.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+VERSION = 2  # of the losses below; raise it when their numbers change
+GRAM_BYTES = 8 * 2**30  # of Gram matrices that exist at a time
+
+
+class Repairer(Protocol):
+    """What a search and a comparison need of a patch."""
+
+    @property
+    def compare(self) -> bool:
+        """Whether it is compared with no patch and with simpler fits."""
+
+    def simpler(self) -> Mapping[str, Repairer]:
+        """Simpler fits that it is compared with, by what they set otherwise."""
+
+    def place(self, interfaces: Sequence[Interface]) -> list[Site]:
+        """The sites at some interfaces."""
+
+    def statistics(self) -> Sequence[Statistic]:
+        """Statistics wanted whichever layers are removed."""
+
+    def interface_statistics(self, sites: Sequence[Site]) -> Sequence[Statistic]:
+        """Statistics that `fit` asks for at some sites."""
+
+    def draft(self) -> Repairer:
+        """What stands in for it where many interfaces are fitted."""
+
+    def fit(self, workspace: Workspace, sites: Sequence[Site]) -> Sequence[PlacedOperator]:
+        """Fit one operator for each site."""
+
+    def repair(self, workspace: Workspace, edit: Edit) -> Edit:
+        """The edit with an operator at each of its interfaces."""
+
+
+class CandidateEdits:
+    """Repaired edits that a search comes across; each interface is fitted once.
+
+    Args:
+        workspace: The dense model and its calibration tokens.
+        patch: Repairs them: a patch whose fit at one interface doesn't depend on others.
+    """
+
+    def __init__(self, workspace: Workspace, patch: Repairer) -> None:
+        self.workspace = workspace
+        self.patch = patch
+        self._operators: dict[Interface, tuple[PlacedOperator, ...]] = {}
+
+    def edits(self, removals: Sequence[Sequence[int]]) -> list[Edit]:
+        """The repaired edit that removes these layers, for each of some sets of layers."""
+        interfaces = [interfaces_of(removed) for removed in removals]
+        self._fit(dict.fromkeys(one for several in interfaces for one in several if one not in self._operators))
+        return [
+            Edit.of_layers(removed, (placed for one in several for placed in self._operators[one]))
+            for removed, several in zip(removals, interfaces, strict=True)
+        ]
+
+    def losses(
+        self, removed: Sequence[int], removals: Sequence[Sequence[int]], *, survivors: int | None = None
+    ) -> list[CandidateLoss]:
+        """Held-out loss of the repaired model without each of some sets of layers; cached.
+
+        Args:
+            removed: Layers removed in all of them: the streams of that model, repaired, are kept.
+            removals: Sets of layers.
+            survivors: Only so many of the best need exact losses; others may be lower bounds.
+
+        Raises:
+            ConfigError: no calibration tokens are held out.
+            NumericsError: no candidate has a finite loss.
+        """
+        workspace = self.workspace
+        removals = [sorted(candidate) for candidate in removals]
+
+        def compute() -> list[CandidateLoss]:
+            base, *edits = self.edits([removed, *removals])
+            return workspace.losses(workspace.held_out, base, edits, survivors=survivors)
+
+        key = {"removed": sorted(removed), "removals": removals, "survivors": survivors}
+        return _kept(workspace, self.patch, key, compute)
+
+    def _fit(self, interfaces: Iterable[Interface]) -> None:
+        sites = {interface: self.patch.place([interface]) for interface in interfaces}
+        missing = [site for at_one in sites.values() for site in at_one]
+        at_once = max(1, GRAM_BYTES // (2 * 8 * self.workspace.hidden_size**2))
+        if len(missing) > at_once:
+            passes = ceil(len(missing) / at_once)
+            log.info(
+                "Gram matrices of %d of %d interfaces fit into memory at once: %d passes", at_once, len(missing), passes
+            )
+        fitted: dict[Site, PlacedOperator] = {}
+        for first in range(0, len(missing), at_once):
+            # What patches want whichever layers are removed is small and worth keeping; Gram matrices aren't.
+            workspace = self.workspace if self.patch.statistics() else self.workspace.scratch()
+            part = self.patch.fit(workspace, missing[first : first + at_once])
+            fitted |= {placed.site: placed for placed in ready(part, self.workspace.decoder)}
+        for interface, at_one in sites.items():
+            self._operators[interface] = tuple(fitted[site] for site in at_one)
+
+
+def _kept(
+    workspace: Workspace, patch: Repairer, asked: Mapping[str, Any], compute: Callable[[], list[CandidateLoss]]
+) -> list[CandidateLoss]:
+    """Held-out losses from the cache, or computed."""
+    held_out = workspace.held_out.hash
+    key = {**workspace.key, "version": VERSION, "held_out": held_out, "patch": identity(patch), **asked}
+    entry = workspace.cache.get(
+        "patched_loss", key, lambda: Entry(facts={"losses": [asdict(loss) for loss in compute()]})
+    )
+    return [CandidateLoss(**loss) for loss in entry.facts["losses"]]
+
+
+def ready(operators: Iterable[PlacedOperator], decoder: Decoder) -> tuple[PlacedOperator, ...]:
+    """Copies of fitted operators in the dtype and on the device of the layers that they run with."""
+    return tuple(replace(placed, module=_beside(placed, decoder)) for placed in operators)
+
+
+def _beside(placed: PlacedOperator, decoder: Decoder) -> nn.Module:
+    layer = decoder.reader(placed.place.runs_with(()))
+    anchor = next((parameter for parameter in layer.parameters() if not parameter.is_meta), None)
+    module = copy.deepcopy(placed.module)
+    return module.to(decoder.input_device) if anchor is None else module.to(anchor)

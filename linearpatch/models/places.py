@@ -1,0 +1,333 @@
+"""Where an operator acts: on the residual stream, on a sublayer's output, or inside its output projection.
+
+A place knows all that follows from where it is: how its operator becomes a part of a view, how it acts while a layer
+of the dense model runs, and how it is folded into weights. Nothing outside this file asks which place it has.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from linearpatch.errors import ModelError
+from linearpatch.models.decoder import Decoder
+from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap, Operator, attach
+from linearpatch.models.offload import read_parameter, replace_parameter
+from linearpatch.models.sublayers import Sublayer, sublayers_of
+
+PLACES: dict[str, type[Place]] = {}
+
+
+@dataclass(frozen=True)
+class Place(ABC):
+    """Where an operator acts, in terms of the dense model's layers."""
+
+    kind: ClassVar[str]  # its name in specs
+    adds_parameters: ClassVar[bool] = True  # whether a view has the operator's parameters beside its own
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "kind" in cls.__dict__:
+            PLACES[cls.kind] = cls
+
+    def spec(self) -> dict[str, Any]:
+        """Plain values for configurations and manifests; `place_from` reads them."""
+        return {"kind": self.kind, **asdict(self)}
+
+    @property
+    @abstractmethod
+    def first_layer(self) -> int:
+        """The first dense layer that runs otherwise than in the dense model."""
+
+    @abstractmethod
+    def runs_with(self, removed: Collection[int]) -> int:
+        """The dense index of the layer that the operator runs with; the number of layers for the final norm."""
+
+    def on_input(self, operator: nn.Module, hidden: Tensor) -> Tensor:
+        """What the layer that it runs with reads, `[…, hidden_size]`."""
+        return hidden
+
+    def attached(self, decoder: Decoder, operator: nn.Module) -> Any:
+        """A context in which the operator acts on what a layer of the dense model writes."""
+        return nullcontext()
+
+    @abstractmethod
+    def add_to(self, view: Decoder, kept: Sequence[int], operator: nn.Module) -> dict[str, Any] | None:
+        """Make the operator a part of a view.
+
+        Args:
+            view: The dense model without some layers.
+            kept: Dense indices of its layers.
+            operator: What acts there; the view gets a copy.
+
+        Returns:
+            Its entry in the configuration of the view; None where its weights hold it.
+        """
+
+    def can_fold(self, operator: nn.Module) -> bool:
+        """Whether stock weights may hold what an operator does here, going by its form."""
+        return False
+
+    def fold(self, view: Decoder, kept: Sequence[int], operator: nn.Module) -> None:
+        """Change weights of a view so that they do what the operator does.
+
+        Raises:
+            ModelError: they can't.
+        """
+        kind = type(operator).__name__
+        raise ModelError(f"A {kind} can't be folded into weights. Use save_format=custom or adapter.")
+
+    def idle(self, operator: Operator) -> Operator:
+        """An operator of the same form that does nothing here."""
+        return type(operator).from_spec(**operator.spec())
+
+
+def place_from(spec: Mapping[str, Any]) -> Place:
+    """The place that plain values describe.
+
+    Raises:
+        ValueError: there is no such place.
+    """
+    values = dict(spec)
+    kind = values.pop("kind", None)
+    if kind not in PLACES:
+        raise ValueError(f"place {kind!r}; known: {', '.join(sorted(PLACES))}")
+    return PLACES[kind](**values)
+
+
+@dataclass(frozen=True)
+class OnStream(Place):
+    """On what a layer reads of the residual stream.
+
+    Attributes:
+        reader: Dense index of the layer; the number of layers for the final norm. Where it is removed as well, the
+            next layer reads what the operator wrote.
+    """
+
+    kind = "stream"
+
+    reader: int
+
+    @property
+    def first_layer(self) -> int:
+        """The reader."""
+        return self.reader
+
+    def runs_with(self, removed: Collection[int]) -> int:
+        """The first layer from the reader on that is kept."""
+        layer = self.reader
+        while layer in removed:
+            layer += 1
+        return layer
+
+    def on_input(self, operator: nn.Module, hidden: Tensor) -> Tensor:
+        """Apply the operator, where its parameters are: with layers on several devices, the stream comes to them."""
+        return operator(hidden.to(next(operator.parameters()).device))  # type: ignore[no-any-return]
+
+    def add_to(self, view: Decoder, kept: Sequence[int], operator: nn.Module) -> dict[str, Any]:
+        """Attach it to the input of its reader."""
+        position = sum(layer < self.reader for layer in kept)
+        return _attach(view, view.reader(position), operator, "input")
+
+    def can_fold(self, operator: nn.Module) -> bool:
+        """One factor for all channels: the norms past it forget the scale of the stream."""
+        return isinstance(operator, ChannelScale) and operator.scale.numel() == 1
+
+    @torch.no_grad()
+    def fold(self, view: Decoder, kept: Sequence[int], operator: nn.Module) -> None:
+        """Make the layers past it add 1/α of what they added."""
+        assert isinstance(operator, ChannelScale)
+        alpha = operator.scale.item()
+        if alpha <= 0:
+            raise ModelError(
+                f"The scale before layer {self.reader} is {alpha:.4g}. Only a positive one can be folded: a norm "
+                "forgets a stream's scale, not its sign. Use save_format=custom or adapter."
+            )
+        for position in range(sum(layer < self.reader for layer in kept), len(kept)):
+            sublayers = sublayers_of(view, position)
+            for sublayer in (sublayers.attention, sublayers.mlp):
+                _divide(sublayer, alpha)
+
+
+@dataclass(frozen=True)
+class OnOutput(Place):
+    """On what the MLP of a layer adds to the residual stream."""
+
+    kind = "mlp_output"
+
+    layer: int
+
+    @property
+    def first_layer(self) -> int:
+        """The layer."""
+        return self.layer
+
+    def runs_with(self, removed: Collection[int]) -> int:
+        """The layer."""
+        return self.layer
+
+    @contextmanager
+    def attached(self, decoder: Decoder, operator: nn.Module) -> Iterator[None]:
+        """While open, the MLP's output passes through the operator."""
+
+        def after_forward(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+            return (operator(output[0]), *output[1:]) if isinstance(output, tuple) else operator(output)
+
+        with _hooked(self.output_of(decoder, self.layer), after_forward):
+            yield
+
+    def add_to(self, view: Decoder, kept: Sequence[int], operator: nn.Module) -> dict[str, Any]:
+        """Attach it to the output."""
+        return _attach(view, self.output_of(view, kept.index(self.layer)), operator, "output")
+
+    def can_fold(self, operator: nn.Module) -> bool:
+        """A matrix without a bias."""
+        return isinstance(operator, LinearMap) and operator.bias is None
+
+    @torch.no_grad()
+    def fold(self, view: Decoder, kept: Sequence[int], operator: nn.Module) -> None:
+        """Multiply the weights that make the output by the matrix."""
+        assert isinstance(operator, LinearMap)
+        matrix = operator.weight.T.double()
+        for module, name in _output_parameters(self.output_of(view, kept.index(self.layer))):
+            weight = read_parameter(module, name).double()
+            matrix = matrix.to(weight.device)
+            # Written [out, in] by nn.Linear and most experts; [in, out] by GPT-2 and by transposed experts.
+            row_major = name.endswith("bias") or isinstance(module, Conv1D) or getattr(module, "is_transposed", False)
+            replace_parameter(module, name, weight @ matrix if row_major else matrix.T @ weight)
+
+    @staticmethod
+    def output_of(decoder: Decoder, index: int) -> nn.Module:
+        """The module whose output, as it is, is what a layer's MLP adds to the stream.
+
+        Raises:
+            ModelError: a norm stands between them, so that no matrix on the output could become part of a weight.
+        """
+        mlp = sublayers_of(decoder, index).mlp
+        if mlp.is_norm:
+            raise ModelError(
+                f"{type(decoder.layers[index]).__name__} normalises its MLP's output before adding it, so no matrix on "
+                "that output can be folded into its weights. Use patch=scalar, or a patch on the stream such as "
+                "patch=lstsq."
+            )
+        return mlp.output
+
+
+@dataclass(frozen=True)
+class InProjection(Place):
+    """Beside the output projection of the MLP of a layer: a map of what it reads, added to its weight."""
+
+    kind = "mlp_projection"
+    adds_parameters = False
+
+    layer: int
+
+    @property
+    def first_layer(self) -> int:
+        """The layer."""
+        return self.layer
+
+    def runs_with(self, removed: Collection[int]) -> int:
+        """The layer."""
+        return self.layer
+
+    @contextmanager
+    def attached(self, decoder: Decoder, operator: nn.Module) -> Iterator[None]:
+        """While open, the projection also writes what the operator makes of what it reads."""
+        with _hooked(self.projection_of(decoder, self.layer), lambda _, args, output: output + operator(args[0])):
+            yield
+
+    @torch.no_grad()
+    def add_to(self, view: Decoder, kept: Sequence[int], operator: nn.Module) -> None:
+        """Add it to the weight."""
+        projection = self.projection_of(view, kept.index(self.layer))
+        weight, added = read_parameter(projection, "weight").double(), operator.get_parameter("weight").double()
+        added = added.to(weight.device)
+        replace_parameter(projection, "weight", weight + (added.T if isinstance(projection, Conv1D) else added))
+
+    def can_fold(self, operator: nn.Module) -> bool:
+        """Always: the weight holds it."""
+        return True
+
+    def fold(self, view: Decoder, kept: Sequence[int], operator: nn.Module) -> None:
+        """Add it to the weight."""
+        self.add_to(view, kept, operator)
+
+    def idle(self, operator: Operator) -> Operator:
+        """A map to nothing."""
+        idle = copy.deepcopy(operator)
+        for parameter in idle.parameters():
+            parameter.data.zero_()
+        return idle
+
+    @staticmethod
+    def projection_of(decoder: Decoder, index: int) -> nn.Module:
+        """The output projection of a layer's MLP.
+
+        Raises:
+            ModelError: the MLP is a mixture of experts, or a norm stands between it and the stream.
+        """
+        output = OnOutput.output_of(decoder, index)
+        projection = sublayers_of(decoder, index).mlp.projection
+        if projection is None:
+            raise ModelError(
+                f"The MLP of {type(decoder.layers[index]).__name__} ends in {type(output).__name__}, not in one output "
+                "projection that could be fitted again (a mixture of experts has one for each). Use a patch on the "
+                "stream, such as patch=lstsq."
+            )
+        return projection
+
+
+@contextmanager
+def _hooked(module: nn.Module, after_forward: Callable[..., Any]) -> Iterator[None]:
+    handle = module.register_forward_hook(after_forward)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _attach(view: Decoder, module: nn.Module, operator: nn.Module, side: str) -> dict[str, Any]:
+    """Attach a copy of an operator; the answer is its entry in the view's configuration."""
+    name = next(name for name, candidate in view.model.named_modules() if candidate is module)
+    attach(module, copy.deepcopy(operator), side)
+    spec = {"operator": operator.name, **operator.spec()} if isinstance(operator, Operator) else {}
+    return {"module": name, "side": side, **spec}
+
+
+def _divide(sublayer: Sublayer, alpha: float) -> None:
+    """Make a sublayer add 1/α of what it added."""
+    if sublayer.is_norm:
+        # Families store a norm's gain, or how far it is from 1: a vector of ones comes back as the gain.
+        weight = read_parameter(sublayer.output, "weight")
+        offset = (sublayer.output(torch.ones_like(weight)) - weight).double().mean().round()
+        replace_parameter(sublayer.output, "weight", (weight.double() + offset) / alpha - offset)
+        return
+    for module, name in _output_parameters(sublayer.output):
+        replace_parameter(module, name, read_parameter(module, name).double() / alpha)
+
+
+def _output_parameters(output: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The parameters in which a sublayer's output is linear: weight and bias, or every expert's last product."""
+    if not hasattr(output, "experts"):
+        return [(output, name) for name, _ in output.named_parameters(recurse=False)]
+    found = [
+        (module, name)
+        for path, module in output.named_modules()
+        for name, _ in module.named_parameters(recurse=False)
+        if "down_proj" in f"{path}.{name}"
+    ]
+    if not found:
+        raise ModelError(
+            f"{type(output).__name__} keeps its experts' weights in a way this version doesn't know. Use another "
+            "patch, or save_format=custom or adapter."
+        )
+    return found
