@@ -1,23 +1,45 @@
-"""LinearPatch: remove layers from a language model, patch the gap with one small matrix, measure what is left.
+"""LinearPatch: remove layers from a language model, repair the interface with one small matrix, measure what is left.
 
-`linearpatch.load` and `linearpatch.apply` give back what a run saved. `linearpatch.config.compose_experiment`
-builds an experiment, `linearpatch.run.run` runs it.
+`tokens`, `prune`, `repair`, `distill`, `evaluate`, `perplexity` and `save` make a smaller model of one in memory;
+`load` and `apply` give back what was saved; `run`, `run_sweep` and `compose` take what the command line takes. See
+`linearpatch.api` for all of them.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from linearpatch.checkpoint.loading import apply, load, load_tokenizer
+    from linearpatch import patches, pruners
+    from linearpatch.api import (
+        Tokens,
+        apply,
+        compose,
+        distill,
+        evaluate,
+        load,
+        load_model,
+        load_tokenizer,
+        perplexity,
+        prune,
+        repair,
+        run,
+        run_sweep,
+        save,
+        tokens,
+    )
 
-__all__ = ["apply", "load", "load_tokenizer"]
+__all__ = [
+    "Tokens", "apply", "compose", "distill", "evaluate", "load", "load_model", "load_tokenizer", "patches",
+    "perplexity", "prune", "pruners", "repair", "run", "run_sweep", "save", "tokens",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, so that the command line starts without torch."""
+    """Import what is asked for, so that importing the package, and the command line, need no torch."""
+    if name in ("patches", "pruners"):
+        return import_module(f"linearpatch.{name}")
     if name in __all__:
-        from linearpatch.checkpoint import loading
-
-        return getattr(loading, name)
+        return getattr(import_module("linearpatch.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,10 +19,10 @@ from linearpatch.experiment import check_group, digest
 from linearpatch.leftovers import tidied
 from linearpatch.overrides import command as repeating
 from linearpatch.overrides import expanded
+from linearpatch.pipeline import run
 from linearpatch.progress import steps
 from linearpatch.results.record import Record
 from linearpatch.results.state import clear_up
-from linearpatch.run import run
 from linearpatch.storage import check_folder
 from linearpatch.sweep.estimate import Estimate, estimate
 from linearpatch.sweep.launchers import launcher_of

@@ -109,7 +109,7 @@ def test_an_unexpected_error_of_a_run_is_in_its_log(monkeypatch, said, tmp_path)
     def broken(*_, **__):
         raise RuntimeError("of a library")
 
-    monkeypatch.setattr("linearpatch.run.prepare", broken)
+    monkeypatch.setattr("linearpatch.pipeline.prepare", broken)
     assert run(f"output_dir={tmp_path}/D") == 1
     message = said()
     assert f"Unexpected error, RuntimeError: of a library. The traceback is in {tmp_path}/D/run.log." in message

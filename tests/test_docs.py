@@ -14,6 +14,7 @@ from conftest import lm_eval_task
 from linearpatch.choices import CONF_DIR
 from linearpatch.cli import main
 from linearpatch.config import compose_experiment
+from linearpatch.data.pydoc import PydocCorpus
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/**/README.md"))]
@@ -118,12 +119,20 @@ def test_the_section_use_the_result_runs_from_top_to_bottom(tmp_path, monkeypatc
     assert len(printed) == 2
 
 
-@pytest.mark.embedded
-@pytest.mark.slow
-def test_the_python_example_runs(capsys):
-    ((_, example),) = blocks_of(section("From Python"), "python")
-    exec(compile(example, "README.md", "exec"), {})
-    assert re.search(r"\[\d+, .*\] \d+\.\d+", capsys.readouterr().out)
+def test_the_python_example_runs_with_a_model_in_memory(tmp_path, monkeypatch, capsys, session_cache):
+    import linearpatch as lp
+
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))
+    monkeypatch.chdir(tmp_path)
+    text = PydocCorpus().documents("calibration")
+    Path("my.txt").write_text("\n\n".join(text)[:100_000])
+    Path("other.txt").write_text("\n\n".join(text)[-5_000:])
+    (_, loading), (_, story) = blocks_of(section("From Python"), "python")
+    assert "lp.load_model(" in loading
+    model, tokenizer = lp.load_model("random")
+    exec(compile(story, "README.md", "exec"), {"model": model, "tokenizer": tokenizer})
+    assert re.fullmatch(r"\(\d+(, \d+){6}\) \d+\.\d+\n", capsys.readouterr().out)
+    assert lp.load("small").config.num_hidden_layers == model.config.num_hidden_layers - 7
 
 
 def test_the_pruner_of_the_extension_guide_works(tmp_path, session_cache):

@@ -298,7 +298,7 @@ def test_a_second_run_reads_what_the_first_computed(tmp_path, monkeypatch):
 
 
 def test_it_works_from_python_without_command_line(tmp_path):
-    from linearpatch.run import run as run_experiment
+    from linearpatch.pipeline import run as run_experiment
 
     experiment = compose_experiment([*FAST, "pruner=tail", "patch=diag"])
     record = run_experiment(experiment, tmp_path / "D")

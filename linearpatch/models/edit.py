@@ -156,6 +156,14 @@ class Edit:
             key["operators"] = [places, parameter_hash([placed.module for placed in self.operators])]
         return key
 
+    def apply(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The edited model: an ordinary Hugging Face model that shares every unchanged weight with the dense one.
+
+        Args:
+            model: The dense model; it doesn't change.
+        """
+        return self.view(decoder_of(model))
+
     def view(self, dense: Decoder) -> PreTrainedModel:
         """The edited model: it shares every unchanged weight with the dense one, which doesn't change.
 

@@ -14,11 +14,11 @@ from linearpatch.experiment import Experiment
 from linearpatch.measure import measure
 from linearpatch.models.edit import DENSE, Edit
 from linearpatch.patches.none import NoPatch
+from linearpatch.pipeline import Opened, prepare, rank
 from linearpatch.results.answers import Answers
 from linearpatch.results.display import STAGES
 from linearpatch.results.record import Record, recording
 from linearpatch.results.state import occupied
-from linearpatch.run import Opened, prepare, rank
 
 log = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from typing import Any
 
 from linearpatch.errors import ConfigError
 from linearpatch.experiment import Experiment, digest
+from linearpatch.pipeline import completed
 from linearpatch.registry import identity, name_of
 from linearpatch.results.record import Record
 from linearpatch.results.state import state_of
-from linearpatch.run import completed
 from linearpatch.sweep.request import Request
 
 SHARED = ".shared"  # folder of the shared steps' records, in the sweep's

@@ -26,9 +26,9 @@ from linearpatch.errors import LinearPatchError, StorageError
 from linearpatch.experiment import Experiment
 from linearpatch.leases import Occupied, wait_for
 from linearpatch.overrides import command, override
+from linearpatch.pipeline import run
 from linearpatch.results.record import Record
 from linearpatch.results.state import LEASE_NAME, state_of
-from linearpatch.run import run
 from linearpatch.stopping import Terminated, terminable
 from linearpatch.storage import check_log, open_log
 from linearpatch.sweep.parts import collect_statistics, measure_dense, measure_pruned

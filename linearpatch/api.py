@@ -1,0 +1,471 @@
+"""The public functions: from a Hugging Face model in memory to a smaller one, in a few calls and without Hydra.
+
+    import linearpatch as lp
+
+    data = lp.tokens("my.txt", tokenizer, blocks=40, length=1024)
+    edit = lp.prune(model, data, num_layers=7)
+    edit = lp.repair(model, edit, data)
+    small = edit.apply(model)
+    lp.save("small", model, tokenizer, edit)
+
+Where a component is asked for, give its name with its settings as keyword arguments, or the component itself, such as
+`lp.pruners.PatchAware(search="beam")`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from transformers import PreTrainedModel
+
+from linearpatch.cache import Cache
+from linearpatch.calibration.comparison import repair as repair_compared
+from linearpatch.calibration.workspace import Workspace
+from linearpatch.checkpoint.loading import apply, load, load_tokenizer
+from linearpatch.checkpoint.saving import save_checkpoint
+from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
+from linearpatch.data.corpus import PURPOSES, Corpus
+from linearpatch.data.documents import Column, Document, has_text
+from linearpatch.data.files import TextCorpus
+from linearpatch.data.pydoc import PydocCorpus
+from linearpatch.data.reader import Reader, Text
+from linearpatch.distillation.distill import distill as train
+from linearpatch.distillation.training import Training
+from linearpatch.errors import ConfigError, DataError, suggest
+from linearpatch.evaluation.evaluation import Evaluation, Metric, Subject
+from linearpatch.evaluation.perplexity import Perplexity
+from linearpatch.models.decoder import Decoder, check_logits, decoder_of
+from linearpatch.models.edit import Edit
+from linearpatch.models.fingerprint import weights_hash
+from linearpatch.models.layer_config import check_prunable
+from linearpatch.models.model import LoadedModel, check_vocabulary
+from linearpatch.models.rebuilding import check_removal, check_tables
+from linearpatch.patches.none import NoPatch
+from linearpatch.patches.patch import Patch
+from linearpatch.pruners.pruner import Pruner
+from linearpatch.registry import components, name_of
+from linearpatch.results.record import Record
+
+log = logging.getLogger(__name__)
+
+__all__ = [
+    "Tokens", "apply", "compose", "distill", "evaluate", "load", "load_model", "load_tokenizer", "perplexity", "prune",
+    "repair", "run", "run_sweep", "save", "tokens",
+]  # fmt: skip
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens to choose layers, fit patches and train with.
+
+    Attributes:
+        blocks: What is fitted and trained on.
+        held_out: Other tokens of the same text, on which choices are made and patches compared with none; None where
+            the text has none to spare.
+    """
+
+    blocks: TokenBlocks
+    held_out: TokenBlocks | None = None
+    cache: Cache = field(default_factory=Cache, repr=False, compare=False)  # what was learnt from them, in memory
+
+
+def tokens(
+    text: str | Path | Sequence[Any] | Any,
+    tokenizer: Any,
+    blocks: int | None = 40,
+    length: int = 1024,
+    *,
+    held_out: int | None = None,
+    column: str = "text",
+    sampling: str = "windows",
+    bos: str = "tokenizer",
+    seed: int = 0,
+) -> Tokens:
+    """Cut a text into blocks of tokens.
+
+    Args:
+        text: A file or folder, a list of texts or chats (lists of `role` and `content`), or a `datasets.Dataset`.
+        tokenizer: Of the model.
+        blocks: How many; None takes all that there are (with `sampling="first"`).
+        length: Tokens in each.
+        held_out: Blocks at the end of the text that are held out; None takes one for eight of what the others leave.
+            0: none.
+        column: Of the text, where there are columns.
+        sampling: `windows`, `first` or `crops`; see `BlockSpec`.
+        bos: `tokenizer`, `each` or `none`; see `BlockSpec`.
+        seed: Of the sampling.
+
+    Raises:
+        DataError: there is too little text, or it isn't text.
+    """
+    names = SettingNames("tokens", "length", "held_out")
+    spec = BlockSpec(blocks, length, sampling if blocks is not None else "first", bos, seed, True, names)
+    opened = Reader(_corpus(text, column), "calibration").open()
+    if held_out:
+        found, kept = opened.cut_apart(spec, tokenizer, held_out)
+        return _looked_at(Tokens(found, kept), opened, spec, tokenizer)
+    found, spare = (opened.cut(spec, tokenizer), None) if held_out == 0 else opened.cut_beside(spec, tokenizer)
+    return _looked_at(Tokens(found, spare), opened, spec, tokenizer)
+
+
+def prune(
+    model: PreTrainedModel,
+    data: Tokens,
+    num_layers: int,
+    *,
+    pruner: str | Pruner = "patch_aware",
+    patch: str | Patch = "refit",
+    **settings: Any,
+) -> Edit:
+    """Choose the layers to remove; the model doesn't change.
+
+    Args:
+        model: The dense model.
+        data: Calibration tokens.
+        num_layers: How many layers to remove.
+        pruner: Its name or itself; `linearpatch list pruner` shows all.
+        patch: What will repair the model, for pruners that measure patched models (`patch_aware`).
+        settings: Of the pruner, where it is named; `protect_first=1` unless they say otherwise, since most patches
+            need a layer before the interface.
+
+    Raises:
+        ConfigError: there is no such pruner or setting, or so many layers can't be removed.
+        ModelError: the model can't be pruned.
+    """
+    if isinstance(pruner, str) and "protect_first" in _settings_of("pruner", pruner):
+        settings = {"protect_first": 1, **settings}
+    chosen = _component("pruner", pruner, Pruner, settings)  # type: ignore[type-abstract]
+    repairer = _component("patch", patch, Patch, {})  # type: ignore[type-abstract]
+    with _evaluating(model) as dense:
+        chosen.check(dense.num_layers, num_layers)
+        workspace = _workspace(dense, data, repairer)
+        selection = chosen.choose(workspace, num_layers)
+        edit = Edit.of_layers(selection.removed)
+        check_removal(dense, edit.view(dense), edit.removed_layers)
+    log.info("removed layers %s: interfaces %s", list(edit.removed_layers), ", ".join(map(str, edit.interfaces)))
+    return edit
+
+
+def repair(model: PreTrainedModel, edit: Edit, data: Tokens, *, patch: str | Patch = "refit", **settings: Any) -> Edit:
+    """Fit a patch at each interface; the model doesn't change.
+
+    Where tokens are held out, the fit is compared on them with simpler ones and with no patch, and the best is kept.
+
+    Args:
+        model: The dense model.
+        edit: What is removed.
+        data: Calibration tokens.
+        patch: Its name or itself; `linearpatch list patch` shows all.
+        settings: Of the patch, where it is named.
+
+    Raises:
+        ConfigError: there is no such patch or setting, or it can't be here.
+        ModelError: the family has no place for it.
+        NumericsError: the fit has no unique solution.
+    """
+    chosen = _component("patch", patch, Patch, settings)  # type: ignore[type-abstract]
+    with _evaluating(model) as dense:
+        chosen.check(dense)
+        repaired = repair_compared(_workspace(dense, data, chosen), chosen, edit.with_operators(()))
+    for warning in repaired.warnings(name_of(chosen)):
+        log.warning("%s", warning)
+    return repaired.edit
+
+
+def distill(
+    model: PreTrainedModel,
+    edit: Edit,
+    data: Tokens,
+    *,
+    loss: str | Training = "output_kl",
+    seed: int = 0,
+    cache_dir: str | Path | None = None,
+    **settings: Any,
+) -> Edit:
+    """Train fitted patches against the dense model's outputs; the model doesn't change.
+
+    Args:
+        model: The dense model.
+        edit: With its operators.
+        data: What is trained on; the tokens held out decide which patches are kept.
+        loss: Its name or itself; `linearpatch list distill` shows all.
+        seed: Of the order of the text.
+        cache_dir: Keeps targets and states on disk, so that an interrupted training resumes; None keeps none.
+        settings: Of the loss, where it is named, such as `learning_rate` or `epochs`.
+
+    Raises:
+        ConfigError: there is no such loss or setting, nothing to train, or no tokens are held out.
+        TrainingFailed: the loss isn't finite any more.
+    """
+    chosen = _component("distill", loss, Training, settings)  # type: ignore[type-abstract]
+    if data.held_out is None:
+        raise ConfigError("No tokens are held out to decide which patches are kept. Give tokens(…, held_out=16).")
+    with _evaluating(model) as dense:
+        chosen.check(dense)
+        key = _key(dense)
+        cache = Cache(Path(cache_dir)) if cache_dir else Cache()
+        return train(chosen, dense, edit, data.blocks, data.held_out, cache=cache, model_key=key, seed=seed).edit
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    evaluation: str | Evaluation = "smoke",
+    text: str | Path | Sequence[Any] | Any = None,
+    *,
+    column: str = "text",
+    **settings: Any,
+) -> dict[str, Metric]:
+    """Measure a model: a dense one, or one that `Edit.apply` gives.
+
+    Args:
+        model: Any causal language model.
+        tokenizer: Its tokenizer.
+        evaluation: Its name or itself; `linearpatch list eval` shows all.
+        text: What is read, where an evaluation reads text: as of `tokens`; None takes Python's documentation.
+        column: Of the text, where there are columns.
+        settings: Of the evaluation, where it is named.
+
+    Returns:
+        Metrics by name; each has `value`, `stderr`, `n` and its protocol.
+    """
+    chosen = _component("eval", evaluation, Evaluation, settings)  # type: ignore[type-abstract]
+    reader = Reader(PydocCorpus() if text is None else _corpus(text, column), "evaluation")
+    with _evaluating(model, prunable=False) as decoder:
+        check_vocabulary(decoder, tokenizer)
+        metrics: dict[str, Metric] = {}
+        for measurement in chosen.prepare(name_of(chosen), reader)(tokenizer):
+            for measured in measurement.run([Subject("model", decoder, decoder)], lambda _: None):
+                metrics |= measured.metrics
+    return metrics
+
+
+def perplexity(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    text: str | Path | Sequence[Any] | Any,
+    *,
+    length: int = 2048,
+    blocks: int | None = None,
+    column: str = "text",
+) -> float:
+    """Perplexity of a model on a text, joined and read in disjoint windows.
+
+    Args:
+        model: Any causal language model.
+        tokenizer: Its tokenizer.
+        text: As of `tokens`.
+        length: Tokens in a window; perplexities at different lengths don't compare.
+        blocks: Only the first so many windows; None reads all.
+        column: Of the text, where there are columns.
+
+    Raises:
+        DataError: the text is shorter than a window.
+    """
+    (metric,) = evaluate(model, tokenizer, Perplexity(seq_len=length, num_blocks=blocks), text, column=column).values()
+    return float("inf") if metric.value is None else metric.value
+
+
+def save(
+    folder: str | Path,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    edit: Edit,
+    *,
+    save_format: str = "auto",
+    name: str = "",
+) -> None:
+    """Write the edited model as a checkpoint; `linearpatch.load` or transformers loads it.
+
+    Args:
+        folder: Where to. A checkpoint of ours that is there is replaced at the very end, anything else is an error.
+        model: The dense model.
+        tokenizer: Its tokenizer, which is saved with it.
+        edit: What is removed, and the operators.
+        save_format: `plain`, `custom`, `adapter`, or `auto`: plain where stock weights can hold the operators.
+        name: Of the dense model, for the model card; None takes the model's own.
+
+    Raises:
+        ModelError: the family can't hold the edit in this format, or would load as another model.
+        StorageError: the folder can't be written, or holds something else.
+    """
+    source = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
+    with _evaluating(model) as dense:
+        loaded = LoadedModel(dense, tokenizer, weights_hash(model))
+        save_checkpoint(folder, loaded, edit, save_format=save_format, name=source, source=source)
+
+
+def load_model(name: str, **settings: Any) -> tuple[PreTrainedModel, Any]:
+    """Load a dense model as a run would.
+
+    Args:
+        name: A choice of the group `model` such as `smollm2_135m`, a folder (`./folder`) or an id of the hub.
+        settings: Of the model, such as `dtype="bfloat16"` or `device="cpu"`.
+
+    Returns:
+        The model and its tokenizer.
+    """
+    from linearpatch.overrides import expanded, override
+
+    words = expanded([f"model={name}", *(override(f"model.{key}", value) for key, value in settings.items())])
+    experiment = compose(*words)
+    loaded = experiment.model.load(experiment.cache_path)
+    return loaded.decoder.model, loaded.tokenizer
+
+
+def compose(*overrides: str) -> Any:
+    """The experiment that `linearpatch run` would run, checked but not begun."""
+    from linearpatch.config import compose_experiment
+
+    return compose_experiment(list(overrides))
+
+
+def run(*overrides: str, **more: Any) -> Record:
+    """Run an experiment, as `linearpatch run` does.
+
+    Args:
+        overrides: Such as `pruner=sleb` and `num_pruned_layers=5`.
+        more: Passed on to `linearpatch.pipeline.run`, such as `folder`.
+
+    Returns:
+        Its record.
+    """
+    from linearpatch.pipeline import run as run_experiment
+
+    return run_experiment(compose(*overrides), **more)
+
+
+def run_sweep(*overrides: str) -> list[Record]:
+    """Run a sweep, as `linearpatch run -m` does; jobs run in processes of their own.
+
+    Args:
+        overrides: Such as `pruner=sleb,shortgpt` and `patch=none,rotate`.
+
+    Returns:
+        The records of its runs, in order; those that failed say why.
+    """
+    from linearpatch.arguments import run_parser
+    from linearpatch.config import check_choices, readable_errors, register_schemas
+    from linearpatch.jobs import Jobs
+    from linearpatch.run_command import compose as compose_jobs
+
+    register_schemas()
+    check_choices(list(overrides))
+    jobs = Jobs()
+    with readable_errors():
+        compose_jobs(run_parser().parse_intermixed_args(["-m", *overrides]), jobs)
+    return [outcome.record for outcome in jobs.outcomes]
+
+
+@dataclass(frozen=True)
+class _Documents(Corpus):
+    """Texts in memory; every purpose reads all of them."""
+
+    values: tuple[Document, ...] = ()
+
+    def documents(self, split: str, datasets_dir: Path | None = None) -> Sequence[Document]:
+        """All of them."""
+        return self.values
+
+
+def _corpus(text: Any, column: str) -> Corpus:
+    """A corpus of which every purpose reads all."""
+    whole = dict.fromkeys(PURPOSES, "all")
+    if isinstance(text, (str, Path)):
+        return TextCorpus(path=str(text), column=column, **whole)
+    values = text
+    if hasattr(text, "column_names"):
+        if column not in text.column_names:
+            raise DataError(f"The dataset has no column {column!r}. {suggest(column, text.column_names)}")
+        values = text[column]
+    elif not isinstance(text, Sequence):
+        raise DataError(
+            f"text is of the type {type(text).__name__}. Allowed: a path, a list of texts or chats, or a "
+            "datasets.Dataset."
+        )
+    documents = Column.of(values, "text", column)
+    if documents.remark:
+        log.warning("%s", documents.remark)
+    if not any(map(has_text, documents.documents)):
+        raise DataError("There is no text in what was given. Give at least one text with words in it.")
+    return _Documents(name="text", values=tuple(documents.documents), **whole)
+
+
+def _looked_at(data: Tokens, text: Text, spec: BlockSpec, tokenizer: Any) -> Tokens:
+    for doubt in text.look(data.blocks, spec, tokenizer):
+        log.warning("%s", doubt)
+    return data
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel, *, prunable: bool = True) -> Iterator[Decoder]:
+    """The parts of a model, which is in evaluation mode meanwhile; its own modes come back at the end."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        decoder = decoder_of(model)
+        if prunable:
+            check_prunable(decoder.config)
+            check_tables(decoder)
+        check_logits(decoder)
+        yield decoder
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _key(dense: Decoder) -> Mapping[str, Any]:
+    return LoadedModel(dense, None, weights_hash(dense.model)).key
+
+
+def _workspace(dense: Decoder, data: Tokens, patch: Patch) -> Workspace:
+    repairer = None if isinstance(patch, NoPatch) else patch
+    return Workspace(
+        dense, data.blocks, held_out=data.held_out, patch=repairer, cache=data.cache, model_key=_key(dense)
+    )
+
+
+def _settings_of(group: str, name: str) -> list[str]:
+    """Names of the settings of a component.
+
+    Raises:
+        ConfigError: there is no such component.
+    """
+    if name not in components(group):
+        raise ConfigError(f"{group} is {name!r}. {suggest(name, components(group))}")
+    return [setting.name for setting in fields(components(group)[name])]
+
+
+def _component(group: str, choice: str | C, kind: type[C], settings: Mapping[str, Any]) -> C:
+    """The component that is named, with its settings, or given.
+
+    Raises:
+        ConfigError: there is no such component or setting, or it is of another group.
+    """
+    if isinstance(choice, str):
+        allowed = _settings_of(group, choice)
+        for setting in settings:
+            if setting not in allowed:
+                raise ConfigError(f"{group}={choice} has no setting {setting!r}. {suggest(setting, allowed)}")
+        made = components(group)[choice](**settings)
+    elif isinstance(choice, kind):
+        unknown = set(settings) - {setting.name for setting in fields(cast(Any, choice))}
+        if unknown:
+            raise ConfigError(f"{name_of(choice)} has no setting {min(unknown)!r}. Leave it out.")
+        made = replace(cast(Any, choice), **settings)
+    else:
+        raise ConfigError(
+            f"{group} is a {type(choice).__name__}. Allowed: a name such as {min(components(group))!r}, or a component "
+            f"of that group ({kind.__name__})."
+        )
+    if not isinstance(made, kind):
+        allowed = [name for name, cls in components(group).items() if issubclass(cls, kind)]
+        raise ConfigError(f"{group}={choice} does nothing here. {suggest(str(choice), allowed)}")
+    return made

@@ -1,0 +1,189 @@
+"""The public functions, on a model in memory, as a person would call them."""
+
+import logging
+import subprocess
+import sys
+
+import datasets
+import pytest
+import torch
+from conftest import NUM_LAYERS, tiny_model
+
+import linearpatch as lp
+from linearpatch.errors import ConfigError, DataError, StorageError
+from linearpatch.models.random import byte_tokenizer
+
+WORDS = ["a ruler", "two seas", "old maps", "new roads", "tall trees", "cold rain", "late trains"]
+TEXT = [f"{index}: {WORDS[index % 7]} and {WORDS[index % 5]} near {index * index}." for index in range(600)]
+
+
+@pytest.fixture
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def data(tokenizer):
+    return lp.tokens(TEXT, tokenizer, blocks=24, length=64)
+
+
+def logits_of(model):
+    with torch.no_grad():
+        return model(input_ids=torch.arange(5, 25)[None], use_cache=False).logits
+
+
+def test_from_a_model_in_memory_to_a_saved_one(model, tokenizer, data, tmp_path):
+    before = logits_of(model)
+    model.train()
+    model.requires_grad_(True)
+    edit = lp.prune(model, data, num_layers=3)
+    edit = lp.repair(model, edit, data, patch="lstsq", bias=True)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    model.eval()
+    small = edit.apply(model)
+    assert len(edit.removed_layers) == 3
+    assert small.config.num_hidden_layers == NUM_LAYERS - 3
+    lp.save(tmp_path / "small", model, tokenizer, edit)
+    assert torch.equal(logits_of(lp.load(tmp_path / "small")), logits_of(small))
+    lp.save(tmp_path / "adapter", model, tokenizer, edit, save_format="adapter")
+    assert torch.equal(logits_of(lp.apply(model, tmp_path / "adapter")), logits_of(small))
+    assert torch.equal(logits_of(model), before)
+    value = lp.perplexity(small, tokenizer, TEXT, length=64, blocks=4)
+    assert value > 1
+    assert lp.evaluate(small, tokenizer, "ppl", TEXT, seq_len=64, num_blocks=4)["ppl/text"].value == value
+    with pytest.raises(StorageError, match="isn't a checkpoint of this package"):
+        lp.save(tmp_path, model, tokenizer, edit)
+
+
+def test_functions_do_what_a_run_does(tmp_path, monkeypatch):
+    """The same tokens, layers and operators as `linearpatch run` of the same settings."""
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "cache"))
+    words = ["model=random", "debug=tiny", "pruner=shortgpt", "patch=lstsq", "patch.ridge=0.01", "patch.compare=false"]
+    words += ["num_pruned_layers=3", "calibration.held_out_blocks=2"]
+    record = lp.run(*words, f"output_dir={tmp_path}/D", folder=tmp_path / "D")
+    experiment = lp.compose(*words)
+    model, tokenizer = lp.load_model("random")
+    assert record.status == "completed"
+    spec = experiment.calibration
+    data = lp.tokens(
+        experiment.calibration_reader.open().documents, tokenizer, spec.num_blocks, spec.block_length, held_out=2
+    )
+    assert data.blocks.hash == record.calibration["token_hash"]
+    assert data.held_out.hash == record.calibration["held_out"]["token_hash"]
+    edit = lp.prune(model, data, 3, pruner="shortgpt", protect_first=0)
+    assert list(edit.removed_layers) == record.pruning["removed_layers"]
+    edit = lp.repair(model, edit, data, patch="lstsq", ridge=0.01, compare=False)
+    found = edit.operators[0].diagnostics
+    assert found["error_before"] == pytest.approx(record.patch["sites"][0]["error_before"], rel=1e-6)
+
+
+def test_text_comes_from_files_lists_chats_and_datasets(tokenizer, tmp_path):
+    (tmp_path / "my.txt").write_text("\n\n".join(TEXT))
+    dataset = datasets.Dataset.from_dict({"text": TEXT, "other": TEXT[::-1]})
+    hashes = {
+        lp.tokens(text, tokenizer, blocks=4, length=64).blocks.hash
+        for text in (TEXT, tmp_path / "my.txt", str(tmp_path / "my.txt"), dataset)
+    }
+    assert len(hashes) == 1
+    assert lp.tokens(dataset, tokenizer, 4, 64, column="other").blocks.hash not in hashes
+    apart = lp.tokens(TEXT, tokenizer, blocks=4, length=64, held_out=2)
+    assert (len(apart.blocks.ids), len(apart.held_out.ids)) == (4, 2)
+    assert lp.tokens(TEXT, tokenizer, blocks=4, length=64, held_out=0).held_out is None
+    whole = lp.tokens(TEXT, tokenizer, blocks=None, length=64)
+    assert len(whole.blocks.ids) > 300
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (7, "of the type int"),
+        ([], "There is no text"),
+        ([None, "  "], "There is no text"),
+        ([b"a"], r"row 1.*bytes"),
+        ([["a"]], "where text was expected"),
+        ("nowhere.txt", "nowhere.txt doesn't exist"),
+        (datasets.Dataset.from_dict({"txt": ["a"]}), "has no column 'text'. Did you mean 'txt'?"),
+        (["short"], "too few|needed"),
+    ],
+)
+def test_what_is_no_text_is_rejected(tokenizer, text, words):
+    with pytest.raises(DataError, match=words):
+        lp.tokens(text, tokenizer, blocks=4, length=64)
+
+
+def test_components_come_by_name_or_as_they_are(model, data):
+    assert lp.prune(model, data, 2, pruner="tail").removed_layers == (NUM_LAYERS - 2, NUM_LAYERS - 3)
+    by_name = lp.prune(model, data, 2, pruner="patch_aware", search="greedy", patch="lstsq")
+    itself = lp.prune(model, data, 2, pruner=lp.pruners.PatchAware(search="greedy", protect_first=1), patch="lstsq")
+    assert by_name.removed_layers == itself.removed_layers
+    edit = lp.repair(model, by_name, data, patch=lp.patches.Rotate())
+    assert [placed.site.interface for placed in edit.operators] == edit.interfaces
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m, d: lp.prune(m, d, 2, pruner="slebb"), "pruner is 'slebb'. Did you mean 'sleb'?"),
+        (lambda m, d: lp.prune(m, d, 2, pruner="sleb", stop_erly=True), "has no setting 'stop_erly'. Did you mean"),
+        (lambda m, d: lp.prune(m, d, 2, pruner="sleb", protect_first=-1), "protect_first is -1"),
+        (lambda m, d: lp.prune(m, d, 2, pruner=lp.patches.Rotate()), "pruner is a Rotate"),
+        (lambda m, d: lp.prune(m, d, 99), "num_pruned_layers is 99"),
+        (lambda m, d: lp.repair(m, lp.prune(m, d, 1, pruner="tail"), d, patch="rotat"), "Did you mean 'rotate'?"),
+        (lambda m, d: lp.distill(m, lp.prune(m, d, 1, pruner="tail"), d, loss="none"), "distill=none does nothing"),
+        (lambda m, d: lp.pruners.PatchAwar, "Did you mean 'PatchAware'?"),
+        (lambda m, d: lp.prun, "no attribute 'prun'"),
+    ],
+)
+def test_mistakes_are_sentences(model, data, call, words):
+    with pytest.raises((ConfigError, AttributeError), match=words):
+        call(model, data)
+
+
+def test_distillation_improves_the_held_out_loss(model, tokenizer, data):
+    edit = lp.repair(model, lp.prune(model, data, 2, pruner="tail"), data, patch="rotate")
+    trained = lp.distill(model, edit, data, learning_rate=1e-2, validations=2)
+    assert trained.removed_layers == edit.removed_layers
+    assert [placed.place for placed in trained.operators] == [placed.place for placed in edit.operators]
+    assert not torch.equal(trained.operators[0].module.weight, edit.operators[0].module.weight)
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_text_without_tokens_to_spare_is_said(tokenizer, model):
+    data = lp.tokens(["x" * 100], tokenizer, blocks=1, length=64)
+    assert data.held_out is None
+    with pytest.raises(ConfigError, match="held out"):
+        lp.distill(model, lp.prune(model, data, 1, pruner="tail"), data)
+
+
+def test_padding_in_the_text_is_a_warning(tokenizer, caplog):
+    with caplog.at_level(logging.WARNING):
+        lp.tokens([text + "\0" * 500 for text in TEXT[:100]], tokenizer, blocks=8, length=64)
+    assert "only repeat the tokens before them" in caplog.text
+
+
+@pytest.mark.parametrize("module", ["torch", "hydra", "wandb", "transformers"])
+def test_importing_the_package_imports_nothing_heavy(module):
+    program = f"import sys, linearpatch; sys.exit({module!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_using_the_functions_needs_neither_hydra_nor_wandb():
+    program = (
+        "import sys, linearpatch as lp; lp.prune, lp.pruners.Sleb; sys.exit(bool({'hydra', 'wandb'} & {*sys.modules}))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_sweep_gives_its_records(tmp_path, monkeypatch):
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "cache"))
+    records = lp.run_sweep(
+        "model=random", "debug=tiny", "tracker=none", "num_pruned_layers=2", "pruner=tail,random", "patch=none",
+        f"output_dir={tmp_path}/S",
+    )  # fmt: skip
+    assert [record.status for record in records] == ["completed", "completed"]
