@@ -23,7 +23,6 @@ from typing import Any, TypeVar, cast
 
 from transformers import PreTrainedModel
 
-from linearpatch.cache import Cache
 from linearpatch.calibration.comparison import repair as repair_compared
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.checkpoint.loading import apply, load, load_tokenizer
@@ -50,6 +49,7 @@ from linearpatch.patches.patch import Patch
 from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import components, name_of
 from linearpatch.results.record import Record
+from linearpatch.storage.cache import Cache
 
 log = logging.getLogger(__name__)
 

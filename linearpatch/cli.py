@@ -22,13 +22,13 @@ from linearpatch.arguments import command_parser
 from linearpatch.choices import PRESET_GROUPS, choices
 from linearpatch.errors import ConfigError, LinearPatchError, require_path, require_range, suggest
 from linearpatch.overrides import override
-from linearpatch.progress import console, out
 from linearpatch.registry import GROUPS
 from linearpatch.run_command import run_command
-from linearpatch.words import counted
+from linearpatch.runtime.progress import console, out
+from linearpatch.text import counted
 
 if TYPE_CHECKING:
-    from linearpatch.upkeep import Kept
+    from linearpatch.storage.administration import Kept
 
 log = logging.getLogger("linearpatch")
 
@@ -120,12 +120,12 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _load(folder: str, base: str | None, dtype: str, device: str) -> tuple[Any, Any]:
     """The model and tokenizer of a checkpoint; those of `base` with the adapter where it is one."""
-    from linearpatch.cache import default_cache_dir
     from linearpatch.checkpoint.loading import apply, checkpoint_folder, load, load_tokenizer
     from linearpatch.checkpoint.manifest import read_manifest
     from linearpatch.config import compose_experiment
     from linearpatch.models.hub import HubModel
     from linearpatch.models.model import Model
+    from linearpatch.storage.cache import default_cache_dir
 
     path = checkpoint_folder(folder)
     manifest = read_manifest(path)
@@ -181,7 +181,7 @@ def _status(folder: Path, *, once: bool) -> int:
     """Show the jobs of a folder until all are over; return 1 if one didn't complete."""
     from rich.live import Live
 
-    from linearpatch.sweep.watching import Watch, status_table
+    from linearpatch.sweep.status import Watch, status_table
 
     watch = Watch(folder)
     overview = watch.look()
@@ -200,10 +200,10 @@ def _status(folder: Path, *, once: bool) -> int:
 
 def _cache(arguments: argparse.Namespace) -> int:
     """List, remove or check what is kept between runs."""
-    from linearpatch.cache import default_cache_dir
-    from linearpatch.leftovers import remove_dead_leases
-    from linearpatch.progress import steps
-    from linearpatch.upkeep import contents, damaged, entries_to_check, half_written, removable, remove
+    from linearpatch.runtime.progress import steps
+    from linearpatch.storage.administration import contents, damaged, entries_to_check, half_written, removable, remove
+    from linearpatch.storage.cache import default_cache_dir
+    from linearpatch.storage.leftovers import remove_dead_leases
 
     require_range("--older-than", arguments.older_than, low=0)
     root: Path = arguments.dir or default_cache_dir()

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from linearpatch.words import printable
+from linearpatch.text import printable
 
 
 class PlainConsole(Console):

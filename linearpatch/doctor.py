@@ -18,12 +18,12 @@ from packaging.requirements import Requirement
 from rich.markup import escape
 from rich.table import Table
 
-from linearpatch.cache import default_cache_dir
 from linearpatch.errors import LinearPatchError
 from linearpatch.models.embedded import EmbeddedModel
-from linearpatch.storage import write_atomically
-from linearpatch.upkeep import contents
-from linearpatch.words import counted
+from linearpatch.storage.administration import contents
+from linearpatch.storage.cache import default_cache_dir
+from linearpatch.storage.files import write_atomically
+from linearpatch.text import counted
 
 SIGNS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[red]problem[/]"}
 MAIN = ("torch", "transformers", "hydra-core", "lm_eval", "wandb")

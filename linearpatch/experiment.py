@@ -12,7 +12,6 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from linearpatch.cache import canonical, default_cache_dir
 from linearpatch.checkpoint.hub import check_repository
 from linearpatch.checkpoint.saving import check_format
 from linearpatch.data.corpus import Corpus, require_corpus
@@ -20,13 +19,14 @@ from linearpatch.data.reader import Calibration, DistillationText, Reader, check
 from linearpatch.distillation.training import Distillation, Training
 from linearpatch.errors import ConfigError, require_choice, require_path, require_range, require_seed
 from linearpatch.evaluation.evaluation import Evaluation
-from linearpatch.evaluation.harness.asking import MISSING_DATA
+from linearpatch.evaluation.harness.task_settings import MISSING_DATA
 from linearpatch.models.edit import interfaces_of
 from linearpatch.models.model import Model
 from linearpatch.patches.patch import Patch
 from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import identity, name_of
 from linearpatch.results.display import STAGES
+from linearpatch.storage.cache import canonical, default_cache_dir
 from linearpatch.tracking.tracker import Tracker
 
 MOST_CHARACTERS = 100  # of a model's name in a run id, which is the name of a folder

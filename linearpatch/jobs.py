@@ -16,22 +16,22 @@ from linearpatch.choices import CONF_DIR
 from linearpatch.config import check_choices, job_config, readable_errors, resolved, settle_texts, to_experiment
 from linearpatch.errors import ConfigError
 from linearpatch.experiment import check_group, digest
-from linearpatch.leftovers import tidied
 from linearpatch.overrides import command as repeating
 from linearpatch.overrides import expanded
 from linearpatch.pipeline import run
-from linearpatch.progress import steps
 from linearpatch.results.record import Record
 from linearpatch.results.state import clear_up
-from linearpatch.storage import check_folder
+from linearpatch.runtime.distributed import Workers
+from linearpatch.runtime.progress import steps
+from linearpatch.storage.files import check_folder
+from linearpatch.storage.leftovers import tidied
 from linearpatch.sweep.estimate import Estimate, estimate
 from linearpatch.sweep.launchers import launcher_of
 from linearpatch.sweep.manifest import FOLDER, listed
 from linearpatch.sweep.plan import SHARED, Asked, Plan, plan_sweep
 from linearpatch.sweep.schedule import Outcome, execute
 from linearpatch.sweep.tables import duration
-from linearpatch.words import counted
-from linearpatch.workers import Workers
+from linearpatch.text import counted
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from linearpatch.cache import Cache
 from linearpatch.calibration.comparison import repair
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.checkpoint.hub import push
@@ -33,22 +32,23 @@ from linearpatch.describe import (
 from linearpatch.distillation.distill import Distilled, TrainingFailed, distill
 from linearpatch.errors import NumericsError, StorageError
 from linearpatch.evaluation.evaluation import Measurement
+from linearpatch.evaluation.measure import measure
 from linearpatch.experiment import Experiment
-from linearpatch.leftovers import tidied
-from linearpatch.measure import measure
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import DENSE, Edit, interfaces_of
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.rebuilding import check_rebuilt, check_removal
 from linearpatch.pruners.pruner import Selection
 from linearpatch.registry import name_of
-from linearpatch.results.answers import Answers
+from linearpatch.results.questions import Answers
 from linearpatch.results.record import Record, read_record, recording
 from linearpatch.results.state import occupied
-from linearpatch.stopping import Terminated
+from linearpatch.runtime.distributed import Workers
+from linearpatch.runtime.signals import Terminated
+from linearpatch.storage.cache import Cache
+from linearpatch.storage.leftovers import tidied
+from linearpatch.text import counted
 from linearpatch.tracking.tracker import NoTracker
-from linearpatch.words import counted
-from linearpatch.workers import Workers
 
 log = logging.getLogger(__name__)
 

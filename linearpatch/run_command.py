@@ -15,7 +15,7 @@ from linearpatch.arguments import run_parser
 from linearpatch.choices import CONF_DIR, check_names
 from linearpatch.errors import ConfigError
 from linearpatch.overrides import command, expanded, override
-from linearpatch.progress import out
+from linearpatch.runtime.progress import out
 
 if TYPE_CHECKING:
     from linearpatch.jobs import Jobs
@@ -40,8 +40,8 @@ def run_command(arguments: Sequence[str]) -> int:
     # Imported late: a wrong name is told in a second, and what follows imports PyTorch.
     from linearpatch.config import check_choices, readable_errors, register_schemas
     from linearpatch.jobs import Jobs
-    from linearpatch.stopping import terminable
-    from linearpatch.workers import Workers
+    from linearpatch.runtime.distributed import Workers
+    from linearpatch.runtime.signals import terminable
 
     workers = Workers.launched()
     if not workers.is_main:  # the first process speaks for all

@@ -6,9 +6,9 @@ import time
 import pytest
 import torch
 
-from linearpatch.cache import Cache, Entry, digest_of
 from linearpatch.errors import StorageError
-from linearpatch.storage import write_atomically
+from linearpatch.storage.cache import Cache, Entry, digest_of
+from linearpatch.storage.files import write_atomically
 
 KEY = {"model": "m", "n": 3}
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from linearpatch.errors import ModelError
-from linearpatch.hadamard import hadamard_matrix, hadamard_transform
+from linearpatch.linalg.hadamard import hadamard_matrix, hadamard_transform
 
 SIZES = (1, 2, 4, 12, 20, 28, 36, 576, 640, 768, 896, 960, 1152, 1536, 2048, 2304, 2560, 3072, 3584)
 LARGE_SIZES = (3840, 4096, 5120, 5376, 8192)

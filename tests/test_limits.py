@@ -14,8 +14,8 @@ from linearpatch.errors import ConfigError, ModelError, require_path, require_se
 from linearpatch.models.hub import check_tokenizer
 from linearpatch.models.model import check_device
 from linearpatch.models.random import RandomModel, byte_tokenizer
+from linearpatch.runtime.distributed import Workers
 from linearpatch.sweep.combinations import read_combinations
-from linearpatch.workers import Workers
 
 
 @pytest.fixture(autouse=True)

@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from linearpatch.cache import Cache, Entry
-from linearpatch.cache_folder import is_marked, mark_cache
 from linearpatch.errors import StorageError
 from linearpatch.models.fingerprint import file_hash
 from linearpatch.results.record import Record, recording
-from linearpatch.storage import open_log, replacing_folder, write_atomically
+from linearpatch.storage.cache import Cache, Entry
+from linearpatch.storage.cache_folder import is_marked, mark_cache
+from linearpatch.storage.files import open_log, replacing_folder, write_atomically
+from linearpatch.storage.temporary import OLD_S, Temporary, remove_leftovers, temporaries, temporary_path, this_machine
 from linearpatch.sweep.worker import OUTPUT_NAME, last_words, redirect_output
-from linearpatch.temporary import OLD_S, Temporary, remove_leftovers, temporaries, temporary_path, this_machine
 
 SPAWN = multiprocessing.get_context("spawn")
 KEY = {"model": "m"}

@@ -10,14 +10,14 @@ import time
 import pytest
 import torch
 
-from linearpatch.cache import Cache, Entry
-from linearpatch.cache_folder import FIRST_MODEL, MARKER, MARKER_TEXT, is_marked
 from linearpatch.cli import main
 from linearpatch.doctor import examine
 from linearpatch.errors import ConfigError, StorageError
-from linearpatch.leases import leased
-from linearpatch.temporary import temporary_path
-from linearpatch.upkeep import contents, damaged, removable, remove
+from linearpatch.storage.administration import contents, damaged, removable, remove
+from linearpatch.storage.cache import Cache, Entry
+from linearpatch.storage.cache_folder import FIRST_MODEL, MARKER, MARKER_TEXT, is_marked
+from linearpatch.storage.leases import leased
+from linearpatch.storage.temporary import temporary_path
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from linearpatch.bench.measure import Claim, embedded_model, peak_memory, text_blocks, time_ratio
-from linearpatch.cache import Cache
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.distillation.loop import Loop
@@ -27,6 +26,7 @@ from linearpatch.models.passes import record
 from linearpatch.models.places import OnStream
 from linearpatch.models.runner import Runner
 from linearpatch.patches.rotate import Rotate
+from linearpatch.storage.cache import Cache
 
 START, END = 12, 19
 BLOCKS, VALIDATION, LENGTH = 4, 4, 512

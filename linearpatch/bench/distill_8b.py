@@ -8,11 +8,11 @@ import torch
 
 from linearpatch.bench.distill import Case, dense_forward, epoch_of, time_claims
 from linearpatch.bench.measure import Claim, time_ratio
-from linearpatch.cache import default_cache_dir
 from linearpatch.config import compose_experiment
 from linearpatch.models.edit import Interface
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.modeling_linearpatch import LinearMap
+from linearpatch.storage.cache import default_cache_dir
 
 SHAPE = {
     "vocab_size": 128256,

@@ -24,7 +24,6 @@ from linearpatch.bench import distill_8b
 from linearpatch.bench.jobs_on_a_card import sharing_claims
 from linearpatch.bench.measure import Claim, text_blocks, time_ratio
 from linearpatch.bench.statistics import collect
-from linearpatch.cache import default_cache_dir
 from linearpatch.calibration.gradients import first_order_importance
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.config import compose_experiment
@@ -32,9 +31,10 @@ from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.errors import LinearPatchError
 from linearpatch.evaluation.evaluation import Subject
 from linearpatch.evaluation.speed import Speed
-from linearpatch.memory import peak_growth
 from linearpatch.models.edit import DENSE, Edit
 from linearpatch.models.model import LoadedModel
+from linearpatch.runtime.memory import peak_growth
+from linearpatch.storage.cache import default_cache_dir
 
 log = logging.getLogger(__name__)
 

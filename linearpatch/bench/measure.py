@@ -12,11 +12,11 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from linearpatch.cache import default_cache_dir
 from linearpatch.config import compose_experiment
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
-from linearpatch.memory import high_water
 from linearpatch.models.model import LoadedModel
+from linearpatch.runtime.memory import high_water
+from linearpatch.storage.cache import default_cache_dir
 
 Work = Callable[[LoadedModel, Tensor], object]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from linearpatch.bench.measure import Claim
-from linearpatch.cache import default_cache_dir
 from linearpatch.models.embedded import EmbeddedModel
+from linearpatch.storage.cache import default_cache_dir
 
 PRUNERS = ("sleb", "shortgpt", "taylor", "streamline")
 PATCHES = ("none", "diag", "rotate", "lstsq")

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
-from linearpatch.cache import Entry
 from linearpatch.calibration.candidate_losses import CandidateLoss
 from linearpatch.calibration.statistics import Statistic
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import Edit, Interface, PlacedOperator, Site, interfaces_of
 from linearpatch.registry import identity
+from linearpatch.storage.cache import Entry
 
 if TYPE_CHECKING:
     from linearpatch.calibration.workspace import Workspace

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from linearpatch.cache import Entry
 from linearpatch.calibration.candidate_edits import Repairer, ready
 from linearpatch.calibration.candidate_losses import CandidateLoss, CandidateSearch
 from linearpatch.errors import NumericsError
 from linearpatch.models.edit import DENSE, Edit, PlacedOperator, interfaces_of
 from linearpatch.models.modeling_linearpatch import Operator
 from linearpatch.registry import identity
+from linearpatch.storage.cache import Entry
 
 if TYPE_CHECKING:
     from linearpatch.calibration.workspace import Workspace

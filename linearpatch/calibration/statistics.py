@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from linearpatch.errors import require_choice
-from linearpatch.hadamard import hadamard_transform
+from linearpatch.linalg.hadamard import hadamard_transform
 
 BASES = ("channel", "hadamard")
 MOST_MEDIAN_NORMS = 3.0  # as one of which a token counts at most in sums of squares that are capped

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linearpatch.cache import Cache, Entry
 from linearpatch.calibration.candidate_edits import CandidateEdits, Repairer
 from linearpatch.calibration.candidate_losses import CandidateLoss, CandidateSearch
 from linearpatch.calibration.comparison import Comparison, compare
@@ -25,7 +24,8 @@ from linearpatch.errors import ConfigError, NumericsError
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.models.edit import DENSE, Edit
 from linearpatch.models.passes import mlp_inputs, mlp_outputs, walk
-from linearpatch.progress import steps
+from linearpatch.runtime.progress import steps
+from linearpatch.storage.cache import Cache, Entry
 
 # Versions of what this file computes; raise one when its numbers change.
 REMOVAL_LOSS_VERSION = 3

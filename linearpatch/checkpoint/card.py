@@ -14,7 +14,7 @@ from linearpatch.registry import components
 from linearpatch.results.display import STAGES, label, metric_names, notes, value_text
 from linearpatch.results.record import Record
 from linearpatch.results.tables import layer_list
-from linearpatch.words import printable
+from linearpatch.text import printable
 
 LOADING = {
     "plain": """\

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, TextStreamer, set_seed
 
 from linearpatch.errors import ConfigError, ModelError, require_range
 from linearpatch.models.decoder import decoder_of
-from linearpatch.words import printable
+from linearpatch.text import printable
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from linearpatch.cache import canonical
 from linearpatch.errors import StorageError
 from linearpatch.models.edit import Interface, PlacedOperator, Site
 from linearpatch.models.fingerprint import sha256_of
 from linearpatch.models.modeling_linearpatch import OPERATORS, Operator
 from linearpatch.models.places import place_from
-from linearpatch.storage import write_atomically
+from linearpatch.storage.cache import canonical
+from linearpatch.storage.files import write_atomically
 
 SCHEMA_VERSION = 2
 FILE_NAME = "pruning.json"

@@ -35,7 +35,7 @@ from linearpatch.models.sublayers import sublayers_of
 from linearpatch.patches.patch import Patch
 from linearpatch.registry import components, name_of
 from linearpatch.results.record import Record
-from linearpatch.storage import replacing_folder
+from linearpatch.storage.files import replacing_folder
 
 log = logging.getLogger(__name__)
 

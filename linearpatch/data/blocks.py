@@ -14,7 +14,7 @@ from torch import Tensor
 
 from linearpatch.data.repetitions import NO_REPETITIONS, Repetitions, scale_of, without_repetitions
 from linearpatch.errors import DataError, require_choice, require_range
-from linearpatch.words import counted
+from linearpatch.text import counted
 
 SAMPLINGS = ("first", "windows", "crops", "document_crops")
 HELD_OUT_ONE_IN = 8  # for so many blocks, one more is held out to compare fits with no patch

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from linearpatch.data.rows import kind_of
 from linearpatch.errors import DataError
-from linearpatch.words import counted
+from linearpatch.text import counted
 
 SHOWN = 60  # characters of a value that an error shows
 

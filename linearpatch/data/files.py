@@ -13,7 +13,7 @@ from linearpatch.data.documents import Column, Document
 from linearpatch.data.rows import PLAIN, READ, format_of, read_column, read_text
 from linearpatch.errors import ConfigError, DataError, require_path
 from linearpatch.registry import component
-from linearpatch.words import counted
+from linearpatch.text import counted
 
 NAMED = 5  # skipped files that are named
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from linearpatch.data.corpus import Corpus, parse_split, take_slice
 from linearpatch.data.documents import Column, Document
-from linearpatch.data.reach import without_waiting
+from linearpatch.data.hub_access import without_waiting
 from linearpatch.data.rows import COMPRESSED, TABLES, no_column, read_column
 from linearpatch.errors import DataError
 from linearpatch.registry import component

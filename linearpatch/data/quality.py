@@ -14,7 +14,7 @@ from torch import Tensor
 
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.data.repetitions import scale_of, without_repetitions
-from linearpatch.words import counted
+from linearpatch.text import counted
 
 MOST_REPETITIONS = 0.01  # of the tokens
 MOST_OF_ONE_TOKEN = 0.4  # of the tokens

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from linearpatch.cache import Cache, Entry, digest_of
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.distillation.loop import Diverged, Loop
 from linearpatch.distillation.sources import SHARD, Cached, Online, Source
@@ -33,10 +32,11 @@ from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.gradients import gradients_for
 from linearpatch.models.modeling_linearpatch import FeatureMap, Operator, operator_from
 from linearpatch.models.runner import Runner
-from linearpatch.progress import steps
 from linearpatch.registry import identity
-from linearpatch.storage import make_folder
-from linearpatch.workers import Workers
+from linearpatch.runtime.distributed import Workers
+from linearpatch.runtime.progress import steps
+from linearpatch.storage.cache import Cache, Entry, digest_of
+from linearpatch.storage.files import make_folder
 
 log = logging.getLogger(__name__)
 

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from linearpatch.cache import Entry
 from linearpatch.distillation.sources import SHARD, Source
 from linearpatch.distillation.trainable import TrainablePatch, parameters_of
 from linearpatch.distillation.training import Lesson, Training
 from linearpatch.errors import NumericsError
 from linearpatch.models.modeling_linearpatch import Operator
 from linearpatch.models.runner import Runner
-from linearpatch.progress import training_bar
-from linearpatch.stopping import Terminated, stop_requests
-from linearpatch.workers import Workers
+from linearpatch.runtime.distributed import Workers
+from linearpatch.runtime.progress import training_bar
+from linearpatch.runtime.signals import Terminated, stop_requests
+from linearpatch.storage.cache import Entry
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linearpatch.cache import Cache, Entry
 from linearpatch.data.blocks import token_hash
 from linearpatch.distillation.training import Keeping, Lesson, Training
 from linearpatch.errors import ModelError
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.models.passes import record
 from linearpatch.models.runner import Runner
+from linearpatch.storage.cache import Cache, Entry
 
 # Sequences in one file of targets. Orders of training shuffle within and between such groups, so that files are
 # read one after the other.

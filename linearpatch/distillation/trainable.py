@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from linearpatch.errors import ConfigError
-from linearpatch.hadamard import hadamard_matrix
+from linearpatch.linalg.hadamard import hadamard_matrix
 from linearpatch.models.modeling_linearpatch import ChannelScale, FeatureMap, LinearMap, Operator
 
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from linearpatch.errors import ConfigError, ModelError, require_choice, require_range
-from linearpatch.hadamard import hadamard_factors
+from linearpatch.linalg.hadamard import hadamard_factors
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.models.runner import Runner
 from linearpatch.registry import component
-from linearpatch.words import counted
+from linearpatch.text import counted
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from linearpatch.cache import digest_of
 from linearpatch.evaluation.evaluation import BASES, Aggregate, Evaluation
+from linearpatch.storage.cache import digest_of
 
 log = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ from linearpatch.evaluation.evaluation import (
     Preparation,
     Subject,
 )
-from linearpatch.memory import peak_growth
 from linearpatch.models.decoder import Decoder, cache_of, last_logits_only
 from linearpatch.registry import component
+from linearpatch.runtime.memory import peak_growth
 
 
 @component("eval", "speed")

@@ -9,7 +9,7 @@ from typing import Any
 from linearpatch.data.reader import Reader
 from linearpatch.evaluation.averages import group_means, task_means
 from linearpatch.evaluation.evaluation import Aggregate, Evaluation, Preparation
-from linearpatch.evaluation.harness.asking import Asking
+from linearpatch.evaluation.harness.task_settings import Asking
 from linearpatch.registry import component
 
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from linearpatch.cache_folder import MARKER, MARKER_TEXT, MODELS, mark_cache
 from linearpatch.errors import ModelError
-from linearpatch.leases import leased
 from linearpatch.models.hub import HubModel
 from linearpatch.models.model import LoadedModel, Model
 from linearpatch.registry import component
-from linearpatch.storage import make_folder, replacing_folder
+from linearpatch.storage.cache_folder import MARKER, MARKER_TEXT, MODELS, mark_cache
+from linearpatch.storage.files import make_folder, replacing_folder
+from linearpatch.storage.leases import leased
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from linearpatch.cache_folder import mark_cache
 from linearpatch.errors import ModelError, StorageError
 from linearpatch.models.offload import read_parameter
-from linearpatch.storage import write_atomically
+from linearpatch.storage.cache_folder import mark_cache
+from linearpatch.storage.files import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from linearpatch.errors import ConfigError, ModelError, require_choice
 from linearpatch.models.decoder import Decoder, check_logits, decoder_of
 from linearpatch.models.layer_config import check_prunable
 from linearpatch.models.rebuilding import check_tables
-from linearpatch.workers import whole_number
+from linearpatch.runtime.distributed import whole_number
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 
-from linearpatch.cache import canonical
 from linearpatch.errors import ConfigError, ModelError, require_range, require_seed
 from linearpatch.models.auto import auto_class
 from linearpatch.models.decoder import text_config
 from linearpatch.models.model import NO_SDPA, LoadedModel, Model, ready
 from linearpatch.registry import component
+from linearpatch.storage.cache import canonical
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from linearpatch.hadamard import hadamard_matrix
+from linearpatch.linalg.hadamard import hadamard_matrix
 from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.patches.patch import ScalePatch
 from linearpatch.registry import component

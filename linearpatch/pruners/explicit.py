@@ -9,7 +9,7 @@ from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError
 from linearpatch.pruners.pruner import Pruner, Selection
 from linearpatch.registry import component
-from linearpatch.words import counted
+from linearpatch.text import counted
 
 
 @component("pruner", "explicit")

@@ -19,7 +19,7 @@ from linearpatch.report.tables import (
     number_text,
     without_empty_heads,
 )
-from linearpatch.words import letter
+from linearpatch.text import letter
 
 PUBLISHED = "published"
 

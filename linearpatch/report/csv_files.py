@@ -9,7 +9,7 @@ import pandas
 from linearpatch.report.reading import Run
 from linearpatch.report.rows import Row
 from linearpatch.report.tables import Table
-from linearpatch.words import printable
+from linearpatch.text import printable
 
 
 def csv_table(table: Table) -> str:

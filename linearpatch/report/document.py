@@ -8,7 +8,7 @@ from linearpatch.report.figures.style import Drawing
 from linearpatch.report.markdown import escape, markdown_table
 from linearpatch.report.reading import Found
 from linearpatch.report.tables import Table
-from linearpatch.words import counted
+from linearpatch.text import counted
 
 MOST_LINES = 60  # of a table in the document; its own file holds them all
 

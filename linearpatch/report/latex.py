@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from linearpatch.report.tables import Cell, Table
-from linearpatch.words import printable
+from linearpatch.text import printable
 
 SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from linearpatch.report.tables import Cell, Table
-from linearpatch.words import printable
+from linearpatch.text import printable
 
 # What would be read as more than text: no links, no HTML, no ends of cells. Between letters, _ is just that.
 SPECIAL = re.compile(r"([\\`*<|~$]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|^#)")

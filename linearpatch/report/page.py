@@ -20,7 +20,7 @@ from linearpatch.report.layouts import DEFINITIONS, headline_columns, perplexity
 from linearpatch.report.quantities import Dense, Entry, Value, all_metrics, metric, retained
 from linearpatch.report.reading import Failure, Run
 from linearpatch.report.tables import SHOWN, Column, Table, labels_of
-from linearpatch.words import printable, printable_values
+from linearpatch.text import printable, printable_values
 
 SCRIPTS = ("page.js", "table.js", "plots.js", "details.js", "start.js")
 SLOT = re.compile(r"<!--slot:(\w+)-->")

@@ -14,7 +14,6 @@ from pathlib import Path
 from rich.table import Table as RichTable
 
 from linearpatch.errors import StorageError
-from linearpatch.report.beside import beside_table
 from linearpatch.report.csv_files import costs, csv_table, measurements, to_csv
 from linearpatch.report.differences import differences_table
 from linearpatch.report.document import document
@@ -29,9 +28,10 @@ from linearpatch.report.reading import Failure, Found, read_runs
 from linearpatch.report.rows import Row, merged, told_apart
 from linearpatch.report.tables import Table
 from linearpatch.report.terminal import failures_table, rich_table
-from linearpatch.storage import make_folder
-from linearpatch.temporary import remove_leftovers, temporary_path
-from linearpatch.words import counted
+from linearpatch.report.with_published import beside_table
+from linearpatch.storage.files import make_folder
+from linearpatch.storage.temporary import remove_leftovers, temporary_path
+from linearpatch.text import counted
 
 log = logging.getLogger(__name__)
 

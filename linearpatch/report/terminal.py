@@ -9,7 +9,7 @@ from rich.table import Table as RichTable
 
 from linearpatch.report.reading import Failure
 from linearpatch.report.tables import Table
-from linearpatch.words import counted
+from linearpatch.text import counted
 
 MOST_LINES = 40
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from linearpatch.results.record import Record
-from linearpatch.words import letter
+from linearpatch.text import letter
 
 STAGES = ("dense", "pruned", "patched", "distilled")
 

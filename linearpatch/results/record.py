@@ -25,10 +25,10 @@ from omegaconf import OmegaConf
 
 from linearpatch.console import PlainFormatter
 from linearpatch.errors import LinearPatchError, StorageError
-from linearpatch.memory import high_water
-from linearpatch.progress import tell
 from linearpatch.results.sections import MOST_BYTES, SCHEMA_VERSION, Sections, parse
-from linearpatch.storage import check_log, open_log, write_atomically
+from linearpatch.runtime.memory import high_water
+from linearpatch.runtime.progress import tell
+from linearpatch.storage.files import check_log, open_log, write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_vali
 from pydantic.dataclasses import dataclass
 from pydantic_core import from_json, to_json
 
-from linearpatch.words import printable
+from linearpatch.text import printable
 
 SCHEMA_VERSION = 1
 MOST_BYTES = 32 * 2**20  # of a file; the largest records that runs write have less than a tenth

@@ -14,11 +14,11 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from linearpatch.errors import StorageError
-from linearpatch.leases import exclusive, is_held
-from linearpatch.progress import watched
 from linearpatch.results.record import FILE_NAME, Record, read_record
-from linearpatch.storage import make_folder, write_atomically
-from linearpatch.temporary import remove_leftovers, temporaries
+from linearpatch.runtime.progress import watched
+from linearpatch.storage.files import make_folder, write_atomically
+from linearpatch.storage.leases import exclusive, is_held
+from linearpatch.storage.temporary import remove_leftovers, temporaries
 
 PROGRESS_NAME = "progress.json"
 LEASE_NAME = ".lease"

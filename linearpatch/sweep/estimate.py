@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from linearpatch.data.blocks import HELD_OUT_ONE_IN
-from linearpatch.data.reach import offline
+from linearpatch.data.hub_access import offline
 from linearpatch.errors import ConfigError, LinearPatchError
 from linearpatch.experiment import Experiment, digest
 from linearpatch.models.model import Model

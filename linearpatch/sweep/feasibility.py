@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from linearpatch.data.blocks import BlockSpec
 from linearpatch.data.files import TextCorpus
-from linearpatch.data.reach import offline
+from linearpatch.data.hub_access import offline
 from linearpatch.data.reader import Reader, Text
 from linearpatch.errors import DataError, LinearPatchError
 from linearpatch.evaluation.diagnostics import Diagnostics

@@ -16,9 +16,9 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 
 from linearpatch.errors import StorageError
-from linearpatch.leases import leased
 from linearpatch.results.sections import reason_of
-from linearpatch.storage import write_atomically
+from linearpatch.storage.files import write_atomically
+from linearpatch.storage.leases import leased
 from linearpatch.sweep.plan import Plan
 
 FOLDER = ".sweeps"

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from linearpatch.errors import StorageError
-from linearpatch.leases import Lease
 from linearpatch.results.record import FILE_NAME, Record, write_record
 from linearpatch.results.state import clear_up, state_of
-from linearpatch.storage import check_log
+from linearpatch.storage.files import check_log
+from linearpatch.storage.leases import Lease
 from linearpatch.sweep.launching import Ending, Launcher, Submit
 from linearpatch.sweep.plan import Job, Plan
 from linearpatch.sweep.worker import OUTPUT_NAME, last_words

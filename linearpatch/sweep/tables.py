@@ -10,7 +10,7 @@ from rich.table import Table
 from linearpatch.sweep.estimate import Estimate
 from linearpatch.sweep.plan import Job, Plan
 from linearpatch.sweep.schedule import Outcome
-from linearpatch.words import counted
+from linearpatch.text import counted
 
 PARTS = {
     "dense": "evaluate dense",

@@ -19,21 +19,21 @@ from typing import Any
 
 import torch
 
-from linearpatch.cache import Cache
 from linearpatch.config import compose_config, resolved, to_experiment
 from linearpatch.console import PlainFormatter
 from linearpatch.errors import LinearPatchError, StorageError
 from linearpatch.experiment import Experiment
-from linearpatch.leases import Occupied, wait_for
 from linearpatch.overrides import command, override
 from linearpatch.pipeline import run
 from linearpatch.results.record import Record
 from linearpatch.results.state import LEASE_NAME, state_of
-from linearpatch.stopping import Terminated, terminable
-from linearpatch.storage import check_log, open_log
-from linearpatch.sweep.parts import collect_statistics, measure_dense, measure_pruned
+from linearpatch.runtime.signals import Terminated, terminable
+from linearpatch.storage.cache import Cache
+from linearpatch.storage.files import check_log, open_log
+from linearpatch.storage.leases import Occupied, wait_for
+from linearpatch.storage.temporary import is_alive
 from linearpatch.sweep.request import Request
-from linearpatch.temporary import is_alive
+from linearpatch.sweep.shared_jobs import collect_statistics, measure_dense, measure_pruned
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from conftest import NUM_LAYERS
 
 from linearpatch.calibration.gram import Gram
 from linearpatch.calibration.statistics import LastTokenAngle, Magnitude, MagnitudeRatio, WindowCosine
-from linearpatch.hadamard import hadamard_matrix
+from linearpatch.linalg.hadamard import hadamard_matrix
 from linearpatch.models.passes import record
 
 

@@ -27,7 +27,7 @@ from linearpatch.patches.none import NoPatch
 from linearpatch.patches.rotate import Rotate
 from linearpatch.patches.scalar import Scalar
 from linearpatch.results.record import Record
-from linearpatch.temporary import this_machine
+from linearpatch.storage.temporary import this_machine
 
 SITE = on_stream(1, 3, 3)
 MATRIX = torch.eye(32) + 0.1 * torch.randn(32, 32, generator=torch.Generator().manual_seed(5))

@@ -12,7 +12,6 @@ import torch
 from conftest import tiny_model
 from edits import edit_of, on_stream
 
-from linearpatch.cache import Cache
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.distillation import distill as module
 from linearpatch.distillation.distill import TrainingFailed, distill
@@ -24,7 +23,8 @@ from linearpatch.distillation.sources import SHARD, calls_of_shape
 from linearpatch.errors import ConfigError, ModelError, StorageError
 from linearpatch.models.decoder import decoder_of
 from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap
-from linearpatch.stopping import Terminated
+from linearpatch.runtime.signals import Terminated
+from linearpatch.storage.cache import Cache
 
 TRAINING = OutputKL(top_k=20, learning_rate=3e-3, batch_size=2, validations=3, checkpoint_minutes=None)
 REMOVED, SITE, SIZE = (2, 3), on_stream(2, 4, 4), 32

@@ -12,7 +12,7 @@ from linearpatch.distillation.trainable import (
     parameters_of,
 )
 from linearpatch.errors import ConfigError
-from linearpatch.hadamard import hadamard_matrix
+from linearpatch.linalg.hadamard import hadamard_matrix
 from linearpatch.models.modeling_linearpatch import ChannelScale, FeatureMap, LinearMap
 
 SIZE = 12

@@ -8,7 +8,7 @@ from edits import on_mlp, on_stream
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError, NumericsError
-from linearpatch.hadamard import hadamard_matrix
+from linearpatch.linalg.hadamard import hadamard_matrix
 from linearpatch.models.edit import Interface
 from linearpatch.models.fingerprint import parameter_hash
 from linearpatch.models.passes import mlp_outputs, record

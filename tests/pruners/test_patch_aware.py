@@ -8,7 +8,6 @@ import torch
 from conftest import NUM_LAYERS, tiny_model
 from edits import on_stream, repaired, view_of
 
-from linearpatch.cache import Cache
 from linearpatch.calibration.statistics import WindowCosine
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.blocks import TokenBlocks
@@ -27,6 +26,7 @@ from linearpatch.pruners.shortgpt import ShortGPT
 from linearpatch.pruners.sleb import Sleb
 from linearpatch.pruners.streamline import Streamline
 from linearpatch.pruners.taylor import Taylor
+from linearpatch.storage.cache import Cache
 
 PATCHES = [NoPatch(), Rotate(), LeastSquares(ridge=0.1), LeastSquares(ridge=0.1, features="rms_normalised", bias=True)]
 

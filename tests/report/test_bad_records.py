@@ -17,7 +17,7 @@ from linearpatch.results.record import read_record, write_record
 from linearpatch.results.sections import parse
 from linearpatch.results.state import state_of
 from linearpatch.results.tables import comparison_table, run_table
-from linearpatch.sweep.watching import Watch, status_table
+from linearpatch.sweep.status import Watch, status_table
 
 WRONG = [
     None, "x", -1, 0, True, 3.5, 1e99, 1e308, -1e308, 10**30, [], {}, [1], {"a": 1}, [[[[1]]]], "x" * 2000,

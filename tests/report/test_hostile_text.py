@@ -7,7 +7,7 @@ import pytest
 from report_runs import record, write
 
 from linearpatch.cli import main
-from linearpatch.words import CONTROL
+from linearpatch.text import CONTROL
 
 pytestmark = pytest.mark.filterwarnings("error:Glyph")  # of figures
 

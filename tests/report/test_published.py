@@ -4,9 +4,9 @@ import pytest
 from report_runs import answers, entries, line, record
 
 from linearpatch.errors import DataError
-from linearpatch.report.beside import beside_table
 from linearpatch.report.layouts import paper_tables
 from linearpatch.report.published import HEAD, read_published
+from linearpatch.report.with_published import beside_table
 
 LINES = [
     "table 1,tiny,0,,,,ppl/wikitext2,5.5,a paper",

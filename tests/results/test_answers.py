@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from linearpatch.errors import StorageError
-from linearpatch.results.answers import Answers
+from linearpatch.results.questions import Answers
 
 
 def test_a_row_holds_what_all_stages_gave_to_a_question(tmp_path):

@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from linearpatch.cache_folder import mark_cache
 from linearpatch.errors import ConfigError, StorageError
-from linearpatch.leases import Lease, Occupied, exclusive, is_held, leased, wait_for
-from linearpatch.leftovers import tidied
+from linearpatch.storage.cache_folder import mark_cache
+from linearpatch.storage.leases import Lease, Occupied, exclusive, is_held, leased, wait_for
+from linearpatch.storage.leftovers import tidied
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -76,7 +76,7 @@ ELSEWHERE = """
 import socket, sys
 socket.gethostname = lambda: "elsewhere"
 from pathlib import Path
-from linearpatch.leases import leased
+from linearpatch.storage.leases import leased
 with leased(Path(sys.argv[1]), "work"):
     print("held", flush=True)
     sys.stdin.read()

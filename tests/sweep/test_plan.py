@@ -5,7 +5,7 @@ import pytest
 from linearpatch.config import compose_experiment
 from linearpatch.errors import ConfigError
 from linearpatch.results.record import Record, write_record
-from linearpatch.storage import make_folder
+from linearpatch.storage.files import make_folder
 from linearpatch.sweep.plan import Asked, plan_sweep
 
 TINY = ("debug=tiny", "model=random", "num_pruned_layers=3")

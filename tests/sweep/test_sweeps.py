@@ -19,10 +19,10 @@ import torch
 
 from linearpatch.cli import main
 from linearpatch.config import compose_experiment
+from linearpatch.storage.temporary import temporary_path
 from linearpatch.sweep.launchers import LAUNCHERS
 from linearpatch.sweep.launchers.slurm import SlurmLauncher
 from linearpatch.sweep.worker import _with_less_memory
-from linearpatch.temporary import temporary_path
 
 TINY = ("debug=tiny", "model=random", "num_pruned_layers=3", "tracker=none")
 GRID = ("pruner=streamline,sleb", "patch=none,rotate")

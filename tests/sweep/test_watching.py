@@ -13,14 +13,14 @@ from rich.console import Console
 
 from linearpatch.cli import main
 from linearpatch.errors import StorageError
-from linearpatch.leases import exclusive, leased
-from linearpatch.progress import steps
 from linearpatch.results.record import Record, write_record
 from linearpatch.results.state import LEASE_NAME, Progress, RunState, occupied, state_of
-from linearpatch.storage import make_folder
+from linearpatch.runtime.progress import steps
+from linearpatch.storage.files import make_folder
+from linearpatch.storage.leases import exclusive, leased
 from linearpatch.sweep.manifest import FOLDER, Listed, Manifest
+from linearpatch.sweep.status import Watch, Watched, status_table, time_left
 from linearpatch.sweep.tables import duration
-from linearpatch.sweep.watching import Watch, Watched, status_table, time_left
 
 
 def record(folder, status="completed", seconds=10.0, **more):

@@ -17,11 +17,11 @@ import torch
 from huggingface_hub import constants
 
 from linearpatch.data.hub import local_copy, local_folder
-from linearpatch.data.reach import hub_answers, offline, without_waiting
+from linearpatch.data.hub_access import hub_answers, offline, without_waiting
 from linearpatch.data.rows import read_rows
 from linearpatch.errors import ConfigError, DataError
 from linearpatch.evaluation.harness.catalogue import Entry
-from linearpatch.words import counted
+from linearpatch.text import counted
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from linearpatch.errors import ConfigError
 from linearpatch.evaluation.harness.scoring import Score, score
-from linearpatch.memory import BatchSize
 from linearpatch.models.decoder import Decoder
+from linearpatch.runtime.memory import BatchSize
 
 log = logging.getLogger(__name__)
 

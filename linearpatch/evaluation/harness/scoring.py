@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from linearpatch.memory import BatchSize
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.loss import LOGIT_BYTES
+from linearpatch.runtime.memory import BatchSize
 
 Request = tuple[Sequence[int], Sequence[int]]  # tokens of the context, tokens of the continuation
 Score = tuple[float, bool]  # log-likelihood of the continuation, and whether greedy decoding gives it

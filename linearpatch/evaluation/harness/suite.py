@@ -18,16 +18,16 @@ import lm_eval.api.task
 import torch
 from lm_eval import evaluator
 
-from linearpatch.cache import canonical
 from linearpatch.errors import ConfigError, DataError, LinearPatchError
 from linearpatch.evaluation.averages import metric_name
 from linearpatch.evaluation.evaluation import Measured, Measurement, Metric, Preparation, Subject
-from linearpatch.evaluation.harness.asking import Asking
 from linearpatch.evaluation.harness.catalogue import Selection, select
 from linearpatch.evaluation.harness.data import Missing, load
 from linearpatch.evaluation.harness.model import HarnessModel
-from linearpatch.memory import BatchSize
+from linearpatch.evaluation.harness.task_settings import Asking
 from linearpatch.models.fingerprint import tokenizer_hash
+from linearpatch.runtime.memory import BatchSize
+from linearpatch.storage.cache import canonical
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from linearpatch.report.figures.style import FAINT, Drawing, legend, look, panels, plain_powers, short
 from linearpatch.report.reading import Run
-from linearpatch.results.answers import ARRAYS
+from linearpatch.results.questions import ARRAYS
 from linearpatch.results.tables import layer_list
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from linearpatch.report.figures.style import COLOURS, FAINT, GRID, Drawing, pane
 from linearpatch.report.quantities import Entry
 from linearpatch.report.reading import Run
 from linearpatch.results.sections import ScoresSection
-from linearpatch.words import counted
+from linearpatch.text import counted
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from linearpatch.words import printable
+from linearpatch.text import printable
 
 # Okabe and Ito's colours, ordered so that neighbours differ in lightness, too; markers and dashes tell them apart in
 # print without colour.

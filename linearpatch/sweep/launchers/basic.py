@@ -20,7 +20,7 @@ from linearpatch.errors import ConfigError, require_range
 from linearpatch.sweep.launching import Ending, Launcher, Submit
 from linearpatch.sweep.request import Request
 from linearpatch.sweep.worker import work_redirected
-from linearpatch.words import counted
+from linearpatch.text import counted
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 

@@ -13,7 +13,7 @@ from typing import Any
 from linearpatch.errors import ConfigError, require_range
 from linearpatch.sweep.launching import Ending, Launcher, Submit, run_process
 from linearpatch.sweep.request import Request
-from linearpatch.words import counted
+from linearpatch.text import counted
 
 
 @dataclass(frozen=True)

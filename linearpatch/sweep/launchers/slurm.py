@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from linearpatch.errors import ConfigError, StorageError, require_choice, require_range
-from linearpatch.storage import make_folder
+from linearpatch.storage.files import make_folder
+from linearpatch.storage.temporary import temporaries, temporary_path
 from linearpatch.sweep.launching import Ending, Launcher, Submit, run_process
 from linearpatch.sweep.request import Request
-from linearpatch.temporary import temporaries, temporary_path
-from linearpatch.words import counted
+from linearpatch.text import counted
 
 POLL_S = 2.0
 

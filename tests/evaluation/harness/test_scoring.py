@@ -8,9 +8,9 @@ from conftest import FAMILIES, tiny_model
 
 from linearpatch.errors import ModelError
 from linearpatch.evaluation.harness.scoring import Row, group, score
-from linearpatch.memory import BatchSize
 from linearpatch.models import loss as loss_module
 from linearpatch.models.decoder import decoder_of
+from linearpatch.runtime.memory import BatchSize
 
 GENERATOR = random.Random(0)
 EXAMPLES = [GENERATOR.randrange(3, 300) for _ in range(20)]

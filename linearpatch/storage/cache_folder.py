@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from linearpatch.storage import make_folder, write_atomically
-from linearpatch.temporary import is_temporary
+from linearpatch.storage.files import make_folder, write_atomically
+from linearpatch.storage.temporary import is_temporary
 
 log = logging.getLogger(__name__)
 

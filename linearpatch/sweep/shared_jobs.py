@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from linearpatch.cache import Cache
 from linearpatch.distillation.training import NoDistillation
+from linearpatch.evaluation.measure import measure
 from linearpatch.experiment import Experiment
-from linearpatch.measure import measure
 from linearpatch.models.edit import DENSE, Edit
 from linearpatch.patches.none import NoPatch
 from linearpatch.pipeline import Opened, prepare, rank
-from linearpatch.results.answers import Answers
 from linearpatch.results.display import STAGES
+from linearpatch.results.questions import Answers
 from linearpatch.results.record import Record, recording
 from linearpatch.results.state import occupied
+from linearpatch.storage.cache import Cache
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from linearpatch.errors import StorageError
-from linearpatch.storage import write_atomically
+from linearpatch.storage.files import write_atomically
 
 QUESTIONS = "questions.parquet"
 ARRAYS = "diagnostics.safetensors"

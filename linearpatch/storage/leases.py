@@ -20,8 +20,8 @@ from pathlib import Path
 from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from linearpatch.errors import ConfigError, StorageError
-from linearpatch.storage import make_folder
-from linearpatch.temporary import pid_namespace
+from linearpatch.storage.files import make_folder
+from linearpatch.storage.temporary import pid_namespace
 
 log = logging.getLogger(__name__)
 

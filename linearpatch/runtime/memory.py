@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from linearpatch.errors import ConfigError, ModelError
-from linearpatch.words import counted
+from linearpatch.text import counted
 
 log = logging.getLogger(__name__)
 

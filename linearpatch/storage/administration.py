@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from linearpatch.cache import SUFFIX, UNREADABLE, read_entry
-from linearpatch.cache_folder import MARKER, MARKER_TEXT, cached_entries, is_marked
 from linearpatch.errors import StorageError, require_choice
-from linearpatch.leases import is_held
-from linearpatch.temporary import Temporary, temporaries
+from linearpatch.storage.cache import SUFFIX, UNREADABLE, read_entry
+from linearpatch.storage.cache_folder import MARKER, MARKER_TEXT, cached_entries, is_marked
+from linearpatch.storage.leases import is_held
+from linearpatch.storage.temporary import Temporary, temporaries
 
 TEMPORARY = "temporary"
 

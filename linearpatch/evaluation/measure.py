@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from linearpatch.cache import Cache, Entry
 from linearpatch.evaluation.evaluation import Evaluation, Measurement, Subject
 from linearpatch.evaluation.retention import Results, Retained, compare
 from linearpatch.models.edit import Edit
 from linearpatch.models.model import LoadedModel
-from linearpatch.progress import steps
-from linearpatch.results.answers import Answers
+from linearpatch.results.questions import Answers
 from linearpatch.results.record import Record
+from linearpatch.runtime.progress import steps
+from linearpatch.storage.cache import Cache, Entry
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from linearpatch.errors import ConfigError, require_choice, require_path, require_range
-from linearpatch.memory import check_batch_size
+from linearpatch.runtime.memory import check_batch_size
 
 MISSING_DATA = ("error", "skip")
 

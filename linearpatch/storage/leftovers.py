@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from linearpatch.cache_folder import MODELS, is_marked
 from linearpatch.errors import StorageError
-from linearpatch.leases import Lease, lease_seconds
-from linearpatch.temporary import OLD_S, Temporary, temporaries
+from linearpatch.storage.cache_folder import MODELS, is_marked
+from linearpatch.storage.leases import Lease, lease_seconds
+from linearpatch.storage.temporary import OLD_S, Temporary, temporaries
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from safetensors import SafetensorError
 
 from linearpatch.errors import StorageError
-from linearpatch.temporary import remove_leftovers, temporary_path
+from linearpatch.storage.temporary import remove_leftovers, temporary_path
 
 
 def make_folder(path: Path) -> None:

@@ -23,10 +23,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from linearpatch.cache_folder import mark_cache
 from linearpatch.errors import StorageError, require_path
-from linearpatch.leases import leased
-from linearpatch.storage import write_atomically
+from linearpatch.storage.cache_folder import mark_cache
+from linearpatch.storage.files import write_atomically
+from linearpatch.storage.leases import leased
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from linearpatch.errors import StorageError
-from linearpatch.leases import Lease
 from linearpatch.results.record import FILE_NAME
 from linearpatch.results.state import STATES, RunState, state_of
+from linearpatch.storage.leases import Lease
 from linearpatch.sweep.manifest import Listed, leases_of, read_manifests
 from linearpatch.sweep.tables import PARTS, duration
-from linearpatch.words import printable
+from linearpatch.text import printable
 
 SERVED_SHOWN = 2
 SHOWN = {"lost": "not running"}  # states in other words for people

@@ -1,0 +1,1 @@
+"""What a process shares with its surroundings: progress, signals, other processes, memory."""

@@ -1,0 +1,1 @@
+"""Files that must be whole: the cache, leases, atomic writes, and what looks after them."""
