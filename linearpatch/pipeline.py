@@ -199,6 +199,7 @@ class Opened:
             cache=cache,
             model_key=self.model.key,
             batch_size=experiment.calibration.batch_size,
+            offload_streams=experiment.calibration.offload_streams,
         )
 
 

@@ -12,10 +12,12 @@ from edits import repaired, view_of
 from small_runs import result
 
 import linearpatch
+from linearpatch.calibration.candidate_losses import CandidateSearch
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.cli import main
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.models.decoder import decoder_of
+from linearpatch.models.edit import Edit
 from linearpatch.models.passes import record
 from linearpatch.models.random import byte_tokenizer
 from linearpatch.patches.rotate import Rotate
@@ -64,6 +66,20 @@ def test_a_pass_sees_the_same_streams():
         for device in ("cpu", DEVICE)
     ]
     assert torch.allclose(*streams, rtol=1e-4, atol=1e-4)
+
+
+def test_a_search_with_offloaded_streams_finds_the_same_losses():
+    workspace = workspace_on(DEVICE)
+    batches = random_blocks(6, 3).ids.to(DEVICE).split(2)
+    edits = [Edit.of_layers([layer]) for layer in range(NUM_LAYERS)]
+    losses = []
+    for offload in (False, True):
+        search = CandidateSearch(workspace.decoder, batches, offload=offload)
+        search.move(edits[2])
+        losses.append([one.loss for one in search.losses(edits)])
+        devices = {stream.device.type for streams in search._streams for stream in streams}
+        assert devices == {"cpu" if offload else torch.device(DEVICE).type}
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("settings", [("patch=rotate", "distill=output_kl"), ("pruner=patch_aware", "patch=refit")])

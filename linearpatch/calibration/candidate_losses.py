@@ -36,20 +36,26 @@ class CandidateSearch:
 
     Memory: one stream for each layer for every token, in the model's dtype.
 
+    Args:
+        decoder: The dense model.
+        batches: Token ids, each `[batch, tokens]`.
+        offload: Keep the streams in CPU memory, pinned where there is a GPU to carry them to.
+
     Attributes:
         layer_forwards: Layers run so far, each counted once per batch.
     """
 
-    def __init__(self, decoder: Decoder, batches: Sequence[Tensor]) -> None:
+    def __init__(self, decoder: Decoder, batches: Sequence[Tensor], *, offload: bool = False) -> None:
         self.decoder = decoder
         self.batches = batches
+        self._offload = offload
         self.layer_forwards = 0
         self._steps = self._steps_of(DENSE)
         self._streams: list[list[Tensor]] = []  # for each batch, what reaches each step
         self._calls: list[dict[int, LayerCall]] = []
         for batch in batches:
             recording = record(decoder, batch)
-            self._streams.append([recording.streams[step.layer] for step in self._steps])
+            self._streams.append([self._kept(recording.streams[step.layer]) for step in self._steps])
             self._calls.append(recording.calls)
             self.layer_forwards += decoder.num_layers
 
@@ -61,11 +67,11 @@ class CandidateSearch:
             return
         same = self._shared_with(steps)
         for streams, calls in zip(self._streams, self._calls, strict=True):
-            hidden = streams[same]
+            hidden = self._restored(streams[same])
             del streams[same + 1 :]
             for step in steps[same:-1]:
                 hidden = self._run(hidden, calls, step)
-                streams.append(hidden)
+                streams.append(self._kept(hidden))
         self._steps = steps
 
     @torch.no_grad()
@@ -130,12 +136,23 @@ class CandidateSearch:
 
     def _loss(self, steps: Sequence[Step], start: int, index: int) -> float:
         """Summed loss of one batch, from the first step that isn't that of the model the search stands at."""
-        hidden, calls = self._streams[index][start], self._calls[index]
+        hidden, calls = self._restored(self._streams[index][start]), self._calls[index]
         for step in steps[start:-1]:
             hidden = self._run(hidden, calls, step)
         total = stream_nll(self.decoder, steps[-1].read(hidden), self.batches[index])
         value = total.sum(dtype=torch.float64).item()
         return value if isfinite(value) else inf  # a broken model is the worst candidate, not an error
+
+    def _kept(self, hidden: Tensor) -> Tensor:
+        """A stream where it is kept."""
+        if not self._offload or hidden.device.type == "cpu":
+            return hidden
+        host = torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=hidden.device.type == "cuda")
+        return host.copy_(hidden)
+
+    def _restored(self, hidden: Tensor) -> Tensor:
+        """A stream where layers run; with layers on several devices each takes it to its own."""
+        return hidden.to(self.decoder.input_device, non_blocking=True) if self._offload else hidden
 
     def _run(self, hidden: Tensor, calls: dict[int, LayerCall], step: Step) -> Tensor:
         self.layer_forwards += 1

@@ -44,6 +44,7 @@ class Workspace:
         cache: Where results are kept; by default in memory.
         model_key: What identifies the weights and how they compute (`models.fingerprint`).
         batch_size: Blocks in one forward pass; doesn't change results beyond rounding.
+        offload_streams: Keep the streams of searches in CPU memory (`CandidateSearch`).
         base: What lies before the interfaces that are to be repaired.
     """
 
@@ -57,12 +58,14 @@ class Workspace:
         cache: Cache | None = None,
         model_key: Mapping[str, Any] | None = None,
         batch_size: int = 1,
+        offload_streams: bool = False,
         base: Edit = DENSE,
     ) -> None:
         self.decoder = decoder
         self.blocks = blocks
         self.cache = cache or Cache()
         self.batch_size = batch_size
+        self.offload_streams = offload_streams
         self.base = base
         self.key: dict[str, Any] = {"model": dict(model_key or {}), "tokens": blocks.hash}
         self._held_out = held_out
@@ -74,7 +77,13 @@ class Workspace:
 
     def scratch(self) -> Workspace:
         """The same with a cache of its own, in memory, for what isn't worth keeping."""
-        return Workspace(self.decoder, self.blocks, held_out=self._held_out, batch_size=self.batch_size)
+        return Workspace(
+            self.decoder,
+            self.blocks,
+            held_out=self._held_out,
+            batch_size=self.batch_size,
+            offload_streams=self.offload_streams,
+        )
 
     @property
     def candidate_edits(self) -> CandidateEdits:
@@ -106,6 +115,7 @@ class Workspace:
             cache=self.cache,
             model_key=self.key["model"],
             batch_size=self.batch_size,
+            offload_streams=self.offload_streams,
             base=self.base,
         )
 
@@ -231,7 +241,9 @@ class Workspace:
     def search(self, blocks: TokenBlocks) -> CandidateSearch:
         """The streams that are kept for losses on some tokens; recorded at the first call."""
         if blocks.hash not in self._searches:
-            self._searches[blocks.hash] = CandidateSearch(self.decoder, self._on_device(blocks))
+            self._searches[blocks.hash] = CandidateSearch(
+                self.decoder, self._on_device(blocks), offload=self.offload_streams
+            )
         return self._searches[blocks.hash]
 
     def _losses_without(
