@@ -9,7 +9,7 @@ from conftest import lm_eval_task, tiny_model
 from huggingface_hub import constants
 from small_runs import run
 
-from linearpatch.data import reach
+from linearpatch.data import hub_access
 from linearpatch.models.embedded import EmbeddedModel
 from linearpatch.models.hub import HubModel
 from linearpatch.models.random import byte_tokenizer
@@ -44,9 +44,9 @@ def asked(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    reach.hub_answers.cache_clear()
+    hub_access.hub_answers.cache_clear()
     yield hosts
-    reach.hub_answers.cache_clear()
+    hub_access.hub_answers.cache_clear()
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def model(tmp_path_factory):
 
 
 def test_the_fixture_sees_who_asks(asked):
-    assert not reach.hub_answers()
+    assert not hub_access.hub_answers()
     assert asked == ["huggingface.co"]
 
 

@@ -130,7 +130,7 @@ def test_a_rerun_that_fails_loses_nothing_of_the_record(tmp_path):
 def test_while_more_is_added_to_a_completed_run_it_counts_as_running_and_as_completed_after_a_kill(
     tmp_path, monkeypatch
 ):
-    import linearpatch.run as module
+    import linearpatch.pipeline as module
 
     assert run(f"output_dir={tmp_path}/D") == 0
     first = (tmp_path / "D" / "result.json").read_bytes()
@@ -253,7 +253,7 @@ def test_a_metric_that_is_not_finite_is_null_with_the_reason(tmp_path, monkeypat
 
 
 def test_ctrl_c_leaves_a_record_that_says_so(tmp_path, monkeypatch):
-    import linearpatch.run as module
+    import linearpatch.pipeline as module
 
     def interrupted(*_):
         raise KeyboardInterrupt

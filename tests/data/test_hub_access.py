@@ -3,16 +3,16 @@ import httpx
 import pytest
 from huggingface_hub import constants
 
-from linearpatch.data import reach
+from linearpatch.data import hub_access
 
 
 @pytest.fixture(autouse=True)
 def _asked_anew(monkeypatch):
-    reach.hub_answers.cache_clear()
+    hub_access.hub_answers.cache_clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     yield
-    reach.hub_answers.cache_clear()
+    hub_access.hub_answers.cache_clear()
 
 
 def test_a_hub_that_does_not_answer_is_asked_once_and_then_left_alone(monkeypatch):
@@ -24,7 +24,7 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_then_left_alone(monkeypatc
 
     monkeypatch.setattr(httpx, "head", fail)
     for _ in range(3):
-        with reach.without_waiting():
+        with hub_access.without_waiting():
             assert constants.HF_HUB_OFFLINE
             assert datasets.config.HF_HUB_OFFLINE
         assert not constants.HF_HUB_OFFLINE
@@ -33,12 +33,12 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_then_left_alone(monkeypatc
 
 def test_a_hub_that_answers_is_used(monkeypatch):
     monkeypatch.setattr(httpx, "head", lambda url, timeout: httpx.Response(405))
-    with reach.without_waiting():
+    with hub_access.without_waiting():
         assert not constants.HF_HUB_OFFLINE
 
 
 def test_offline_nobody_is_asked(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(httpx, "head", lambda *_: pytest.fail("the hub was asked"))
-    with reach.without_waiting():
+    with hub_access.without_waiting():
         assert constants.HF_HUB_OFFLINE
