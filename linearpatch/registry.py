@@ -25,7 +25,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from linearpatch.errors import ConfigError, require_choice
+from linearpatch.errors import ConfigError, require_choice, suggest
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,19 @@ def components(group: str) -> Mapping[str, type]:
     _load_all()
     require_choice("component group", group, GROUPS)
     return MappingProxyType(_components[group])
+
+
+def class_named(group: str, name: str) -> type:
+    """The component class of that name, for the package that its group's classes are attributes of.
+
+    Raises:
+        AttributeError: there is none.
+    """
+    classes = {} if name.startswith("_") else {cls.__name__: cls for cls in components(group).values()}
+    if name not in classes:
+        hint = f" {suggest(name, classes)}" if classes else ""
+        raise AttributeError(f"module {GROUPS[group]!r} has no attribute {name!r}.{hint}")
+    return classes[name]
 
 
 @cache

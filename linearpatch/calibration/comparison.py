@@ -23,7 +23,7 @@ from linearpatch.errors import NumericsError
 from linearpatch.models.edit import DENSE, Edit, PlacedOperator, interfaces_of
 from linearpatch.models.modeling_linearpatch import Operator
 from linearpatch.registry import identity
-from linearpatch.storage.cache import Entry
+from linearpatch.storage.cache import Entry, digest_of
 
 if TYPE_CHECKING:
     from linearpatch.calibration.workspace import Workspace
@@ -172,7 +172,7 @@ def repair(workspace: Workspace, patch: Repairer, edit: Edit) -> Repair:
     (comparison,) = compare(workspace, patch, [edit.removed_layers])
     log.info("candidates on held-out tokens: %s", comparison.told())
     kept = AS_SET if comparison.kept == NO_PATCH else comparison.kept
-    repaired = workspace.repaired.get((comparison.removed, kept))
+    repaired = workspace.repaired.get((digest_of(identity(patch)), comparison.removed, kept))
     if repaired is None:
         settings: dict[str, Repairer] = {AS_SET: patch, **patch.simpler()}
         repaired = settings[kept].repair(workspace, edit)
@@ -203,7 +203,7 @@ def compare(workspace: Workspace, patch: Repairer, removals: Sequence[Sequence[i
         comparisons = contest.result()
         for index, comparison in enumerate(comparisons):
             name = AS_SET if comparison.kept == NO_PATCH else comparison.kept
-            workspace.repaired[comparison.removed, name] = contest.fits[index, name]
+            workspace.repaired[digest_of(identity(patch)), comparison.removed, name] = contest.fits[index, name]
         return _entry(comparisons)
 
     entry = workspace.cache.get("comparison", {**same, "removals": sets}, compute)

@@ -61,7 +61,14 @@ class SequentialWorkspace(Workspace):
     """
 
     def __init__(self, dense: Workspace, edit: Edit, site: Site) -> None:
-        super().__init__(dense.decoder, dense.blocks, held_out=dense._held_out, batch_size=dense.batch_size, base=edit)
+        super().__init__(
+            dense.decoder,
+            dense.blocks,
+            held_out=dense._held_out,
+            batch_size=dense.batch_size,
+            offload_streams=dense.offload_streams,
+            base=edit,
+        )
         self._view = edit.decoder(dense.decoder)
         self._site = site
         self._kept = [layer for layer in range(dense.num_layers + 1) if layer not in edit.removed_layers]

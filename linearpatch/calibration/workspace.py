@@ -73,7 +73,7 @@ class Workspace:
         self._candidate_edits: CandidateEdits | None = None
         self._batches = self._on_device(blocks)
         self._searches: dict[str, CandidateSearch] = {}
-        self.repaired: dict[tuple[tuple[int, ...], str], Edit] = {}  # fits that a comparison kept, by layers and name
+        self.repaired: dict[tuple[str, tuple[int, ...], str], Edit] = {}  # fits that comparisons kept
 
     def scratch(self) -> Workspace:
         """The same with a cache of its own, in memory, for what isn't worth keeping."""

@@ -158,10 +158,12 @@ class OnStream(Place):
 
 
 @dataclass(frozen=True)
-class OnOutput(Place):
-    """On what the MLP of a layer adds to the residual stream."""
+class AtMlp(Place):
+    """At the MLP of a layer.
 
-    kind = "mlp_output"
+    Attributes:
+        layer: Dense index.
+    """
 
     layer: int
 
@@ -173,6 +175,13 @@ class OnOutput(Place):
     def runs_with(self, removed: Collection[int]) -> int:
         """The layer."""
         return self.layer
+
+
+@dataclass(frozen=True)
+class OnOutput(AtMlp):
+    """On what the MLP of a layer adds to the residual stream."""
+
+    kind = "mlp_output"
 
     @contextmanager
     def attached(self, decoder: Decoder, operator: nn.Module) -> Iterator[None]:
@@ -222,22 +231,11 @@ class OnOutput(Place):
 
 
 @dataclass(frozen=True)
-class InProjection(Place):
+class InProjection(AtMlp):
     """Beside the output projection of the MLP of a layer: a map of what it reads, added to its weight."""
 
     kind = "mlp_projection"
     adds_parameters = False
-
-    layer: int
-
-    @property
-    def first_layer(self) -> int:
-        """The layer."""
-        return self.layer
-
-    def runs_with(self, removed: Collection[int]) -> int:
-        """The layer."""
-        return self.layer
 
     @contextmanager
     def attached(self, decoder: Decoder, operator: nn.Module) -> Iterator[None]:

@@ -7,12 +7,6 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:
     """A class by its name, such as `Refit`; those of plug-ins, too."""
-    if name.startswith("_"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from linearpatch.errors import suggest
-    from linearpatch.registry import components
+    from linearpatch.registry import class_named
 
-    classes = {cls.__name__: cls for cls in components("patch").values()}
-    if name not in classes:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}. {suggest(name, classes)}")
-    return classes[name]
+    return class_named("patch", name)

@@ -105,6 +105,13 @@ def test_operators_do_nothing_where_no_patch_is_best():
     assert any("would do harm" in warning for warning in result.warnings("lstsq"))
 
 
+def test_another_patch_on_the_same_workspace_gets_a_fit_of_its_own():
+    shared, patches = workspace_for(), [Refit(ridge=0.3), LeastSquares(bias=True, ridge=0.3)]
+    for patch in patches:
+        mine, expected = (repair(workspace, patch, edit_of([1, 2])) for workspace in (shared, workspace_for()))
+        assert [one.place for one in mine.edit.operators] == [one.place for one in expected.edit.operators]
+
+
 @pytest.mark.parametrize("patch", [Refit(compare=False), NoPatch()], ids=repr)
 def test_nothing_is_compared_where_that_is_not_wanted(patch):
     workspace = workspace_for()
