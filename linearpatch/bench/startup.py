@@ -31,7 +31,9 @@ def claims() -> list[Claim]:
         Claim(f"CPU time of {what}", min(cpu_seconds(words) for _ in range(3)), LIMIT_S, "s", "fastest of 3 processes")
         for what, words in QUICK.items()
     ]
-    return [*found, Claim("CPU time of planning, for each run", plan_ms(), PLAN_LIMIT_MS, "ms", f"{PLANNED_RUNS} runs")]
+    planning = min(plan_ms() for _ in range(3))
+    on = f"{PLANNED_RUNS} runs, fastest of 3 plans"
+    return [*found, Claim("CPU time of planning, for each run", planning, PLAN_LIMIT_MS, "ms", on)]
 
 
 def cpu_seconds(words: Sequence[str]) -> float:

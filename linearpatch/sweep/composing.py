@@ -7,7 +7,6 @@ choice reaches further (a preset that overrides others), Hydra composes the run 
 
 from __future__ import annotations
 
-import copy
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -136,18 +135,19 @@ class _SharingLoader(ConfigLoaderImpl):  # type: ignore[misc]
     """Hydra's loader, which reads each file once, and tells what it merged."""
 
     sources: tuple[tuple[str, str], ...] = ()
-    _repository: CachingConfigRepository | None = None
+    _repository: _Copies | None = None
 
     def _parse_overrides_and_create_caching_repo(
         self, config_name: str | None, overrides: list[str]
-    ) -> tuple[list[Override], CachingConfigRepository]:
+    ) -> tuple[list[Override], _Copies]:
         if self._repository is None:
-            _, self._repository = super()._parse_overrides_and_create_caching_repo(config_name, overrides)
+            _, repository = super()._parse_overrides_and_create_caching_repo(config_name, overrides)
+            self._repository = _Copies(repository)
         return [_parsed(word) for word in overrides], self._repository
 
     def _compose_config_from_defaults_list(self, defaults: list[Any], repo: Any) -> DictConfig:
         self.sources = tuple((default.config_path, default.package or "") for default in defaults)
-        merged: DictConfig = super()._compose_config_from_defaults_list(defaults, _Copies(repo))
+        merged: DictConfig = super()._compose_config_from_defaults_list(defaults, repo)
         return merged
 
 
@@ -156,15 +156,13 @@ class _Copies:
 
     def __init__(self, repository: CachingConfigRepository) -> None:
         self._repository = repository
+        self._pickled = cache(lambda path: pickle.dumps(repository.load_config(config_path=path)))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._repository, name)
 
     def load_config(self, config_path: str) -> Any:
-        result = copy.copy(self._repository.load_config(config_path=config_path))
-        if result is not None:
-            result.config = copy.deepcopy(result.config)
-        return result
+        return pickle.loads(self._pickled(config_path))
 
 
 def _split(overrides: tuple[str, ...]) -> Parts | None:
