@@ -2,7 +2,7 @@
 
 `tokens`, `prune`, `repair`, `distill`, `evaluate`, `perplexity` and `save` make a smaller model of one in memory;
 `load` and `apply` give back what was saved; `run`, `run_sweep` and `compose` take what the command line takes. See
-`linearpatch.api` for all of them.
+`linearpatch.api` and `linearpatch.commands` for all of them.
 """
 
 from __future__ import annotations
@@ -15,20 +15,17 @@ if TYPE_CHECKING:
     from linearpatch.api import (
         Tokens,
         apply,
-        compose,
         distill,
         evaluate,
         load,
-        load_model,
         load_tokenizer,
         perplexity,
         prune,
         repair,
-        run,
-        run_sweep,
         save,
         tokens,
     )
+    from linearpatch.commands import compose, load_model, run, run_sweep
 
 __all__ = [
     "Tokens", "apply", "compose", "distill", "evaluate", "load", "load_model", "load_tokenizer", "patches",
@@ -40,6 +37,8 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for, so that importing the package, and the command line, need no torch."""
     if name in ("patches", "pruners"):
         return import_module(f"linearpatch.{name}")
+    if name in ("compose", "load_model", "run", "run_sweep"):
+        return getattr(import_module("linearpatch.commands"), name)
     if name in __all__:
         return getattr(import_module("linearpatch.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,9 +17,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -28,14 +28,12 @@ from linearpatch.calibration.workspace import Workspace
 from linearpatch.checkpoint.loading import apply, load, load_tokenizer
 from linearpatch.checkpoint.saving import save_checkpoint
 from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
-from linearpatch.data.corpus import PURPOSES, Corpus
-from linearpatch.data.documents import Column, Document, has_text
-from linearpatch.data.files import TextCorpus
+from linearpatch.data.in_memory import corpus_of
 from linearpatch.data.pydoc import PydocCorpus
 from linearpatch.data.reader import Reader, Text
 from linearpatch.distillation.distill import distill as train
 from linearpatch.distillation.training import Training
-from linearpatch.errors import ConfigError, DataError, suggest
+from linearpatch.errors import ConfigError
 from linearpatch.evaluation.evaluation import Evaluation, Metric, Subject
 from linearpatch.evaluation.perplexity import Perplexity
 from linearpatch.models.decoder import Decoder, check_logits, decoder_of
@@ -47,18 +45,15 @@ from linearpatch.models.rebuilding import check_removal, check_tables
 from linearpatch.patches.none import NoPatch
 from linearpatch.patches.patch import Patch
 from linearpatch.pruners.pruner import Pruner
-from linearpatch.registry import components, name_of
-from linearpatch.results.record import Record
+from linearpatch.registry import name_of, resolve, settings_of
 from linearpatch.storage.cache import Cache
 
 log = logging.getLogger(__name__)
 
 __all__ = [
-    "Tokens", "apply", "compose", "distill", "evaluate", "load", "load_model", "load_tokenizer", "perplexity", "prune",
-    "repair", "run", "run_sweep", "save", "tokens",
+    "Tokens", "apply", "distill", "evaluate", "load", "load_tokenizer", "perplexity", "prune", "repair", "save",
+    "tokens",
 ]  # fmt: skip
-
-C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -107,7 +102,7 @@ def tokens(
     """
     names = SettingNames("tokens", "length", "held_out")
     spec = BlockSpec(blocks, length, sampling if blocks is not None else "first", bos, seed, True, names)
-    opened = Reader(_corpus(text, column), "calibration").open()
+    opened = Reader(corpus_of(text, column), "calibration").open()
     if held_out:
         found, kept = opened.cut_apart(spec, tokenizer, held_out)
         return _looked_at(Tokens(found, kept), opened, spec, tokenizer)
@@ -139,10 +134,10 @@ def prune(
         ConfigError: there is no such pruner or setting, or so many layers can't be removed.
         ModelError: the model can't be pruned.
     """
-    if isinstance(pruner, str) and "protect_first" in _settings_of("pruner", pruner):
+    if isinstance(pruner, str) and "protect_first" in settings_of("pruner", pruner):
         settings = {"protect_first": 1, **settings}
-    chosen = _component("pruner", pruner, Pruner, settings)  # type: ignore[type-abstract]
-    repairer = _component("patch", patch, Patch, {})  # type: ignore[type-abstract]
+    chosen = resolve("pruner", pruner, Pruner, settings)  # type: ignore[type-abstract]
+    repairer = resolve("patch", patch, Patch, {})  # type: ignore[type-abstract]
     with _evaluating(model) as dense:
         chosen.check(dense.num_layers, num_layers)
         workspace = _workspace(dense, data, repairer)
@@ -170,7 +165,7 @@ def repair(model: PreTrainedModel, edit: Edit, data: Tokens, *, patch: str | Pat
         ModelError: the family has no place for it.
         NumericsError: the fit has no unique solution.
     """
-    chosen = _component("patch", patch, Patch, settings)  # type: ignore[type-abstract]
+    chosen = resolve("patch", patch, Patch, settings)  # type: ignore[type-abstract]
     with _evaluating(model) as dense:
         chosen.check(dense)
         repaired = repair_compared(_workspace(dense, data, chosen), chosen, edit.with_operators(()))
@@ -204,7 +199,7 @@ def distill(
         ConfigError: there is no such loss or setting, nothing to train, or no tokens are held out.
         TrainingFailed: the loss isn't finite any more.
     """
-    chosen = _component("distill", loss, Training, settings)  # type: ignore[type-abstract]
+    chosen = resolve("distill", loss, Training, settings)  # type: ignore[type-abstract]
     if data.held_out is None:
         raise ConfigError("No tokens are held out to decide which patches are kept. Give tokens(…, held_out=16).")
     with _evaluating(model) as dense:
@@ -236,8 +231,8 @@ def evaluate(
     Returns:
         Metrics by name; each has `value`, `stderr`, `n` and its protocol.
     """
-    chosen = _component("eval", evaluation, Evaluation, settings)  # type: ignore[type-abstract]
-    reader = Reader(PydocCorpus() if text is None else _corpus(text, column), "evaluation")
+    chosen = resolve("eval", evaluation, Evaluation, settings)  # type: ignore[type-abstract]
+    reader = Reader(PydocCorpus() if text is None else corpus_of(text, column), "evaluation")
     with _evaluating(model, prunable=False) as decoder:
         check_vocabulary(decoder, tokenizer)
         metrics: dict[str, Metric] = {}
@@ -302,102 +297,6 @@ def save(
         save_checkpoint(folder, loaded, edit, save_format=save_format, name=source, source=source)
 
 
-def load_model(name: str, **settings: Any) -> tuple[PreTrainedModel, Any]:
-    """Load a dense model as a run would.
-
-    Args:
-        name: A choice of the group `model` such as `smollm2_135m`, a folder (`./folder`) or an id of the hub.
-        settings: Of the model, such as `dtype="bfloat16"` or `device="cpu"`.
-
-    Returns:
-        The model and its tokenizer.
-    """
-    from linearpatch.overrides import expanded, override
-
-    words = expanded([f"model={name}", *(override(f"model.{key}", value) for key, value in settings.items())])
-    experiment = compose(*words)
-    loaded = experiment.model.load(experiment.cache_path)
-    return loaded.decoder.model, loaded.tokenizer
-
-
-def compose(*overrides: str) -> Any:
-    """The experiment that `linearpatch run` would run, checked but not begun."""
-    from linearpatch.config import compose_experiment
-
-    return compose_experiment(list(overrides))
-
-
-def run(*overrides: str, **more: Any) -> Record:
-    """Run an experiment, as `linearpatch run` does.
-
-    Args:
-        overrides: Such as `pruner=sleb` and `num_pruned_layers=5`.
-        more: Passed on to `linearpatch.pipeline.run`, such as `folder`.
-
-    Returns:
-        Its record.
-    """
-    from linearpatch.pipeline import run as run_experiment
-
-    return run_experiment(compose(*overrides), **more)
-
-
-def run_sweep(*overrides: str) -> list[Record]:
-    """Run a sweep, as `linearpatch run -m` does; jobs run in processes of their own.
-
-    Args:
-        overrides: Such as `pruner=sleb,shortgpt` and `patch=none,rotate`.
-
-    Returns:
-        The records of its runs, in order; those that failed say why.
-    """
-    from linearpatch.arguments import run_parser
-    from linearpatch.config import check_choices, readable_errors, register_schemas
-    from linearpatch.jobs import Jobs
-    from linearpatch.run_command import compose as compose_jobs
-
-    register_schemas()
-    check_choices(list(overrides))
-    jobs = Jobs()
-    with readable_errors():
-        compose_jobs(run_parser().parse_intermixed_args(["-m", *overrides]), jobs)
-    return [outcome.record for outcome in jobs.outcomes]
-
-
-@dataclass(frozen=True)
-class _Documents(Corpus):
-    """Texts in memory; every purpose reads all of them."""
-
-    values: tuple[Document, ...] = ()
-
-    def documents(self, split: str, datasets_dir: Path | None = None) -> Sequence[Document]:
-        """All of them."""
-        return self.values
-
-
-def _corpus(text: Any, column: str) -> Corpus:
-    """A corpus of which every purpose reads all."""
-    whole = dict.fromkeys(PURPOSES, "all")
-    if isinstance(text, (str, Path)):
-        return TextCorpus(path=str(text), column=column, **whole)
-    values = text
-    if hasattr(text, "column_names"):
-        if column not in text.column_names:
-            raise DataError(f"The dataset has no column {column!r}. {suggest(column, text.column_names)}")
-        values = text[column]
-    elif not isinstance(text, Sequence):
-        raise DataError(
-            f"text is of the type {type(text).__name__}. Allowed: a path, a list of texts or chats, or a "
-            "datasets.Dataset."
-        )
-    documents = Column.of(values, "text", column)
-    if documents.remark:
-        log.warning("%s", documents.remark)
-    if not any(map(has_text, documents.documents)):
-        raise DataError("There is no text in what was given. Give at least one text with words in it.")
-    return _Documents(name="text", values=tuple(documents.documents), **whole)
-
-
 def _looked_at(data: Tokens, text: Text, spec: BlockSpec, tokenizer: Any) -> Tokens:
     for doubt in text.look(data.blocks, spec, tokenizer):
         log.warning("%s", doubt)
@@ -430,42 +329,3 @@ def _workspace(dense: Decoder, data: Tokens, patch: Patch) -> Workspace:
     return Workspace(
         dense, data.blocks, held_out=data.held_out, patch=repairer, cache=data.cache, model_key=_key(dense)
     )
-
-
-def _settings_of(group: str, name: str) -> list[str]:
-    """Names of the settings of a component.
-
-    Raises:
-        ConfigError: there is no such component.
-    """
-    if name not in components(group):
-        raise ConfigError(f"{group} is {name!r}. {suggest(name, components(group))}")
-    return [setting.name for setting in fields(components(group)[name])]
-
-
-def _component(group: str, choice: str | C, kind: type[C], settings: Mapping[str, Any]) -> C:
-    """The component that is named, with its settings, or given.
-
-    Raises:
-        ConfigError: there is no such component or setting, or it is of another group.
-    """
-    if isinstance(choice, str):
-        allowed = _settings_of(group, choice)
-        for setting in settings:
-            if setting not in allowed:
-                raise ConfigError(f"{group}={choice} has no setting {setting!r}. {suggest(setting, allowed)}")
-        made = components(group)[choice](**settings)
-    elif isinstance(choice, kind):
-        unknown = set(settings) - {setting.name for setting in fields(cast(Any, choice))}
-        if unknown:
-            raise ConfigError(f"{name_of(choice)} has no setting {min(unknown)!r}. Leave it out.")
-        made = replace(cast(Any, choice), **settings)
-    else:
-        raise ConfigError(
-            f"{group} is a {type(choice).__name__}. Allowed: a name such as {min(components(group))!r}, or a component "
-            f"of that group ({kind.__name__})."
-        )
-    if not isinstance(made, kind):
-        allowed = [name for name, cls in components(group).items() if issubclass(cls, kind)]
-        raise ConfigError(f"{group}={choice} does nothing here. {suggest(str(choice), allowed)}")
-    return made

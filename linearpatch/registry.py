@@ -23,7 +23,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from linearpatch.errors import ConfigError, require_choice, suggest
 
@@ -46,6 +46,7 @@ GROUPS: Mapping[str, str] = MappingProxyType(
 )
 
 T = TypeVar("T", bound=type)
+C = TypeVar("C")
 
 _components: dict[str, dict[str, type]] = {group: {} for group in GROUPS}
 
@@ -120,6 +121,45 @@ def _declared_in(tree: ast.Module, group: str) -> dict[str, str]:
 
 def _first_line(docstring: str | None) -> str:
     return (docstring or "").strip().split("\n")[0]
+
+
+def settings_of(group: str, name: str) -> list[str]:
+    """Names of the settings of a component.
+
+    Raises:
+        ConfigError: there is no such component.
+    """
+    if name not in components(group):
+        raise ConfigError(f"{group} is {name!r}. {suggest(name, components(group))}")
+    return [setting.name for setting in dataclasses.fields(components(group)[name])]
+
+
+def resolve(group: str, choice: str | C, kind: type[C], settings: Mapping[str, Any]) -> C:
+    """A component from its name and settings, or one that is given already, with settings changed.
+
+    Raises:
+        ConfigError: there is no such component or setting, or it is of another group.
+    """
+    if isinstance(choice, str):
+        allowed = settings_of(group, choice)
+        for setting in settings:
+            if setting not in allowed:
+                raise ConfigError(f"{group}={choice} has no setting {setting!r}. {suggest(setting, allowed)}")
+        made = components(group)[choice](**settings)
+    elif isinstance(choice, kind):
+        unknown = set(settings) - {setting.name for setting in dataclasses.fields(cast(Any, choice))}
+        if unknown:
+            raise ConfigError(f"{name_of(choice)} has no setting {min(unknown)!r}. Leave it out.")
+        made = dataclasses.replace(cast(Any, choice), **settings)
+    else:
+        raise ConfigError(
+            f"{group} is a {type(choice).__name__}. Allowed: a name such as {min(components(group))!r}, or a component "
+            f"of that group ({kind.__name__})."
+        )
+    if not isinstance(made, kind):
+        allowed = [name for name, cls in components(group).items() if issubclass(cls, kind)]
+        raise ConfigError(f"{group}={choice} does nothing here. {suggest(str(choice), allowed)}")
+    return made
 
 
 def name_of(instance: object) -> str:

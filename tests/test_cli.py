@@ -9,12 +9,11 @@ import argcomplete
 import pytest
 from small_runs import run
 
-from linearpatch import cli
-from linearpatch.arguments import command_parser, package_version
-from linearpatch.bench import BENCHMARKS, LARGE
-from linearpatch.bench.startup import LIMIT_S, QUICK, cpu_seconds
+from benchmarks import BENCHMARKS, LARGE
+from benchmarks.startup import LIMIT_S, QUICK, cpu_seconds
 from linearpatch.choices import CONF_DIR, choices
 from linearpatch.cli import main
+from linearpatch.cli.parser import command_parser, package_version
 from linearpatch.registry import GROUPS, components, declared
 
 
@@ -95,7 +94,7 @@ def test_an_unexpected_error_is_one_sentence_with_the_path_of_its_traceback(monk
     def broken(_):
         raise RuntimeError("two\nlines.")
 
-    monkeypatch.setattr(cli, "_list", broken)
+    monkeypatch.setattr("linearpatch.cli.list.execute", broken)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert main(["list"]) == 1
     (log,) = tmp_path.glob("linearpatch-*.log")

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from small_runs import run
 
-from linearpatch.console import PlainConsole, PlainFormatter
+from linearpatch.runtime.console import PlainConsole, PlainFormatter
 from linearpatch.text import CONTROL, printable, printable_values
 
 HOSTILE = "evil\x1b]0;title\x07\x1b[2J\r\x9b31m\u202etxt.exe\u2066\u200f\x00\x7f"

@@ -9,9 +9,9 @@ from published import COLUMNS, EXPERIMENTS, FILES, LAYERS, lines, name, rows
 
 from linearpatch.choices import CONF_DIR, choices
 from linearpatch.cli import main
+from linearpatch.cli.jobs import Jobs
 from linearpatch.config import compose_config, compose_experiment, resolved
 from linearpatch.data.pydoc import SHARES
-from linearpatch.jobs import Jobs
 
 NAMES = sorted(file.stem for file in (CONF_DIR / "experiment").glob("*.yaml"))
 PRESETS = ["recommended", "recommended_distilled"]  # which docs/repair.md explains

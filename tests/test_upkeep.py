@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from linearpatch.cli import main
-from linearpatch.doctor import examine
+from linearpatch.cli.machine import examine
 from linearpatch.errors import ConfigError, StorageError
 from linearpatch.storage.administration import contents, damaged, removable, remove
 from linearpatch.storage.cache import Cache, Entry

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from linearpatch.console import PlainFormatter
 from linearpatch.errors import LinearPatchError, StorageError
 from linearpatch.results.sections import MOST_BYTES, SCHEMA_VERSION, Sections, parse
+from linearpatch.runtime.console import PlainFormatter
 from linearpatch.runtime.memory import high_water
 from linearpatch.runtime.progress import tell
 from linearpatch.storage.files import check_log, open_log, write_atomically

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
-from linearpatch.console import PlainConsole
+from linearpatch.runtime.console import PlainConsole
 
 # Bars and log lines share one console, so that they don't overwrite each other. Where there is no terminal
 # to ask for its width (a file, CI), lines may be as long as a wide one's.

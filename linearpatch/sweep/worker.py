@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from linearpatch.config import compose_config, resolved, to_experiment
-from linearpatch.console import PlainFormatter
 from linearpatch.errors import LinearPatchError, StorageError
 from linearpatch.experiment import Experiment
 from linearpatch.overrides import command, override
 from linearpatch.pipeline import run
 from linearpatch.results.record import Record
 from linearpatch.results.state import LEASE_NAME, state_of
+from linearpatch.runtime.console import PlainFormatter
 from linearpatch.runtime.signals import Terminated, terminable
 from linearpatch.storage.cache import Cache
 from linearpatch.storage.files import check_log, open_log

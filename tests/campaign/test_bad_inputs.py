@@ -9,7 +9,7 @@ import pytest
 from bad_inputs import Bad, Good, everything
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-import linearpatch.cli as cli
+from linearpatch.cli import main
 from linearpatch.models.random import byte_tokenizer
 
 EVERYTHING = everything()
@@ -32,9 +32,9 @@ def good(tmp_path_factory, session_cache) -> Good:
         patch.setenv("LINEARPATCH_CACHE", str(session_cache))
         patch.chdir(folder)
         words = ["run", "debug=tiny", "model=hub", "model.path=./model", "num_pruned_layers=2", "tracker=none"]
-        assert cli.main([*words, "pruner=tail", "patch=none", "save_model=true", "output_dir=run"]) == 0
+        assert main([*words, "pruner=tail", "patch=none", "save_model=true", "output_dir=run"]) == 0
         words = ["generate", "run", "hello", "--max-new-tokens", "2"]
-        assert cli.main(words) == 0
+        assert main(words) == 0
     return Good(folder / "model", folder / "run")
 
 
@@ -45,7 +45,7 @@ def _no_last_resort(monkeypatch, session_cache):
     def unexpected(error):
         raise error
 
-    monkeypatch.setattr(cli, "_unexpected", unexpected, raising=False)
+    monkeypatch.setattr("linearpatch.cli.entry.unexpected", unexpected)
     monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))
 
 
@@ -61,7 +61,7 @@ def test_a_wrong_input_is_rejected_in_a_sentence(bad: Bad, good: Good, capfd, mo
         monkeypatch.setenv(name, value)
     capfd.readouterr()
     try:
-        code = cli.main(list(bad.words))
+        code = main(list(bad.words))
     except SystemExit as error:  # argparse: how the command is called
         code = error.code
     printed = capfd.readouterr()
@@ -76,6 +76,6 @@ def test_the_campaign_is_large_and_of_many_kinds():
 
 
 def test_an_exception_that_nobody_expected_would_be_seen(monkeypatch):
-    monkeypatch.setattr(cli, "_list", lambda *_: 1 / 0)
+    monkeypatch.setattr("linearpatch.cli.list.execute", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        cli.main(["list"])
+        main(["list"])

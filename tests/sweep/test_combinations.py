@@ -2,9 +2,9 @@ import pytest
 from small_runs import FAST
 
 from linearpatch.cli import main
+from linearpatch.cli.jobs import Jobs
 from linearpatch.config import compose_experiment
 from linearpatch.errors import ConfigError
-from linearpatch.jobs import Jobs
 from linearpatch.sweep.combinations import as_overrides, read_combinations
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from linearpatch.bench.measure import Claim, peak_memory
+from benchmarks.measure import Claim, peak_memory
 from linearpatch.calibration.gradients import first_order_importance
 from linearpatch.models.model import LoadedModel
 

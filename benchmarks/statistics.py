@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from linearpatch.bench.measure import Claim, embedded_model, peak_memory, text_blocks, time_ratio
+from benchmarks.measure import Claim, embedded_model, peak_memory, text_blocks, time_ratio
 from linearpatch.calibration.statistics import LastTokenAngle, Magnitude, WindowCosine
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.blocks import TokenBlocks

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from linearpatch.arguments import run_parser
 from linearpatch.choices import CONF_DIR, check_names
+from linearpatch.cli.completion import complete_override
 from linearpatch.errors import ConfigError
 from linearpatch.overrides import command, expanded, override
 from linearpatch.runtime.progress import out
 
 if TYPE_CHECKING:
-    from linearpatch.jobs import Jobs
+    from linearpatch.cli.jobs import Jobs
     from linearpatch.sweep.plan import Plan
     from linearpatch.sweep.schedule import Outcome
 
@@ -29,17 +29,42 @@ HYDRA_FLAGS = ("run", "multirun", "hydra_help", "resolve")
 HYDRA_OPTIONS = ("cfg", "info", "package", "config_path", "config_name", "config_dir")
 
 
-def run_command(arguments: Sequence[str]) -> int:
+HELP = "one experiment, or with -m a sweep: see run --help"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare them: Hydra's, and `--dry-run`."""
+    overrides = parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    overrides.completer = complete_override  # type: ignore[attr-defined]
+    for flag, short in (("help", "-h"), ("multirun", "-m"), ("run", "-r"), ("shell-completion", "-sc")):
+        parser.add_argument(f"--{flag}", short, action="store_true")
+    for flag in ("dry-run", "resolve", "hydra-help"):
+        parser.add_argument(f"--{flag}", action="store_true")
+    parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+    kinds = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+    parser.add_argument("--info", "-i", nargs="?", const="all", choices=kinds)
+    for flag, short in (("package", "-p"), ("config-path", "-cp"), ("config-name", "-cn"), ("config-dir", "-cd")):
+        parser.add_argument(f"--{flag}", short)
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The flags and overrides of `linearpatch run`, in any order."""
+    parser = argparse.ArgumentParser(prog="linearpatch run", add_help=False, allow_abbrev=False)
+    add_arguments(parser)
+    return parser.parse_intermixed_args(words)
+
+
+def execute(arguments: argparse.Namespace) -> int:
     """Run one experiment, or a sweep; return 0 only if all of it was done."""
-    flags = run_parser().parse_intermixed_args(arguments)
+    flags = parse(arguments.words)
     if flags.help:
         out.print(_help(), markup=False, highlight=False, soft_wrap=True)
         return 0
     _check(flags)
 
     # Imported late: a wrong name is told in a second, and what follows imports PyTorch.
+    from linearpatch.cli.jobs import Jobs
     from linearpatch.config import check_choices, readable_errors, register_schemas
-    from linearpatch.jobs import Jobs
     from linearpatch.runtime.distributed import Workers
     from linearpatch.runtime.signals import terminable
 
@@ -51,7 +76,7 @@ def run_command(arguments: Sequence[str]) -> int:
         flags.overrides = expanded(flags.overrides, [flags.config_dir] if flags.config_dir else [])
     check_choices(flags.overrides)
     shows_choices = flags.cfg == "job" and flags.package is None
-    jobs = Jobs(dry_run=flags.dry_run, command=command(arguments))
+    jobs = Jobs(dry_run=flags.dry_run, command=command(arguments.words))
     try:
         with readable_errors(), terminable():
             if shows_choices:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from linearpatch.bench.measure import Claim, embedded_model
+from benchmarks.measure import Claim, embedded_model
 from linearpatch.config import compose_experiment
 from linearpatch.data.reader import Reader
 from linearpatch.evaluation.evaluation import Subject

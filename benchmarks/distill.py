@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from linearpatch.bench.measure import Claim, embedded_model, peak_memory, text_blocks, time_ratio
+from benchmarks.measure import Claim, embedded_model, peak_memory, text_blocks, time_ratio
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.distillation.loop import Loop

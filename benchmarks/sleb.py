@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from linearpatch.bench.measure import Claim, embedded_model, text_blocks
+from benchmarks.measure import Claim, embedded_model, text_blocks
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.loss import stream_nll

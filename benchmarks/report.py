@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from linearpatch.bench.measure import Claim
+from benchmarks.measure import Claim
 from linearpatch.report.report import write_report
 from linearpatch.results.record import Record, write_record
 

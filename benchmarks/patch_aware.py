@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from linearpatch.bench.measure import Claim, embedded_model, text_blocks
+from benchmarks.measure import Claim, embedded_model, text_blocks
 from linearpatch.calibration.comparison import repair
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.config import compose_experiment

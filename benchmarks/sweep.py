@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from linearpatch.bench.measure import Claim
+from benchmarks.measure import Claim, command_seconds
 from linearpatch.models.embedded import EmbeddedModel
 from linearpatch.storage.cache import default_cache_dir
 
@@ -54,10 +50,7 @@ def _time(arguments: list[str], cache: Path) -> float:
     if not cache.exists():
         cache.mkdir()
         (cache / "models").symlink_to(default_cache_dir() / "models")
-    began = time.perf_counter()
-    command = [sys.executable, "-m", "linearpatch.cli", "run", *SETTINGS, *arguments]
-    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "LINEARPATCH_CACHE": str(cache)})
-    return time.perf_counter() - began
+    return command_seconds(["run", *SETTINGS, *arguments], cache)
 
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:

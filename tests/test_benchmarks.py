@@ -7,8 +7,8 @@ import torch
 from conftest import tiny_model
 from rich.console import Console
 
-from linearpatch.bench import BENCHMARKS, distill, sleb
-from linearpatch.bench.measure import Claim, claims_table, time_ratio
+from benchmarks import BENCHMARKS, distill, sleb
+from benchmarks.measure import Claim, claims_table, time_ratio
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.cli import main
 from linearpatch.data.blocks import TokenBlocks

@@ -9,9 +9,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-from linearpatch.arguments import run_parser
-from linearpatch.bench.measure import Claim
-from linearpatch.run_command import compose
+from benchmarks.measure import Claim
+from linearpatch.cli.run import compose, parse
 
 QUICK = {
     "list": ["list"],
@@ -55,11 +54,11 @@ def plan_ms(words: Sequence[str] = PLANNED) -> float:
 
 def _plan(words: Sequence[str]) -> int:
     """Plan a sweep; returns the number of its runs."""
+    from linearpatch.cli.jobs import Jobs
     from linearpatch.config import register_schemas
-    from linearpatch.jobs import Jobs
 
     register_schemas()
     jobs = Jobs(dry_run=True, estimates=False)
-    compose(run_parser().parse_intermixed_args(["-m", *words]), jobs)
+    compose(parse(["-m", *words]), jobs)
     assert jobs.plan is not None
     return len(jobs.plan.runs)

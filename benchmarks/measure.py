@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from rich.table import Table
@@ -80,6 +84,22 @@ def time_ratio(
     pairs = [(_seconds(work), _seconds(baseline)) for _ in range(repeats)]
     mine, other = (min(times) for times in zip(*pairs, strict=True))
     return mine / other, mine, other
+
+
+def command_seconds(words: Sequence[str], cache: Path) -> float:
+    """Seconds that a `linearpatch` command takes, start-up included, with a cache of its own.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "linearpatch.cli", *words], capture_output=True, text=True, check=False,
+        env={**os.environ, "LINEARPATCH_CACHE": str(cache)},
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"linearpatch {' '.join(words)} ended with {done.returncode}: {done.stderr[-300:]}")
+    return time.perf_counter() - began
 
 
 def peak_memory(work: Work, num_blocks: int, block_length: int) -> int:

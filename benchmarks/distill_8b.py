@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from linearpatch.bench.distill import Case, dense_forward, epoch_of, time_claims
-from linearpatch.bench.measure import Claim, time_ratio
+from benchmarks.distill import Case, dense_forward, epoch_of, time_claims
+from benchmarks.measure import Claim, time_ratio
 from linearpatch.config import compose_experiment
 from linearpatch.models.edit import Interface
 from linearpatch.models.model import LoadedModel

@@ -16,7 +16,7 @@ def complete_group(**_: Any) -> list[str]:
 
 
 def complete_override(prefix: str, **_: Any) -> list[str]:
-    """The words that an override may go on with.
+    """How an override may continue.
 
     >>> complete_override("pruner=sl")
     ['pruner=sleb']

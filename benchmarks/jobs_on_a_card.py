@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 
-from linearpatch.bench.measure import Claim
-from linearpatch.bench.sweep import records
+from benchmarks.measure import Claim, command_seconds
+from benchmarks.sweep import records
 
 SETTINGS = (
     "model=random", "model.dtype=bfloat16", "model.settings.hidden_size=512", "model.settings.intermediate_size=1536",
@@ -41,13 +37,6 @@ def sharing_claims() -> list[Claim]:
 
 
 def _time(arguments: list[str], folder: Path) -> float:
-    """Seconds that a command takes with a cache of its own."""
-    began = time.perf_counter()
-    command = [sys.executable, "-m", "linearpatch.cli", "run", *SETTINGS, *arguments, f"output_dir={folder}"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False,
-        env={**os.environ, "LINEARPATCH_CACHE": str(folder.with_name(f"{folder.name}-cache"))},
-    )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr[-300:]}")
-    return time.perf_counter() - began
+    """Seconds that runs in a folder take with a cache of their own."""
+    words = ["run", *SETTINGS, *arguments, f"output_dir={folder}"]
+    return command_seconds(words, folder.with_name(f"{folder.name}-cache"))

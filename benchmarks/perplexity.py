@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from linearpatch.bench.measure import Claim, embedded_model, peak_memory, text_blocks, time_ratio
-from linearpatch.bench.statistics import bare_pass
+from benchmarks.measure import Claim, embedded_model, peak_memory, text_blocks, time_ratio
+from benchmarks.statistics import bare_pass
 from linearpatch.evaluation.perplexity import window_losses
 from linearpatch.models.model import LoadedModel
 

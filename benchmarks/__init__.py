@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from linearpatch.bench.measure import Claim
+    from benchmarks.measure import Claim
 
 BENCHMARKS = ("startup", "statistics", "sleb", "patch_aware", "taylor", "perplexity", "harness", "distill", "report")
 
@@ -20,5 +20,5 @@ LARGE = ("distill_8b", "gpu", "sweep")
 
 def claims_of(name: str) -> Sequence[Claim]:
     """Run one benchmark."""
-    claims: Sequence[Claim] = importlib.import_module(f"linearpatch.bench.{name}").claims()
+    claims: Sequence[Claim] = importlib.import_module(f"benchmarks.{name}").claims()
     return claims

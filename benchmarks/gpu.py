@@ -20,10 +20,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from linearpatch.bench import distill_8b
-from linearpatch.bench.jobs_on_a_card import sharing_claims
-from linearpatch.bench.measure import Claim, text_blocks, time_ratio
-from linearpatch.bench.statistics import collect
+from benchmarks import distill_8b
+from benchmarks.jobs_on_a_card import sharing_claims
+from benchmarks.measure import Claim, text_blocks, time_ratio
+from benchmarks.statistics import collect
 from linearpatch.calibration.gradients import first_order_importance
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.config import compose_experiment

@@ -1,0 +1,50 @@
+"""Texts that a program holds already: lists, chats, `datasets.Dataset`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from linearpatch.data.corpus import PURPOSES, Corpus
+from linearpatch.data.documents import Column, Document, has_text
+from linearpatch.data.files import TextCorpus
+from linearpatch.errors import DataError, suggest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InMemoryCorpus(Corpus):
+    """Texts in memory; every purpose reads all of them."""
+
+    values: tuple[Document, ...] = ()
+
+    def documents(self, split: str, datasets_dir: Path | None = None) -> Sequence[Document]:
+        """All of them."""
+        return self.values
+
+
+def corpus_of(text: Any, column: str) -> Corpus:
+    """A corpus of which every purpose reads all."""
+    whole = dict.fromkeys(PURPOSES, "all")
+    if isinstance(text, (str, Path)):
+        return TextCorpus(path=str(text), column=column, **whole)
+    values = text
+    if hasattr(text, "column_names"):
+        if column not in text.column_names:
+            raise DataError(f"The dataset has no column {column!r}. {suggest(column, text.column_names)}")
+        values = text[column]
+    elif not isinstance(text, Sequence):
+        raise DataError(
+            f"text is of the type {type(text).__name__}. Allowed: a path, a list of texts or chats, or a "
+            "datasets.Dataset."
+        )
+    documents = Column.of(values, "text", column)
+    if documents.remark:
+        log.warning("%s", documents.remark)
+    if not any(map(has_text, documents.documents)):
+        raise DataError("There is no text in what was given. Give at least one text with words in it.")
+    return InMemoryCorpus(name="text", values=tuple(documents.documents), **whole)
