@@ -139,10 +139,10 @@ class GpuBench:
         def work() -> None:
             nonlocal edit
             started = time.perf_counter()
-            workspace.collect(*experiment.pruner.dense_statistics(self.shape.removed), *experiment.patch.statistics())
-            selection = experiment.pruner.choose(workspace, self.shape.removed)
+            workspace.collect(*experiment.pruner.chooser.statistics(self.shape.removed), *experiment.patch.statistics())
+            pruned = experiment.pruner.chooser.select(workspace, self.shape.removed)
             seconds.append(time.perf_counter() - started)
-            edit = experiment.patch.repair(workspace, Edit.of_layers(selection.removed))
+            edit = experiment.patch.repair(workspace, pruned)
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - started)

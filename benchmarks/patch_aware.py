@@ -12,7 +12,6 @@ from linearpatch.calibration.workspace import Workspace
 from linearpatch.config import compose_experiment
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.edit import Edit
 from linearpatch.models.loss import stream_nll
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.passes import record
@@ -54,7 +53,13 @@ def claims() -> list[Claim]:
     return [
         Claim("time / (5 dense passes for ten windows)", search / allowed, 1.0, "", f"{search:.1f} s, {detail}"),
         Claim("layer-forwards / without early stop", ran / thorough_workspace.layer_forwards, 1.0, "", f"{ran:,}"),
-        Claim("different windows", float(quick.removed != thorough.removed), 0.5, "", f"{list(quick.removed)}"),
+        Claim(
+            "different windows",
+            float(quick.removed_layers != thorough.removed_layers),
+            0.5,
+            "",
+            f"{list(quick.removed_layers)}",
+        ),
         _recipe(model),
     ]
 
@@ -77,9 +82,8 @@ def _time(model: LoadedModel, *settings: str) -> float:
     blocks, held_out = (TokenBlocks(ids, text.source) for ids in text.ids.split([fitted, len(text.ids) - fitted]))
     started = time.perf_counter()
     workspace = Workspace(model.decoder, blocks, held_out=held_out, patch=experiment.patch)
-    workspace.collect(*experiment.pruner.dense_statistics(REMOVED), *experiment.patch.statistics())
-    removed = experiment.pruner.choose(workspace, REMOVED).removed
-    repair(workspace, experiment.patch, Edit.of_layers(removed))
+    workspace.collect(*experiment.pruner.chooser.statistics(REMOVED), *experiment.patch.statistics())
+    repair(workspace, experiment.patch, experiment.pruner.chooser.select(workspace, REMOVED))
     return time.perf_counter() - started
 
 

@@ -13,7 +13,11 @@ from typing import Any
 
 from benchmarks.measure import Claim
 from linearpatch.report.report import write_report
-from linearpatch.results.record import Record, write_record
+from linearpatch.results.files import write_record
+from linearpatch.results.metric import Metric, Retained
+from linearpatch.results.record import Record
+from linearpatch.results.scores import LayerScores
+from linearpatch.results.sections import EnvironmentSection, ModelSection, PatchSection, PruningSection, SiteSection
 
 PRUNERS = ("shortgpt", "sleb", "streamline", "taylor")
 PATCHES = ("none", "diag", "rotate", "lstsq", "mlp_lstsq")
@@ -79,19 +83,20 @@ def synthetic_record(pruner: str, patch: str, count: int, seed: int) -> Record:
             "seed": seed,
         },
         status="completed",
-        model={"name": "llama2_7b", "fingerprint": "f", "num_layers": NUM_LAYERS, "num_parameters": 6_738_415_616,
-               "dtype": "float16"},
-        pruning={"method": pruner, "removed_layers": removed, "interfaces": [[start, start + count]],
-                 "num_parameters_removed": count * 202_383_360, "ratio": 0.03 * count,
-                 "scores": {"criterion": "1 - cosine", "unit": "layer",
-                            "values": [0.1 + abs(layer - start) / NUM_LAYERS for layer in range(NUM_LAYERS)]}},
-        patch={"method": patch, "num_parameters": 0 if patch == "none" else 4096**2,
-               "sites": [{"start": start, "end": start + count, "error_before": 0.2, "error_after": 0.1}]},
+        model=ModelSection("llama2_7b", "f", NUM_LAYERS, 6_738_415_616, "float16"),
+        pruning=PruningSection(
+            pruner, removed, [(start, start + count)], count * 202_383_360, 0.03 * count,
+            scores=LayerScores("1 - cosine", values=[0.1 + abs(at - start) / NUM_LAYERS for at in range(NUM_LAYERS)]),
+        ),
+        patch=PatchSection(
+            patch, 0 if patch == "none" else 4096**2,
+            [SiteSection(start, start + count, error_before=0.2, error_after=0.1)],
+        ),
         metrics={stage: _metrics(harm) for stage, harm in damage.items()},
         retained={stage: _retained(harm) for stage, harm in damage.items() if stage != "dense"},
         timings_s={"rank": 30.0, "fit": 2.0},
         peak_memory_bytes={"rank": 2**34, "fit": 2**34},
-        environment={"packages": {"torch": "2.13.0", "transformers": "5.23.0"}},
+        environment=EnvironmentSection({"torch": "2.13.0", "transformers": "5.23.0"}),
     )  # fmt: skip
 
 
@@ -118,31 +123,33 @@ def seconds_to_open(page: Path) -> dict[str, float]:
     return found
 
 
-def _metrics(harm: float) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _metrics(harm: float) -> dict[str, Metric]:
+    found: dict[str, Metric] = {}
     for at, corpus in enumerate(CORPORA):
         found[f"ppl/{corpus}"] = _metric((5.5 + 2 * at) * math.exp(harm), 0.1, "windows of 2048 tokens", headline=True)
+    values = []
     for at, task in enumerate(TASKS):
+        values.append(0.3 + (0.4 + 0.02 * at) * math.exp(-harm / 3))
         for kind in ("acc", "acc_norm"):
-            value = 0.3 + (0.4 + 0.02 * at) * math.exp(-harm / 3)
-            found[f"qa/{task}/{kind}"] = _metric(value, 0.01, f"lm_eval 0.4.13, {task} v1.0, 0-shot", unit="share")
+            protocol = f"lm_eval 0.4.13, {task} v1.0, 0-shot"
+            found[f"qa/{task}/{kind}"] = _metric(values[-1], 0.01, protocol, unit="share")
     parts = [f"qa/{task}/acc_norm" for task in TASKS]
-    average = sum(found[name]["value"] for name in parts) / len(parts)
-    found["qa/paper"] = {**_metric(average, 0.004, "mean over 9 tasks", unit="share", headline=True), "parts": parts}
+    average = sum(values) / len(values)
+    found["qa/paper"] = _metric(average, 0.004, "mean over 9 tasks", unit="share", headline=True, parts=parts)
+    ratio = {"ratio": 1 + harm / 10, "low": 1.0, "high": 1.1 + harm / 10}
     for phase in ("prefill", "decode"):
-        rate = _metric(1000 * (1 + harm / 10), 5.0, "batch 1, 512 tokens", unit="1/s", headline=True)
-        found[f"speed/{phase}_tokens_per_s"] = {**rate, "versus": {"dense": {"ratio": 1 + harm / 10}}}
+        found[f"speed/{phase}_tokens_per_s"] = _metric(
+            1000 * (1 + harm / 10), 5.0, "batch 1, 512 tokens", unit="1/s", headline=True, versus={"dense": ratio}
+        )
     return found
 
 
-def _metric(value: float, stderr: float, protocol: str, *, unit: str = "", headline: bool = False) -> dict[str, Any]:
-    counted = "questions" if unit == "share" else "tokens"
-    return {
-        "value": value, "stderr": stderr, "n": 2000, "protocol": protocol, "token_hash": "0123456789abcdef",
-        "unit": unit, "counted": counted, "headline": headline, "reason": None, "versus": {},
-    }  # fmt: skip
+def _metric(value: float, stderr: float, protocol: str, **more: Any) -> Metric:
+    counted = "questions" if more.get("unit") == "share" else "tokens"
+    return Metric(value, stderr, 2000, protocol, "0123456789abcdef", counted=counted, **more)
 
 
-def _retained(harm: float) -> dict[str, Any]:
-    value = {"value": math.exp(-harm / 3), "low": math.exp(-harm / 3) - 0.02, "high": math.exp(-harm / 3) + 0.02}
-    return {"mean_of_ratios": {"qa/paper": value}, "ratio_of_means": {"qa/paper": value}}
+def _retained(harm: float) -> dict[str, dict[str, Retained]]:
+    share = math.exp(-harm / 3)
+    value = {"qa/paper": Retained(share, share - 0.02, share + 0.02)}
+    return {"mean_of_ratios": value, "ratio_of_means": value}

@@ -26,7 +26,7 @@ def claims() -> list[Claim]:
 
     started = time.perf_counter()
     workspace = Workspace(decoder, blocks)
-    found = Sleb().select(workspace, REMOVED).removed
+    found = Sleb().select(workspace, REMOVED).removed_layers
     mine = time.perf_counter() - started
 
     started = time.perf_counter()

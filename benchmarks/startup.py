@@ -58,7 +58,7 @@ def _plan(words: Sequence[str]) -> int:
     from linearpatch.config import register_schemas
 
     register_schemas()
-    jobs = Jobs(dry_run=True, estimates=False)
+    jobs = Jobs(dry_run=True)
     compose(parse(["-m", *words]), jobs)
     assert jobs.plan is not None
     return len(jobs.plan.runs)

@@ -34,7 +34,7 @@ from linearpatch.data.reader import Reader, Text
 from linearpatch.distillation.distill import distill as train
 from linearpatch.distillation.training import Training
 from linearpatch.errors import ConfigError
-from linearpatch.evaluation.evaluation import Evaluation, Metric, Subject
+from linearpatch.evaluation.evaluation import Evaluation, Subject
 from linearpatch.evaluation.perplexity import Perplexity
 from linearpatch.models.decoder import Decoder, check_logits, decoder_of
 from linearpatch.models.edit import Edit
@@ -46,6 +46,7 @@ from linearpatch.patches.none import NoPatch
 from linearpatch.patches.patch import Patch
 from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import name_of, resolve, settings_of
+from linearpatch.results.metric import Metric
 from linearpatch.storage.cache import Cache
 
 log = logging.getLogger(__name__)
@@ -141,8 +142,7 @@ def prune(
     with _evaluating(model) as dense:
         chosen.check(dense.num_layers, num_layers)
         workspace = _workspace(dense, data, repairer)
-        selection = chosen.choose(workspace, num_layers)
-        edit = Edit.of_layers(selection.removed)
+        edit = chosen.chooser.select(workspace, num_layers)
         check_removal(dense, edit.view(dense), edit.removed_layers)
     log.info("removed layers %s: interfaces %s", list(edit.removed_layers), ", ".join(map(str, edit.interfaces)))
     return edit

@@ -25,7 +25,7 @@ from linearpatch.models.model import Model
 from linearpatch.patches.patch import Patch
 from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import identity, name_of
-from linearpatch.results.display import STAGES
+from linearpatch.results.stages import STAGES
 from linearpatch.storage.cache import canonical, default_cache_dir
 from linearpatch.tracking.tracker import Tracker
 
@@ -169,9 +169,10 @@ class Experiment:
     @property
     def patch_seen(self) -> Patch | None:
         """What of the patch the choice of layers depends on."""
-        if not self.pruner.sees_patches:
+        chooser = self.pruner.chooser
+        if not chooser.sees_patches:
             return None
-        return self.patch if self.pruner.sees_whole_patches else self.patch.draft()
+        return self.patch if chooser.sees_whole_patches else self.patch.draft()
 
     @property
     def num_held_out(self) -> int:

@@ -163,7 +163,8 @@ def resolve(group: str, choice: str | C, kind: type[C], settings: Mapping[str, A
 
 
 def name_of(instance: object) -> str:
-    """The name under which the class of `instance` was registered."""
+    """The name under which the class of `instance` was registered; of a wrapper, that of what it wraps."""
+    instance = getattr(instance, "wraps", instance)
     for choices in _components.values():
         for name, cls in choices.items():
             if type(instance) is cls:

@@ -1,8 +1,9 @@
-"""Numbers as sentences have them, letters that number notes, and text that is only text."""
+"""Numbers and layers as sentences have them, letters that number notes, and text that is only text."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from string import ascii_lowercase
 from typing import Any
 
@@ -32,6 +33,21 @@ def letter(index: int) -> str:
     """
     more, last = divmod(index, len(ascii_lowercase))
     return (letter(more - 1) if more else "") + ascii_lowercase[last]
+
+
+def layer_list(layers: Iterable[int]) -> str:
+    """Layers as ranges.
+
+    >>> layer_list([11, 13, 12, 20])
+    '11-13, 20'
+    """
+    ranges: list[list[int]] = []
+    for layer in sorted(layers):
+        if ranges and ranges[-1][1] == layer - 1:
+            ranges[-1][1] = layer
+        else:
+            ranges.append([layer, layer])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
 
 
 def printable(text: str) -> str:

@@ -74,13 +74,13 @@ def test_functions_do_what_a_run_does(tmp_path, monkeypatch):
     data = lp.tokens(
         experiment.calibration_reader.open().documents, tokenizer, spec.num_blocks, spec.block_length, held_out=2
     )
-    assert data.blocks.hash == record.calibration["token_hash"]
-    assert data.held_out.hash == record.calibration["held_out"]["token_hash"]
+    assert data.blocks.hash == record.calibration.token_hash
+    assert data.held_out.hash == record.calibration.held_out["token_hash"]
     edit = lp.prune(model, data, 3, pruner="shortgpt", protect_first=0)
-    assert list(edit.removed_layers) == record.pruning["removed_layers"]
+    assert list(edit.removed_layers) == record.pruning.removed_layers
     edit = lp.repair(model, edit, data, patch="lstsq", ridge=0.01, compare=False)
     found = edit.operators[0].diagnostics
-    assert found["error_before"] == pytest.approx(record.patch["sites"][0]["error_before"], rel=1e-6)
+    assert found["error_before"] == pytest.approx(record.patch.sites[0].error_before, rel=1e-6)
 
 
 def test_text_comes_from_files_lists_chats_and_datasets(tokenizer, tmp_path):

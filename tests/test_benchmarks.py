@@ -24,7 +24,7 @@ def test_the_exhaustive_search_runs_every_remaining_layer_and_finds_the_same(mon
     ids = torch.randint(3, 300, (3, 12), generator=torch.Generator().manual_seed(0))
     found, forwards = sleb.exhaustive(decoder, ids.split(1))
     assert forwards == 3 * (4 * 5 + 3 * 4 + 2 * 3)  # batches × (candidates × remaining layers)
-    assert list(Sleb().select(Workspace(decoder, TokenBlocks(ids, "t")), 3).removed) == found
+    assert list(Sleb().select(Workspace(decoder, TokenBlocks(ids, "t")), 3).removed_layers) == found
 
 
 def test_the_published_procedure_ends_with_the_same_patch(monkeypatch):

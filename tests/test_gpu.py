@@ -43,7 +43,9 @@ def workspace_on(device, patch=None):
 def test_every_pruner_removes_the_same_layers(name):
     cls = components("pruner")[name]
     pruner = Explicit(layers=[3, 1]) if cls is Explicit else cls()
-    expected, found = (pruner.choose(workspace_on(device, Rotate()), 2).removed for device in ("cpu", DEVICE))
+    expected, found = (
+        pruner.chooser.select(workspace_on(device, Rotate()), 2).removed_layers for device in ("cpu", DEVICE)
+    )
     assert found == expected
 
 

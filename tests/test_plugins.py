@@ -12,8 +12,10 @@ from linearpatch.registry import component, components
 
 PLUGIN = '''
 from dataclasses import dataclass
-from linearpatch.pruners.pruner import Pruner, Selection
+from linearpatch.models.edit import Edit
+from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import component
+from linearpatch.results.scores import LayerScores
 
 @component("pruner", "every_other")
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class EveryOther(Pruner):
 
     def select(self, workspace, n):
         layers = range(1, workspace.num_layers, self.step)
-        return Selection(tuple(layers)[:n], {"criterion": "position", "unit": "layer"})
+        return Edit.of_layers(layers[:n], scores=LayerScores("position"))
 '''
 
 

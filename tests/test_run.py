@@ -15,7 +15,7 @@ from linearpatch.cli import main
 from linearpatch.config import compose_experiment
 from linearpatch.models.random import RandomModel
 from linearpatch.registry import components
-from linearpatch.results.record import read_record
+from linearpatch.results.files import read_record
 from linearpatch.results.state import state_of
 
 NAMED = "pruner.layers=[3,4,7]"

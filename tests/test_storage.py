@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from linearpatch.errors import StorageError
 from linearpatch.models.fingerprint import file_hash
-from linearpatch.results.record import Record, recording
+from linearpatch.results.record import Record
+from linearpatch.results.recording import recording
 from linearpatch.storage.cache import Cache, Entry
 from linearpatch.storage.cache_folder import is_marked, mark_cache
 from linearpatch.storage.files import open_log, replacing_folder, write_atomically

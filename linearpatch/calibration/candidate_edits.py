@@ -37,6 +37,10 @@ class Repairer(Protocol):
     """What a search and a comparison need of a patch."""
 
     @property
+    def repairer(self) -> Repairer:
+        """What repairs, as its settings say: itself, or a wrapper around it."""
+
+    @property
     def compare(self) -> bool:
         """Whether it is compared with no patch and with simpler fits."""
 

@@ -23,6 +23,8 @@ from linearpatch.errors import NumericsError
 from linearpatch.models.edit import DENSE, Edit, PlacedOperator, interfaces_of
 from linearpatch.models.modeling_linearpatch import Operator
 from linearpatch.registry import identity
+from linearpatch.results.fields import section_of
+from linearpatch.results.sections import PatchSection, SiteSection
 from linearpatch.storage.cache import Entry, digest_of
 
 if TYPE_CHECKING:
@@ -144,6 +146,23 @@ class Repair:
     edit: Edit
     comparison: Comparison | None = None
 
+    def section(self, method: str) -> PatchSection:
+        """What was fitted and compared, for the record; operators that one fit gave, such as refit's two, once.
+
+        Args:
+            method: Name of the patch, as it is set.
+        """
+        fits = {placed.site.interface: placed.diagnostics for placed in self.edit.operators}
+        return PatchSection(
+            method=method,
+            num_parameters=self.edit.num_added_parameters,
+            sites=[
+                section_of(SiteSection, {"start": one.start, "end": one.end, **diagnostics})
+                for one, diagnostics in fits.items()
+            ],
+            comparison=self.comparison.describe() if self.comparison else None,
+        )
+
     def warnings(self, patch: str) -> list[str]:
         """What is doubtful about the fit, and about what it was compared with; each once.
 
@@ -167,6 +186,7 @@ def repair(workspace: Workspace, patch: Repairer, edit: Edit) -> Repair:
     Raises:
         NumericsError: the fit as set has no unique solution.
     """
+    patch = patch.repairer
     if not (patch.compare and workspace.has_held_out and patch.place(edit.interfaces)):
         return Repair(patch.repair(workspace, edit))
     (comparison,) = compare(workspace, patch, [edit.removed_layers])

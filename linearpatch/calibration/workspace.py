@@ -69,7 +69,7 @@ class Workspace:
         self.base = base
         self.key: dict[str, Any] = {"model": dict(model_key or {}), "tokens": blocks.hash}
         self._held_out = held_out
-        self._patch = patch
+        self._patch = patch.repairer if patch else None
         self._candidate_edits: CandidateEdits | None = None
         self._batches = self._on_device(blocks)
         self._searches: dict[str, CandidateSearch] = {}

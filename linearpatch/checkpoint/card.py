@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 from linearpatch.checkpoint.manifest import Manifest
 from linearpatch.models.edit import interfaces_of
 from linearpatch.registry import components
-from linearpatch.results.display import STAGES, label, metric_names, notes, value_text
+from linearpatch.results.display import label, metric_names, notes, value_text
 from linearpatch.results.record import Record
-from linearpatch.results.tables import layer_list
-from linearpatch.text import printable
+from linearpatch.results.stages import STAGES
+from linearpatch.text import layer_list, printable
 
 LOADING = {
     "plain": """\
@@ -73,25 +73,28 @@ def model_card(manifest: Manifest, record: Record | None) -> str:
 
 
 def _what(manifest: Manifest, record: Record | None) -> str:
-    gaps = ", ".join(map(str, interfaces_of(manifest.removed_layers)))
+    interfaces = ", ".join(map(str, interfaces_of(manifest.removed_layers)))
     removed = f"layers {layer_list(manifest.removed_layers)} of the dense model, counted from 0"
-    patched = "nothing: the layers around a gap meet as they are"
+    patched = "nothing: the layers around an interface meet as they are"
     if manifest.patches:
-        patched = "a linear operator at each gap"
-    if record:
-        removed += f", chosen by `{record.pruning['method']}` ({record.pruning['ratio']:.1%} of all parameters)"
-    if record and manifest.patches:
-        patched = f"`{record.patch['method']}` at each gap: {_purpose(record.patch['method'])}"
-    if record and (trained := record.distillation):
-        losses = trained["validation_loss"]
-        patched = (
-            f"a linear operator at each gap, which began as `{record.patch['method']}` and was distilled from the "
-            f"dense model (`{trained['method']}`, {trained['num_blocks']:,} sequences of {trained['block_length']:,} "
-            f"tokens of {trained['settings']['corpus']}, validation loss {losses['first']:.4f} to {losses['best']:.4f})"
-        )
+        patched = "a linear operator at each interface"
+    if record and record.pruning:
+        removed += f", chosen by `{record.pruning.method}` ({record.pruning.ratio:.1%} of all parameters)"
+    if record and record.patch and manifest.patches:
+        patched = f"`{record.patch.method}` at each interface: {_purpose(record.patch.method)}"
+        if trained := record.distillation:
+            losses = trained.validation_loss
+            patched = (
+                f"a linear operator at each interface, which began as `{record.patch.method}` and was distilled from "
+                f"the dense model (`{trained.method}`, {trained.num_blocks:,} sequences of {trained.block_length:,} "
+                f"tokens of {trained.settings['corpus']}, validation loss {losses['first']:.4f} to "
+                f"{losses['best']:.4f})"
+            )
     if manifest.patches and manifest.format == "plain":
         patched += ", folded into existing weights"
-    return f"- **Removed**: {removed}. Gaps (first removed, next kept): {gaps}.\n- **Patched** with {patched}."
+    return (
+        f"- **Removed**: {removed}. Interfaces (first removed, next kept): {interfaces}.\n- **Patched** with {patched}."
+    )
 
 
 def _purpose(patch: str) -> str:
@@ -109,14 +112,20 @@ def _results(record: Record) -> str:
         [label(name, [record]), *(value_text(record.metrics[stage].get(name)) for stage in stages)] for name in names
     ]
     lines = [f"- {line}" for line in notes([record], names)]
-    last = "distilled" if record.distillation else "patched" if record.patch["method"] != "none" else "pruned"
+    last = (
+        "distilled"
+        if record.distillation
+        else "patched"
+        if record.patch and record.patch.method != "none"
+        else "pruned"
+    )
     if stages[-1] != last:
         lines.append("- **The saved model itself was not measured**: the run's stages left it out.")
     return "## Results\n\n" + _markdown(["", *stages], rows) + "\n\n" + "\n".join(lines)
 
 
 def _settings(record: Record) -> str:
-    packages = ", ".join(f"{name} {version}" for name, version in record.environment["packages"].items())
+    packages = ", ".join(f"{name} {version}" for name, version in record.environment.packages.items())
     return (
         f"## How it was made\n\n```bash\n{record.command}\n```\n\nRun `{record.run_id}`, with {packages}. The exact "
         f"configuration:\n\n```yaml\n{OmegaConf.to_yaml(OmegaConf.create(record.config)).strip()}\n```"

@@ -225,5 +225,6 @@ def _provenance(record: Record | None, source: str) -> dict[str, object]:
     found: dict[str, object] = {"parent": parent} if parent else {}
     if record is not None:
         names = ("run_id", "command", "seed", "pruning", "patch", "distillation", "config", "environment")
-        found |= {name: getattr(record, name) for name in names}
+        content = record.to_plain()
+        found |= {name: content[name] for name in names}
     return found

@@ -25,7 +25,7 @@ from linearpatch.runtime.distributed import Workers
 from linearpatch.runtime.progress import steps
 from linearpatch.storage.files import check_folder
 from linearpatch.storage.leftovers import tidied
-from linearpatch.sweep.estimate import Estimate, estimate
+from linearpatch.sweep.feasibility import checked
 from linearpatch.sweep.launchers import launcher_of
 from linearpatch.sweep.manifest import FOLDER, listed
 from linearpatch.sweep.plan import SHARED, Asked, Plan, plan_sweep
@@ -41,7 +41,6 @@ class Jobs:
 
     Args:
         dry_run: Only plan.
-        estimates: With `dry_run`, estimate what the jobs will cost.
         command: What was typed, which does all of it again; None puts it together from the overrides.
 
     Attributes:
@@ -49,19 +48,16 @@ class Jobs:
         folder: Where that is.
         plan: The sweep, where there was one.
         outcomes: What became of its runs, in order.
-        estimates: With `dry_run`, what its jobs will cost …
-        at_a_time: … and how many run together, where that is known.
+        at_a_time: With `dry_run`, jobs that run together, where that is known.
     """
 
-    def __init__(self, *, dry_run: bool = False, estimates: bool = True, command: str | None = None) -> None:
+    def __init__(self, *, dry_run: bool = False, command: str | None = None) -> None:
         self.dry_run = dry_run
-        self._estimates = estimates
         self._command = command
         self.record: Record | None = None
         self.folder = Path()
         self.plan: Plan | None = None
         self.outcomes: list[Outcome] = []
-        self.estimates: Mapping[str, Estimate] = {}
         self.at_a_time: int | None = None
         self._config: DictConfig | None = None
         self._overrides: list[str] = []
@@ -91,7 +87,7 @@ class Jobs:
         check_folder(experiment.folder())
         if self.dry_run:
             asked = [Asked(tuple(overrides), replace(experiment, output_dir=str(experiment.folder().parent)))]
-            self.plan, self.estimates = estimate(plan_sweep(asked, config.group or "run"))
+            self.plan = checked(plan_sweep(asked, config.group or "run"))
             return
         self.folder = experiment.folder()
         command = self._command or repeating(overrides)
@@ -146,8 +142,7 @@ class Jobs:
         )
         check_folder(self.plan.folder)
         if self.dry_run:
-            if self._estimates:
-                self.plan, self.estimates = estimate(self.plan)
+            self.plan = checked(self.plan)
             self.at_a_time = launcher.at_a_time
             return
         pending = sum(job.is_pending for job in self.plan.runs)

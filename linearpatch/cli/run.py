@@ -151,30 +151,32 @@ def _help() -> str:
 
 def _tell(jobs: Jobs) -> int:
     """Print the record, the plan, or what became of a sweep."""
-    from linearpatch.results.tables import run_table
+    from linearpatch.report.run_table import run_table
+    from linearpatch.report.terminal import rich_table
     from linearpatch.sweep.tables import plan_table
 
     if jobs.plan is not None and jobs.dry_run:
-        out.print(plan_table(jobs.plan, jobs.estimates, jobs.at_a_time))
+        out.print(plan_table(jobs.plan, jobs.at_a_time))
         return 1 if any(job.error for job in jobs.plan.jobs) else 0
     if jobs.plan is not None:
         return _tell_sweep(jobs.plan, jobs.outcomes)
     if jobs.record is not None:  # --cfg and --info print and stop
-        out.print(run_table(jobs.record))
+        out.print(rich_table(run_table(jobs.record)))
         out.print(f"{jobs.folder}/result.json", soft_wrap=True)
         if saved := jobs.record.checkpoint:
-            out.print(f"{jobs.folder}/{saved['folder']} ({saved['format']})", soft_wrap=True)
+            out.print(f"{jobs.folder}/{saved.folder} ({saved.format})", soft_wrap=True)
     return 0
 
 
 def _tell_sweep(plan: Plan, outcomes: Sequence[Outcome]) -> int:
     """Print what the runs measured and what became of each."""
-    from linearpatch.results.tables import comparison_table
+    from linearpatch.report.run_table import sweep_tables
+    from linearpatch.report.terminal import rich_table
     from linearpatch.sweep.tables import outcomes_table
 
     records = [outcome.record for outcome in outcomes]
-    if any(record.metrics for record in records):
-        out.print(comparison_table(records))
+    for table in sweep_tables(records):
+        out.print(rich_table(table))
     out.print(outcomes_table(outcomes))
     out.print(f"{plan.folder}/*/result.json", soft_wrap=True)
     return 0 if all(record.status == "completed" for record in records) else 1

@@ -59,10 +59,6 @@ class Corpus(ABC):
         """The corpora that a purpose reads, itself as a rule, and of which split."""
         return [(self, self.split(purpose))]
 
-    def rough_tokens(self) -> int:
-        """About how many tokens a purpose reads, told before anything is read; as many as WikiText-2 tests with."""
-        return 300_000
-
     @abstractmethod
     def documents(self, split: str, datasets_dir: Path | None = None) -> Sequence[Document]:
         """The documents of a split.

@@ -46,10 +46,6 @@ class TextCorpus(Corpus):
         super().__post_init__()
         require_path("corpus.path", self.path)
 
-    def rough_tokens(self) -> int:
-        """A third of all, at four bytes a token."""
-        return sum(file.stat().st_size for file in self._files()) // 12
-
     def documents(self, split: str, datasets_dir: Path | None = None) -> Sequence[Document]:
         """The documents of a slice."""
         column = Column.joined(map(self._read, self._files()))

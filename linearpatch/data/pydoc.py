@@ -38,10 +38,6 @@ class PydocCorpus(Corpus):
     )
     seed: int = 0
 
-    def rough_tokens(self) -> int:
-        """A third of all."""
-        return 40_000
-
     def documents(self, split: str, datasets_dir: Path | None = None) -> list[str]:
         """The topics of a split, by name."""
         from pydoc_data.topics import topics

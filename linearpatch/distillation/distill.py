@@ -32,7 +32,9 @@ from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.gradients import gradients_for
 from linearpatch.models.modeling_linearpatch import FeatureMap, Operator, operator_from
 from linearpatch.models.runner import Runner
-from linearpatch.registry import identity
+from linearpatch.registry import identity, name_of
+from linearpatch.results.fields import section_of
+from linearpatch.results.sections import DistillationSection, PointSection
 from linearpatch.runtime.distributed import Workers
 from linearpatch.runtime.progress import steps
 from linearpatch.storage.cache import Cache, Entry, digest_of
@@ -58,6 +60,25 @@ class Distilled:
     num_steps: int
     best_step: int
     num_trained: int
+
+    def section(self, training: Training, text: TokenBlocks, validation: TokenBlocks) -> DistillationSection:
+        """How training went, for the record."""
+        losses = {int(point["step"]): point["validation_loss"] for point in self.history if "validation_loss" in point}
+        return DistillationSection(
+            method=name_of(training),
+            num_parameters=self.edit.num_added_parameters,
+            best_step=self.best_step,
+            settings={**identity(training), "corpus": text.source},
+            num_blocks=len(text.ids),
+            block_length=text.ids.shape[1],
+            token_hash=text.hash,
+            text_tokens=text.available or 0,
+            validation={"num_blocks": len(validation.ids), "token_hash": validation.hash},
+            num_trained=self.num_trained,
+            num_steps=self.num_steps,
+            validation_loss={"first": losses.get(0), "best": losses.get(self.best_step)},
+            curve=[section_of(PointSection, {**point, "step": int(point["step"])}) for point in self.history],
+        )
 
 
 class TrainingFailed(Diverged):

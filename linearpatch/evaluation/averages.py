@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from linearpatch.evaluation.evaluation import Aggregate
+from linearpatch.results.metric import Metric
 
-Known = Mapping[str, Mapping[str, Any]]  # metrics with a value, as the record holds them, by name
+Known = Mapping[str, Metric]  # metrics with a value, by name
 
 # Each average takes the first of these metrics that a task has; `paper` is what the tables of the paper do.
 AVERAGES: Mapping[str, Sequence[str]] = {"paper": ("acc_norm", "acc"), "acc": ("acc",), "acc_norm": ("acc_norm",)}
@@ -63,8 +64,8 @@ def task_means(evaluation: str, entries: Sequence[Sequence[str]], known: Known) 
 
 
 def _by_question(names: Sequence[str], known: Known) -> dict[str, float]:
-    total = sum(known[name]["n"] for name in names)
-    return {name: known[name]["n"] / total for name in names}
+    total = sum(known[name].n for name in names)
+    return {name: known[name].n / total for name in names}
 
 
 def _count(found: Sequence[Any] | Mapping[str, float], asked: Sequence[Any]) -> str:
@@ -73,4 +74,4 @@ def _count(found: Sequence[Any] | Mapping[str, float], asked: Sequence[Any]) -> 
 
 def _harness(names: Mapping[str, float], known: Known) -> str:
     """The first part of the tasks' protocols, which all share."""
-    return str(known[next(iter(names))]["protocol"]).partition(",")[0]
+    return known[next(iter(names))].protocol.partition(",")[0]

@@ -14,11 +14,12 @@ from torch.nn import functional
 from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
 from linearpatch.data.reader import Reader
 from linearpatch.errors import require_range, settings_of
-from linearpatch.evaluation.evaluation import Evaluation, Measured, Measurement, Metric, Preparation, Subject
+from linearpatch.evaluation.evaluation import Evaluation, Measured, Measurement, Preparation, Subject
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import interfaces_of
 from linearpatch.models.passes import walk
 from linearpatch.registry import component
+from linearpatch.results.metric import Metric
 
 
 @component("eval", "diagnostics")

@@ -11,54 +11,7 @@ from torch import Tensor
 
 from linearpatch.data.reader import Reader
 from linearpatch.models.decoder import Decoder
-from linearpatch.results.sections import LARGEST
-
-# What each stage is compared with.
-BASES: Mapping[str, Sequence[str]] = {
-    "dense": (),
-    "pruned": ("dense",),
-    "patched": ("dense", "pruned"),
-    "distilled": ("dense", "pruned", "patched"),
-}
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number with all that is needed to trust or repeat it.
-
-    Attributes:
-        value: The number; None where it isn't finite.
-        stderr: Its standard error, where there is one.
-        n: What was counted (tokens, questions, repetitions).
-        protocol: How it was measured, in words.
-        token_hash: Hash of the tokens it was measured on.
-        unit: `share`, `s`, `1/s`, `bytes`, `FLOP`, `count`, or nothing.
-        counted: What `n` counts.
-        headline: Whether short tables show it.
-        reason: Why there is no value.
-        versus: How it compares with other stages, by stage.
-    """
-
-    value: float | None
-    stderr: float | None
-    n: int
-    protocol: str
-    token_hash: str
-    unit: str = ""
-    counted: str = "tokens"
-    headline: bool = False
-    reason: str | None = None
-    versus: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls, value: float, stderr: float | None, n: int, protocol: str, token_hash: str, **more: str | bool
-    ) -> Metric:
-        """A metric; a value that isn't finite, or is too large to reckon with, becomes None with the reason."""
-        if abs(value) <= LARGEST:
-            finite = stderr is not None and abs(stderr) <= LARGEST
-            return cls(value, stderr if finite else None, n, protocol, token_hash, **more)  # type: ignore[arg-type]
-        return cls(None, None, n, protocol, token_hash, **more, reason=f"the value is {value}")  # type: ignore[arg-type]
+from linearpatch.results.metric import Metric
 
 
 @dataclass(frozen=True)
@@ -154,10 +107,6 @@ class Evaluation(ABC):
             reader: The run's evaluation corpus.
         """
 
-    def rough_tokens(self, reader: Reader) -> int:
-        """Tokens that one model reads, roughly, to estimate times before anything is read; `reader` as in `prepare`."""
-        return 20_000
-
     def readers(self, reader: Reader) -> tuple[Reader, ...]:
         """The texts it reads, given the run's evaluation corpus."""
         return ()
@@ -166,6 +115,6 @@ class Evaluation(ABC):
         """Names of the metrics that are called after a text, not after the evaluation, so that two could share one."""
         return ()
 
-    def aggregates(self, name: str, metrics: Mapping[str, Mapping[str, Any]]) -> Sequence[Aggregate]:
+    def aggregates(self, name: str, metrics: Mapping[str, Metric]) -> Sequence[Aggregate]:
         """Means over what it measured, given the metrics of one stage as the record holds them."""
         return ()

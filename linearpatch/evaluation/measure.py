@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from linearpatch.evaluation.evaluation import Evaluation, Measurement, Subject
-from linearpatch.evaluation.retention import Results, Retained, compare
+from linearpatch.evaluation.retention import Results, RetainedBy, compare
 from linearpatch.models.edit import Edit
 from linearpatch.models.model import LoadedModel
+from linearpatch.results.fields import plain, section_of
+from linearpatch.results.metric import Metric
 from linearpatch.results.questions import Answers
 from linearpatch.results.record import Record
 from linearpatch.runtime.progress import steps
@@ -84,23 +84,24 @@ def _measure(
             for kind in ("questions", "documents", "arrays")
             for name, tensor in getattr(measured, kind).items()
         }
-        metrics = [{name: asdict(metric) for name, metric in measured.metrics.items()} for measured in found]
+        metrics = [plain(measured.metrics) for measured in found]
         return Entry(tensors, {"metrics": metrics})
 
     key = {"models": list(keys), "evaluation": measurement.name, **measurement.key}
     entry = cache.get("evaluation", key, measure)
     for subject, metrics in zip(subjects, entry.facts["metrics"], strict=True):
-        record.metrics.setdefault(subject.stage, {}).update(copy.deepcopy(metrics))  # the cache keeps its own
+        measured = {name: section_of(Metric, metric) for name, metric in metrics.items()}
+        record.metrics.setdefault(subject.stage, {}).update(measured)
     for path, tensor in entry.tensors.items():
         index, kind, name = path.split("|")
         answers.add(subjects[int(index)].stage, kind, name, tensor)
 
 
 def _merged(
-    earlier: Mapping[str, Retained], found: Mapping[str, Retained], evaluations: Iterable[str]
-) -> dict[str, Retained]:
+    earlier: Mapping[str, RetainedBy], found: Mapping[str, RetainedBy], evaluations: Iterable[str]
+) -> dict[str, RetainedBy]:
     """What is retained, with the evaluations of this run in place of what an earlier one found."""
-    merged: dict[str, Retained] = {}
+    merged: dict[str, RetainedBy] = {}
     for stage, definitions in earlier.items():
         for definition, values in definitions.items():
             kept = {name: value for name, value in values.items() if name.partition("/")[0] not in evaluations}

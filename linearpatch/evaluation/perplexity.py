@@ -17,13 +17,13 @@ from linearpatch.evaluation.evaluation import (
     Evaluation,
     Measured,
     Measurement,
-    Metric,
     Preparation,
     Subject,
 )
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.loss import next_token_nll
 from linearpatch.registry import component
+from linearpatch.results.metric import Metric
 
 
 @component("eval", "ppl")
@@ -63,13 +63,6 @@ class Perplexity(Evaluation):
             require_corpus(f"eval.ppl.corpora.{name}", corpus, f"+corpus@eval.ppl.corpora.{name}")
         with settings_of("eval.ppl"):
             self.spec("ppl")  # checks the rest
-
-    def rough_tokens(self, reader: Reader) -> int:
-        """Those of the windows, or of all texts."""
-        readers = self.readers(reader)
-        if self.num_blocks is not None:
-            return len(readers) * self.num_blocks * self.seq_len
-        return sum(each.corpus.rough_tokens() for each in readers)
 
     @property
     def protocol(self) -> str:

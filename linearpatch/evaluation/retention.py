@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy
 from numpy.typing import NDArray
 
-from linearpatch.evaluation.evaluation import BASES, Aggregate, Evaluation
+from linearpatch.evaluation.evaluation import Aggregate, Evaluation
+from linearpatch.results.metric import Metric, Retained
+from linearpatch.results.stages import stages_before
 from linearpatch.storage.cache import digest_of
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ SEED = 0
 MEMORY = 2**24  # counts that exist at a time
 
 Floats = NDArray[numpy.float64]
-Retained = dict[str, dict[str, dict[str, float]]]  # by definition and average
+RetainedBy = dict[str, dict[str, Retained]]  # definition and average
 Formula = Callable[[Sequence[Any], Sequence[Any], Sequence[float]], Any]  # of numbers, or of draws
 
 
@@ -60,11 +62,11 @@ class Results:
         answers: What each question gave, `[questions]`, by metric.
     """
 
-    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
     answers: Mapping[str, Floats] = field(default_factory=dict)
 
 
-def compare(stages: Mapping[str, Results], evaluations: Mapping[str, Evaluation]) -> dict[str, Retained]:
+def compare(stages: Mapping[str, Results], evaluations: Mapping[str, Evaluation]) -> dict[str, RetainedBy]:
     """Add averages, and differences between stages (`versus`), to the metrics of all stages.
 
     Args:
@@ -74,17 +76,19 @@ def compare(stages: Mapping[str, Results], evaluations: Mapping[str, Evaluation]
     Returns:
         Retained performance of each stage but dense.
     """
-    kept: dict[str, Retained] = {}
+    kept: dict[str, RetainedBy] = {}
     for results in stages.values():
-        for metric in results.metrics.values():  # those of an earlier run may be of other questions
-            metric["versus"] = {b: found for b, found in metric.get("versus", {}).items() if "ratio" in found}
+        for name, metric in results.metrics.items():  # those of an earlier run may be of other questions
+            ratios = {base: found for base, found in metric.versus.items() if "ratio" in found}
+            results.metrics[name] = replace(metric, versus=ratios)
     for stage, results in stages.items():
         aggregates = [a for name, one in evaluations.items() for a in one.aggregates(name, results.metrics)]
         results.metrics.update({aggregate.name: average(results, aggregate) for aggregate in aggregates})
-        for base in BASES[stage]:
+        for base in stages_before(stage):
             _warn_of_other_questions(stages.get(base, Results()), results, base, stage)
             for name, difference in differences(stages.get(base, Results()), results, aggregates).items():
-                results.metrics[name].setdefault("versus", {})[base] = difference
+                metric = results.metrics[name]
+                results.metrics[name] = replace(metric, versus={**metric.versus, base: difference})
         if stage != "dense" and (values := retained(stages.get("dense", Results()), results, aggregates)):
             kept[stage] = values
     return kept
@@ -104,7 +108,7 @@ def _warn_of_other_questions(base: Results, other: Results, base_name: str, name
         )
 
 
-def average(results: Results, aggregate: Aggregate) -> dict[str, Any]:
+def average(results: Results, aggregate: Aggregate) -> Metric:
     """A weighted mean of metrics, as the record holds it.
 
     Its standard error is that of the questions in one heap where they are pooled, else that of independent tasks.
@@ -114,21 +118,27 @@ def average(results: Results, aggregate: Aggregate) -> dict[str, Any]:
     if aggregate.pooled and all(name in results.answers for name in aggregate.weights):
         heap = numpy.concatenate([results.answers[name] for name in aggregate.weights])
         stderr = float(heap.std(ddof=1) / len(heap) ** 0.5) if len(heap) > 1 else None
-    elif all(part["stderr"] is not None for _, part in parts):
-        stderr = float(sum((weight * part["stderr"]) ** 2 for weight, part in parts) ** 0.5)
-    hashes = {name: results.metrics[name]["token_hash"] for name in aggregate.weights}
-    return {
-        "value": sum(weight * part["value"] for weight, part in parts),
-        "stderr": stderr,
-        "n": sum(part["n"] for _, part in parts),
-        "protocol": aggregate.protocol,
-        "token_hash": digest_of(hashes)[:16],
-        "unit": parts[0][1]["unit"],
-        "counted": parts[0][1]["counted"],
-        "headline": aggregate.headline,
-        "reason": None,
-        "parts": list(aggregate.weights),
-    }
+    elif all(part.stderr is not None for _, part in parts):
+        stderr = float(sum((weight * (part.stderr or 0)) ** 2 for weight, part in parts) ** 0.5)
+    hashes = {name: results.metrics[name].token_hash for name in aggregate.weights}
+    first = parts[0][1]
+    return Metric(
+        sum(weight * _number(part) for weight, part in parts),
+        stderr,
+        sum(part.n for _, part in parts),
+        aggregate.protocol,
+        digest_of(hashes)[:16],
+        first.unit,
+        first.counted,
+        aggregate.headline,
+        parts=list(aggregate.weights),
+    )
+
+
+def _number(metric: Metric) -> float:
+    """A value that is known to be there: averages are over such metrics alone."""
+    assert metric.value is not None
+    return metric.value
 
 
 def differences(base: Results, other: Results, aggregates: Sequence[Aggregate]) -> dict[str, dict[str, float]]:
@@ -144,14 +154,14 @@ def differences(base: Results, other: Results, aggregates: Sequence[Aggregate]) 
     return found
 
 
-def retained(dense: Results, other: Results, aggregates: Sequence[Aggregate]) -> Retained:
+def retained(dense: Results, other: Results, aggregates: Sequence[Aggregate]) -> RetainedBy:
     """Retained performance in both published definitions, for the averages that ask for it, as fractions."""
-    found: Retained = {definition: {} for definition in DEFINITIONS}
+    found: RetainedBy = {definition: {} for definition in DEFINITIONS}
     for aggregate in aggregates:
         names, weights = list(aggregate.weights), list(aggregate.weights.values())
         if not aggregate.retained or not _same_questions(names, dense, other):
             continue
-        bases, values = ([results.metrics[name]["value"] for name in names] for results in (dense, other))
+        bases, values = ([_number(results.metrics[name]) for name in names] for results in (dense, other))
         if not all(bases):
             nothing = [name for name, value in zip(names, bases, strict=True) if not value]
             log.warning("what %s retains can't be told: dense gets nothing right in %s", aggregate.name, nothing)
@@ -160,11 +170,11 @@ def retained(dense: Results, other: Results, aggregates: Sequence[Aggregate]) ->
         generator = numpy.random.default_rng(SEED)  # one for all tasks: their draws are independent
         draws = [resampled_means(dense.answers[n], other.answers[n], generator) for n in names] if drawn else []
         for definition, formula in DEFINITIONS.items():
-            value: dict[str, float] = {"value": formula(bases, values, weights)}
+            interval = {}
             if drawn:
                 with numpy.errstate(divide="ignore", invalid="ignore"):
-                    value |= _interval(formula([draw[0] for draw in draws], [draw[1] for draw in draws], weights))
-            found[definition][aggregate.name] = value
+                    interval = _interval(formula([draw[0] for draw in draws], [draw[1] for draw in draws], weights))
+            found[definition][aggregate.name] = Retained(formula(bases, values, weights), **interval)
     return {definition: values for definition, values in found.items() if values}
 
 
@@ -185,7 +195,7 @@ def resampled_means(
 
 
 def _difference(base: Results, other: Results, weights: Mapping[str, float], *, pooled: bool) -> dict[str, float]:
-    value = sum(w * (other.metrics[n]["value"] - base.metrics[n]["value"]) for n, w in weights.items())
+    value = sum(w * (_number(other.metrics[n]) - _number(base.metrics[n])) for n, w in weights.items())
     pairs = [(base.answers[name], other.answers[name]) for name in weights]
     if pooled:
         pairs = [(numpy.concatenate([first for first, _ in pairs]), numpy.concatenate([second for _, second in pairs]))]
@@ -213,8 +223,6 @@ def _paired(names: Iterable[str], base: Results, other: Results) -> bool:
 
 def _same_questions(names: Iterable[str], base: Results, other: Results) -> bool:
     return all(
-        name in base.metrics
-        and name in other.metrics
-        and all(base.metrics[name][key] == other.metrics[name][key] for key in ("n", "protocol", "token_hash"))
+        name in base.metrics and name in other.metrics and base.metrics[name].is_comparable(other.metrics[name])
         for name in names
     )

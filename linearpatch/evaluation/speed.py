@@ -17,16 +17,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from linearpatch.data.reader import Reader
 from linearpatch.errors import require_range
 from linearpatch.evaluation.evaluation import (
-    BASES,
     Evaluation,
     Measured,
     Measurement,
-    Metric,
     Preparation,
     Subject,
 )
 from linearpatch.models.decoder import Decoder, cache_of, last_logits_only
 from linearpatch.registry import component
+from linearpatch.results.metric import Metric
+from linearpatch.results.stages import stages_before
 from linearpatch.runtime.memory import peak_growth
 
 
@@ -124,7 +124,7 @@ class Times:
 
 def _metrics(subject: Subject, prompt: Tensor, times: Mapping[str, Times], protocol: str) -> dict[str, Metric]:
     own, costs = times[subject.stage], _costs(subject.decoder, prompt)
-    bases = [base for base in BASES[subject.stage] if base in times]
+    bases = [base for base in stages_before(subject.stage) if base in times]
     rounds = len(own.prefill)
 
     def metric(value: float | None, unit: str, stderr: float | None = None, **more: Any) -> Metric:

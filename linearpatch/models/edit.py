@@ -15,6 +15,7 @@ from linearpatch.models.decoder import Decoder, decoder_of
 from linearpatch.models.fingerprint import parameter_hash
 from linearpatch.models.places import Place
 from linearpatch.models.view import view_of
+from linearpatch.results.scores import LayerScores
 
 PARTS = ("layer", "attention", "mlp")
 
@@ -88,16 +89,20 @@ class Edit:
         removed: What is removed, in the order in which it was chosen.
         operators: What bridges the interfaces. Those at one place act in this order.
         weights: New values of the dense model's parameters, by name.
+        scores: Why these layers, where a pruner chose them.
     """
 
     removed: tuple[Unit, ...] = ()
     operators: tuple[PlacedOperator, ...] = ()
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    scores: LayerScores | None = None
 
     @classmethod
-    def of_layers(cls, removed: Iterable[int], operators: Iterable[PlacedOperator] = ()) -> Edit:
-        """Whole layers removed."""
-        return cls(tuple(Unit(layer) for layer in removed), tuple(operators))
+    def of_layers(
+        cls, removed: Iterable[int], operators: Iterable[PlacedOperator] = (), *, scores: LayerScores | None = None
+    ) -> Edit:
+        """Whole layers removed, in this order."""
+        return cls(tuple(Unit(layer) for layer in removed), tuple(operators), scores=scores)
 
     @property
     def is_dense(self) -> bool:

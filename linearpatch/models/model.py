@@ -15,6 +15,7 @@ from linearpatch.errors import ConfigError, ModelError, require_choice
 from linearpatch.models.decoder import Decoder, check_logits, decoder_of
 from linearpatch.models.layer_config import check_prunable
 from linearpatch.models.rebuilding import check_tables
+from linearpatch.results.sections import ModelSection
 from linearpatch.runtime.distributed import whole_number
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,11 @@ class LoadedModel:
     def dtype(self) -> str:
         """Name of the weights' dtype."""
         return str(self.decoder.model.dtype).removeprefix("torch.")
+
+    def section(self, name: str, note: str = "") -> ModelSection:
+        """The model, for the record."""
+        decoder = self.decoder
+        return ModelSection(name, self.fingerprint, decoder.num_layers, decoder.num_parameters, self.dtype, note)
 
     @property
     def key(self) -> dict[str, Any]:

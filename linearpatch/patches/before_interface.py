@@ -25,16 +25,8 @@ class BeforeInterfacePatch(LeastSquaresPatch):
 
     find: ClassVar[Callable[[Decoder, int], nn.Module]]  # what it needs of a layer; rejects families without it
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.sites != "one_per_interface":
-            raise ConfigError(
-                f"patch={name_of(self)} has one site at each interface: the MLP before it. patch.sites={self.sites} "
-                "isn't possible. Leave patch.sites out."
-            )
-
     def check(self, decoder: Decoder) -> None:
-        """Refuse families whose MLPs don't write to the stream as it needs."""
+        """Reject families whose MLPs don't write to the stream as it needs."""
         super().check(decoder)
         for index in range(decoder.num_layers):
             type(self).find(decoder, index)

@@ -79,8 +79,6 @@ class LeastSquaresPatch(Patch):
 
     def simpler(self) -> Mapping[str, Patch]:
         """With larger ridges; where there is a gain, without it, too."""
-        if self.sequential:
-            return {}
         simpler: dict[str, Patch] = {}
         plain, prefix = self, ""
         if getattr(self, "gain", 1) != 1:
@@ -92,8 +90,8 @@ class LeastSquaresPatch(Patch):
         return simpler
 
     def interface_statistics(self, sites: Sequence[Site]) -> Sequence[PairGram]:
-        """The sums of products at each site; where one fit waits for another, its own come later."""
-        return () if self.sequential else [self.gram(group[0]) for group in self.together(sites)]
+        """The sums of products at each site."""
+        return [self.gram(group[0]) for group in self.together(sites)]
 
     @abstractmethod
     def gram(self, site: Site) -> PairGram:

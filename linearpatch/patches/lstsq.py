@@ -24,7 +24,7 @@ from linearpatch.patches.least_squares import (
     solve,
     unshrunk,
 )
-from linearpatch.patches.patch import Patch
+from linearpatch.patches.patch import Patch, StreamPatch
 from linearpatch.registry import component
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ SWEEPS = 10  # of the alternation between a diagonal and what is left to the pro
 
 @component("patch", "lstsq")
 @dataclass(frozen=True)
-class LeastSquares(LeastSquaresPatch):
+class LeastSquares(StreamPatch, LeastSquaresPatch):
     """x ↦ x W + b minimising Σ w ‖x W + b − y‖² + λ ‖W − I‖² over calibration tokens, y past the gap.
 
     The map of Ghosted Layers (closed form) with choices of its own.
@@ -82,7 +82,7 @@ class LeastSquares(LeastSquaresPatch):
             )
 
     def check_size(self, hidden_size: int) -> None:
-        """Refuse a product that would be no thinner than the map itself."""
+        """Reject a product that would be no thinner than the map itself."""
         if self.form != "full" and self.rank > hidden_size:
             raise ConfigError(
                 f"patch.rank is {self.rank}, and the stream has {hidden_size} channels. "
@@ -91,7 +91,7 @@ class LeastSquares(LeastSquaresPatch):
 
     def simpler(self) -> Mapping[str, Patch]:
         """With each token by its share of its norm, too."""
-        if self.sequential or self.weighting == "relative":
+        if self.weighting == "relative":
             return super().simpler()
         return {**super().simpler(), "gain=1, weighting=relative": replace(self, weighting="relative", gain=1)}
 

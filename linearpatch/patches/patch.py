@@ -12,13 +12,14 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from linearpatch.calibration.edited_workspace import SequentialWorkspace
+from linearpatch.calibration.candidate_edits import Repairer
 from linearpatch.calibration.statistics import Magnitude, MagnitudeRatio, Statistic, ratio
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import require_choice
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import Edit, Interface, PlacedOperator, Site
 from linearpatch.models.places import OnStream
+from linearpatch.patches.sequential import Sequential
 
 SITES = ("one_per_interface", "one_per_layer")
 ESTIMATORS = ("ratio_of_means", "mean_of_ratios")
@@ -26,12 +27,10 @@ ESTIMATORS = ("ratio_of_means", "mean_of_ratios")
 
 @dataclass(frozen=True)
 class Patch(ABC):
-    """Repairs the stream where layers are gone.
+    """Repairs the stream where layers were removed.
 
     Attributes:
-        sites: `one_per_interface`, or `one_per_layer`: one patch for each removed layer, one after the
-            other at the same place (the paper's tables 13 to 15).
-        sequential: Fit patches from the first to the last, each on the stream as those before it leave it;
+        sequential: Fit operators from the first to the last, each on the stream as those before it leave it;
             the target stays the dense model's stream. A pass over the tokens for each.
         compare: Where calibration tokens are held out, compare the fit on them with no patch and with simpler fits,
             and keep the best (`calibration.comparison`). Without it the patch is what it is set to, whatever harm
@@ -42,29 +41,27 @@ class Patch(ABC):
     foldable: ClassVar[bool] = False  # whether weights of the stock model can absorb it …
     foldable_distilled: ClassVar[bool] = False  # … and still can when it has been trained
 
-    sites: str = "one_per_interface"
     sequential: bool = False
     compare: bool = True
 
-    def __post_init__(self) -> None:
-        require_choice("patch.sites", self.sites, SITES)
+    def __post_init__(self) -> None:  # noqa: B027 — has nothing to check itself
+        """Subclasses check their settings here."""
+
+    @property
+    def repairer(self) -> Repairer:
+        """What repairs, as the settings say: the patch itself, all at once, or one operator after the other."""
+        return Sequential(self) if self.sequential else self
 
     def check(self, decoder: Decoder) -> None:
-        """Refuse a model that this patch can't be fitted to, before anything is computed."""
+        """Reject a model that this patch can't be fitted to, before anything is computed."""
         self.check_size(decoder.hidden_size)
 
     def check_size(self, hidden_size: int) -> None:  # noqa: B027 — most patches fit every size
-        """Refuse settings that don't fit the stream's width, before a model is loaded."""
+        """Reject settings that don't fit the stream's width, before a model is loaded."""
 
+    @abstractmethod
     def place(self, interfaces: Sequence[Interface]) -> list[Site]:
         """The sites at some interfaces."""
-        if self.sites == "one_per_interface":
-            return [Site(one, one.end, OnStream(one.end)) for one in interfaces]
-        return [
-            Site(Interface(layer, layer + 1), one.end, OnStream(one.end))
-            for one in interfaces
-            for layer in range(one.start, one.end)
-        ]
 
     @property
     def is_matrix(self) -> bool:
@@ -77,19 +74,14 @@ class Patch(ABC):
         return False
 
     def statistics(self) -> Sequence[Statistic]:
-        """Statistics wanted whichever layers go; they share one pass with those of the pruner."""
+        """Statistics wanted whichever layers are removed; they share one pass with those of the pruner."""
         return ()
 
     def repair(self, workspace: Workspace, edit: Edit) -> Edit:
         """The edit with an operator at each of its interfaces."""
-        sites = self.place(edit.interfaces)
-        if not self.sequential:
-            return edit.with_operators(self.fit(workspace, sites))
-        fitted: list[PlacedOperator] = []
-        for together in self.together(sites):
-            before = edit.before(together[0].reader).with_operators(fitted)
-            fitted += self.fit(SequentialWorkspace(workspace, before, together[0]), together)
-        return edit.with_operators(fitted)
+        if self.sequential:
+            return self.repairer.repair(workspace, edit)
+        return edit.with_operators(self.fit(workspace, self.place(edit.interfaces)))
 
     def together(self, sites: Sequence[Site]) -> list[list[Site]]:
         """Sites in groups that are fitted at once; one by one, as a rule."""
@@ -116,8 +108,34 @@ class Patch(ABC):
 
 
 @dataclass(frozen=True)
-class ScalePatch(Patch):
-    """Base of the patches that only scale: how far magnitudes have grown across the gap.
+class StreamPatch(Patch):
+    """Base of the patches with one operator on the stream.
+
+    Attributes:
+        sites: `one_per_interface`, or `one_per_layer`: one operator for each removed layer, one after the
+            other at the same place (the paper's tables 13 to 15).
+    """
+
+    sites: str = "one_per_interface"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("patch.sites", self.sites, SITES)
+
+    def place(self, interfaces: Sequence[Interface]) -> list[Site]:
+        """On the stream that the layer after each interface reads."""
+        if self.sites == "one_per_interface":
+            return [Site(one, one.end, OnStream(one.end)) for one in interfaces]
+        return [
+            Site(Interface(layer, layer + 1), one.end, OnStream(one.end))
+            for one in interfaces
+            for layer in range(one.start, one.end)
+        ]
+
+
+@dataclass(frozen=True)
+class ScalePatch(StreamPatch):
+    """Base of the patches that only scale: how far magnitudes grow across the interface.
 
     Attributes:
         estimator: `ratio_of_means` over all tokens (the paper, eq. 4), or `mean_of_ratios` over blocks

@@ -60,7 +60,7 @@ class Refit(RefitPatch):
 
     def simpler(self) -> Mapping[str, Patch]:
         """The map alone, too, as in a search."""
-        return {**super().simpler(), **({} if self.sequential else {"lstsq, as in a search": self.draft()})}
+        return {**super().simpler(), "lstsq, as in a search": self.draft()}
 
     def together(self, sites: Sequence[Site]) -> list[list[Site]]:
         """Both sites of an interface."""

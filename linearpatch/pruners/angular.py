@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from linearpatch.calibration.statistics import LastTokenAngle, Statistic
 from linearpatch.calibration.workspace import Workspace
-from linearpatch.pruners.pruner import Pruner, Selection
+from linearpatch.models.edit import Edit
+from linearpatch.pruners.iterative import RankingPruner
 from linearpatch.registry import component
 
 
 @component("pruner", "angular")
 @dataclass(frozen=True)
-class Angular(Pruner):
+class Angular(RankingPruner):
     """Contiguous window with the smallest mean angle between its input and output at each block's last token.
 
     "The unreasonable ineffectiveness of the deeper layers", section 3, eq. 6. The first layer stays by
@@ -26,7 +27,7 @@ class Angular(Pruner):
         """Angles across windows of `n` layers."""
         return (LastTokenAngle(n),)
 
-    def select(self, workspace: Workspace, n: int) -> Selection:
+    def select(self, workspace: Workspace, n: int) -> Edit:
         """Choose the window with the smallest angle."""
         angle = workspace.statistic(LastTokenAngle(n))["angle"]
         return self.lowest_window("angle / π", angle.tolist(), n)

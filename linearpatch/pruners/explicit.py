@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError
-from linearpatch.pruners.pruner import Pruner, Selection
+from linearpatch.models.edit import Edit
+from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import component
+from linearpatch.results.scores import LayerScores
 from linearpatch.text import counted
 
 
@@ -22,13 +24,6 @@ class Explicit(Pruner):
     """
 
     layers: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.iterative:
-            raise ConfigError(
-                "pruner=explicit has nothing to choose, so pruner.iterative=true has no meaning for it. Leave it out."
-            )
 
     def check(self, num_layers: int, n: int) -> None:
         """Refuse a list that is too short or names layers that don't exist."""
@@ -48,6 +43,6 @@ class Explicit(Pruner):
         """The list as it is."""
         return self.layers[:n]
 
-    def select(self, workspace: Workspace, n: int) -> Selection:
+    def select(self, workspace: Workspace, n: int) -> Edit:
         """Take the list as it is."""
-        return Selection(tuple(self.layers[:n]), {"criterion": "named by the user", "unit": "layer", "values": []})
+        return Edit.of_layers(self.layers[:n], scores=LayerScores("named by the user", values=[]))

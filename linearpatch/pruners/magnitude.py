@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import require_range
-from linearpatch.pruners.pruner import Pruner, Selection
+from linearpatch.models.edit import Edit
+from linearpatch.pruners.iterative import RankingPruner
 from linearpatch.registry import component
 
 
 @component("pruner", "magnitude")
 @dataclass(frozen=True)
-class Magnitude(Pruner):
+class Magnitude(RankingPruner):
     """Layers with the least Σ|W|^p over their matrices and norm gains, the ends protected ('+').
 
     Shortened LLaMA, section 2.2. Needs no text.
@@ -29,6 +30,6 @@ class Magnitude(Pruner):
         super().__post_init__()
         require_range("pruner.power", self.power, low=0.1, high=4)
 
-    def select(self, workspace: Workspace, n: int) -> Selection:
+    def select(self, workspace: Workspace, n: int) -> Edit:
         """Rank the layers by the size of their weights."""
         return self.lowest(f"sum |W|^{self.power:g}", workspace.weight_norms(self.power).tolist(), n)

@@ -1,17 +1,19 @@
-"""Layers chosen for what is left of the model after its gaps are patched, not before."""
+"""Layers chosen by the loss of the model after its interfaces are patched, not before."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from linearpatch.calibration.candidate_losses import CandidateLoss
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError, require_choice, require_range
-from linearpatch.pruners.pruner import Pruner, Selection
+from linearpatch.models.edit import Edit
+from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import component, name_of
+from linearpatch.results.scores import LayerScores, SearchStep
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +21,6 @@ SEARCHES = ("window", "greedy", "beam")
 CRITERION = "held-out NLL when patched"
 
 Layers = tuple[int, ...]
-Scores = dict[str, Any]
 
 
 @component("pruner", "patch_aware")
@@ -33,7 +34,7 @@ class PatchAware(Pruner):
 
     Attributes:
         search: `window` tries every window of n layers. `greedy` removes one layer after the other; layers
-            that touch share a patch, which is fitted anew. `beam` keeps the `width` best sets of each size,
+            that touch share a patch, which is fitted again. `beam` keeps the `width` best sets of each size,
             grows each by every layer, and tries every window of that size as well.
         width: Sets that a beam keeps.
         stop_early: Give up on a candidate once it can't be among the best. The same layers are removed
@@ -60,34 +61,18 @@ class PatchAware(Pruner):
         if self.draft_share == 0:
             raise ConfigError("pruner.draft_share is 0, and a search needs some tokens. Allowed: more than 0, up to 1.")
         require_range("pruner.finalists", self.finalists, low=1)
-        if self.iterative:
-            raise ConfigError(
-                "pruner=patch_aware patches every candidate already, so pruner.iterative=true has no meaning for it. "
-                "Use pruner.search=greedy to remove one layer at a time."
-            )
 
     @property
     def sees_whole_patches(self) -> bool:
         """Where there is a final."""
         return self.finalists > 1
 
-    def rough_passes(self, num_layers: int, n: int) -> float:
-        """Drafts are fitted on a share of the tokens, at each step of the search; finalists on all of them."""
-        fits = {"window": 1, "greedy": n, "beam": n * (self.width + 1)}
-        return fits[self.search] * self.draft_share + (self.finalists > 1)
-
-    def rough_held_out_passes(self, num_layers: int, n: int) -> float:
-        """Half of the layers run for each candidate."""
-        windows, singles = num_layers - n + 1, n * (num_layers - n / 2)
-        tried = {"window": windows, "greedy": singles, "beam": self.width * singles + n * windows}
-        return 0.5 * (tried[self.search] * self.draft_share + (self.finalists if self.finalists > 1 else 0))
-
-    def select(self, workspace: Workspace, n: int) -> Selection:
+    def select(self, workspace: Workspace, n: int) -> Edit:
         """Search as asked, then hold the final."""
         search = {"window": self._window, "greedy": self._greedy, "beam": self._beam}[self.search]
         best, scores = search(workspace.part(self.draft_share), n)
         if self.finalists == 1:
-            return Selection(best[0], scores)
+            return Edit.of_layers(best[0], scores=scores)
         finalists = best[: self.finalists]
         comparisons = dict(zip(finalists, workspace.comparisons(finalists), strict=True))
         taken = _best({layers: one.candidate_loss for layers, one in comparisons.items()})[0]
@@ -97,18 +82,17 @@ class PatchAware(Pruner):
                 for warning in one.warnings(name_of(workspace.patch)):
                     log.warning("finalist: %s", warning)
         results = [one.describe() for one in comparisons.values()]
-        return Selection(taken, {**scores, "finalists": results})
+        return Edit.of_layers(taken, scores=replace(scores, finalists=results))
 
-    def _window(self, workspace: Workspace, n: int) -> tuple[list[Layers], Scores]:
+    def _window(self, workspace: Workspace, n: int) -> tuple[list[Layers], LayerScores]:
         losses = self._losses(workspace, (), self._windows(workspace, n), self.finalists)
         values: list[float | None] = [None] * (workspace.num_layers - n + 1)
         for window, loss in losses.items():
             values[window[0]] = loss.loss
         bounds = [window[0] for window, loss in losses.items() if loss.is_bound]
-        scores = {"criterion": CRITERION, "unit": "window", "values": values, "bounds": bounds}
-        return _best(losses), scores
+        return _best(losses), LayerScores(CRITERION, "window", values, bounds)
 
-    def _greedy(self, workspace: Workspace, n: int) -> tuple[list[Layers], Scores]:
+    def _greedy(self, workspace: Workspace, n: int) -> tuple[list[Layers], LayerScores]:
         removed: Layers = ()
         steps = []
         losses: dict[Layers, CandidateLoss] = {}
@@ -117,16 +101,12 @@ class PatchAware(Pruner):
             survivors = self.finalists if size == n else 1
             losses = self._losses(workspace, removed, [(*removed, layer) for layer in layers], survivors)
             removed = _best(losses)[0]
-            steps.append(
-                {
-                    "removed": removed[-1],
-                    "losses": {str(tried[-1]): loss.loss for tried, loss in losses.items()},
-                    "bounds": [tried[-1] for tried, loss in losses.items() if loss.is_bound],
-                }
-            )
-        return _best(losses), {"criterion": CRITERION, "unit": "layer", "steps": steps}
+            by_layer = {str(tried[-1]): loss.loss for tried, loss in losses.items()}
+            bounds = [tried[-1] for tried, loss in losses.items() if loss.is_bound]
+            steps.append(SearchStep(removed[-1], by_layer, bounds))
+        return _best(losses), LayerScores(CRITERION, steps=steps)
 
-    def _beam(self, workspace: Workspace, n: int) -> tuple[list[Layers], Scores]:
+    def _beam(self, workspace: Workspace, n: int) -> tuple[list[Layers], LayerScores]:
         kept: list[Layers] = [()]
         steps = []
         for size in range(1, n + 1):
@@ -139,12 +119,12 @@ class PatchAware(Pruner):
             windows = [window for window in self._windows(workspace, size) if window not in losses]
             losses |= self._losses(workspace, (), windows, width)
             kept = _best(losses)[:width]
-            with_layer = {
+            by_layer = {
                 str(layer): min(loss.loss for tried, loss in losses.items() if layer in tried)
                 for layer in self.candidates(workspace.num_layers)
             }
-            steps.append({"removed": list(kept[0]), "losses": with_layer, "bounds": [], "sets": [*map(list, kept)]})
-        return kept, {"criterion": f"{CRITERION}, with the layer", "unit": "layer", "steps": steps}
+            steps.append(SearchStep(list(kept[0]), by_layer, [], [*map(list, kept)]))
+        return kept, LayerScores(f"{CRITERION}, with the layer", steps=steps)
 
     def _windows(self, workspace: Workspace, size: int) -> list[Layers]:
         allowed = self.candidates(workspace.num_layers)

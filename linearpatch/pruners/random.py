@@ -8,13 +8,14 @@ import torch
 
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import require_seed
-from linearpatch.pruners.pruner import Pruner, Selection
+from linearpatch.models.edit import Edit
+from linearpatch.pruners.iterative import RankingPruner
 from linearpatch.registry import component
 
 
 @component("pruner", "random")
 @dataclass(frozen=True)
-class Random(Pruner):
+class Random(RankingPruner):
     """Layers in a random order.
 
     Attributes:
@@ -27,7 +28,7 @@ class Random(Pruner):
         super().__post_init__()
         require_seed("pruner.seed", self.seed)
 
-    def select(self, workspace: Workspace, n: int) -> Selection:
+    def select(self, workspace: Workspace, n: int) -> Edit:
         """Draw the layers."""
         draws = torch.rand(workspace.num_layers, generator=torch.Generator().manual_seed(self.seed))
         return self.lowest("random draw", draws.tolist(), n)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from linearpatch.calibration.workspace import Workspace
-from linearpatch.pruners.pruner import Pruner, Selection
+from linearpatch.models.edit import Edit
+from linearpatch.pruners.iterative import RankingPruner
 from linearpatch.registry import component
+from linearpatch.results.scores import LayerScores, SearchStep
 
 
 @component("pruner", "sleb")
 @dataclass(frozen=True)
-class Sleb(Pruner):
+class Sleb(RankingPruner):
     """Greedy search: each step removes the layer without which the current model's loss is lowest.
 
     SLEB, section 3.3 (metric 3), algorithm 1; of equal losses the earlier layer goes. Each step is cached,
@@ -27,14 +28,10 @@ class Sleb(Pruner):
     protect_last: int = 1
     stop_early: bool = True
 
-    def rough_passes(self, num_layers: int, n: int) -> float:
-        """Each step tries every layer left, and runs half the layers for it."""
-        return 0.5 * n * (num_layers - n / 2)
-
-    def select(self, workspace: Workspace, n: int) -> Selection:
+    def select(self, workspace: Workspace, n: int) -> Edit:
         """Remove one layer after the other."""
         removed: list[int] = []
-        steps: list[dict[str, Any]] = []
+        steps: list[SearchStep] = []
         for _ in range(n):
             candidates = [layer for layer in self.candidates(workspace.num_layers) if layer not in removed]
             losses = workspace.removal_losses(removed, candidates, stop_early=self.stop_early)
@@ -42,12 +39,7 @@ class Sleb(Pruner):
                 (layer for layer in losses if not losses[layer].is_bound),
                 key=lambda layer: (losses[layer].loss, layer),
             )
-            steps.append(
-                {
-                    "removed": best,
-                    "losses": {str(layer): losses[layer].loss for layer in sorted(losses)},
-                    "bounds": sorted(layer for layer in losses if losses[layer].is_bound),
-                }
-            )
+            measured = {str(layer): losses[layer].loss for layer in sorted(losses)}
+            steps.append(SearchStep(best, measured, sorted(layer for layer in losses if losses[layer].is_bound)))
             removed.append(best)
-        return Selection(tuple(removed), {"criterion": "mean NLL without the layer", "unit": "layer", "steps": steps})
+        return Edit.of_layers(removed, scores=LayerScores("mean NLL without the layer", steps=steps))

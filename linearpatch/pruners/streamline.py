@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from linearpatch.calibration.statistics import Statistic, WindowCosine
 from linearpatch.calibration.workspace import Workspace
-from linearpatch.pruners.pruner import Pruner, Selection
+from linearpatch.models.edit import Edit
+from linearpatch.pruners.iterative import RankingPruner
 from linearpatch.registry import component
 
 
 @component("pruner", "streamline")
 @dataclass(frozen=True)
-class Streamline(Pruner):
+class Streamline(RankingPruner):
     """Contiguous window with the highest mean cosine between its input and output.
 
     LLM-Streamline, section 3.1; LinearPatch, section 3.1, eq. 2. The cosine is taken per token over the
@@ -24,7 +25,7 @@ class Streamline(Pruner):
         """Cosines across windows of `n` layers."""
         return (WindowCosine(n),)
 
-    def select(self, workspace: Workspace, n: int) -> Selection:
+    def select(self, workspace: Workspace, n: int) -> Edit:
         """Choose the window whose 1 − cosine is lowest."""
         cosine = workspace.statistic(WindowCosine(n))["cosine"]
         return self.lowest_window("1 - cosine", (1 - cosine).tolist(), n)

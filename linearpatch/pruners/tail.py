@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from linearpatch.calibration.workspace import Workspace
-from linearpatch.pruners.pruner import Pruner, Selection
+from linearpatch.models.edit import Edit
+from linearpatch.pruners.iterative import RankingPruner
 from linearpatch.registry import component
 
 
 @component("pruner", "tail")
 @dataclass(frozen=True)
-class Tail(Pruner):
+class Tail(RankingPruner):
     """The last `n` layers before the final one, deepest first.
 
     The simple heuristic of "The unreasonable ineffectiveness of the deeper layers", section 4.4.
@@ -24,7 +25,7 @@ class Tail(Pruner):
         """From the end, the last ones protected."""
         return sorted(self.candidates(num_layers))[-n:]
 
-    def select(self, workspace: Workspace, n: int) -> Selection:
+    def select(self, workspace: Workspace, n: int) -> Edit:
         """Take layers from the end."""
         depth = [float(workspace.num_layers - layer) for layer in range(workspace.num_layers)]
         return self.lowest("distance from the end", depth, n)

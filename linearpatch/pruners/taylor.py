@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from linearpatch.calibration.workspace import Workspace
-from linearpatch.pruners.pruner import Pruner, Selection
+from linearpatch.models.edit import Edit
+from linearpatch.pruners.iterative import RankingPruner
 from linearpatch.registry import component
 
 
 @component("pruner", "taylor")
 @dataclass(frozen=True)
-class Taylor(Pruner):
+class Taylor(RankingPruner):
     """Layers with the least Σ|W ⊙ ∂L/∂W| over their matrices and norm gains.
 
     Shortened LLaMA, section 2.2. The '+' protects the first four and last two layers; without it the
@@ -21,10 +22,6 @@ class Taylor(Pruner):
     protect_first: int = 4
     protect_last: int = 2
 
-    def rough_passes(self, num_layers: int, n: int) -> float:
-        """One pass forward and backward."""
-        return 3
-
-    def select(self, workspace: Workspace, n: int) -> Selection:
+    def select(self, workspace: Workspace, n: int) -> Edit:
         """Rank the layers by their importance."""
         return self.lowest("sum |W * dL/dW|", workspace.importance().tolist(), n)

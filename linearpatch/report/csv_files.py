@@ -41,7 +41,7 @@ def measurements(rows: Sequence[Row]) -> pandas.DataFrame:
         }  # fmt: skip
         for name, measure in row.metrics.items():
             kept = {
-                f"retained_{definition}": values[name]["value"]
+                f"retained_{definition}": values[name].value
                 for definition, values in row.retained.items()
                 if name in values
             }

@@ -11,8 +11,8 @@ from statistics import fmean
 from scipy import stats
 
 from linearpatch.report.quantities import Entry, all_metrics
-from linearpatch.report.rows import Measure
 from linearpatch.report.tables import Cell, Line, Table, without_empty_heads
+from linearpatch.results.metric import Metric
 
 NOTES = (
     "patch minus the other: perplexity in % (from the mean difference of its logarithm), shares in points",
@@ -110,10 +110,8 @@ def _difference(mine: Entry, other: Entry, name: str) -> Difference | None:
     return None
 
 
-def _alike(first: Measure | None, second: Measure | None) -> bool:
-    if first is None or second is None:
-        return False
-    return (first.protocol, first.n, first.token_hash) == (second.protocol, second.n, second.token_hash)
+def _alike(first: Metric | None, second: Metric | None) -> bool:
+    return first is not None and second is not None and first.is_comparable(second)
 
 
 def _called(entry: Entry) -> str:

@@ -15,7 +15,7 @@ MOST_LINES = 60  # of a table in the document; its own file holds them all
 
 def document(title: str, found: Found, tables: Sequence[Table], drawings: Sequence[Drawing]) -> str:
     """`report.md`; tables and figures lie beside it."""
-    models = list(dict.fromkeys(run.record.model["name"] for run in found.runs))
+    models = list(dict.fromkeys(run.model.name for run in found.runs))
     parts = [
         f"# {escape(title)}\n",
         f"{counted(len(found.runs), 'run')} of {', '.join(escape(model) for model in models) or 'no model'}. "

@@ -19,9 +19,9 @@ from linearpatch.report.quantities import (
     ratio_of,
     retained,
 )
-from linearpatch.report.rows import Measure
 from linearpatch.report.tables import Cell, Column, Line, Table, without_empty_heads
-from linearpatch.results.tables import layer_list
+from linearpatch.results.metric import Metric
+from linearpatch.text import layer_list
 
 CORPORA = {"wikitext2": "WikiText-2", "c4": "C4", "ptb": "PTB"}
 TASKS = {
@@ -62,7 +62,7 @@ def paper_tables(entries: Sequence[Entry], published: Sequence[Published] = ()) 
 
 
 def perplexity_columns(
-    known: Mapping[str, Measure],
+    known: Mapping[str, Metric],
     published: Sequence[Published] = (),
     dense: Dense | None = None,
     *,
@@ -89,10 +89,10 @@ def perplexity_columns(
     return [column for pair in zip(columns, times, strict=True) for column in pair]
 
 
-def suite_columns(suite: str, known: Mapping[str, Measure], published: Sequence[Published] = ()) -> list[Column]:
+def suite_columns(suite: str, known: Mapping[str, Metric], published: Sequence[Published] = ()) -> list[Column]:
     """One for each task, or for each group where tasks are many; the average and what is retained of it."""
     average = next((name for name in (f"{suite}/paper", f"{suite}/acc") if name in known), "")
-    parts = dict.fromkeys(part for name in known if name == average for part in known[name].parts)
+    parts = dict.fromkeys(part for name in known if name == average for part in known[name].parts or ())
     names = [name for name in known if name.startswith(f"{suite}/") and name.count("/") == 2]
     groups = [name for name in names if known[name].parts]
     if groups:
@@ -118,7 +118,7 @@ def suite_columns(suite: str, known: Mapping[str, Measure], published: Sequence[
     return columns
 
 
-def speed_columns(shape: str, known: Mapping[str, Measure]) -> list[Column]:
+def speed_columns(shape: str, known: Mapping[str, Metric]) -> list[Column]:
     """Rates with their ratio to dense's, times, memory and size."""
     columns = []
     for name, title in SPEED.items():
@@ -130,10 +130,14 @@ def speed_columns(shape: str, known: Mapping[str, Measure]) -> list[Column]:
     return columns
 
 
-def headline_columns(known: Mapping[str, Measure], dense: Dense) -> list[Column]:
+def headline_columns(known: Mapping[str, Metric], dense: Dense, *, times_dense: bool = False) -> list[Column]:
     """What stands for each evaluation: perplexities, averages over tasks with what is retained, the main speeds."""
-    perplexities = (column for column in perplexity_columns(known, dense=dense) if not column.derived)
-    columns = [replace(column, title=f"ppl {column.title}") for column in perplexities]
+    perplexities = perplexity_columns(known, dense=dense)
+    columns = [
+        column if column.derived else replace(column, title=f"ppl {column.title}")
+        for column in perplexities
+        if times_dense or not column.derived
+    ]
     for suite in suites_of(known):
         columns += [replace(c, title=f"{SUITES.get(suite, suite)} {c.title}") for c in suite_columns(suite, known)[-2:]]
     return columns + [column for column in speed_columns("speed", known) if column.key in RATES]

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import html
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -194,20 +193,10 @@ def _table(table: Table) -> dict[str, Any]:
 def _details(run: Run) -> dict[str, Any]:
     """All that a record holds but its numbers, which the table shows."""
     left_out = {"metrics", "retained", "answered", "schema_version"}
-    details = {name: value for name, value in vars(run.record).items() if name not in left_out}
+    details = {name: value for name, value in run.record.to_plain().items() if name not in left_out}
     for name, large in (("pruning", "scores"), ("distillation", "curve")):
         details[name] = {key: value for key, value in (details[name] or {}).items() if key != large}
-    found: dict[str, Any] = _plain({"folder": str(run.folder), **details})
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """JSON without what browsers don't read: numbers that aren't finite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+    return {"folder": str(run.folder), **details}
 
 
 def _hash(script: str) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
-from linearpatch.report.rows import Measure, Row, Variant
+from linearpatch.report.rows import Row, Variant
+from linearpatch.results.metric import Metric
 
 MEAN_OF_RATIOS = "mean_of_ratios"  # retained performance as LinearPatch defines it
 
@@ -143,7 +144,7 @@ def retained(name: str, definition: str = MEAN_OF_RATIOS) -> Quantity:
         kept = row.retained.get(definition, {}).get(name)
         if kept is None:
             return None
-        return Reading(kept["value"], measure.protocol, measure.data, kept.get("low"), kept.get("high"))
+        return Reading(kept.value, measure.protocol, measure.data, kept.low, kept.high)
 
     return read
 
@@ -196,9 +197,9 @@ def ratio_of(name: str) -> Quantity:
     return read
 
 
-def all_metrics(rows: Sequence[Row]) -> dict[str, Measure]:
+def all_metrics(rows: Sequence[Row]) -> dict[str, Metric]:
     """Every metric that some row has a value of, with one of them."""
-    found: dict[str, Measure] = {}
+    found: dict[str, Metric] = {}
     for row in rows:
         for name, measure in row.metrics.items():
             if measure.value is not None:

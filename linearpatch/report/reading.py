@@ -9,7 +9,9 @@ from pathlib import Path
 
 from linearpatch.errors import StorageError
 from linearpatch.report.rows import Row, rows_of_run
-from linearpatch.results.record import FILE_NAME, Record, read_sections
+from linearpatch.results.files import FILE_NAME, read_record
+from linearpatch.results.record import Record
+from linearpatch.results.sections import ModelSection, PatchSection, PruningSection
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,21 @@ class Run:
     record: Record
     folder: Path
     rows: tuple[Row, ...]
+
+    @property
+    def model(self) -> ModelSection:
+        """The dense model."""
+        return self.record.require_edit()[0]
+
+    @property
+    def pruning(self) -> PruningSection:
+        """Which layers were removed."""
+        return self.record.require_edit()[1]
+
+    @property
+    def patch(self) -> PatchSection:
+        """What was fitted."""
+        return self.record.require_edit()[2]
 
 
 @dataclass(frozen=True)
@@ -94,19 +111,18 @@ def _run_folders(folders: Sequence[Path]) -> Iterator[Path]:
 
 def _read(folder: Path) -> Run | Failure:
     try:
-        read = read_sections(folder)
+        record = read_record(folder)
     except StorageError as error:
         return Failure(folder.name, folder, "unreadable", str(error))
-    if read is None:
+    if record is None:
         return Failure(folder.name, folder, "unreadable", f"{FILE_NAME} was removed while it was read")
-    record, sections = read
-    if sections.status != "completed":
-        unknown = "it is running, or was killed" if sections.status == "running" else "no reason told"
-        return Failure(sections.run_id, folder, sections.status, sections.error or unknown)
+    if record.status != "completed":
+        unknown = "it is running, or was killed" if record.status == "running" else "no reason given"
+        return Failure(record.run_id, folder, record.status, record.error or unknown)
     try:
-        sections.require_model_and_edit()
+        record.require_edit()
     except ValueError as error:
-        return Failure(sections.run_id, folder, "unreadable", f"{folder / FILE_NAME}: {error}")
+        return Failure(record.run_id, folder, "unreadable", f"{folder / FILE_NAME}: {error}")
     return Run(record, folder, tuple(rows_of_run(record)))
 
 

@@ -206,7 +206,7 @@ def _scratch_folder(output: Path) -> Iterator[Path]:
 
 def default_title(comparison: Comparison) -> str:
     """The head of a report: its models."""
-    models = list(dict.fromkeys(run.record.model["name"] for run in comparison.found.runs))
+    models = list(dict.fromkeys(run.model.name for run in comparison.found.runs))
     return f"LinearPatch: {', '.join(models[:3])}{' and more' if len(models) > 3 else ''}" if models else "LinearPatch"
 
 

@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from linearpatch.evaluation.evaluation import Metric
-from linearpatch.results.display import STAGES
+from linearpatch.results.metric import Metric, Retained
 from linearpatch.results.record import Record
 from linearpatch.results.settings import CHOSEN_FOR, relevant, telling
-from linearpatch.results.tables import num_parameters
+from linearpatch.results.stages import STAGES
 
 PATCHES = ("none", "scalar", "diag", "rotate", "lstsq", "mlp_lstsq")  # from the plainest on; others follow
-
-
-@dataclass(frozen=True)
-class Measure(Metric):
-    """A metric as a record holds it.
-
-    Attributes:
-        parts: Of an average, the metrics that it is over.
-    """
-
-    parts: Sequence[str] = ()
-
-    @classmethod
-    def read(cls, content: Mapping[str, Any]) -> Measure:
-        """A metric of a record; what later versions may add is left aside."""
-        known = {one.name for one in fields(cls)}
-        measure = cls(**{name: value for name, value in content.items() if name in known})
-        for number in (measure.value, measure.stderr):
-            if number is not None and not (isinstance(number, (int, float)) and math.isfinite(number)):
-                raise TypeError(f"a metric is {number!r}, not a finite number")
-        return measure
-
-    @property
-    def data(self) -> str:
-        """What was counted, and on which tokens.
-
-        >>> Measure(1.0, None, 2000, "p", "0123456789abcdef").data
-        '2,000 tokens (01234567)'
-        """
-        return f"{self.n:,} {self.counted}" + (f" ({self.token_hash[:8]})" if self.token_hash else "")
 
 
 @dataclass(frozen=True)
@@ -98,7 +66,7 @@ class Row:
         seed: Of its runs.
         removed: The layers it lacks, in the order in which they went.
         metrics: By name.
-        retained: Retained performance, by definition and average; fractions, some with `low` and `high`.
+        retained: Retained performance, by definition and average.
         num_parameters: That it has.
         packages: Versions of what measured it, by name.
         runs: Ids of the runs that measured it, the newest first.
@@ -109,8 +77,8 @@ class Row:
     variant: Variant
     seed: int
     removed: tuple[int, ...]
-    metrics: Mapping[str, Measure]
-    retained: Mapping[str, Mapping[str, Mapping[str, float]]]
+    metrics: Mapping[str, Metric]
+    retained: Mapping[str, Mapping[str, Retained]]
     num_parameters: int
     packages: Mapping[str, str]
     runs: tuple[str, ...]
@@ -120,37 +88,36 @@ class Row:
     def agrees(self, other: Row) -> bool:
         """Whether what both measured was measured in the same way on the same data."""
         both = self.metrics.keys() & other.metrics.keys()
-        return all(_protocol(self.metrics[name]) == _protocol(other.metrics[name]) for name in both)
+        return all(self.metrics[name].is_comparable(other.metrics[name]) for name in both)
 
 
 def rows_of_run(record: Record) -> Iterator[Row]:
     """One row for each stage that a run measured; settings are all that matter to it."""
-    pruning, removed = record.pruning, tuple(record.pruning["removed_layers"])
-    model = Variant(record.model["name"], record.model["num_layers"], "dense")
-    packages = record.environment.get("packages", {})
+    model, pruning, fitted = record.require_edit()
+    removed, packages = tuple(pruning.removed_layers), record.environment.packages
+    dense = Variant(model.name, model.num_layers, "dense")
     for stage in (stage for stage in STAGES if stage in record.metrics):
-        variant = replace(model, stage=stage, settings=tuple(sorted(relevant(record, stage).items())))
+        variant = replace(dense, stage=stage, settings=tuple(sorted(relevant(record, stage).items())))
         if stage != "dense":
-            distillation = (record.distillation or {}) if stage == "distilled" else {}
-            patch = "none" if stage == "pruned" else record.patch["method"]
+            training = record.distillation if stage == "distilled" else None
             variant = replace(
                 variant,
                 num_removed=len(removed),
-                pruner=pruning["method"],
-                patch=patch,
-                distill=distillation.get("method", "none"),
+                pruner=pruning.method,
+                patch="none" if stage == "pruned" else fitted.method,
+                distill=training.method if training else "none",
             )
         yield Row(
             variant,
             0 if stage == "dense" else record.seed,
             () if stage == "dense" else removed,
-            {name: Measure.read(metric) for name, metric in record.metrics[stage].items()},
+            record.metrics[stage],
             record.retained.get(stage, {}),
-            num_parameters(record, stage),
+            record.num_parameters(stage),
             {name: packages[name] for name in ("torch", "transformers") if name in packages},
             (record.run_id,),
             dict(variant.settings),
-            frozenset({record.model["name"], record.config.get("choices", {}).get("model", record.model["name"])}),
+            frozenset({model.name, record.config.get("choices", {}).get("model", model.name)}),
         )
 
 
@@ -198,7 +165,3 @@ def _joined(newer: Row, older: Row) -> Row:
         runs=(*newer.runs, *(run for run in older.runs if run not in newer.runs)),
         names=newer.names | older.names,
     )
-
-
-def _protocol(measure: Measure) -> tuple[object, ...]:
-    return measure.protocol, measure.n, measure.token_hash

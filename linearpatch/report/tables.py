@@ -95,6 +95,7 @@ class Table:
         lines: In order.
         notes: How it was measured, and how to read it.
         keys: Names of the columns in CSV files.
+        all_right: Whether all cells are aligned right; else those of columns with numbers.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Table:
     lines: tuple[Line, ...]
     notes: tuple[str, ...] = ()
     keys: tuple[str, ...] = field(default=())
+    all_right: bool = False
 
     @property
     def seeds_note(self) -> tuple[str, ...]:
@@ -119,7 +121,10 @@ class Table:
     @property
     def are_numbers(self) -> list[bool]:
         """Whether each column holds numbers; else it holds words."""
-        return [any(line.cells[at].value is not None for line in self.lines) for at in range(len(self.columns))]
+        return [
+            self.all_right or any(line.cells[at].value is not None for line in self.lines)
+            for at in range(len(self.columns))
+        ]
 
 
 HEADS = ("model", "layers", "pruner", "patch", "distill", "settings", "seeds", "source")

@@ -12,7 +12,7 @@ from linearpatch.report.markdown import escape, markdown_table
 from linearpatch.report.quantities import all_metrics
 from linearpatch.report.reading import Run, read_runs
 from linearpatch.report.report import Comparison, compare_runs, default_title
-from linearpatch.results.display import STAGES
+from linearpatch.results.stages import STAGES
 from linearpatch.text import counted
 
 log = logging.getLogger(__name__)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from linearpatch.results.metric import Metric
 from linearpatch.results.record import Record
-from linearpatch.text import letter
-
-STAGES = ("dense", "pruned", "patched", "distilled")
 
 # Factor, digits and sign in which each unit is shown.
 UNITS = {
@@ -26,59 +23,58 @@ MOST_SHOWN = 24
 
 def metric_names(records: Sequence[Record]) -> list[str]:
     """Metrics of some stage of some run by evaluation, averages last; of one with very many the averages alone."""
-    found = {name: metric for name, metric in _found(records).items() if _has_data(metric)}
+    found = {name: metric for name, metric in _found(records).items() if metric.has_data}
     by_evaluation: dict[str, list[str]] = {}
     for name in found:
         by_evaluation.setdefault(_evaluation(name), []).append(name)
     return [
         name
         for names in by_evaluation.values()
-        for name in sorted(names, key=lambda name: bool(found[name].get("parts")))
-        if len(names) <= MOST_SHOWN or found[name].get("parts")
+        for name in sorted(names, key=lambda name: bool(found[name].parts))
+        if len(names) <= MOST_SHOWN or found[name].parts
     ]
 
 
 def headline_names(records: Sequence[Record]) -> list[str]:
     """The metrics that stand for each evaluation; all of them where none was chosen to."""
     found = _found(records)
-    chosen = {_evaluation(name) for name, metric in found.items() if metric.get("headline")}
-    shown = [name for name, metric in found.items() if metric.get("headline") or _evaluation(name) not in chosen]
-    return [name for name in shown if _has_data(found[name])]
+    chosen = {_evaluation(name) for name, metric in found.items() if metric.headline}
+    shown = [name for name, metric in found.items() if metric.headline or _evaluation(name) not in chosen]
+    return [name for name in shown if found[name].has_data]
 
 
 def label(name: str, records: Sequence[Record]) -> str:
     """A metric's name, with the unit that its values are shown in."""
-    return name + (" %" if _found(records)[name].get("unit") == "share" else "")
+    return name + (" %" if _found(records)[name].unit == "share" else "")
 
 
-def value_text(metric: Mapping[str, Any] | None) -> str:
+def value_text(metric: Metric | None) -> str:
     """A metric's value with its standard error, in its unit; shares in percent.
 
-    >>> value_text({"value": 0.5, "stderr": 0.012, "unit": "share"})
+    >>> value_text(Metric(0.5, 0.012, 100, "p", "", unit="share"))
     '50.0 ± 1.2'
     """
     if metric is None:
         return ""
-    if metric["value"] is None:
-        return "not finite" if str(metric.get("reason")).startswith("the value is") else "not known"
-    value, unit = metric["value"], metric.get("unit", "")
-    default = (1, 2 if abs(value) >= 0.1 else 4, "")
-    scale, digits, suffix = UNITS.get(unit, default)
-    spread = f" ± {metric['stderr'] * scale:,.{digits}f}" if metric["stderr"] is not None else ""
-    return f"{value * scale:,.{digits}f}{suffix}{spread}"
+    if metric.value is None:
+        return "not finite" if str(metric.reason).startswith("the value is") else "not known"
+    default = (1, 2 if abs(metric.value) >= 0.1 else 4, "")
+    scale, digits, suffix = UNITS.get(metric.unit, default)
+    spread = f" ± {metric.stderr * scale:,.{digits}f}" if metric.stderr is not None else ""
+    return f"{metric.value * scale:,.{digits}f}{suffix}{spread}"
 
 
-def versus_text(metric: Mapping[str, Any] | None, dense: Mapping[str, Any] | None) -> str:
+def versus_text(metric: Metric | None, dense: Metric | None) -> str:
     """How a metric compares with that of dense: the difference with its interval where known, else the ratio."""
-    if metric is None or metric["value"] is None:
+    if metric is None or metric.value is None:
         return ""
-    versus = metric.get("versus", {}).get("dense")
+    versus = metric.versus.get("dense")
     if versus:
         return _versus_text(versus)
-    if not dense or not dense["value"]:
+    if not dense or not dense.value:
         return ""
-    same = all(metric.get(key) == dense.get(key) for key in ("protocol", "token_hash"))
-    return f"{metric['value'] / dense['value']:.2f} ×" if same else "other data"
+    same = (metric.protocol, metric.token_hash) == (dense.protocol, dense.token_hash)
+    return f"{metric.value / dense.value:.2f} ×" if same else "other data"
 
 
 def _versus_text(versus: Mapping[str, float]) -> str:
@@ -92,46 +88,40 @@ def _versus_text(versus: Mapping[str, float]) -> str:
 def retained_text(record: Record, stage: str, name: str, definition: str = "mean_of_ratios") -> str:
     """Retained performance of an average with its interval; LinearPatch's definition unless told."""
     found = record.retained.get(stage, {}).get(definition, {}).get(name)
-    if not found:
+    if found is None:
         return ""
-    interval = f" [{100 * found['low']:.1f}, {100 * found['high']:.1f}]" if "low" in found else ""
-    return f"{100 * found['value']:.1f}{interval}"
+    known = found.low is not None and found.high is not None
+    interval = f" [{100 * found.low:.1f}, {100 * found.high:.1f}]" if known else ""  # type: ignore[operator]
+    return f"{100 * found.value:.1f}{interval}"
 
 
-def how_measured(metric: Mapping[str, Any]) -> str:
+def how_measured(metric: Metric) -> str:
     """The protocol, and how much was counted."""
-    return f"{metric['protocol']}, {metric['n']:,} {metric.get('counted', 'tokens')}"
+    return f"{metric.protocol}, {metric.n:,} {metric.counted}"
 
 
-def marks(records: Sequence[Record], names: Sequence[str]) -> dict[str, str]:
-    """What stands at numbers and at their notes, by `how_measured`, where a metric was measured in several ways."""
-    found: dict[str, str] = {}
-    for name in names:
-        measured = (stage.get(name) for record in records for stage in record.metrics.values())
-        ways = dict.fromkeys(how_measured(metric) for metric in measured if metric and _has_data(metric))
-        for way in ways if len(ways) > 1 else ():
-            found.setdefault(way, f"({letter(len(found))})")
-    return found
-
-
-def notes(records: Sequence[Record], names: Sequence[str], marked: Mapping[str, str] | None = None) -> list[str]:
+def notes(records: Sequence[Record], names: Sequence[str]) -> list[str]:
     """How the shown metrics were measured, and what readers of the numbers must know."""
     measured: dict[str, list[str]] = {}
     for record in records:
         for stage in record.metrics.values():
             for name in (name for name in names if name in stage):
                 measured.setdefault(how_measured(stage[name]), []).append(name)
-    lines = [
-        f"{(marked or {}).get(protocol, '')} {_in_short(list(dict.fromkeys(found)))}: {protocol}".lstrip()
-        for protocol, found in measured.items()
-    ]
-    lines += _without_data(records)
+    lines = [f"{_in_short(list(dict.fromkeys(found)))}: {protocol}" for protocol, found in measured.items()]
     if len(records) == 1:
         lines += _gains(records[0])
+    return [*lines, *remarks(records)]
+
+
+def remarks(records: Sequence[Record]) -> list[str]:
+    """What readers of the numbers must know, however they were measured."""
+    lines = _without_data(records)
     for record in records:
-        if record.distillation and record.distillation["best_step"] == 0:
+        if record.distillation and record.distillation.best_step == 0:
             lines.append("distilled: no step of training improved a fitted patch, which was kept")
-    lines += [note for record in records for note in (record.model.get("note"), *record.calibration.get("notes", ()))]
+    for record in records:
+        lines += [record.model.note or ""] if record.model else []
+        lines += record.calibration.notes if record.calibration else []
     return list(dict.fromkeys(line for line in lines if line))
 
 
@@ -139,8 +129,8 @@ def _without_data(records: Sequence[Record]) -> list[str]:
     """Which tasks each evaluation had to leave out."""
     left: dict[str, list[str]] = {}
     for name, metric in _found(records).items():
-        if not _has_data(metric):
-            left.setdefault(_evaluation(name), []).append(metric["protocol"])
+        if not metric.has_data:
+            left.setdefault(_evaluation(name), []).append(metric.protocol)
     return [f"{evaluation}: no data for {_listed(list(dict.fromkeys(tasks)))}" for evaluation, tasks in left.items()]
 
 
@@ -153,19 +143,14 @@ def _gains(record: Record) -> list[str]:
     lines = []
     for name in headline_names([record]):
         for stage, base in (("patched", "pruned"), ("distilled", "patched")):
-            metric = record.metrics.get(stage, {}).get(name, {})
-            versus = metric.get("versus", {}).get(base)
-            if versus:
+            metric = record.metrics.get(stage, {}).get(name)
+            if metric and (versus := metric.versus.get(base)):
                 lines.append(f"{name}: {stage} against {base} {_versus_text(versus)}")
     return lines
 
 
-def _has_data(metric: Mapping[str, Any]) -> bool:
-    return metric["value"] is not None or metric["n"] > 0
-
-
-def _found(records: Sequence[Record]) -> dict[str, Mapping[str, Any]]:
-    metrics: dict[str, Mapping[str, Any]] = {}
+def _found(records: Sequence[Record]) -> dict[str, Metric]:
+    metrics: dict[str, Metric] = {}
     for record in records:
         for stage in record.metrics.values():
             metrics |= {name: metric for name, metric in stage.items() if name not in metrics}

@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from linearpatch.results.record import Record, flat
+from linearpatch.results.stages import settings_of
 
-# Groups of settings that matter from each stage on. What is measured, kept and told of a run doesn't make its models.
-MATTERS = {
-    "dense": ("model",),
-    "pruned": ("model", "corpus", "calibration", "pruner"),
-    "patched": ("model", "corpus", "calibration", "pruner", "patch"),
-    "distilled": ("model", "corpus", "calibration", "pruner", "patch", "distillation", "distill"),
-}
-# Of these groups: where things run, how they are called, what they are read for besides.
+# Of the groups that make a model: where things run, how they are called, what they are read for besides.
 ASIDE = frozenset(
     {
         "model.device", "model.device_map", "model.name", "model.note", "model.license",
@@ -38,17 +32,18 @@ def settings(record: Record) -> dict[str, str]:
 
 def relevant(record: Record, stage: str) -> dict[str, str]:
     """The settings that make the model of a stage, by dotted name; but not the run's seed."""
-    foreseen = stage == "pruned" and bool(record.pruning.get("sees_patches"))
-    groups = MATTERS["patched" if foreseen else stage]
+    model, pruning, patch = record.require_edit()
+    foreseen = stage == "pruned" and pruning.sees_patches
+    groups = settings_of("patched" if foreseen else stage)
     found = {
         name: value
         for name, value in settings(record).items()
         if name.partition(".")[0] in groups and name not in ASIDE and not (name in SEEDS and value == str(record.seed))
     }
     if foreseen:
-        found[CHOSEN_FOR] = record.patch["method"]
-    found["model.fingerprint"] = str(record.model.get("fingerprint"))
-    found["model.dtype"] = str(record.model.get("dtype"))
+        found[CHOSEN_FOR] = patch.method
+    found["model.fingerprint"] = model.fingerprint
+    found["model.dtype"] = model.dtype
     return found
 
 

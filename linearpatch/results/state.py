@@ -14,7 +14,8 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from linearpatch.errors import StorageError
-from linearpatch.results.record import FILE_NAME, Record, read_record
+from linearpatch.results.files import FILE_NAME, read_record
+from linearpatch.results.record import Record
 from linearpatch.runtime.progress import watched
 from linearpatch.storage.files import make_folder, write_atomically
 from linearpatch.storage.leases import exclusive, is_held

@@ -1,4 +1,4 @@
-"""What a dry run can tell of a run's text and data: whether they are at hand, and whether there is enough.
+"""What a dry run can tell: whether layers can be removed, texts and data are at hand, and there is enough of them.
 
 Nothing is downloaded and nobody is asked: what isn't on this machine is an error only where the run couldn't get it
 either.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,31 @@ from linearpatch.data.blocks import BlockSpec
 from linearpatch.data.files import TextCorpus
 from linearpatch.data.hub_access import offline
 from linearpatch.data.reader import Reader, Text
-from linearpatch.errors import DataError, LinearPatchError
+from linearpatch.errors import ConfigError, DataError, LinearPatchError
 from linearpatch.evaluation.diagnostics import Diagnostics
 from linearpatch.evaluation.perplexity import Perplexity
 from linearpatch.experiment import Experiment, digest
+from linearpatch.models.model import Model
 from linearpatch.registry import identity
+from linearpatch.sweep.plan import Plan
 
 log = logging.getLogger(__name__)
 
 # Tokens are at most as many as bytes; text in any language has more than this share of that.
 FEWEST_TOKENS_PER_BYTE = 1 / 16
+
+
+def checked(plan: Plan) -> Plan:
+    """The plan, with those runs marked that turn out to be impossible."""
+    feasibility = Feasibility()
+    rejected: dict[str, LinearPatchError] = {}
+    for job in plan.jobs:
+        if job.is_pending and job.experiment is not None:
+            try:
+                feasibility.check(job.experiment)
+            except LinearPatchError as error:
+                rejected[job.name] = error
+    return replace(plan, jobs=tuple(replace(job, error=rejected.get(job.name, job.error)) for job in plan.jobs))
 
 
 class Feasibility:
@@ -38,12 +54,16 @@ class Feasibility:
         self._asked_offline = bool(constants.HF_HUB_OFFLINE)
 
     def check(self, experiment: Experiment) -> None:
-        """Refuse a run whose text or data is missing or too little.
+        """Reject a run that its model doesn't allow, or whose text or data is missing or too little.
 
         Raises:
-            DataError: it is; or a file can't be read.
-            ConfigError: a task is unknown.
+            ModelError: the model is nowhere.
+            DataError: text or data is missing or too little, or a file can't be read.
+            ConfigError: layers can't be removed as asked, or a task is unknown.
         """
+        config = self._once(("model", digest(identity(experiment.model))), lambda: _config(experiment))
+        if config is not None:
+            experiment.check_model(config)
         with offline():
             spec = experiment.calibration.blocks(experiment.seed)
             self._check_text(experiment, experiment.calibration_reader, spec, experiment.num_held_out)
@@ -105,6 +125,31 @@ class Feasibility:
         if key not in self._known:
             self._known[key] = make()
         return self._known[key]
+
+
+def _config(experiment: Experiment) -> Any | None:
+    """The model's configuration; None where only the hub has it.
+
+    Raises:
+        LinearPatchError: the configuration can't be had anywhere, or not made.
+    """
+    model = experiment.model
+    try:
+        with offline():
+            return model.config(experiment.cache_path)
+    except ConfigError:
+        raise
+    except (LinearPatchError, OSError, ValueError) as error:
+        if not may_be_downloaded(model):
+            raise
+        log.info("%s isn't on this machine, so that layers can't be checked before the run: %s", model.label, error)
+        return None
+
+
+def may_be_downloaded(model: Model) -> bool:
+    """Whether a model is named by an id of the hub, not by a place on this machine."""
+    path = str(getattr(model, "path", ""))
+    return bool(path) and not path.startswith((".", "/", "~")) and not Path(path).exists()
 
 
 def _bytes(document: Any) -> int:

@@ -16,7 +16,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 
 from linearpatch.errors import StorageError
-from linearpatch.results.sections import reason_of
+from linearpatch.results.parsing import reason_of
 from linearpatch.storage.files import write_atomically
 from linearpatch.storage.leases import leased
 from linearpatch.sweep.plan import Plan

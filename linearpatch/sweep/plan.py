@@ -186,7 +186,7 @@ def _order_pruned(shared: dict[str, Job], needs: Mapping[int, set[str]]) -> None
     for name, step in shared.items():
         if step.request.part == "pruned" and step.experiment:
             experiment, n = step.experiment, step.experiment.num_pruned_layers
-            if not experiment.pruner.dense_statistics(n):
+            if not experiment.pruner.chooser.statistics(n):
                 searches[name] = key = (_statistics_key(experiment), digest(identity(experiment.pruner)))
                 longest[key] = max(longest.get(key, (0, "")), (n, name))
     for name, step in shared.items():

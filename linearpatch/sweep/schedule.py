@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from linearpatch.errors import StorageError
-from linearpatch.results.record import FILE_NAME, Record, write_record
+from linearpatch.results.files import FILE_NAME, write_record
+from linearpatch.results.record import Record
 from linearpatch.results.state import clear_up, state_of
 from linearpatch.storage.files import check_log
 from linearpatch.storage.leases import Lease

@@ -13,10 +13,12 @@ from linearpatch.evaluation.measure import measure
 from linearpatch.experiment import Experiment
 from linearpatch.models.edit import DENSE, Edit
 from linearpatch.patches.none import NoPatch
-from linearpatch.pipeline import Opened, prepare, rank
-from linearpatch.results.display import STAGES
+from linearpatch.pipeline import prepare, rank, workspace_of
+from linearpatch.preparation import Prepared
 from linearpatch.results.questions import Answers
-from linearpatch.results.record import Record, recording
+from linearpatch.results.record import Record
+from linearpatch.results.recording import recording
+from linearpatch.results.stages import STAGES
 from linearpatch.results.state import occupied
 from linearpatch.storage.cache import Cache
 
@@ -26,46 +28,48 @@ log = logging.getLogger(__name__)
 def measure_dense(experiment: Experiment, cache: Cache, record: Record, folder: Path) -> None:
     """Measure the dense model."""
     with _working(record, folder):
-        opened = prepare(_plain(experiment), record)
-        _measure(experiment, opened, {"dense": DENSE}, cache, record, folder)
+        prepared = prepare(_plain(experiment), record)
+        _measure(experiment, prepared, {"dense": DENSE}, cache, record, folder)
 
 
 def collect_statistics(experiments: Sequence[Experiment], cache: Cache, record: Record, folder: Path) -> None:
     """One pass over the calibration tokens for all that pruners and patches of several runs will ask."""
     with _working(record, folder):
-        opened = prepare(replace(_plain(experiments[0]), eval={}), record)
+        prepared = prepare(replace(_plain(experiments[0]), eval={}), record)
         with record.step("rank"):
             wanted = [
                 statistic
                 for one in experiments
-                for statistic in (*one.pruner.dense_statistics(one.num_pruned_layers), *one.patch.statistics())
+                for statistic in (*one.pruner.chooser.statistics(one.num_pruned_layers), *one.patch.statistics())
             ]
-            opened.workspace(experiments[0], cache).collect(*wanted)
+            workspace_of(experiments[0], prepared, cache).collect(*wanted)
 
 
 def measure_pruned(experiment: Experiment, cache: Cache, record: Record, folder: Path) -> None:
     """Choose the layers that go, and measure the model without them."""
     with _working(record, folder):
         plain = _plain(experiment)
-        opened = prepare(plain, record)
+        prepared = prepare(plain, record)
         with record.step("rank"):
-            selection = rank(plain, opened.workspace(plain, cache), record)
+            workspace = workspace_of(plain, prepared, cache)
+            edit = rank(plain.pruner, plain.patch, workspace, plain.num_pruned_layers)
+        record.pruning = plain.pruner.chooser.section(prepared.model.decoder, edit)
         if "pruned" in experiment.stages:
-            _measure(experiment, opened, {"pruned": Edit.of_layers(selection.removed)}, cache, record, folder)
+            _measure(experiment, prepared, {"pruned": edit}, cache, record, folder)
 
 
 def _measure(
     experiment: Experiment,
-    opened: Opened,
+    prepared: Prepared,
     stages: Mapping[str, Edit],
     cache: Cache,
     record: Record,
     folder: Path,
 ) -> None:
     """Measure what doesn't depend on the other stages' models."""
-    alone = [one for one in opened.measurements if not one.together]
+    alone = [one for one in prepared.measurements if not one.together]
     with Answers(folder) as answers:
-        measure(opened.model, stages, experiment.evaluations, alone, cache, record, answers)
+        measure(prepared.model, stages, experiment.evaluations, alone, cache, record, answers)
 
 
 def _plain(experiment: Experiment) -> Experiment:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from linearpatch.errors import StorageError
-from linearpatch.results.record import FILE_NAME
+from linearpatch.results.files import FILE_NAME
 from linearpatch.results.state import STATES, RunState, state_of
 from linearpatch.storage.leases import Lease
 from linearpatch.sweep.manifest import Listed, leases_of, read_manifests

@@ -12,7 +12,9 @@ from typing import Any
 
 from linearpatch.errors import ConfigError, StorageError, require_choice
 from linearpatch.registry import component
+from linearpatch.results.fields import plain
 from linearpatch.results.record import Record
+from linearpatch.results.scores import LayerScores
 from linearpatch.tracking.tracker import Curve, Tracker
 
 MODES = ("offline", "online")
@@ -79,20 +81,23 @@ class WandbTracker(Tracker):
     def _history(record: Record, wandb: Any) -> dict[str, Any]:
         tables: dict[str, Any] = {}
         if record.pruning:
-            sites = record.patch.get("sites", [])
+            sites = [plain(site) for site in record.patch.sites] if record.patch else []
             columns = sorted(
                 {key for site in sites for key in site}, key=lambda key: (key not in ("start", "end"), key)
             )
-            rows = [[site.get(column) for column in columns] for site in sites] or record.pruning["interfaces"]
-            tables["interfaces"] = wandb.Table(columns=columns or ["start", "end"], data=rows)
-            scores = record.pruning["scores"]
-            values = scores.get("values") or []
-            steps = scores.get("steps") or []
-            score_rows = [[0, index, value] for index, value in enumerate(values)]
-            score_rows += [
-                [step, int(layer), loss] for step, entry in enumerate(steps) for layer, loss in entry["losses"].items()
+            rows = [[site.get(column) for column in columns] for site in sites] or [
+                list(one) for one in record.pruning.interfaces
             ]
-            tables["layer_scores"] = wandb.Table(columns=["step", scores["unit"], scores["criterion"]], data=score_rows)
+            tables["interfaces"] = wandb.Table(columns=columns or ["start", "end"], data=rows)
+            scores = record.pruning.scores
+            if isinstance(scores, LayerScores):
+                score_rows = [
+                    [step, int(layer), loss]
+                    for step, losses in enumerate(scores.by_step)
+                    for layer, loss in losses.items()
+                ]
+                columns = ["step", scores.unit, scores.criterion]
+                tables["layer_scores"] = wandb.Table(columns=columns, data=score_rows)
         return tables
 
 
@@ -104,16 +109,16 @@ def run_key(record: Record, folder: Path) -> str:
 def summary(record: Record) -> dict[str, Any]:
     """Flat names and numbers: `patched/ppl/wikitext2`, `time/rank`, `removed_layers`."""
     metrics = {
-        f"{stage}/{name}": metric["value"]
+        f"{stage}/{name}": metric.value
         for stage, measured in record.metrics.items()
         for name, metric in measured.items()
     }
     retained = {
-        f"{stage}/retained/{definition}/{name}": kept["value"]
+        f"{stage}/retained/{definition}/{name}": kept.value
         for stage, definitions in record.retained.items()
         for definition, values in definitions.items()
         for name, kept in values.items()
     }
     timings = {f"time/{step}": seconds for step, seconds in record.timings_s.items()}
-    removed = record.pruning.get("removed_layers", [])
+    removed = record.pruning.removed_layers if record.pruning else []
     return {**metrics, **retained, **timings, "removed_layers": str(removed), "num_removed": len(removed)}

@@ -47,7 +47,7 @@ def test_sleb_removes_what_the_exhaustive_search_removes(family, stop_early, blo
     decoder = decoder_of(tiny_model(family))
     workspace = Workspace(decoder, blocks, batch_size=1)
     selection = Sleb(stop_early=stop_early).select(workspace, 4)
-    assert list(selection.removed) == greedy(decoder, blocks.ids, 4)
+    assert list(selection.removed_layers) == greedy(decoder, blocks.ids, 4)
 
 
 def without(*layers):
@@ -70,8 +70,8 @@ def test_an_early_stop_gives_lower_bounds_and_the_same_best(decoder, survivors):
 
 
 def test_one_search_serves_every_smaller_number(workspace):
-    longest = Sleb().select(workspace, 4).removed
-    assert [Sleb().select(workspace, n).removed for n in (1, 2, 3)] == [longest[:n] for n in (1, 2, 3)]
+    longest = Sleb().select(workspace, 4).removed_layers
+    assert [Sleb().select(workspace, n).removed_layers for n in (1, 2, 3)] == [longest[:n] for n in (1, 2, 3)]
 
 
 def test_half_the_layers_run(decoder, blocks):

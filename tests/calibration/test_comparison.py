@@ -158,7 +158,7 @@ def test_a_finalist_is_compared_with_its_draft_and_with_no_patch(caplog):
     workspace = predictable_workspace(patch)
     with caplog.at_level("INFO"):
         selection = PatchAware(protect_first=1, finalists=3).select(workspace, 2)
-    for finalist in selection.scores["finalists"]:
+    for finalist in selection.scores.finalists:
         names = {one["name"] for one in finalist["candidates"]}
         assert {AS_SET, NO_PATCH, "lstsq, as in a search", "gain=1"} <= names
     assert "would do harm" in caplog.text or "as set has a held-out loss" in caplog.text

@@ -70,7 +70,7 @@ def test_every_pruner_selects_layers(family, pruner):
     held_out = TokenBlocks(BLOCKS.ids.flip(0, 1), "random/held out")
     patch = components("patch")["rotate"]()
     workspace = Workspace(decoder_of(tiny_model(family)), BLOCKS, held_out=held_out, patch=patch, batch_size=2)
-    removed = components("pruner")[pruner](**SETTINGS.get(pruner, {})).select(workspace, 2).removed
+    removed = components("pruner")[pruner](**SETTINGS.get(pruner, {})).select(workspace, 2).removed_layers
     assert len(set(removed)) == 2
     assert set(removed) <= set(range(NUM_LAYERS))
 

@@ -6,7 +6,7 @@ from linearpatch.checkpoint import hub
 from linearpatch.checkpoint.hub import check_repository, push
 from linearpatch.cli import main
 from linearpatch.errors import ConfigError, StorageError
-from linearpatch.results.record import read_record
+from linearpatch.results.files import read_record
 
 FAST = ["debug=tiny", "model=random", "num_pruned_layers=3", "tracker=none", "save_model=true", "stages=[dense]"]
 

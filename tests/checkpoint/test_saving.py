@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,9 @@ from linearpatch.patches.mlp_lstsq import MlpLeastSquares
 from linearpatch.patches.none import NoPatch
 from linearpatch.patches.rotate import Rotate
 from linearpatch.patches.scalar import Scalar
+from linearpatch.results.metric import Metric
 from linearpatch.results.record import Record
+from linearpatch.results.sections import ModelSection, PatchSection, PruningSection
 from linearpatch.storage.temporary import this_machine
 
 SITE = on_stream(1, 3, 3)
@@ -254,11 +257,11 @@ def test_a_link_keeps_pointing_where_it_did(tmp_path, model):
 
 def test_the_card_tells_what_was_done(tmp_path, model):
     record = Record("run-1", None, "linearpatch run patch=rotate", 0, {"patch": {"sites": "one_per_interface"}})
-    record.model = {"name": "tiny", "note": "a note"}
-    record.pruning = {"method": "streamline", "ratio": 0.25}
-    record.patch = {"method": "rotate"}
-    metric = {"value": 12.345, "stderr": 0.5, "n": 1234, "protocol": "windows of 8", "reason": None}
-    broken = metric | {"value": None, "reason": "the value is inf"}
+    record.model = ModelSection("tiny", "f", 4, 1000, "float32", "a note")
+    record.pruning = PruningSection("streamline", [1, 2], [(1, 3)], 250, 0.25)
+    record.patch = PatchSection("rotate", 10)
+    metric = Metric(12.345, 0.5, 1234, "windows of 8", "h")
+    broken = replace(metric, value=None, reason="the value is inf")
     record.metrics = {"dense": {"ppl/x": metric}, "patched": {"ppl/x": broken}}
     save(tmp_path / "M", model, LinearMap(MATRIX), record=record, name="tiny", hub_id="someone/tiny", license="mit")
     card = ModelCard.load(tmp_path / "M" / "README.md")
@@ -266,7 +269,7 @@ def test_the_card_tells_what_was_done(tmp_path, model):
     assert card.data.license == "mit"
     for text in (
         "layers 1-2 of the dense model, counted from 0, chosen by `streamline` (25.0% of all parameters)",
-        "**Patched** with `rotate` at each gap: x ↦ x P with P = H diag(d) Hᵀ",
+        "**Patched** with `rotate` at each interface: x ↦ x P with P = H diag(d) Hᵀ",
         "|  | dense | patched |",
         "| ppl/x | 12.35 ± 0.50 | not finite |",
         "ppl/x: windows of 8, 1,234 tokens",

@@ -16,6 +16,7 @@ from linearpatch.evaluation.retention import (
     resampled_means,
     retained,
 )
+from linearpatch.results.metric import Metric
 
 
 def accuracies(row) -> list[float]:
@@ -44,7 +45,7 @@ def test_mean_of_ratios_is_the_papers_retained_performance(row):
 def test_the_average_is_the_papers(row):
     metrics = {f"qa/{task}/acc": metric(row["values"][f"qa/{task}"]) for task in TASKS}
     aggregate = Aggregate("qa/paper", dict.fromkeys(metrics, 1 / 9), "p")
-    assert average(Results(metrics), aggregate)["value"] == pytest.approx(row["values"]["qa/average"], abs=0.0051)
+    assert average(Results(metrics), aggregate).value == pytest.approx(row["values"]["qa/average"], abs=0.0051)
 
 
 def test_ratio_of_means_is_prune_and_comps_retained_performance():
@@ -59,10 +60,7 @@ def test_ratio_of_means_is_prune_and_comps_retained_performance():
 
 
 def metric(value, n=100, **more):
-    return {
-        "value": value, "stderr": 0.01, "n": n, "protocol": "p", "token_hash": "h", "unit": "share",
-        "counted": "questions", **more,
-    }  # fmt: skip
+    return Metric(value, 0.01, n, "p", "h", unit="share", counted="questions", **more)
 
 
 def answers(seed, share, n=400):
@@ -126,20 +124,20 @@ def test_an_averages_interval_draws_within_tasks_and_a_pooled_one_from_all_quest
     assert found["difference"] == pytest.approx(heap.mean())
     assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * heap.std() / 500**0.5, rel=0.05)
     everything = numpy.concatenate([other.answers["a"], other.answers["b"]])
-    assert average(other, aggregate)["stderr"] == pytest.approx(stats.sem(everything))
+    assert average(other, aggregate).stderr == pytest.approx(stats.sem(everything))
 
 
 def test_retained_performance_is_told_in_both_definitions_with_intervals():
     dense, other = results(a=answers(0, 0.9), b=answers(1, 0.5)), results(a=answers(2, 0.6), b=answers(3, 0.4))
     asked = Aggregate("mean", {"a": 0.5, "b": 0.5}, "p", retained=True)
     found = retained(dense, other, [asked, Aggregate("silent", {"a": 1.0}, "p")])
-    means = [[stage.metrics[name]["value"] for name in "ab"] for stage in (dense, other)]
+    means = [[stage.metrics[name].value for name in "ab"] for stage in (dense, other)]
     assert set(found) == {"mean_of_ratios", "ratio_of_means"}
     assert set(found["mean_of_ratios"]) == {"mean"}
-    assert found["mean_of_ratios"]["mean"]["value"] == pytest.approx(mean_of_ratios(*means, [0.5, 0.5]))
-    assert found["ratio_of_means"]["mean"]["value"] == pytest.approx(ratio_of_means(*means, [0.5, 0.5]))
+    assert found["mean_of_ratios"]["mean"].value == pytest.approx(mean_of_ratios(*means, [0.5, 0.5]))
+    assert found["ratio_of_means"]["mean"].value == pytest.approx(ratio_of_means(*means, [0.5, 0.5]))
     for kept in found.values():
-        assert kept["mean"]["low"] < kept["mean"]["value"] < kept["mean"]["high"]
+        assert kept["mean"].low < kept["mean"].value < kept["mean"].high
 
 
 def test_nothing_is_retained_of_nothing():
@@ -158,10 +156,10 @@ def test_every_stage_is_compared_with_dense_and_patched_with_pruned():
         for seed, (stage, share) in enumerate({"dense": 0.9, "pruned": 0.3, "patched": 0.6}.items())
     }
     kept = compare(stages, {"t": Plain()})
-    versus = {stage: found.metrics["t/acc"].get("versus", {}) for stage, found in stages.items()}
+    versus = {stage: found.metrics["t/acc"].versus for stage, found in stages.items()}
     assert {stage: set(bases) for stage, bases in versus.items()} == {
         "dense": set(), "pruned": {"dense"}, "patched": {"dense", "pruned"},
     }  # fmt: skip
     assert versus["pruned"]["dense"]["high"] < 0 < versus["patched"]["pruned"]["low"]
     assert set(kept) == {"pruned", "patched"}
-    assert stages["dense"].metrics["t/acc"]["parts"] == ["t/a/acc"]
+    assert stages["dense"].metrics["t/acc"].parts == ["t/a/acc"]

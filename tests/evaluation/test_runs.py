@@ -60,13 +60,13 @@ def test_the_record_holds_tasks_averages_differences_and_what_is_retained(tmp_pa
 
 
 def test_wandb_gets_every_number(tmp_path):
-    from linearpatch.results.record import read_record
+    from linearpatch.results.files import read_record
 
     run(tmp_path / "D", "eval=[smoke]", "eval.smoke.limit=40")
     record = read_record(tmp_path / "D")
     shown = summary(record)
-    assert shown["patched/smoke/acc"] == record.metrics["patched"]["smoke/acc"]["value"]
-    kept = record.retained["patched"]["mean_of_ratios"]["smoke/acc"]["value"]
+    assert shown["patched/smoke/acc"] == record.metrics["patched"]["smoke/acc"].value
+    kept = record.retained["patched"]["mean_of_ratios"]["smoke/acc"].value
     assert shown["patched/retained/mean_of_ratios/smoke/acc"] == kept
 
 

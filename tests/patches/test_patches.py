@@ -152,8 +152,6 @@ def test_mlp_lstsq_errors_compare_with_those_of_lstsq(fitting):
 def test_mlp_lstsq_needs_a_layer_before_the_gap():
     with pytest.raises(ConfigError, match="layer 0 is removed"):
         MlpLeastSquares().place([Interface(0, 2)])
-    with pytest.raises(ConfigError, match=r"Leave patch\.sites out"):
-        MlpLeastSquares(sites="one_per_layer")
 
 
 def test_too_few_tokens_without_ridge_are_refused(decoder):

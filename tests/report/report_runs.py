@@ -2,28 +2,41 @@
 
 from linearpatch.report.quantities import entries_of
 from linearpatch.report.rows import merged, rows_of_run, told_apart
-from linearpatch.results.record import Record, write_record
+from linearpatch.results.files import write_record
+from linearpatch.results.metric import Metric
+from linearpatch.results.record import Record
+from linearpatch.results.scores import LayerScores
+from linearpatch.results.sections import (
+    CalibrationSection,
+    DistillationSection,
+    EnvironmentSection,
+    ModelSection,
+    PatchSection,
+    PointSection,
+    PruningSection,
+    SiteSection,
+)
 
 PACKAGES = {"torch": "2.13.0", "transformers": "5.23.0"}
 
 
 def metric(value, **more):
-    return {
-        "value": value, "stderr": 0.5, "n": 10, "protocol": "windows of 8 tokens", "token_hash": "0123456789",
-        "unit": "", "counted": "tokens", "headline": True, "reason": None, "versus": {}, **more,
-    }  # fmt: skip
+    known = {"stderr": 0.5, "n": 10, "protocol": "windows of 8 tokens", "token_hash": "0123456789", "headline": True}
+    return Metric(value, **{**known, **more})
 
 
 def share(value, task, **more):
-    return metric(value, stderr=0.01, unit="share", counted="questions", protocol=task, headline=False, **more)
+    return metric(
+        value, **{"stderr": 0.01, "unit": "share", "counted": "questions", "protocol": task, "headline": False, **more}
+    )
 
 
 def answers(**tasks):
     """Metrics of an evaluation `qa` with the average of the paper."""
     found = {f"qa/{task}/{kind}": share(value, task) for (task, kind), value in
              ((name.split("__"), value) for name, value in tasks.items())}  # fmt: skip
-    mean = sum(one["value"] for one in found.values()) / len(found)
-    return {**found, "qa/paper": {**share(mean, "mean over 2 tasks"), "parts": list(found), "headline": True}}
+    mean = sum(one.value for one in found.values()) / len(found)
+    return {**found, "qa/paper": share(mean, "mean over 2 tasks", parts=list(found), headline=True)}
 
 
 def record(pruner="sleb", patch="rotate", removed=(3, 4, 9), seed=0, model="tiny", config=None, **stages):
@@ -32,9 +45,7 @@ def record(pruner="sleb", patch="rotate", removed=(3, 4, 9), seed=0, model="tiny
     metrics = {
         stage: value if isinstance(value, dict) else {"ppl/wikitext2": metric(value)} for stage, value in stages.items()
     }
-    distillation = {"method": "output_kl", "num_parameters": 500_000, "best_step": 2, "curve": [
-        {"step": 0, "validation_loss": 2.0}, {"step": 1, "loss": 1.9}, {"step": 2, "loss": 1.5, "validation_loss": 1.4},
-    ]}  # fmt: skip
+    curve = [PointSection(0, None, 2.0), PointSection(1, 1.9), PointSection(2, 1.5, 1.4)]
     return Record(
         run_id=f"{model}-{pruner}-{len(removed)}-{patch}-{seed}-{len(str(config))}",
         group="g",
@@ -42,20 +53,18 @@ def record(pruner="sleb", patch="rotate", removed=(3, 4, 9), seed=0, model="tiny
         seed=seed,
         config={"choices": {"model": model}, "seed": seed, **(config or {})},
         status="completed",
-        model={"name": model, "fingerprint": "f", "num_layers": 12, "num_parameters": 10_000_000, "dtype": "float32"},
-        pruning={
-            "method": pruner, "removed_layers": list(removed), "interfaces": [[3, 5], [9, 10]],
-            "num_parameters_removed": 2_000_000, "ratio": 0.2,
-            "scores": {"criterion": "1 - cosine", "unit": "layer", "values": [0.1 * n for n in range(12)]},
-        },
-        patch={"method": patch, "num_parameters": 500_000, "sites": [
-            {"start": 3, "end": 5, "error_before": 0.2, "error_after": 0.1},
-        ]},
-        distillation=distillation if "distilled" in stages else None,
+        model=ModelSection(model, "f", 12, 10_000_000, "float32", "a note"),
+        calibration=CalibrationSection(notes=["another note"]),
+        pruning=PruningSection(
+            pruner, list(removed), [(3, 5), (9, 10)], 2_000_000, 0.2,
+            scores=LayerScores("1 - cosine", values=[0.1 * n for n in range(12)]),
+        ),
+        patch=PatchSection(patch, 500_000, [SiteSection(3, 5, error_before=0.2, error_after=0.1)]),
+        distillation=DistillationSection("output_kl", 500_000, 2, curve=curve) if "distilled" in stages else None,
         metrics=metrics,
         timings_s={"rank": 1.5},
         peak_memory_bytes={"rank": 2**20},
-        environment={"packages": PACKAGES},
+        environment=EnvironmentSection(PACKAGES),
     )  # fmt: skip
 
 

@@ -5,18 +5,22 @@ import io
 import json
 import os
 import time
+from dataclasses import replace
 
 import pytest
 from report_runs import answers, metric, record
 from rich.console import Console
 
 from linearpatch.errors import StorageError
-from linearpatch.evaluation.evaluation import Metric
 from linearpatch.report.report import write_report
-from linearpatch.results.record import read_record, write_record
-from linearpatch.results.sections import parse
+from linearpatch.report.run_table import run_table, sweep_tables
+from linearpatch.report.terminal import rich_table
+from linearpatch.results.files import read_record, write_record
+from linearpatch.results.metric import Metric, Retained
+from linearpatch.results.parsing import parse
+from linearpatch.results.scores import LayerScores, SearchStep
+from linearpatch.results.sections import CalibrationSection, CheckpointSection
 from linearpatch.results.state import state_of
-from linearpatch.results.tables import comparison_table, run_table
 from linearpatch.sweep.status import Watch, status_table
 
 WRONG = [
@@ -33,13 +37,14 @@ def full_record():
     one = record(dense=10.0, pruned=20.0, patched=15.0, distilled=12.0, config=config)
     for stage in one.metrics.values():
         stage.update(answers(a__acc=0.5, b__acc=0.4))
-    one.metrics["patched"]["qa/paper"]["versus"] = {"dense": {"difference": 0.1, "low": 0.0, "high": 0.2}}
+    versus = {"dense": {"difference": 0.1, "low": 0.0, "high": 0.2}}
+    one.metrics["patched"]["qa/paper"] = replace(one.metrics["patched"]["qa/paper"], versus=versus)
     ratio = {"dense": {"ratio": 1.1, "low": 1.0, "high": 1.2}}
     one.metrics["patched"]["speed/prefill_tokens_per_s"] = metric(100.0, unit="1/s", versus=ratio)
-    one.retained = {"patched": {"mean_of_ratios": {"qa/paper": {"value": 0.9, "low": 0.8, "high": 1.0}}}}
-    one.checkpoint = {"folder": "model", "format": "plain", "bytes": 3, "pushed_to": None}
+    one.retained = {"patched": {"mean_of_ratios": {"qa/paper": Retained(0.9, 0.8, 1.0)}}}
+    one.checkpoint = CheckpointSection("model", "plain", 3)
     one.answered = {"dense/ppl": "abc"}
-    one.calibration = {"corpus": "c", "num_blocks": 4, "block_length": 8, "token_hash": "d", "notes": ["n"]}
+    one.calibration = CalibrationSection("c", 4, 8, "d", notes=["n"])
     return one
 
 
@@ -142,10 +147,10 @@ def test_a_report_and_a_status_hold_what_can_be_read_and_name_the_rest(tmp_path)
     assert shown.count("failed") >= len(rejected)
     assert "\x07" not in shown
     records = [one.record for one in map(state_of, (tmp_path / "runs").iterdir()) if one.record]
-    printed(comparison_table([one for one in records if one.model]))
+    printed(*map(rich_table, sweep_tables(records)))
     for one in records:
         if one.model and one.pruning and one.patch:
-            printed(run_table(one))
+            printed(rich_table(run_table(one)))
 
 
 TEXTS = {
@@ -229,10 +234,10 @@ def test_forged_values(place, value, told):
 
 
 def test_scores_that_nobody_can_draw_cost_one_figure(tmp_path, caplog):
-    steps = [{"removed": 3, "losses": {"1000000000": 3.0}}]
-    for name, scores in {"good": full_record().pruning["scores"], "bad": {"criterion": "x", "steps": steps}}.items():
+    bad = LayerScores("x", steps=[SearchStep(3, {"1000000000": 3.0})])
+    for name, scores in {"good": full_record().pruning.scores, "bad": bad}.items():
         one = record(pruner=name)
-        one.pruning["scores"] = scores
+        one.pruning = replace(one.pruning, scores=scores)
         write_record(one, tmp_path / name)
     report = write_report([tmp_path], tmp_path / "report")
     assert "figures/scores_tiny.png" in report.files
@@ -247,11 +252,11 @@ def test_names_longer_than_a_file_may_have(tmp_path):
 
 def test_a_record_written_is_a_record_read(tmp_path):
     one = full_record()
-    one.metrics["dense"]["ppl/wikitext2"]["value"] = float("inf")
+    one.metrics["dense"]["ppl/wikitext2"] = metric(float("inf"))
     one.error, one.command = "a file called \udcff", "a\tb\nc"
     write_record(one, tmp_path)
     read = read_record(tmp_path)
-    assert read.metrics["dense"]["ppl/wikitext2"]["value"] is None
+    assert read.metrics["dense"]["ppl/wikitext2"].value is None
     assert read.error == "a file called \\udcff"
     assert read.command == "a\tb\nc"
     assert read.metrics["patched"] == one.metrics["patched"]
@@ -263,9 +268,18 @@ def test_no_metric_is_too_large_for_its_record():
     assert Metric.of(1e99, 1e150, 1, "p", "h").stderr is None
 
 
-def test_later_fields_are_left_aside():
-    sections, _ = parse(forged(**{"model.later": 1, "later": [1]}))
-    assert sections.model.num_layers == 12
+def test_later_fields_are_kept():
+    read = parse(forged(**{"model.later": 1, "model.__class__": "x", "later": [1]}))
+    assert read.model.num_layers == 12
+    assert read.to_plain()["model"]["later"] == 1
+
+
+def test_fields_that_are_called_as_what_readers_ask_for_do_no_harm():
+    """Methods and properties of a section, in a record that somebody wrote to do harm."""
+    read = parse(forged(**{"metrics.dense.ppl/wikitext2.is_comparable": 3, "num_parameters": 1, "require_edit": 2}))
+    metric = read.metrics["dense"]["ppl/wikitext2"]
+    assert metric.is_comparable(metric)
+    assert read.num_parameters("dense") == 10_000_000
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def page_file(tmp_path_factory):
     ]  # fmt: skip
     evil = record(pruner=EVIL, patch="</script><script>alert(1)</script>", removed=(4,), patched=9.5)
     evil = replace(evil, run_id=EVIL, command=EVIL, config={**evil.config, EVIL: EVIL, "patch": {"a": float("inf")}})
-    evil.model["name"] = EVIL
+    evil.model = replace(evil.model, name=EVIL)
     (folder / "runs" / "evil").mkdir(parents=True)
     (folder / "runs" / "evil" / "result.json").write_text(evil.to_json())
     failed = record(patch="scalar")

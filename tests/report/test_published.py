@@ -7,6 +7,7 @@ from linearpatch.errors import DataError
 from linearpatch.report.layouts import paper_tables
 from linearpatch.report.published import HEAD, read_published
 from linearpatch.report.with_published import beside_table
+from linearpatch.results.metric import Retained
 
 LINES = [
     "table 1,tiny,0,,,,ppl/wikitext2,5.5,a paper",
@@ -30,7 +31,7 @@ def measured():
     run = record()
     for stage, value in (("dense", 0.8), ("pruned", 0.6), ("patched", 0.7)):
         run.metrics[stage] |= answers(boolq__acc=value)
-    run.retained = {"patched": {"mean_of_ratios": {"qa/paper": {"value": 0.875}}}}
+    run.retained = {"patched": {"mean_of_ratios": {"qa/paper": Retained(0.875)}}}
     return entries(run)
 
 

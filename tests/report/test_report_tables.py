@@ -1,6 +1,7 @@
 """Tables against values computed by hand, and as Markdown, LaTeX and CSV."""
 
 import io
+from dataclasses import replace
 
 import pandas
 import pytest
@@ -12,6 +13,7 @@ from linearpatch.report.differences import differences_table, over_seeds
 from linearpatch.report.latex import latex_table
 from linearpatch.report.layouts import paper_tables, retained_table
 from linearpatch.report.markdown import escape, markdown_table
+from linearpatch.results.metric import Retained
 
 
 def tables(*records):
@@ -53,9 +55,9 @@ def test_equal_numbers_are_equally_good():
 def asked(dense, pruned, patched):
     run = record(dense=answers(**dense), pruned=answers(**pruned), patched=answers(**patched))
     run.retained = {
-        "pruned": {"mean_of_ratios": {"qa/paper": {"value": 0.8, "low": 0.75, "high": 0.85}},
-                   "ratio_of_means": {"qa/paper": {"value": 0.79}}},
-        "patched": {"mean_of_ratios": {"qa/paper": {"value": 0.9}}, "ratio_of_means": {"qa/paper": {"value": 0.91}}},
+        "pruned": {"mean_of_ratios": {"qa/paper": Retained(0.8, 0.75, 0.85)},
+                   "ratio_of_means": {"qa/paper": Retained(0.79)}},
+        "patched": {"mean_of_ratios": {"qa/paper": Retained(0.9)}, "ratio_of_means": {"qa/paper": Retained(0.91)}},
     }  # fmt: skip
     return run
 
@@ -86,7 +88,7 @@ def test_of_a_tasks_two_metrics_acc_norm_stands_for_it():
 def test_where_the_average_is_of_acc_the_columns_are_too():
     parts = {f"smoke/{task}/acc": share(value, task) for task, value in {"facts": 0.6, "pronouns": 0.8}.items()}
     other = {f"smoke/{task}/acc_norm": share(0.1, task) for task in ("facts", "pronouns")}
-    whole = {"smoke/acc": {**share(0.7, "mean over the questions of 2 tasks"), "parts": list(parts)}}
+    whole = {"smoke/acc": share(0.7, "mean over the questions of 2 tasks", parts=list(parts))}
     run = record(dense=other | parts | whole, pruned=other | parts | whole)
     table = tables(run)["smoke"]
     assert table.columns == ("facts", "pronouns", "Avg.", "RP")
@@ -101,7 +103,7 @@ def test_both_definitions_of_retained_performance_stand_side_by_side(questions):
 
 def test_mmlu_shows_its_groups_and_the_whole():
     def mmlu(value):
-        whole = {**metric(value, unit="share", headline=True), "parts": ["mmlu/anatomy/acc"]}
+        whole = metric(value, unit="share", headline=True, parts=["mmlu/anatomy/acc"])
         return {"mmlu/anatomy/acc": metric(value, unit="share"), "mmlu/stem/acc": whole, "mmlu/acc": whole}
 
     table = tables(record(dense=mmlu(0.6), pruned=mmlu(0.4)))["mmlu"]
@@ -116,7 +118,11 @@ def test_speed_shows_rates_with_their_ratio_to_dense():
             "speed/prefill_s": metric(seconds, unit="s"),
         }
 
-    run = record(dense=speed(100.0, 0.02), pruned=speed(150.0, 0.01, dense={"ratio": 1.5}), patched=speed(140.0, 0.015))
+    run = record(
+        dense=speed(100.0, 0.02),
+        pruned=speed(150.0, 0.01, dense={"ratio": 1.5, "low": 1.4, "high": 1.6}),
+        patched=speed(140.0, 0.015),
+    )
     table = tables(run)["speed"]
     assert table.columns == ("Prefill tokens/s", "× dense", "Prefill ms")
     assert line(table, "none") == ["150.0", "1.50", "10.0"]
@@ -179,7 +185,7 @@ def test_the_table_of_differences_takes_seeds_where_there_are_some():
 
 def test_the_table_of_differences_takes_a_records_interval_where_there_is_one_seed(questions):
     versus = {"pruned": {"difference": 0.075, "low": 0.02, "high": 0.13}}
-    questions.metrics["patched"]["qa/paper"]["versus"] = versus
+    questions.metrics["patched"]["qa/paper"] = replace(questions.metrics["patched"]["qa/paper"], versus=versus)
     table = differences_table(entries(questions))
     assert line(table, "rotate", "none") == ["+7.50", "[+2.00, +13.00]", "", "10 questions"]
     assert differences_table(entries(record())) is None

@@ -72,7 +72,7 @@ def test_settings_that_vary_become_columns():
 def test_layers_that_were_chosen_for_a_patch_say_for_which():
     def chosen_for(patch, config, **stages):
         one = record("patch_aware", patch, config=config, **stages)
-        return replace(one, run_id=f"{one.run_id}-{config}", pruning={**one.pruning, "sees_patches": True})
+        return replace(one, run_id=f"{one.run_id}-{config}", pruning=replace(one.pruning, sees_patches=True))
 
     none = chosen_for("none", {"patch": {}}, dense=10.0, pruned=20.0)
     plain = chosen_for("lstsq", {"patch": {"ridge": 0.1, "weighting": "none"}})
@@ -119,7 +119,7 @@ def test_records_are_found_at_any_depth_but_not_in_hidden_folders(tmp_path):
     write(tmp_path / "a" / "b", record())
     write(tmp_path / ".shared", record(patch="lstsq"))
     found = read_runs([tmp_path, tmp_path / "a"])
-    assert [run.record.patch["method"] for run in found.runs] == ["rotate"]
+    assert [run.patch.method for run in found.runs] == ["rotate"]
 
 
 def test_runs_that_failed_or_cant_be_read_are_told_with_the_reason(tmp_path):
@@ -150,7 +150,7 @@ def test_of_a_run_in_two_folders_the_newer_counts(tmp_path):
     os.utime(tmp_path / "old" / old.run_id / "result.json", (1, 1))
     found = read_runs([tmp_path])
     assert len(found.runs) == 1
-    assert found.runs[0].record.metrics["patched"]["ppl/wikitext2"]["value"] == 14.0
+    assert found.runs[0].record.metrics["patched"]["ppl/wikitext2"].value == 14.0
     assert "is in two folders" in found.remarks[0]
 
 

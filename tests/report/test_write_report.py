@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -12,6 +13,7 @@ from safetensors.numpy import save_file
 from linearpatch.errors import DataError, StorageError
 from linearpatch.report.figures.quality import against_layers
 from linearpatch.report.report import MANIFEST, write_report
+from linearpatch.results.scores import LayerScores, SearchStep
 
 
 @pytest.fixture
@@ -127,8 +129,9 @@ def test_profiles_are_drawn_from_the_arrays_beside_a_record(runs, tmp_path):
 def test_a_search_is_drawn_and_other_scores_do_no_harm(tmp_path):
     search, odd = record(), record(pruner="mine")
     losses = {str(layer): 3.0 + layer for layer in range(12)}
-    search.pruning["scores"] = {"criterion": "NLL", "unit": "layer", "steps": [{"removed": 3, "losses": losses}] * 3}
-    odd.pruning["scores"] = {"values": "none of your business"}
+    scores = LayerScores("NLL", steps=[SearchStep(3, losses)] * 3)
+    search.pruning = replace(search.pruning, scores=scores)
+    odd.pruning = replace(odd.pruning, scores={"values": "none of your business"})
     report = write_report([write(tmp_path / "a", search)], tmp_path / "report")
     assert "figures/scores_tiny.png" in report.files
     told = (tmp_path / "report" / "report.md").read_text()

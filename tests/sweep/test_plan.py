@@ -4,7 +4,8 @@ import pytest
 
 from linearpatch.config import compose_experiment
 from linearpatch.errors import ConfigError
-from linearpatch.results.record import Record, write_record
+from linearpatch.results.files import write_record
+from linearpatch.results.record import Record
 from linearpatch.storage.files import make_folder
 from linearpatch.sweep.plan import Asked, plan_sweep
 

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from linearpatch.cli import main
 from linearpatch.errors import StorageError
-from linearpatch.results.record import Record, write_record
+from linearpatch.results.files import write_record
+from linearpatch.results.record import Record
 from linearpatch.results.state import LEASE_NAME, Progress, RunState, occupied, state_of
 from linearpatch.runtime.progress import steps
 from linearpatch.storage.files import make_folder

@@ -20,12 +20,13 @@ from lm_eval import evaluator
 
 from linearpatch.errors import ConfigError, DataError, LinearPatchError
 from linearpatch.evaluation.averages import metric_name
-from linearpatch.evaluation.evaluation import Measured, Measurement, Metric, Preparation, Subject
+from linearpatch.evaluation.evaluation import Measured, Measurement, Preparation, Subject
 from linearpatch.evaluation.harness.catalogue import Selection, select
 from linearpatch.evaluation.harness.data import Missing, load
 from linearpatch.evaluation.harness.model import HarnessModel
 from linearpatch.evaluation.harness.task_settings import Asking
 from linearpatch.models.fingerprint import tokenizer_hash
+from linearpatch.results.metric import Metric
 from linearpatch.runtime.memory import BatchSize
 from linearpatch.storage.cache import canonical
 

@@ -14,8 +14,9 @@ from safetensors.numpy import load_file
 
 from linearpatch.report.figures.style import FAINT, Drawing, legend, look, panels, plain_powers, short
 from linearpatch.report.reading import Run
+from linearpatch.results.fields import plain
 from linearpatch.results.questions import ARRAYS
-from linearpatch.results.tables import layer_list
+from linearpatch.text import layer_list
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +36,10 @@ def largest(runs: Sequence[Run]) -> list[Run]:
     """Of each model, pruner, patch and distillation the run that removed most layers."""
     chosen: dict[tuple[str, ...], Run] = {}
     for run in runs:
-        record = run.record
-        distill = (record.distillation or {}).get("method", "none")
-        key = (record.model["name"], record.pruning["method"], record.patch["method"], distill)
+        distill = run.record.distillation.method if run.record.distillation else "none"
+        key = (run.model.name, run.pruning.method, run.patch.method, distill)
         other = chosen.setdefault(key, run)
-        if len(other.record.pruning["removed_layers"]) < len(record.pruning["removed_layers"]):
+        if len(other.pruning.removed_layers) < len(run.pruning.removed_layers):
             chosen[key] = run
     return [chosen[key] for key in sorted(chosen)]
 
@@ -47,8 +47,8 @@ def largest(runs: Sequence[Run]) -> list[Run]:
 def fits(runs: Sequence[Run]) -> list[Drawing]:
     """What each fit says of itself at each site: the error before and after, or the scale and its spread."""
     drawings = []
-    for model in dict.fromkeys(run.record.model["name"] for run in runs):
-        own = [run for run in largest(runs) if run.record.model["name"] == model]
+    for model in dict.fromkeys(run.model.name for run in runs):
+        own = [run for run in largest(runs) if run.model.name == model]
         named = [(_site_name(run, site), site) for run in own for site in _sites(run)]
         shown = {kind: [one for one in named if set(keys) <= one[1].keys()] for kind, keys in SHOWN.items()}
         shown = {kind: sites[:MOST_SITES] for kind, sites in shown.items() if sites}
@@ -96,7 +96,7 @@ def profiles(runs: Sequence[Run]) -> list[Drawing]:
                 streams, values = arrays[f"{stage}/streams"], arrays[f"{stage}/{name}"]
                 line: dict[str, Any] = {"marker": own.marker, "markersize": 2.8, "linewidth": 1.1}
                 axis.plot(streams, values, color=own.color, linestyle=own.linestyle, **line)
-            for start, end in run.record.pruning["interfaces"]:
+            for start, end in run.pruning.interfaces:
                 axis.axvspan(start, end, color="#eef1f5", zorder=0, linewidth=0)
             axis.set_title(PROFILES[name])
             axis.set_xlabel("input of layer")
@@ -110,24 +110,24 @@ def profiles(runs: Sequence[Run]) -> list[Drawing]:
 def training_curves(runs: Sequence[Run]) -> list[Drawing]:
     """Losses of each distillation, one panel for each, with the step that was kept."""
     drawings = []
-    trained = [run for run in largest(runs) if (run.record.distillation or {}).get("curve")]
-    for model in dict.fromkeys(run.record.model["name"] for run in trained):
-        own = [run for run in trained if run.record.model["name"] == model][:MOST_PANELS]
+    trained = [run for run in largest(runs) if run.record.distillation and run.record.distillation.curve]
+    for model in dict.fromkeys(run.model.name for run in trained):
+        own = [run for run in trained if run.model.name == model][:MOST_PANELS]
         figure, axes = panels(len(own), size=(3.3, 2.4))
         for axis, run in zip(axes, own, strict=True):
-            distillation = run.record.distillation or {}
-            curve = distillation["curve"]
+            distillation = run.record.distillation
+            assert distillation is not None
             for at, kind in enumerate(("loss", "validation_loss")):
-                points = [(point["step"], point[kind]) for point in curve if point.get(kind) is not None]
-                steps, losses = [step for step, _ in points], [loss for _, loss in points]
+                points = [(point.step, getattr(point, kind)) for point in distillation.curve]
+                steps = [step for step, loss in points if loss is not None]
+                losses = [loss for _, loss in points if loss is not None]
                 style: dict[str, Any] = {"marker": "o", "markersize": 3.5} if at else {"linewidth": 0.9, "alpha": 0.6}
                 axis.plot(steps, losses, color=look(1 - at).color, **style)
-                if kind == "validation_loss" and distillation.get("best_step") in steps:
-                    best = steps.index(distillation["best_step"])
+                if kind == "validation_loss" and distillation.best_step in steps:
+                    best = steps.index(distillation.best_step)
                     axis.plot([steps[best]], [losses[best]], marker="*", color=look(0).color, markersize=10)
-            record = run.record
-            axis.set_title(f"{record.pruning['method']} {len(record.pruning['removed_layers'])}, "
-                           f"{record.patch['method']} + {distillation['method']}", fontsize=8)  # fmt: skip
+            pruned = f"{run.pruning.method} {len(run.pruning.removed_layers)}"
+            axis.set_title(f"{pruned}, {run.patch.method} + {distillation.method}", fontsize=8)
             axis.set_xlabel("step")
             axis.set_ylabel("loss")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -137,20 +137,19 @@ def training_curves(runs: Sequence[Run]) -> list[Drawing]:
     return drawings
 
 
-def _sites(run: Run) -> Sequence[Mapping[str, float]]:
-    return [site for site in run.record.patch.get("sites", ()) if all(value is not None for value in site.values())]
+def _sites(run: Run) -> list[dict[str, float]]:
+    """What fits say of each site, of those that say nothing else than numbers."""
+    sites: list[dict[str, float]] = [plain(site) for site in run.patch.sites]
+    return [site for site in sites if all(value is not None for value in site.values())]
 
 
 def _site_name(run: Run, site: Mapping[str, float]) -> str:
-    record = run.record
     layers = layer_list(range(int(site["start"]), int(site["end"])))
-    return f"{short(record.pruning['method'], 20)}, {short(record.patch['method'], 20)}: {layers}"
+    return f"{short(run.pruning.method, 20)}, {short(run.patch.method, 20)}: {layers}"
 
 
 def _run_name(run: Run) -> str:
-    record = run.record
-    count = len(record.pruning["removed_layers"])
-    return f"{record.model['name']}, {record.pruning['method']} {count}, {record.patch['method']}"
+    return f"{run.model.name}, {run.pruning.method} {len(run.pruning.removed_layers)}, {run.patch.method}"
 
 
 def _arrays(run: Run) -> dict[str, NDArray[numpy.float32]]:

@@ -16,7 +16,7 @@ from linearpatch.report.figures.quality import by_model
 from linearpatch.report.figures.style import COLOURS, FAINT, GRID, Drawing, panels, plain_powers, short
 from linearpatch.report.quantities import Entry
 from linearpatch.report.reading import Run
-from linearpatch.results.sections import ScoresSection
+from linearpatch.results.scores import LayerScores
 from linearpatch.text import counted
 
 log = logging.getLogger(__name__)
@@ -66,24 +66,24 @@ def _map(model: str, num_layers: int, lines: Mapping[tuple[str, int], set[tuple[
 def layer_scores(runs: Sequence[Run]) -> list[Drawing]:
     """What each pruner scored, where most layers go: values of layers or windows, or the losses of a search."""
     drawings = []
-    models: dict[str, dict[str, tuple[Run, ScoresSection]]] = {}
+    models: dict[str, dict[str, tuple[Run, LayerScores]]] = {}
     for run in runs:
-        pruning, chosen = run.record.pruning, models.setdefault(run.record.model["name"], {})
-        try:
-            scores = ScoresSection.of(pruning.get("scores") or {})
-        except ValueError as error:  # a plug-in may record its scores in another form
-            log.warning("the scores of %s (%s) aren't drawn: %s", run.record.run_id, run.folder, error)
+        pruning, chosen = run.pruning, models.setdefault(run.model.name, {})
+        scores = pruning.scores
+        if not isinstance(scores, LayerScores):  # a plug-in may record its scores in another form
+            if scores:
+                log.warning("the scores of %s (%s) aren't drawn: no LayerScores", run.record.run_id, run.folder)
             continue
-        if any(value is not None for value in scores.values) or scores.losses:
-            other, _ = chosen.setdefault(pruning["method"], (run, scores))
-            if len(other.record.pruning["removed_layers"]) < len(pruning["removed_layers"]):
-                chosen[pruning["method"]] = (run, scores)
+        if any(scores.by_step):
+            other, _ = chosen.setdefault(pruning.method, (run, scores))
+            if len(other.pruning.removed_layers) < len(pruning.removed_layers):
+                chosen[pruning.method] = (run, scores)
     for model, chosen in models.items():
         if chosen:
             figure, axes = panels(len(chosen), size=(3.3, 2.4))
             for axis, (pruner, (run, scores)) in zip(axes, sorted(chosen.items()), strict=True):
-                _scores(figure, axis, pruner, run.record.pruning["removed_layers"], scores)
-            searches = [bool(scores.losses) for _, scores in chosen.values()]
+                _scores(figure, axis, pruner, run.pruning.removed_layers, scores)
+            searches = [bool(scores.steps) for _, scores in chosen.values()]
             marks = "" if all(searches) else "; dark bars: removed"
             marks += "; ×: what a step of the search removes, grey: no candidate" if any(searches) else ""
             caption = f"{model}: scores of each pruner at the largest number of layers{marks}"
@@ -91,13 +91,13 @@ def layer_scores(runs: Sequence[Run]) -> list[Drawing]:
     return drawings
 
 
-def _scores(figure: Figure, axis: Axes, pruner: str, removed: Sequence[int], scores: ScoresSection) -> None:
+def _scores(figure: Figure, axis: Axes, pruner: str, removed: Sequence[int], scores: LayerScores) -> None:
     axis.set_title(f"{short(pruner)}, {counted(len(removed), 'layer')}")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    if scores.losses:
+    if scores.steps:
         _search(figure, axis, scores)
         return
-    values = [float("nan") if value is None else value for value in scores.values]
+    values = [float("nan") if value is None else value for value in scores.values or ()]
     window = scores.unit == "window"
     chosen = {min(removed, default=0)} if window else set(removed)
     colours = [COLOURS[0] if at in chosen else "#c9ced6" for at in range(len(values))]
@@ -111,10 +111,10 @@ def _scores(figure: Figure, axis: Axes, pruner: str, removed: Sequence[int], sco
     axis.grid(visible=False, axis="x")
 
 
-def _search(figure: Figure, axis: Axes, scores: ScoresSection) -> None:
+def _search(figure: Figure, axis: Axes, scores: LayerScores) -> None:
     """Steps of a search from top to bottom: the loss without each layer that is left, and which went."""
-    steps = scores.steps
-    grid = numpy.full((len(steps), max(int(layer) for losses in scores.losses for layer in losses) + 1), numpy.nan)
+    steps = scores.steps or []
+    grid = numpy.full((len(steps), max(int(layer) for losses in scores.by_step for layer in losses) + 1), numpy.nan)
     for at, step in enumerate(steps):
         for layer, loss in step.losses.items():
             grid[at, int(layer)] = numpy.nan if loss is None else loss

@@ -1,0 +1,176 @@
+"""What a run needs before it computes anything: the texts, the model, the tokens.
+
+Everything that can be wrong with them is found here, before the long work: texts are read before a model is loaded, and
+a model is rejected before tokens are cut.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from linearpatch.checkpoint.saving import check_foldable
+from linearpatch.data.blocks import BlockSpec, TokenBlocks
+from linearpatch.data.reader import Reader, Text
+from linearpatch.distillation.training import Training
+from linearpatch.evaluation.evaluation import Evaluation, Measurement, Preparation
+from linearpatch.models.model import LoadedModel, Model
+from linearpatch.patches.patch import Patch
+from linearpatch.registry import name_of
+from linearpatch.results.sections import CalibrationSection
+from linearpatch.text import counted
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts that have been read, before there is a tokenizer.
+
+    Attributes:
+        calibration: For choosing layers and fitting patches.
+        training: For distillation; None without one.
+        evaluations: Make the measurements, once there is a tokenizer.
+        notes: What readers of the numbers must know of the texts.
+    """
+
+    calibration: Text
+    training: Text | None
+    evaluations: Sequence[Preparation]
+    notes: Sequence[str]
+
+    @classmethod
+    def read(
+        cls, calibration: Reader, training: Reader | None, evaluation: Reader, evaluations: Mapping[str, Evaluation]
+    ) -> Texts:
+        """Read all of them.
+
+        Raises:
+            DataError: one can't be read, or has nothing for its purpose.
+        """
+        preparations = [chosen.prepare(name, evaluation) for name, chosen in evaluations.items()]
+        notes = dict.fromkeys(reader.corpus.note for reader in (calibration, evaluation) if reader.corpus.note)
+        return cls(calibration.open(), training.open() if training else None, preparations, list(notes))
+
+
+@dataclass(frozen=True)
+class CalibrationTokens:
+    """Tokens to choose layers and to fit patches on.
+
+    Attributes:
+        blocks: What is fitted on.
+        held_out: More of them, on which nothing is fitted; None where nothing is chosen or compared on them.
+        warnings: What is doubtful about the text.
+    """
+
+    blocks: TokenBlocks
+    held_out: TokenBlocks | None
+    warnings: Sequence[str] = ()
+
+    def section(self, notes: Sequence[str]) -> CalibrationSection:
+        """The tokens, for the record."""
+        held_out = self.held_out
+        return CalibrationSection(
+            corpus=self.blocks.source,
+            num_blocks=len(self.blocks.ids),
+            block_length=self.blocks.ids.shape[1],
+            token_hash=self.blocks.hash,
+            repetitions_left_out=self.blocks.repetitions.count,
+            held_out={"num_blocks": len(held_out.ids), "token_hash": held_out.hash} if held_out else None,
+            notes=list(notes),
+            warnings=list(self.warnings),
+        )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The model and the tokens of a run.
+
+    Attributes:
+        model: The dense model.
+        calibration: What layers are chosen and patches fitted on.
+        lessons: What patches are trained on, and what decides which are best; None without distillation.
+        measurements: All that is to be measured.
+    """
+
+    model: LoadedModel
+    calibration: CalibrationTokens
+    lessons: tuple[TokenBlocks, TokenBlocks] | None
+    measurements: Sequence[Measurement]
+
+
+def load_model(
+    model: Model, cache_dir: Path, *, patch: Patch, training: Training | None, save_format: str | None
+) -> LoadedModel:
+    """Load a model.
+
+    Args:
+        model: Which.
+        cache_dir: Where converted ones are kept.
+        patch: What will be fitted …
+        training: … and trained …
+        save_format: … and saved; None: nothing is.
+
+    Raises:
+        ModelError: it can't be loaded, or can't have what is planned for it.
+    """
+    loaded = model.load(cache_dir)
+    patch.check(loaded.decoder)
+    if training:
+        training.check(loaded.decoder)
+    if save_format == "plain" and name_of(patch) != "none":
+        check_foldable(loaded.decoder)
+    return loaded
+
+
+def cut_calibration(
+    text: Text, model: LoadedModel, spec: BlockSpec, *, num_held_out: int, spare: bool, is_patched: bool
+) -> CalibrationTokens:
+    """Cut calibration text into blocks, some of them held out.
+
+    Args:
+        text: That was read.
+        model: With its tokenizer.
+        spec: How it is cut.
+        num_held_out: Blocks that are held out …
+        spare: … or, where these are 0, whether a few are that the text has beside the others.
+        is_patched: Whether a patch will be compared with none on them.
+    """
+    held_out: TokenBlocks | None
+    if num_held_out:
+        blocks, held_out = text.cut_apart(spec, model.tokenizer, num_held_out)
+    elif spare:
+        blocks, held_out = _cut_beside(text, model, spec, is_patched=is_patched)
+    else:
+        blocks, held_out = text.cut(spec, model.tokenizer), None
+    warnings = text.look(blocks, spec, model.tokenizer)
+    for warning in warnings:
+        log.warning("%s", warning)
+    return CalibrationTokens(blocks, held_out, warnings)
+
+
+def _cut_beside(
+    text: Text, model: LoadedModel, spec: BlockSpec, *, is_patched: bool
+) -> tuple[TokenBlocks, TokenBlocks | None]:
+    blocks, held_out = text.cut_beside(spec, model.tokenizer)
+    number = len(blocks.ids)
+    if held_out is None and is_patched:
+        log.warning(
+            "%s has no tokens to spare beside the %s of calibration: nothing is held out, and whether the patch does "
+            "harm can't be measured. Give it more text.", blocks.source, counted(number, "block"),
+        )  # fmt: skip
+    if spec.num_blocks not in (None, number):
+        log.info("%s: %s for calibration, since some must be held out", blocks.source, counted(number, "block"))
+    return blocks, held_out
+
+
+def cut_training(
+    text: Text, model: LoadedModel, spec: BlockSpec, num_validation_blocks: int
+) -> tuple[TokenBlocks, TokenBlocks]:
+    """Cut the text of a distillation: what is trained on, and what decides which step is best."""
+    blocks, validation = text.cut_apart(spec, model.tokenizer, num_validation_blocks)
+    read, length = counted(len(blocks.ids), "block"), blocks.ids.shape[1]
+    log.info("distillation reads %s of %d tokens from a text of %s tokens", read, length, f"{blocks.available:,}")
+    return blocks, validation

@@ -1,0 +1,64 @@
+"""How layers were chosen: the score of each, or the steps of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, with_config
+
+from linearpatch.results.fields import CHECKED, MAX_LAYERS, Layer, Name, Number
+
+LayerName = Annotated[str, Field(pattern=r"^\d{1,4}$")]
+
+
+@with_config(CHECKED)
+@dataclass(frozen=True)
+class SearchStep:
+    """A step of a search.
+
+    Attributes:
+        removed: The layer that was removed; of a search over sets, the best set.
+        losses: Loss without each layer that was tried.
+        bounds: Layers of which the loss is a lower bound only: they couldn't be the best any more.
+        sets: The sets that a search keeps, the best first.
+    """
+
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("sets",)
+
+    removed: Layer | list[Layer]
+    losses: Mapping[LayerName, Number | None]
+    bounds: list[Layer] | None = None
+    sets: list[list[Layer]] | None = None
+
+
+@with_config(CHECKED)
+@dataclass(frozen=True)
+class LayerScores:
+    """Why these layers: what was measured of each, or of each window of them.
+
+    Attributes:
+        criterion: What was measured; the lowest is removed.
+        unit: `layer`, or `window`, which has the number of its first layer.
+        values: One for each layer or window; None where it wasn't measured.
+        bounds: Windows of which the value is a lower bound only.
+        steps: Of a search.
+        finalists: What was compared at its end, as `calibration.comparison.Comparison` describes it.
+    """
+
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("values", "bounds", "steps", "finalists")
+
+    criterion: Name = "score"
+    unit: Name = "layer"
+    values: Annotated[list[Number | None], Field(max_length=MAX_LAYERS)] | None = None
+    bounds: list[Layer] | None = None
+    steps: Annotated[list[SearchStep], Field(max_length=MAX_LAYERS)] | None = None
+    finalists: list[dict[str, Any]] | None = None
+
+    @property
+    def by_step(self) -> list[Mapping[str, float | None]]:
+        """Losses by layer of each step that measured any; of scores without steps, those of the layers."""
+        if self.steps is not None:
+            return [step.losses for step in self.steps if step.losses]
+        return [{str(layer): value for layer, value in enumerate(self.values or ()) if value is not None}]
