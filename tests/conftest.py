@@ -15,8 +15,9 @@ from hydra.core.global_hydra import GlobalHydra
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from linearpatch.calibration.workspace import Workspace
-from linearpatch.data.blocks import TokenBlocks
+from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.models.decoder import Decoder, decoder_of
+from linearpatch.models.random import byte_tokenizer
 
 DATASETS = os.environ.get("LINEARPATCH_DATASETS")
 NUM_LAYERS = 6
@@ -127,6 +128,30 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LINEARPATCH_DATASETS", raising=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tokens_of_large_texts() -> Iterator[None]:
+    """Large texts are tokenized once by the byte tokenizer: most runs read the bundled one twice."""
+    encode, known = BlockSpec._encode, {}
+
+    def remembered(self, text, tokenizer, special):
+        if len(text) < 10_000 or type(tokenizer) is not type(byte_tokenizer()) or len(tokenizer) > 1000:
+            return encode(self, text, tokenizer, special)
+        key = (hash(text), tokenizer.backend_tokenizer.to_str(), special, self.drop_repetitions)
+        if key not in known:
+            known[key] = encode(self, text, tokenizer, special)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BlockSpec, "_encode", remembered)
+        yield
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dry run composes and plans, and doesn't look at texts and data."""
+    monkeypatch.setattr("linearpatch.cli.jobs.checked", lambda plan: plan)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The commands and examples of the documents are run."""
 
+import json
 import os
 import re
 import shlex
@@ -40,19 +41,28 @@ def commands():
     for document in DOCUMENTS:
         for block in code(document, "bash"):
             for line in block.splitlines():
-                if line.startswith("linearpatch "):
+                if (
+                    line.startswith("linearpatch ") and "tracker=lines" not in line
+                ):  # of the guide's own package, see below
                     yield pytest.param(shlex.split(line, comments=True)[1:], id=f"{document.parent.name}: {line[:60]}")
 
 
-@pytest.mark.parametrize("arguments", list(commands()))
-def test_every_command_runs_or_composes(arguments, tmp_path, monkeypatch, session_cache):
-    """Sweeps are planned only; `make test-slow` runs them."""
-    execute(arguments, tmp_path, monkeypatch, session_cache, planned=["--dry-run"] if "-m" in arguments else [])
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("arguments", [command for command in commands() if command.values[0][0] == "run"])
+def test_every_run_is_planned(arguments, tmp_path, monkeypatch, session_cache):
+    """`make test-slow` runs them."""
+    execute(arguments, tmp_path, monkeypatch, session_cache, planned=["--dry-run"])
+
+
+@pytest.mark.parametrize("verb", ["run", "list", "doctor", "cache", "status", "report"])
+def test_one_command_of_each_verb_runs(verb, tmp_path, monkeypatch, session_cache):
+    first = next(command.values[0] for command in commands() if command.values[0][0] == verb)
+    execute(first, tmp_path, monkeypatch, session_cache)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [command for command in commands() if "-m" in command.values[0]])
-def test_every_sweep_runs(arguments, tmp_path, monkeypatch, session_cache):
+@pytest.mark.parametrize("arguments", list(commands()))
+def test_every_command_runs(arguments, tmp_path, monkeypatch, session_cache):
     execute(arguments, tmp_path, monkeypatch, session_cache)
 
 
@@ -83,7 +93,7 @@ def execute(arguments, tmp_path, monkeypatch, session_cache, planned=()):
         assert main(["run", *SMALL, f"output_dir={tmp_path}/D"]) == 0
         assert main(arguments) == 0
     else:
-        assert command in ("bench", "generate")  # see test_bench.py and the next test
+        assert command in ("bench", "generate")  # see test_benchmarks.py and the next test
 
 
 @pytest.mark.embedded
@@ -129,31 +139,67 @@ def test_the_python_example_runs_with_a_model_in_memory(tmp_path, monkeypatch, c
     Path("other.txt").write_text("\n\n".join(text)[-5_000:])
     (_, loading), (_, story) = blocks_of(section("From Python"), "python")
     assert "lp.load_model(" in loading
-    model, tokenizer = lp.load_model("random")
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model, tokenizer = lp.load_model("random", settings=sizes)
     exec(compile(story, "README.md", "exec"), {"model": model, "tokenizer": tokenizer})
     assert re.fullmatch(r"\(\d+(, \d+){6}\) \d+\.\d+\n", capsys.readouterr().out)
     assert lp.load("small").config.num_hidden_layers == model.config.num_hidden_layers - 7
 
 
-def test_the_pruner_of_the_extension_guide_works(tmp_path, session_cache):
-    guide = ROOT / "docs" / "extending.md"
-    (python,), (yaml,), (toml,) = code(guide, "python"), code(guide, "yaml"), code(guide, "toml")
+GUIDE = ROOT / "docs" / "extending.md"
+
+
+@pytest.fixture
+def my_package(tmp_path, session_cache):
+    """An environment in which the package of the extension guide is installed."""
     site, info = tmp_path / "site", tmp_path / "site" / "mine-1.0.dist-info"
     (site / "my_package").mkdir(parents=True)
     info.mkdir()
-    (site / "my_package" / "stride.py").write_text(python)
+    for block in code(GUIDE, "python"):
+        name, _, text = block.partition("\n")
+        (site / "my_package" / name.removeprefix("# ")).write_text(text)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[linearpatch.components]\n" + toml.splitlines()[1].replace('"', ""))
-    shutil.copytree(CONF_DIR, tmp_path / "conf")
-    (tmp_path / "conf" / "pruner" / "stride.yaml").write_text(yaml)
+    (toml,) = code(GUIDE, "toml")
+    entries = "\n".join(line.replace('"', "") for line in toml.splitlines()[1:])
+    (info / "entry_points.txt").write_text(f"[linearpatch.components]\n{entries}\n")
+    return {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "LINEARPATCH_CACHE": str(session_cache)}
 
-    program = (
-        "import sys, pathlib, linearpatch.choices as choices\n"
-        f"choices.CONF_DIR = pathlib.Path({str(tmp_path / 'conf')!r})\n"
-        "from linearpatch.cli import main\n"
-        f"sys.exit(main(['run', 'pruner=stride', *{SMALL!r}, 'output_dir={tmp_path}/D']))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(site), "LINEARPATCH_CACHE": str(session_cache)}
+
+def in_package(environment, program):
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert '"removed_layers": [\n      1,\n      4,\n      7\n    ]' in (tmp_path / "D" / "result.json").read_text()
+    return done.stdout
+
+
+def test_what_the_extension_guide_adds_works(my_package, tmp_path):
+    """Pruner, operator, place and tracker, in a run that saves its model and in one that distills."""
+    (yaml,) = code(GUIDE, "yaml")
+    shutil.copytree(CONF_DIR, tmp_path / "conf")
+    (tmp_path / "conf" / "pruner" / "stride.yaml").write_text(yaml)
+    small = ["debug=tiny", "model=random", "num_pruned_layers=3", "pruner=stride", "tracker=lines"]
+    training = ["distill=feature_mse", "distillation.num_blocks=4", "distillation.block_length=64"]
+    in_package(
+        my_package,
+        f"""
+import pathlib, torch, linearpatch, linearpatch.choices as choices
+choices.CONF_DIR = pathlib.Path({str(tmp_path / "conf")!r})
+from linearpatch.cli import main
+small = {small!r}
+assert main(["run", *small, "patch=shift", "save_model=true", "save_format=adapter", "output_dir=A"]) == 0
+assert main(["run", *small, "patch=attention_shift", *{training!r}, "output_dir=B"]) == 0
+model, _ = linearpatch.load_model("random")
+small = linearpatch.apply(model, "A/model")
+ids = torch.arange(3, 40)[None]
+assert small.config.num_hidden_layers == model.config.num_hidden_layers - 3
+assert not torch.allclose(small(ids).logits, model(ids).logits)
+""",
+    )
+    first = json.loads(Path("A/result.json").read_text())
+    assert first["pruning"]["removed_layers"] == [1, 4, 7]
+    assert first["patch"]["method"] == "shift"
+    second = json.loads(Path("B/result.json").read_text())
+    assert second["metrics"]["patched"] != second["metrics"]["pruned"]
+    assert second["distillation"]["num_trained"] == second["patch"]["num_parameters"] == 3 * 256
+    tracked = [json.loads(line) for line in Path("runs.jsonl").read_text().splitlines()]
+    assert [line["run"] for line in tracked] == [first["run_id"], second["run_id"]]
+    assert tracked[1]["distilled/ppl/pydoc"] == second["metrics"]["distilled"]["ppl/pydoc"]["value"]

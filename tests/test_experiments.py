@@ -58,7 +58,7 @@ def covering(combinations: Sequence[Sequence[str]]) -> list[Sequence[str]]:
 
 
 @pytest.fixture
-def plan(monkeypatch):
+def plan(monkeypatch, unchecked):
     """Ask for a sweep: its combinations, and a plan of as many as show every setting."""
     sweep = Jobs.sweep
     asked = []

@@ -6,7 +6,8 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import yaml
@@ -137,9 +138,23 @@ def compose(flags: argparse.Namespace, jobs: Jobs) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     previous, sys.argv = sys.argv, ["linearpatch run", *words, "--", *flags.overrides]
     try:
-        hydra.main(config_path=str(CONF_DIR.resolve()), config_name="config", version_base="1.3")(jobs)()
+        with _mode_by_flag():
+            hydra.main(config_path=str(CONF_DIR.resolve()), config_name="config", version_base="1.3")(jobs)()
     finally:
         sys.argv = previous
+
+
+@contextmanager
+def _mode_by_flag() -> Iterator[None]:
+    """Spare Hydra a composition of the whole configuration that only looks for `hydra.mode`: here -m says it."""
+    from hydra._internal.hydra import Hydra
+
+    get_mode = Hydra.get_mode
+    Hydra.get_mode = lambda self, config_name, overrides: None
+    try:
+        yield
+    finally:
+        Hydra.get_mode = get_mode
 
 
 def _help() -> str:

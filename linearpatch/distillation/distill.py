@@ -18,9 +18,9 @@ from linearpatch.distillation.loop import Diverged, Loop
 from linearpatch.distillation.sources import SHARD, Cached, Online, Source
 from linearpatch.distillation.trainable import (
     DiagonalPatch,
-    FeaturePatch,
     FullPatch,
     LowRankPatch,
+    OperatorPatch,
     TrainablePatch,
     dense_form,
 )
@@ -30,7 +30,7 @@ from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import Edit
 from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.gradients import gradients_for
-from linearpatch.models.modeling_linearpatch import FeatureMap, Operator, operator_from
+from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap, Operator, operator_from
 from linearpatch.models.runner import Runner
 from linearpatch.registry import identity, name_of
 from linearpatch.results.fields import section_of
@@ -177,8 +177,8 @@ def _operators(edit: Edit) -> list[Operator]:
     unknown = [type(operator).__name__ for operator in operators if not isinstance(operator, Operator)]
     if unknown:
         raise ConfigError(
-            f"A patch of the kind {unknown[0]} can't be distilled. Allowed: ChannelScale, LinearMap and, with "
-            "distill.trainable=full, FeatureMap."
+            f"A {unknown[0]} can't be distilled: it has no spec by which what becomes of it could be kept. Derive it "
+            "from linearpatch.models.modeling_linearpatch.Operator (docs/extending.md)."
         )
     return [operator for operator in operators if isinstance(operator, Operator)]
 
@@ -188,9 +188,10 @@ def _trainable(training: Training, decoder: Decoder, modules: Sequence[nn.Module
         raise ConfigError("There is no patch to distil. Use another patch than none.")
     patches: list[TrainablePatch] = []
     for index, module in enumerate(modules):
-        if isinstance(module, FeatureMap) and training.trainable == "full":
+        is_matrix = isinstance(module, LinearMap | ChannelScale)
+        if training.trainable == "full" and isinstance(module, Operator) and not is_matrix:
             fitted = copy.deepcopy(module).to(decoder.input_device)
-            patches.append(FeaturePatch(fitted, around_start=training.decays_to_start))
+            patches.append(OperatorPatch(fitted, around_start=training.decays_to_start))
             continue
         matrix, bias = dense_form(module, decoder.hidden_size)
         matrix, bias = matrix.to(decoder.input_device), None if bias is None else bias.to(decoder.input_device)

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from linearpatch.errors import ConfigError
 from linearpatch.linalg.hadamard import hadamard_matrix
-from linearpatch.models.modeling_linearpatch import ChannelScale, FeatureMap, LinearMap, Operator
+from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap, Operator
 
 
 class TrainablePatch(nn.Module, ABC):
@@ -87,15 +87,15 @@ class FullPatch(MatrixPatch):
         return self.get_buffer(f"start_{name}") + moved if self.around_start else moved
 
 
-class FeaturePatch(TrainablePatch):
-    """A feature map whose parameters move, all of them.
+class OperatorPatch(TrainablePatch):
+    """An operator of any kind whose parameters move, all of them.
 
     Args:
-        fitted: The map it begins as.
+        fitted: The operator it begins as.
         around_start: What moves begins at zero and is added to the fitted parameters, as in `FullPatch`.
     """
 
-    def __init__(self, fitted: FeatureMap, *, around_start: bool) -> None:
+    def __init__(self, fitted: Operator, *, around_start: bool) -> None:
         super().__init__()
         self.around_start = around_start
         self._shape = (fitted,)  # in a tuple, so that its parameters aren't this module's
@@ -112,7 +112,7 @@ class FeaturePatch(TrainablePatch):
 
     @torch.no_grad()
     def operator(self) -> Operator:
-        """The map as it is now."""
+        """The operator as it is now."""
         operator = copy.deepcopy(self._shape[0]).float()
         operator.load_state_dict(self._values())
         return operator
@@ -211,8 +211,7 @@ def dense_form(operator: nn.Module, size: int) -> tuple[Tensor, Tensor | None]:
         bias = operator.bias
         return operator.weight.detach().float().T.contiguous(), None if bias is None else bias.detach().float().clone()
     raise ConfigError(
-        f"A patch of the kind {type(operator).__name__} can't be distilled. Allowed: ChannelScale, LinearMap and, with "
-        "distill.trainable=full, FeatureMap."
+        f"A {type(operator).__name__} isn't one matrix, of which a part could be trained. Use distill.trainable=full."
     )
 
 

@@ -158,8 +158,8 @@ class OnStream(Place):
 
 
 @dataclass(frozen=True)
-class AtMlp(Place):
-    """At the MLP of a layer.
+class AtLayer(Place):
+    """At a part of one layer.
 
     Attributes:
         layer: Dense index.
@@ -178,14 +178,21 @@ class AtMlp(Place):
 
 
 @dataclass(frozen=True)
-class OnOutput(AtMlp):
-    """On what the MLP of a layer adds to the residual stream."""
+class AtOutput(AtLayer):
+    """Base of the places on what a module of a layer writes."""
 
-    kind = "mlp_output"
+    @staticmethod
+    @abstractmethod
+    def output_of(decoder: Decoder, index: int) -> nn.Module:
+        """The module of a layer.
+
+        Raises:
+            ModelError: the family has none, or nothing can act on its output.
+        """
 
     @contextmanager
     def attached(self, decoder: Decoder, operator: nn.Module) -> Iterator[None]:
-        """While open, the MLP's output passes through the operator."""
+        """While open, the output passes through the operator."""
 
         def after_forward(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
             return (operator(output[0]), *output[1:]) if isinstance(output, tuple) else operator(output)
@@ -196,6 +203,13 @@ class OnOutput(AtMlp):
     def add_to(self, view: Decoder, kept: Sequence[int], operator: nn.Module) -> dict[str, Any]:
         """Attach it to the output."""
         return _attach(view, self.output_of(view, kept.index(self.layer)), operator, "output")
+
+
+@dataclass(frozen=True)
+class OnOutput(AtOutput):
+    """On what the MLP of a layer adds to the residual stream."""
+
+    kind = "mlp_output"
 
     def can_fold(self, operator: nn.Module) -> bool:
         """A matrix without a bias."""
@@ -231,7 +245,7 @@ class OnOutput(AtMlp):
 
 
 @dataclass(frozen=True)
-class InProjection(AtMlp):
+class InProjection(AtLayer):
     """Beside the output projection of the MLP of a layer: a map of what it reads, added to its weight."""
 
     kind = "mlp_projection"

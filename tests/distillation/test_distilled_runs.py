@@ -56,7 +56,6 @@ def test_a_run_measures_and_saves_the_distilled_model(distill, tmp_path, capsys)
     assert trained["text_tokens"] > 4 * 128
     own = next(weight for name, weight in model.named_parameters() if "linear_patch" in name)
     assert not torch.equal(own, own.T)  # the paper's patch is symmetric until it is trained
-    assert f"rotate + {distill}" in capsys.readouterr().out or True
 
 
 def test_evaluations_asked_for_later_train_nothing(tmp_path, monkeypatch):

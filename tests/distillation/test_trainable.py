@@ -5,9 +5,9 @@ import torch
 
 from linearpatch.distillation.trainable import (
     DiagonalPatch,
-    FeaturePatch,
     FullPatch,
     LowRankPatch,
+    OperatorPatch,
     dense_form,
     parameters_of,
 )
@@ -53,7 +53,7 @@ def test_every_patch_begins_as_the_fitted_one_and_ends_as_what_it_became(patch):
     ids=["normalised", "thin"],
 )
 def test_a_feature_map_is_trained_as_a_whole(fitted, around_start):
-    patch = FeaturePatch(fitted, around_start=around_start)
+    patch = OperatorPatch(fitted, around_start=around_start)
     expected = fitted(HIDDEN)
     assert torch.allclose(patch(HIDDEN), expected, atol=1e-5)
     parameters = parameters_of([patch])
@@ -136,5 +136,5 @@ def test_dense_form_of_what_is_known():
     matrix, bias = dense_form(LinearMap(MATRIX, BIAS), SIZE)
     assert torch.equal(matrix, MATRIX)
     assert torch.equal(bias, BIAS)
-    with pytest.raises(ConfigError, match="kind Tanh can't be distilled"):
+    with pytest.raises(ConfigError, match="A Tanh isn't one matrix"):
         dense_form(torch.nn.Tanh(), SIZE)

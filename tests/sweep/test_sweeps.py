@@ -65,57 +65,61 @@ def states(folder) -> dict:
     return {run: record["status"] for run, record in records(folder).items()}
 
 
-def test_a_sweep_measures_what_single_runs_measure(tmp_path, monkeypatch):
-    assert sweep(*GRID, "output_dir=S") == 0
-    monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "another"))
-    for pruner in ("streamline", "sleb"):
-        for patch in ("none", "rotate"):
-            alone = ["run", *TINY, f"pruner={pruner}", f"patch={patch}"]
-            run_id = compose_experiment(alone[1:]).run_id
-            assert main([*alone, f"output_dir=alone/{run_id}"]) == 0
-    assert records("S") == records("alone")
-    assert all("rank …" in log.read_text() for log in Path("S").glob("*/run.log"))
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory) -> Path:
+    """The folder of a finished sweep, `S`, and of its cache."""
+    folder = tmp_path_factory.mktemp("grid")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("LINEARPATCH_CACHE", str(folder / "cache"))
+        assert sweep(*GRID, "output_dir=S") == 0
+    return folder
 
 
-def test_shared_steps_leave_nothing_to_compute_to_the_runs(tmp_path):
-    assert sweep(*GRID, "output_dir=S") == 0
-    parts = sorted(path.parent.name.partition("-")[0] for path in Path("S/.shared").glob("*/result.json"))
+@pytest.mark.parametrize(("pruner", "patch"), [("streamline", "none"), ("sleb", "rotate")])
+def test_a_sweep_measures_what_single_runs_measure(grid, pruner, patch):
+    alone = [*TINY, f"pruner={pruner}", f"patch={patch}"]
+    run_id = compose_experiment(alone).run_id
+    assert main(["run", *alone, f"output_dir=alone/{run_id}"]) == 0
+    assert records("alone") == {run_id: records(grid / "S")[run_id]}
+    assert "rank …" in (grid / "S" / run_id / "run.log").read_text()
+
+
+def test_shared_steps_leave_nothing_to_compute_to_the_runs(grid):
+    parts = sorted(path.parent.name.partition("-")[0] for path in (grid / "S/.shared").glob("*/result.json"))
     assert parts == ["dense", "pruned", "pruned", "statistics"]
-    for log in Path("S").glob("*/output.log"):
-        assert "waiting for another run" not in log.read_text()
-    kept = {path.parent.name for path in (tmp_path / "cache").glob("*/*.safetensors")}
+    for log in (grid / "S").glob("*/output.log"):
+        assert "waiting for another process" not in log.read_text()
+    kept = {path.parent.name for path in (grid / "cache").glob("*/*.safetensors")}
     assert {"statistic", "removal_loss", "evaluation"} <= kept
 
 
-def test_a_finished_sweep_is_not_run_again(tmp_path, capsys):
-    assert sweep(*GRID, "output_dir=S") == 0
+def test_a_finished_sweep_is_not_run_again(grid, capsys, monkeypatch):
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(grid / "cache"))
+    monkeypatch.chdir(grid)
     before = {file: file.stat().st_mtime_ns for file in Path("S").rglob("*.json")}
-    capsys.readouterr()
     assert sweep(*GRID, "output_dir=S") == 0
     assert capsys.readouterr().out.count("complete already") == 4
     changed = [f for f, stamp in before.items() if f.stat().st_mtime_ns != stamp and ".sweeps" not in str(f)]
     assert changed == []
 
 
-def test_what_is_missing_is_added(capsys):
+def test_what_is_missing_is_added_and_force_recomputes_all(tmp_path, capsys):
     assert sweep("patch=none", "output_dir=S") == 0
     capsys.readouterr()
-    assert sweep("patch=none,rotate", "output_dir=S") == 0
-    assert capsys.readouterr().out.count("complete already") == 1
-    assert sweep("patch=none,rotate", "eval=[ppl,smoke]", "eval.smoke.limit=2", "output_dir=S") == 0
-    for record in records("S").values():
-        assert {"ppl/pydoc", "smoke/average"} & set(record["metrics"]["dense"])
-
-
-def test_force_computes_anew(tmp_path):
-    assert sweep("patch=none,rotate", "output_dir=S") == 0
-    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")}
+    more = ("patch=none,rotate", "eval=[ppl,smoke]", "eval.smoke.limit=2", "output_dir=S")
+    assert sweep(*more) == 0
+    assert "complete already" not in capsys.readouterr().out  # smoke is new for both
     first = records("S")
-    assert sweep("patch=none,rotate", "output_dir=S", "force=true") == 0
+    assert len(first) == 2
+    for record in first.values():
+        assert {"ppl/pydoc", "smoke/acc"} <= set(record["metrics"]["dense"])
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")}
+    assert sweep(*more, "force=true") == 0
     assert all(file.stat().st_mtime_ns > stamp for file, stamp in before.items())
     second = records("S")
     for record in (*first.values(), *second.values()):
-        del record["config"]["force"]
+        del record["config"]
     assert first == second
 
 
@@ -396,11 +400,10 @@ def test_pickles_of_a_cluster_are_private_and_removed_after_the_sweep(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs is 0. Allowed: at least 1"),
+        (["hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs is 0. Allowed on this machine: 1, 2, …, or -1"),
         (["hydra.launcher.n_jobs=many"], "Value 'many'"),
         (["hydra.launcher.gpus_per_job=1.5"], "Allowed: a whole number, or a share below 1"),
-        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "n_jobs is 0. Allowed on this machine: 1, 2, …, or -1"),
-        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=-9999"], "n_jobs is -9999. Allowed"),
+        (["hydra.launcher.n_jobs=-9999"], "n_jobs is -9999. Allowed"),
         (["hydra/launcher=slurm", "hydra.launcher.cluster=pbs"], "Allowed: local, slurm"),
         (["hydra/launcher=ray", "hydra.launcher.num_cpus=-1"], "Allowed: at least 0"),
         (["hydra/launcher=ray", "hydra.launcher.num_cpus=9999"], "num_cpus is 9999, and this machine has"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,14 +11,15 @@ from omegaconf import OmegaConf
 from linearpatch.config import readable_errors
 from linearpatch.errors import require_choice
 from linearpatch.sweep.launchers.basic import BasicLauncher
-from linearpatch.sweep.launchers.joblib import JoblibLauncher
 from linearpatch.sweep.launchers.ray import RayLauncher
 from linearpatch.sweep.launchers.slurm import SlurmLauncher
 from linearpatch.sweep.launching import Launcher
 
+log = logging.getLogger(__name__)
+
 LAUNCHERS: Mapping[str, type[Launcher]] = {
     "basic": BasicLauncher,
-    "joblib": JoblibLauncher,
+    "joblib": BasicLauncher,  # its name until the next release
     "ray": RayLauncher,
     "slurm": SlurmLauncher,
 }
@@ -30,6 +32,11 @@ def launcher_of(name: str, settings: Mapping[str, Any]) -> Launcher:
         ConfigError: a setting is unknown or impossible.
     """
     require_choice("hydra.launcher.name", name, LAUNCHERS)
+    if name == "joblib":
+        log.warning(
+            "hydra/launcher=joblib will be removed: it is hydra/launcher=basic hydra.launcher.n_jobs=-1 "
+            "hydra.launcher.gpus_per_job=0."
+        )
     with readable_errors():
         launcher = OmegaConf.to_object(OmegaConf.merge(_open(LAUNCHERS[name]), dict(settings)))
     assert isinstance(launcher, Launcher)

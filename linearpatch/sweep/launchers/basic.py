@@ -32,8 +32,9 @@ class BasicLauncher(Launcher):
     Processes are forked from one that has imported everything, so that a job starts in no time.
 
     Attributes:
-        n_jobs: Jobs at a time; null is one for each GPU (or group of them), and one on a CPU.
-        gpus_per_job: GPUs that each job sees; a fraction lets several share one.
+        n_jobs: Jobs at a time; null is one for each GPU (or group of them), and one on a CPU. -1 is one for each usable
+            core, -2 one less.
+        gpus_per_job: GPUs that each job sees; a fraction lets several share one. 0: jobs run on the CPU.
         threads: CPU threads of a job; null is its share of the cores.
     """
 
@@ -42,11 +43,15 @@ class BasicLauncher(Launcher):
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.n_jobs is not None:
-            require_range("hydra.launcher.n_jobs", self.n_jobs, low=1)
+        cores = usable_cores()
+        if self.n_jobs is not None and (self.n_jobs == 0 or self.n_jobs < -cores):
+            raise ConfigError(
+                f"hydra.launcher.n_jobs is {self.n_jobs}. Allowed on this machine: 1, 2, …, or -1 for all cores to "
+                f"-{cores} for one."
+            )
         if self.threads is not None:
             require_range("hydra.launcher.threads", self.threads, low=1)
-        if not (0 < self.gpus_per_job < 1 or (float(self.gpus_per_job).is_integer() and self.gpus_per_job >= 1)):
+        if not (0 < self.gpus_per_job < 1 or (float(self.gpus_per_job).is_integer() and self.gpus_per_job >= 0)):
             raise ConfigError(
                 f"hydra.launcher.gpus_per_job is {self.gpus_per_job}. Allowed: a whole number, or a share below 1."
             )
@@ -58,9 +63,9 @@ class BasicLauncher(Launcher):
 
     def slots(self) -> list[str | None]:
         """The GPUs that each of the jobs at a time sees; None on a machine without."""
-        gpus = visible_gpus()
+        gpus = visible_gpus() if self.gpus_per_job else []
         if not gpus:
-            return [None] * (self.n_jobs or 1)
+            return [None] * self._jobs_on_cores()
         if self.gpus_per_job < 1:
             slots = [gpu for gpu in gpus for _ in range(int(1 / self.gpus_per_job))]
         else:
@@ -69,7 +74,11 @@ class BasicLauncher(Launcher):
                 have = counted(len(gpus), "GPU")
                 raise ConfigError(f"hydra.launcher.gpus_per_job is {size}, and this machine has {have}.")
             slots = [",".join(gpus[i : i + size]) for i in range(0, len(gpus) - size + 1, size)]
-        return list(slots[: self.n_jobs])
+        return list(slots if self.n_jobs is None else slots[: self._jobs_on_cores()])
+
+    def _jobs_on_cores(self) -> int:
+        jobs = self.n_jobs or 1
+        return jobs if jobs > 0 else usable_cores() + 1 + jobs
 
     def describe(self) -> str:
         """Where jobs run."""
@@ -96,6 +105,8 @@ class BasicLauncher(Launcher):
                 return Ending(None, "the sweep was stopped")
             slot = slots.get()
             environment = dict(os.environ) if slot is None else {**os.environ, VISIBLE: slot}
+            if self.gpus_per_job == 0:
+                environment[VISIBLE] = ""
             process = context.Process(target=_process, args=(request.to_text(), environment, threads, os.getpid()))
             began = time.monotonic()
             try:
@@ -119,6 +130,11 @@ class BasicLauncher(Launcher):
             for process in list(running):
                 process.terminate()
             pool.shutdown(cancel_futures=True)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus() -> list[str]:
