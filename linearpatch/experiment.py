@@ -59,7 +59,7 @@ class Experiment:
         evaluation: What models are measured on.
         pruner: Chooses the layers.
         num_pruned_layers: How many layers go.
-        patch: Bridges the gaps.
+        patch: Bridges the interfaces.
         distill: Refines the patches.
         distillation: The text that they are trained on.
         eval: Measurements by name.

@@ -39,7 +39,7 @@ def _cache(session_cache, monkeypatch):
 @pytest.mark.parametrize(("pruner", "patch"), pairs())
 def test_every_pruner_and_every_patch_writes_the_contracts_record(pruner, patch, tmp_path):
     named = [NAMED] if pruner == "explicit" else []
-    if patch in ("mlp_lstsq", "mlp_refit", "refit"):  # they need a layer before each gap
+    if patch in ("mlp_lstsq", "mlp_refit", "refit"):  # they need a layer before each interface
         named = named or ["pruner.protect_first=2"]
     assert run(f"pruner={pruner}", f"patch={patch}", f"output_dir={tmp_path}/D", *named) == 0
     found = result(tmp_path / "D")

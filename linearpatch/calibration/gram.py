@@ -15,7 +15,7 @@ from linearpatch.models.modeling_linearpatch import EPSILON
 
 @dataclass(frozen=True)
 class PairGram(Statistic):
-    """Sums of products of rows x made before a gap and rows y made past it, from which a least-squares map follows.
+    """Sums of products of rows x from before an interface and rows y from past it; a least-squares map follows.
 
     Results in fp64, w the weights that `weighting` names:
 
@@ -23,7 +23,7 @@ class PairGram(Statistic):
     tokens · `bias`: 1 where rows x end in a 1, else 0.
 
     Attributes:
-        start_layer: Reads the stream before the gap.
+        start_layer: Reads the stream before the interface.
         end_layer: Reads the stream past it, y.
         weighting: `none`: w = 1 · `capped`: tokens of more than three times their block's median ‖y‖ count as one
             of that norm (`LayerInput.capped`) · `relative`: w = 1/‖y‖².
@@ -50,7 +50,7 @@ class PairGram(Statistic):
         return 1 / energy if self.weighting == "relative" else None
 
     def deepest(self, num_layers: int) -> int:
-        """Nothing is needed past the gap."""
+        """Nothing is needed past the interface."""
         return self.end_layer
 
     @abstractmethod
@@ -109,7 +109,7 @@ class Gram(PairGram):
     """Rows x of stream `start_layer`, followed by a 1 where `bias` is set, and rows y of stream `end_layer`.
 
     Where `normalised` is set, rows x are those of the stream over their root mean square, and rows y what the
-    gap adds to the stream.
+    interface adds to the stream.
     """
 
     bias: bool = False
@@ -130,14 +130,14 @@ class Gram(PairGram):
 
 @dataclass(frozen=True)
 class MlpGram(PairGram):
-    """Rows from which a map of one MLP's output follows that makes up for a gap.
+    """Rows from which a map of one MLP's output follows that makes up for an interface.
 
     Layer `start_layer − 1` reads x, its MLP adds m. A map A of m alone gives x_start − m + m A; for that to
     be stream `end_layer`, m A must be t = x_end − x_start + m. Rows x are m, rows y are t.
     """
 
     def mlp_layers(self) -> tuple[int, ...]:
-        """The last layer before the gap."""
+        """The last layer before the interface."""
         return (self.start_layer - 1,)
 
     def rows(self, before: LayerInput, after: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,7 +149,7 @@ class MlpGram(PairGram):
 
 @dataclass(frozen=True)
 class RefitGram(PairGram):
-    """Rows from which a stream past a gap follows by the stream before it and by what made that.
+    """Rows from which a stream past an interface follows by the stream before it and by what made that.
 
     Rows x are [x, h, 1] with x of stream `start_layer` and h what the last product of the MLP of layer
     `start_layer − 1` reads; rows y are those of stream `end_layer`.
@@ -161,10 +161,10 @@ class RefitGram(PairGram):
         return True
 
     def mlp_products(self) -> tuple[int, ...]:
-        """The last layer before the gap."""
+        """The last layer before the interface."""
         return (self.start_layer - 1,)
 
     def rows(self, before: LayerInput, after: Tensor) -> tuple[Tensor, Tensor]:
-        """The stream and what the product reads; the stream past the gap."""
+        """The stream and what the product reads; the stream past the interface."""
         assert before.mlp_input is not None
         return torch.cat([before.tokens.to(after), before.mlp_input.reshape(len(after), -1).to(after)], dim=-1), after

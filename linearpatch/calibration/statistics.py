@@ -235,7 +235,7 @@ def _on_cpu(sums: Sequence[Tensor | None]) -> Tensor:
 
 @dataclass(frozen=True)
 class MagnitudeRatio(Statistic):
-    """Mean over blocks of the ratio of mean absolute values after and before a gap.
+    """Mean over blocks of the ratio of mean absolute values after and before an interface.
 
     Result `ratio`: `[D]`, or `[1]` where `pooled` takes all channels together. What the official code
     computes in place of eq. 4's ratio of means.
@@ -250,7 +250,7 @@ class MagnitudeRatio(Statistic):
         require_choice("MagnitudeRatio.basis", self.basis, BASES)
 
     def deepest(self, num_layers: int) -> int:
-        """Nothing is needed past the gap."""
+        """Nothing is needed past the interface."""
         return self.end_layer
 
     def start(self, num_layers: int) -> Accumulator:

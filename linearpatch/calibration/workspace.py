@@ -90,7 +90,7 @@ class Workspace:
         """Repaired edits by the dozen, for pruners that look at them.
 
         Raises:
-            ConfigError: the workspace doesn't know how gaps will be bridged.
+            ConfigError: the workspace doesn't know how interfaces will be bridged.
         """
         self._candidate_edits = self._candidate_edits or CandidateEdits(self, self.patch.draft())
         return self._candidate_edits
@@ -99,7 +99,7 @@ class Workspace:
         """Held-out losses without each of some sets of layers: of the patch itself, simpler ones and none; cached.
 
         Raises:
-            ConfigError: no tokens are held out, or the workspace doesn't know how gaps will be bridged.
+            ConfigError: no tokens are held out, or the workspace doesn't know how interfaces will be bridged.
         """
         return compare(self, self.patch, removals)
 
@@ -121,7 +121,7 @@ class Workspace:
 
     @property
     def patch(self) -> Repairer:
-        """How gaps will be bridged.
+        """How interfaces will be bridged.
 
         Raises:
             ConfigError: the workspace doesn't know.

@@ -1,4 +1,4 @@
-"""Where a pruned model leaves the dense one's path: profiles over the layers, and the gap at each interface."""
+"""Where a pruned model leaves the dense one's path: profiles over the layers, and the interface at each interface."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Diagnostics(Evaluation):
     - `cosine_to_next`: mean cosine over tokens with the next stream of the same model;
     - `cosine_to_dense`, `error_to_dense`: means over tokens of the cosine with dense's stream, and of the squared
       distance from it as a share of its own square;
-    - `interface_START_END/channel_magnitude`: mean |x| of each channel where the gap ends, in dense what is expected
-      there, in pruned what arrives, in patched what the patch makes of it.
+    - `interface_START_END/channel_magnitude`: mean |x| of each channel where the interface ends, in dense what is
+      expected there, in pruned what arrives, in patched what the patch makes of it.
 
     Attributes:
         num_blocks: Token blocks to read.
@@ -97,7 +97,7 @@ class _Profile:
     def __init__(self, decoder: Decoder, missing: Sequence[int], removed: Sequence[int], num_layers: int) -> None:
         self.decoder = decoder
         self.streams = [index for index in range(num_layers + 1) if index not in missing]  # by dense index
-        self.gaps = interfaces_of(removed)
+        self.interfaces = interfaces_of(removed)
         self._tokens = 0
         self._sums: dict[str, Tensor] = {}
 
@@ -110,20 +110,20 @@ class _Profile:
         self._sum("cosine_to_dense", [_cosines(x, y).sum() for x, y in zip(own, expected, strict=True)])
         self._sum("error_to_dense", [_errors(x, y).sum() for x, y in zip(own, expected, strict=True)])
         self._sum("expected_magnitude", [y.abs().mean(dim=1).sum() for y in expected])
-        for gap in self.gaps:
-            arrived = own[self.streams.index(gap.end)]
-            self._sum(f"interface_{gap.start}_{gap.end}/channel_magnitude", list(arrived.abs().sum(dim=0)))
+        for interface in self.interfaces:
+            arrived = own[self.streams.index(interface.end)]
+            self._sum(f"interface_{interface.start}_{interface.end}/channel_magnitude", list(arrived.abs().sum(dim=0)))
 
     def measured(self, name: str, protocol: str, blocks: TokenBlocks) -> Measured:
-        """The profiles as arrays, the gaps as metrics."""
+        """The profiles as arrays, the interfaces as metrics."""
         arrays = {key: (total / self._tokens).float() for key, total in self._sums.items()}
         arrays["magnitude_ratio"] = arrays["magnitude"] / arrays.pop("expected_magnitude")
         arrays["streams"] = torch.tensor(self.streams)
         metrics: dict[str, Metric] = {}
-        for gap in self.gaps:
-            at = self.streams.index(gap.end)
+        for interface in self.interfaces:
+            at = self.streams.index(interface.end)
             for key in ("magnitude_ratio", "cosine_to_dense", "error_to_dense"):
-                metrics[f"{name}/interface_{gap.start}_{gap.end}/{key}"] = Metric.of(
+                metrics[f"{name}/interface_{interface.start}_{interface.end}/{key}"] = Metric.of(
                     arrays[key][at].item(), None, self._tokens, protocol, blocks.hash
                 )
         metrics[f"{name}/final_cosine_to_dense"] = Metric.of(

@@ -70,7 +70,7 @@ class RefitPatch(BeforeInterfacePatch):
         return False
 
     def gram(self, site: Site) -> RefitGram:
-        """The stream before the gap and what the last MLP's product reads, and the stream after."""
+        """The stream before the interface and what the last MLP's product reads, and the stream after."""
         return RefitGram(site.interface.start, site.interface.end, self.weighting)
 
     def prior(self, gram: Mapping[str, Tensor]) -> Tensor:

@@ -51,8 +51,8 @@ class LeastSquaresPatch(Patch):
         ridge: λ as a fraction of the mean of the diagonal of Σ w xᵀx. At 0 the map is free. `auto` tries
             several, and no patch at all, and takes what has the lowest loss on held-out calibration tokens.
         weighting: Of tokens. `none`: all count alike, and those of massive norm own the fit. `capped`: a token counts
-            at most as one of three times its block's median norm past the gap. `relative`: w is 1 over the squared
-            norm there. Whatever reads the stream normalises it first, so that an error matters by its share of the
+            at most as one of three times its block's median norm past the interface. `relative`: w is 1 over the
+            squared norm there. Whatever reads the stream normalises it first, so that an error matters by its share of the
             token's norm.
     """
 
@@ -185,8 +185,8 @@ def choose_ridge(
     losses = workspace.losses(workspace.held_out, workspace.base, list(models.values()), survivors=1)
     found = {ridge: loss.loss for ridge, loss in zip(models, losses, strict=True) if not loss.is_bound}
     best = min(found, key=lambda ridge: (found[ridge], -ridge))
-    gaps = ", ".join(dict.fromkeys(str(site.interface) for site in sites))
-    log.info("patch=%s at %s: held-out loss %.4f with patch.ridge=%g", name_of(patch), gaps, found[best], best)
+    interfaces = ", ".join(dict.fromkeys(str(site.interface) for site in sites))
+    log.info("patch=%s at %s: held-out loss %.4f with patch.ridge=%g", name_of(patch), interfaces, found[best], best)
     return best
 
 
@@ -229,7 +229,7 @@ def unshrunk(solution: Solution, gram: Mapping[str, Tensor], gain: float | str) 
 
     Args:
         solution: A map with the b that was solved for, so that the mean of its outputs is ȳ.
-        gram: The sums of products that it was solved from; rows y are the stream past the gap.
+        gram: The sums of products that it was solved from; rows y are the stream past the interface.
         gain: g, or `matched`: the g with which outputs vary as much as rows y do.
     """
     xx, _, mean_x, mean_y = centred(gram)
@@ -271,7 +271,7 @@ def centred(gram: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None, 
 
 
 def _relative_error(solution: Solution, gram: Mapping[str, Tensor]) -> float:
-    """Σ w ‖x W + b − y‖² from the Gram matrices, over the weighted energy of the stream past the gap."""
+    """Σ w ‖x W + b − y‖² from the Gram matrices, over the weighted energy of the stream past the interface."""
     bias = solution.bias if solution.bias is not None else torch.zeros_like(solution.matrix[0])
     matrix = torch.cat([solution.matrix, bias[None]]) if gram["bias"] else solution.matrix
     error = gram["yy"] - 2 * (matrix * gram["xy"]).sum() + (matrix * (gram["xx"] @ matrix)).sum()

@@ -37,7 +37,7 @@ SWEEPS = 10  # of the alternation between a diagonal and what is left to the pro
 @component("patch", "lstsq")
 @dataclass(frozen=True)
 class LeastSquares(StreamPatch, LeastSquaresPatch):
-    """x ↦ x W + b minimising Σ w ‖x W + b − y‖² + λ ‖W − I‖² over calibration tokens, y past the gap.
+    """x ↦ x W + b minimising Σ w ‖x W + b − y‖² + λ ‖W − I‖² over calibration tokens, y past the interface.
 
     The map of Ghosted Layers (closed form) with choices of its own.
 
@@ -50,7 +50,7 @@ class LeastSquares(StreamPatch, LeastSquaresPatch):
             `diagonal_plus_low_rank`: a scale of each channel and such a product.
         rank: Of the product.
         gain: Enlarges how outputs differ from their mean, from which a regression falls short: a number, or `matched`,
-            as much as the stream past the gap does. Needs a b, and the map in full.
+            as much as the stream past the interface does. Needs a b, and the map in full.
     """
 
     bias: bool = False
@@ -106,7 +106,7 @@ class LeastSquares(StreamPatch, LeastSquaresPatch):
         return self.form == "full" and not self.normalised
 
     def gram(self, site: Site) -> Gram:
-        """The streams before and after the gap."""
+        """The streams before and after the interface."""
         return Gram(site.interface.start, site.interface.end, self.weighting, self.bias, self.normalised)
 
     def prior(self, gram: Mapping[str, Tensor]) -> Tensor:

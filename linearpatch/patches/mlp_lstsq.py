@@ -21,7 +21,7 @@ from linearpatch.registry import component
 @component("patch", "mlp_lstsq")
 @dataclass(frozen=True)
 class MlpLeastSquares(BeforeInterfacePatch):
-    """m ↦ m A on what the last layer before the gap adds by its MLP, so that the stream meets its target.
+    """m ↦ m A on what the last layer before the interface adds by its MLP, so that the stream meets its target.
 
     ReplaceMe, section 3.2 (closed form): minimises Σ w ‖m A − (x_end − x_start + m)‖² + λ ‖A − I‖². A is folded
     into the MLP's last product, so that the checkpoint is an ordinary one of its family.

@@ -1,4 +1,4 @@
-"""A new weight for the MLP before a gap, and nothing else."""
+"""A new weight for the MLP before an interface, and nothing else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from linearpatch.registry import component
 @component("patch", "mlp_refit")
 @dataclass(frozen=True)
 class MlpRefit(RefitPatch):
-    """The last product of the MLP before a gap, fitted anew: x + h Δ ≈ y.
+    """The last product of the MLP before an interface, fitted anew: x + h Δ ≈ y.
 
     h is what that product reads. `mlp_lstsq` can only turn what the product makes of h; this fits the product
     itself, with several times as many unknowns. The checkpoint is an ordinary one of its family, with no
@@ -35,7 +35,7 @@ class MlpRefit(RefitPatch):
         return [InProjection(interface.start - 1)]
 
     def operators(self, gram: Mapping[str, Tensor], ridge: float) -> tuple[list[nn.Module], Solution]:
-        """Regress what the gap adds on what the product reads."""
+        """Regress what the interface adds on what the product reads."""
         size = gram["xy"].shape[1]
         read = slice(size, -1)
         rest = {

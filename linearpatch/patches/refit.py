@@ -1,4 +1,4 @@
-"""A map of the stream behind a gap and the weight before it, solved together."""
+"""A map of the stream behind an interface and the weight before it, solved together."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SMALLEST = 0.03  # what the map shrinks by more than that isn't asked of the wei
 @component("patch", "refit")
 @dataclass(frozen=True)
 class Refit(RefitPatch):
-    """x ↦ x W + b behind a gap, and a new weight for the last product of the MLP before it.
+    """x ↦ x W + b behind an interface, and a new weight for the last product of the MLP before it.
 
-    Most of what removed layers compute isn't linear in the stream, and no matrix at a gap can make up for that.
-    But what the last product of the MLP before the gap reads, h, are many nonlinear functions of the token, and a
+    Most of what removed layers compute isn't linear in the stream, and no matrix at an interface can make up for that.
+    But what the last product of the MLP before the interface reads, h, are many nonlinear functions of the token, and a
     weight decides what becomes of them. So y ≈ x W + h V + b is solved by least squares over both. V comes
     before the map then: the weight changes by Δ with Δ W ≈ V, and W and b are solved once more for the stream
     x + h Δ that this gives. The model has as many parameters as with `lstsq` and its bias, and takes as long.
@@ -39,8 +39,9 @@ class Refit(RefitPatch):
         ridge: Holds back each entry of V by this fraction of the energy of what it multiplies; a hundredth of it
             pulls W toward the identity. `auto` tries several, and no patch at all, on held-out calibration tokens.
         gain: Enlarges how outputs differ from their mean, from which a regression falls short: a number, or `matched`,
-            as much as the stream past the gap does (with weighting=none a few massive tokens decide that). 1 leaves
-            the least-squares solution as it is. 1.15 was best on WikiText-2's validation text at gaps of 5, 7 and 9.
+            as much as the stream past the interface does (with weighting=none a few massive tokens decide that). 1
+            leaves the least-squares solution as it is. 1.15 was best on WikiText-2's validation text for 5, 7 and 9
+            removed layers.
     """
 
     gain: Any = 1.15
@@ -54,7 +55,7 @@ class Refit(RefitPatch):
         return [InProjection(interface.start - 1), OnStream(interface.end)]
 
     def draft(self) -> Patch:
-        """The map alone, a tenth of the work for a gap; each token by its share of its norm, so that none owns it."""
+        """The map alone, a tenth of the work; each token by its share of its norm, so that none owns the fit."""
         stand_in: Patch = components("patch")["lstsq"](bias=True, ridge=1e-4, weighting="relative")
         return stand_in
 

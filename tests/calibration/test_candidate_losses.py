@@ -98,7 +98,7 @@ def test_a_candidate_that_breaks_the_model_loses(decoder, blocks, monkeypatch):
     assert whole.loss < 100
 
 
-MODELS = [  # each with its patches, by their gaps
+MODELS = [  # each with its patches, by their interfaces
     ((), ()),
     ((2, 3), ((2, 4),)),
     ((2, 3, 4), ((2, 5),)),
@@ -115,9 +115,9 @@ MODELS = [  # each with its patches, by their gaps
 def test_losses_of_patched_models_are_those_of_their_views(family, stands_at, blocks):
     """Whatever model the search stands at, and whichever it stood at before."""
     decoder = decoder_of(tiny_model(family))
-    modules = {(start, end): random_map(10 * start + end) for _, gaps in MODELS for start, end in gaps}
-    operators = {gap: PlacedOperator(on_stream(*gap), module) for gap, module in modules.items()}
-    models = [edit_of(removed, [operators[gap] for gap in gaps]) for removed, gaps in MODELS]
+    modules = {(start, end): random_map(10 * start + end) for _, interfaces in MODELS for start, end in interfaces}
+    operators = {interface: PlacedOperator(on_stream(*interface), module) for interface, module in modules.items()}
+    models = [edit_of(removed, [operators[interface] for interface in interfaces]) for removed, interfaces in MODELS]
     search = CandidateSearch(decoder, blocks.ids.split(2))
     search.move(models[5])
     search.move(models[stands_at])

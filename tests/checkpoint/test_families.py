@@ -132,7 +132,7 @@ def test_folded_checkpoints_are_stock_and_agree_with_their_patches(family, patch
     # Trained streams are far above the norms' epsilon, which is all that folding a scale changes.
     model.decoder.model.get_input_embeddings().weight.data.mul_(10)
     patches = fitted(model, removed, patch, PATCHES.get(patch, {}))
-    if patch == "scalar":  # as if the stream had grown much across the gaps
+    if patch == "scalar":  # as if the stream had grown much across the interfaces
         patches = [
             (site, ChannelScale(torch.tensor([scale]))) for (site, _), scale in zip(patches, (1.7, 0.6), strict=True)
         ]

@@ -78,7 +78,7 @@ def places_of(decoder):
     return found
 
 
-CASES = {"one gap": (2, 3), "two gaps": (1, 3, 4), "at the front": (0, 1), "at the end": (4, 5)}
+CASES = {"one interface": (2, 3), "two interfaces": (1, 3, 4), "at the front": (0, 1), "at the end": (4, 5)}
 
 
 @pytest.mark.parametrize("removed", CASES.values(), ids=CASES)

@@ -33,7 +33,7 @@ def fitting(decoder):
 
 @pytest.fixture
 def pair(decoder, fitting):
-    """Streams before and after the gap, `[tokens, hidden]` in fp64."""
+    """Streams before and after the interface, `[tokens, hidden]` in fp64."""
     streams = record(decoder, fitting.blocks.ids).streams
     return streams[SITE.interface.start].reshape(-1, 32).double(), streams[SITE.interface.end].reshape(-1, 32).double()
 

@@ -34,7 +34,7 @@ def fitting(decoder, many_blocks):
 
 @pytest.fixture
 def pair(decoder, many_blocks):
-    """Streams before and after the gap, `[tokens, hidden]` in fp64."""
+    """Streams before and after the interface, `[tokens, hidden]` in fp64."""
     streams = record(decoder, many_blocks.ids).streams
     return streams[SITE.interface.start].reshape(-1, 32).double(), streams[SITE.interface.end].reshape(-1, 32).double()
 
@@ -119,7 +119,7 @@ def test_ridge_pulls_toward_the_identity(fitting, pair):
 
 @pytest.fixture
 def mlp_pair(decoder, many_blocks):
-    """What the MLP before the gap adds, and what it would have to add, `[tokens, hidden]` in fp64."""
+    """What the MLP before the interface adds, and what it would have to add, `[tokens, hidden]` in fp64."""
     streams = record(decoder, many_blocks.ids).streams
     with mlp_outputs(decoder, [SITE.interface.start - 1]) as added:
         record(decoder, many_blocks.ids)
@@ -179,10 +179,10 @@ def test_a_fit_that_its_tokens_determine_exactly_is_told_too(decoder, tokens, to
 
 
 def test_one_site_per_interface_or_per_layer():
-    gaps = [Interface(1, 3), Interface(5, 6)]
-    assert Diag().place(gaps) == [on_stream(1, 3, 3), on_stream(5, 6, 6)]
-    assert Diag(sites="one_per_layer").place(gaps) == [on_stream(1, 2, 3), on_stream(2, 3, 3), on_stream(5, 6, 6)]
-    assert NoPatch().place(gaps) == []
+    interfaces = [Interface(1, 3), Interface(5, 6)]
+    assert Diag().place(interfaces) == [on_stream(1, 3, 3), on_stream(5, 6, 6)]
+    assert Diag(sites="one_per_layer").place(interfaces) == [on_stream(1, 2, 3), on_stream(2, 3, 3), on_stream(5, 6, 6)]
+    assert NoPatch().place(interfaces) == []
 
 
 def test_scales_of_touching_layers_multiply_to_that_of_their_interface(fitting):

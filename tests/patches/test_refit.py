@@ -1,4 +1,4 @@
-"""New weights before a gap: the solution against rows of streams, and the model that it makes."""
+"""New weights before an interface: the solution against rows of streams, and the model that it makes."""
 
 from math import inf
 
@@ -41,7 +41,7 @@ def workspace_of(family="llama", patch=None):
 
 
 def streams_of(workspace):
-    """The stream before and after the gap, and what the MLP's last product read, `[tokens, …]` in fp64."""
+    """The stream before and after the interface, and what the MLP's last product read, `[tokens, …]` in fp64."""
     with mlp_inputs(workspace.decoder, [1]) as read:
         streams = record(workspace.decoder, workspace.blocks.ids).streams
     return [values.flatten(0, -2).double() for values in (streams[2], streams[4], read[1])]

@@ -1,4 +1,4 @@
-"""How well patches bridge the gaps, and how their training went."""
+"""How well patches bridge the interfaces, and how their training went."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def fits(runs: Sequence[Run]) -> list[Drawing]:
             axis.set_yticks(range(len(sites)), [name for name, _ in sites])
             axis.set_ylim(len(sites) - 0.4, -0.6)
             axis.grid(visible=False, axis="y")
-            title = "error at the gap: ○ without, ■ with patch" if kind == "error" else "scale: mean, ± sd, range"
+            title = "error at the interface: ○ without, ■ with patch" if kind == "error" else "scale: mean, ± sd, range"
             axis.set_title(title)
             if kind == "error" and min(site["error_after"] for _, site in sites) > 0:
                 axis.set_xscale("log")
