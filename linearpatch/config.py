@@ -140,7 +140,7 @@ def _texts(node: Any) -> Iterator[Any]:
 
 
 def check_choices(overrides: Sequence[str]) -> None:
-    """Refuse a list of choices where a run has one, or null: Hydra would merge them, or say so in its own words.
+    """Reject a list of choices where a run has one, or null: Hydra would merge them, or say so in its own words.
 
     Raises:
         ConfigError: an override is such a list, or null.

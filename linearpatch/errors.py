@@ -63,7 +63,7 @@ def require_choice(what: str, value: str, allowed: Iterable[str]) -> None:
 
 def require_range(what: str, value: float, *, low: float, high: float | None = None) -> None:
     """Raise `ConfigError` unless `low <= value` and, where given, `value <= high`."""
-    if not value >= low or (high is not None and value > high):  # so that NaN is refused, too
+    if not value >= low or (high is not None and value > high):  # so that NaN is rejected, too
         bounds = f"at least {low}" if high is None else f"from {low} to {high}"
         raise ConfigError(f"{what} is {value}. Allowed: {bounds}.")
 

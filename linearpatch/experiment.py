@@ -75,7 +75,7 @@ class Experiment:
         datasets_dir: Local copies of data sets, read in place of the hub.
         cache_dir: What is kept between runs; null is LINEARPATCH_CACHE or the user's cache.
         group: Label that the runs of a sweep share.
-        force: Compute everything anew, whatever records and the cache hold.
+        force: Recompute everything, whatever records and the cache hold.
     """
 
     model: Model = MISSING
@@ -134,7 +134,7 @@ class Experiment:
             if (folder := getattr(self, key)) is not None and not folder.strip():
                 raise ConfigError(f"{key} is empty. Name a folder, or leave {key} out.")
         check_group(self.group)
-        _ = self.num_held_out  # refuses settings that leave none where some are needed
+        _ = self.num_held_out  # rejects settings that leave none where some are needed
         if self.push_to_hub is not None:
             if not self.save_model:
                 raise ConfigError(f"push_to_hub={self.push_to_hub} needs a checkpoint to push: set save_model=true.")
@@ -238,8 +238,8 @@ class Experiment:
     @property
     def asked_stages(self) -> list[str]:
         """The stages that are measured and can be: without a patch there is no patched model."""
-        gone = {"patched": name_of(self.patch) == "none", "distilled": self.training is None}
-        return [stage for stage in self.stages if not gone.get(stage)]
+        missing = {"patched": name_of(self.patch) == "none", "distilled": self.training is None}
+        return [stage for stage in self.stages if not missing.get(stage)]
 
     @property
     def measured(self) -> dict[str, dict[str, Any]]:
@@ -262,7 +262,7 @@ class Experiment:
         }
 
     def check_model(self, config: Any) -> None:
-        """Refuse what can't be done with a model, as far as its configuration shows that.
+        """Reject what can't be done with a model, as far as its configuration shows that.
 
         Args:
             config: The model's, as transformers has it.
@@ -307,7 +307,7 @@ class Experiment:
 
 
 def check_group(group: str | None) -> None:
-    """Refuse a label that can't be the name of a file, or that W&B doesn't take.
+    """Reject a label that can't be the name of a file, or that W&B doesn't take.
 
     Raises:
         ConfigError: it has other characters.
@@ -319,7 +319,7 @@ def check_group(group: str | None) -> None:
 
 
 def check_metrics(evaluations: Mapping[str, Evaluation], reader: Reader) -> None:
-    """Refuse two evaluations of which one would overwrite a metric of the other.
+    """Reject two evaluations of which one would overwrite a metric of the other.
 
     Raises:
         ConfigError: they measure the same text under the same name.

@@ -93,7 +93,7 @@ class Comparison:
             "candidates": [asdict(one) for one in self.candidates],
         }
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """All losses in a line, the kept one first."""
         ranked = sorted(self.candidates, key=lambda one: (one.name != self.kept, one.loss is None, one.loss))
         parts = [
@@ -190,7 +190,7 @@ def repair(workspace: Workspace, patch: Repairer, edit: Edit) -> Repair:
     if not (patch.compare and workspace.has_held_out and patch.place(edit.interfaces)):
         return Repair(patch.repair(workspace, edit))
     (comparison,) = compare(workspace, patch, [edit.removed_layers])
-    log.info("candidates on held-out tokens: %s", comparison.told())
+    log.info("candidates on held-out tokens: %s", comparison.summary())
     kept = AS_SET if comparison.kept == NO_PATCH else comparison.kept
     repaired = workspace.repaired.get((digest_of(identity(patch)), comparison.removed, kept))
     if repaired is None:
@@ -246,13 +246,13 @@ class _Contest:
         self.search: CandidateSearch = workspace.search(workspace.held_out)
         self.search.move(DENSE)
         self.losses: dict[tuple[int, str], dict[int, float]] = {}  # by set and name: summed losses of batches
-        self.fits: dict[tuple[int, str], Edit] = {}  # by set and name: the fits of candidates that go on
+        self.fits: dict[tuple[int, str], Edit] = {}  # by set and name: the fits of candidates that passed the screen
         self.models: dict[tuple[int, str], Edit] = {}  # the same, ready to run
         self.dense = 0.0  # the dense model's summed loss
         self.best = inf  # the lowest of the sums over all batches
 
     def result(self) -> list[Comparison]:
-        """Measure, and tell."""
+        """Measure all of them."""
         wanted = [
             statistic
             for removed in self.removals
@@ -278,7 +278,7 @@ class _Contest:
         return comparisons
 
     def _screen(self, index: int) -> None:
-        """Measure all candidates of a set of layers on the first batches; keep the models of those that go on."""
+        """Measure all candidates of a set of layers on the first batches; keep the models of those that pass."""
         removed = tuple(self.removals[index])
         batches = range(max(1, int(SCREENED * len(self.search.batches))))
         fits: dict[str, Edit] = {}

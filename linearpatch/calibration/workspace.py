@@ -169,7 +169,7 @@ class Workspace:
         """Calibration loss of the model without `removed` and one candidate more.
 
         Args:
-            removed: Layers already gone, in the order in which they went.
+            removed: Layers removed already, in the order of removal.
             candidates: Layers to try.
             stop_early: Give up on a candidate once it can't be the best; its loss is then a bound.
 

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def check_repository(repository: str) -> None:
-    """Refuse early what could only fail after hours: a bad name, no login, an offline machine.
+    """Reject early what could only fail after hours: a bad name, no login, an offline machine.
 
     Raises:
         ConfigError: says what to do.
@@ -37,7 +37,7 @@ def push(folder: Path, repository: str) -> str:
         Address of the upload.
 
     Raises:
-        StorageError: the hub refuses or can't be reached. The folder stays as it is.
+        StorageError: the hub rejects or can't be reached. The folder stays as it is.
     """
     api = HfApi()
     try:

@@ -106,7 +106,7 @@ class Manifest:
     Attributes:
         format: `plain`, `custom` or `adapter`.
         base: The dense model.
-        removed_layers: Its layers that are gone, in the order of removal.
+        removed_layers: Its removed layers, in the order of removal.
         patches: What bridges the interfaces; in a `plain` checkpoint they are folded into the weights.
         files: SHA-256 of every file that loading reads, by name.
         provenance: Which run made it: run id, command, configuration, package versions.

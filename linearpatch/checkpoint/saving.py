@@ -44,7 +44,7 @@ EXPERTS_FROM_DISK = Version("5.14")
 
 
 def check_format(save_format: str, patch: Patch, *, distilled: bool = False) -> None:
-    """Refuse early a format that can't hold what a patch will be.
+    """Reject early a format that can't hold what a patch will be.
 
     Args:
         save_format: As of `save_checkpoint`.
@@ -70,7 +70,7 @@ def check_format(save_format: str, patch: Patch, *, distilled: bool = False) -> 
 
 
 def check_target(folder: Path) -> None:
-    """Refuse to write over anything that isn't a checkpoint of this package.
+    """Reject to write over anything that isn't a checkpoint of this package.
 
     Raises:
         StorageError: the folder holds something else.
@@ -84,7 +84,7 @@ def check_target(folder: Path) -> None:
 
 
 def check_foldable(decoder: Decoder) -> None:
-    """Refuse early a family whose layers can't absorb a patch.
+    """Reject early a family whose layers can't absorb a patch.
 
     Raises:
         ModelError: a layer writes to the stream in an unknown way.

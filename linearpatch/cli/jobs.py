@@ -155,7 +155,7 @@ class Jobs:
             steps("runs", len(self.plan.runs)) as on_step,
         ):
 
-            def tell(outcome: Outcome) -> None:
+            def report(outcome: Outcome) -> None:
                 if outcome.job.is_run:
                     on_step()
                 if outcome.job.is_pending:
@@ -164,7 +164,7 @@ class Jobs:
                     level = logging.INFO if outcome.record.status == "completed" else logging.ERROR
                     log.log(level, "%s %s%s%s", outcome.job.name, outcome.record.status, took, error)
 
-            self.outcomes = execute(self.plan, launcher, tell)
+            self.outcomes = execute(self.plan, launcher, report)
             for place in (self.plan.folder / SHARED).glob("*"):
                 clear_up(place)
 

@@ -63,7 +63,7 @@ def execute(arguments: argparse.Namespace) -> int:
         return 0
     _check(flags)
 
-    # Imported late: a wrong name is told in a second, and what follows imports PyTorch.
+    # Imported late: a wrong name is reported in a second, and what follows imports PyTorch.
     from linearpatch.cli.jobs import Jobs
     from linearpatch.config import check_choices, readable_errors, register_schemas
     from linearpatch.runtime.distributed import Workers

@@ -179,7 +179,7 @@ class Reader:
 
 
 def check_disjoint(first: Reader, second: Reader) -> None:
-    """Refuse two readers that share text.
+    """Reject two readers that share text.
 
     Raises:
         ConfigError: both read the same source, and their splits overlap.

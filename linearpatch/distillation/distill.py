@@ -62,7 +62,7 @@ class Distilled:
     num_trained: int
 
     def section(self, training: Training, text: TokenBlocks, validation: TokenBlocks) -> DistillationSection:
-        """How training went, for the record."""
+        """Settings and results of the training, for the record."""
         losses = {int(point["step"]): point["validation_loss"] for point in self.history if "validation_loss" in point}
         return DistillationSection(
             method=name_of(training),
@@ -121,7 +121,7 @@ def distill(
         model_key: What identifies the dense model (`LoadedModel.key`).
         seed: Of the order of the sequences.
         workers: Processes that share the work.
-        report: Told of every new point of the history.
+        report: Called with every new point of the history.
 
     Raises:
         ConfigError: there is no patch to train, or its operator isn't known.
@@ -230,7 +230,7 @@ def _loop(
 
 
 def _check_room(keeping: Keeping, student: Runner, tokens: int, cache: Cache) -> None:
-    """Refuse targets that the disk has no room for, before they are computed."""
+    """Reject targets that the disk has no room for, before they are computed."""
     if cache.root is None:
         return
     needed = tokens * (keeping.bytes_per_token + (2 * student.decoder.hidden_size if keeping.states else 0))

@@ -1,4 +1,4 @@
-"""The training loop: steps, validation, the best patch so far, and a state from which it goes on bit by bit."""
+"""The training loop: steps, validation, the best patch so far, and a state from which it resumes exactly."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Loop:
 
         Args:
             save: Keeps a state; called now and then, and when the user or the cluster asks to stop.
-            report: Told of every new point of the history.
+            report: Called with every new point of the history.
 
         Raises:
             Diverged: the loss isn't finite.
@@ -240,7 +240,7 @@ class Loop:
         return Entry({name: tensor.clone() for name, tensor in tensors.items()}, facts)
 
     def restore(self, state: Entry) -> None:
-        """Go on from a saved state."""
+        """Resume from a saved state."""
         device = self.parameters[0].device
         self._put([state.tensors[f"parameter.{index}"] for index in range(len(self.parameters))])
         self.best = [state.tensors[f"best.{index}"].to(device) for index in range(len(self.parameters))]
@@ -309,7 +309,7 @@ class Loop:
             self.step, self.total, (self._recent or losses["loss"])[-1], losses["validation_loss"][-1],
             self.best_loss, self.best_step, clock.tokens_per_s, left,
         )  # fmt: skip
-        clock.told()
+        clock.reported()
 
     def _asked_to_stop(self, asked: str | None) -> str | None:
         """Whether any process was asked to; all stop after the same step."""
@@ -347,15 +347,15 @@ class _Clock:
 
     @property
     def tokens_per_s(self) -> float:
-        """Since training began or went on, validation left out."""
+        """Since training began or resumed, validation left out."""
         return self._tokens / max(time.monotonic() - self._started, 1e-9)
 
     def is_silent(self) -> bool:
-        """Whether nothing was told for a while."""
+        """Whether it is time for another line in the log."""
         return time.monotonic() - self._told > TELL_S
 
-    def told(self) -> None:
-        """It was told how far training is."""
+    def reported(self) -> None:
+        """A line was written."""
         self._told = time.monotonic()
 
     def is_due(self) -> bool:

@@ -48,7 +48,7 @@ class OutputKL(Training):
             )
 
     def check(self, decoder: Decoder) -> None:
-        """Refuse a K that exceeds the vocabulary as well."""
+        """Reject a K that exceeds the vocabulary as well."""
         super().check(decoder)
         if self.top_k > decoder.vocab_size:
             raise ConfigError(

@@ -117,7 +117,7 @@ class Cached(Source):
         return all(self.cache.holds(kind, key) for kind, key in keys.items())
 
     def _load(self, shard: int) -> dict[str, Tensor]:
-        """The tensors of one file by name, `[sequences, …]`; a damaged file is made anew."""
+        """The tensors of one file by name, `[sequences, …]`; a damaged file is made again."""
         keys = self._keys(shard)
         existed = self._exist(keys)
         found = self._find(keys) if existed else None
@@ -151,7 +151,7 @@ class Cached(Source):
         return self.ids[shard * SHARD : (shard + 1) * SHARD]
 
     def _keys(self, shard: int) -> dict[str, dict[str, Any]]:
-        """What each kind of file depends on. Targets don't on the layers that go, streams on where the first went."""
+        """What each kind of file depends on. Targets don't on the removed layers, streams only on the first of them."""
         ids = self._ids(shard)
         common = {"model": self.model_key, "tokens": token_hash(ids), "version": VERSION}
         keys = {"targets": {**common, **self.keeping.key}, "states": {**common, "stream": self.student.entry}}

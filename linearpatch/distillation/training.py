@@ -151,7 +151,7 @@ class Training(Distillation, ABC):
         return None
 
     def check_processes(self, count: int) -> None:
-        """Refuse more processes than a step has sequences.
+        """Reject more processes than a step has sequences.
 
         Raises:
             ConfigError: some would have nothing to do.
@@ -164,7 +164,7 @@ class Training(Distillation, ABC):
             )
 
     def check(self, decoder: Decoder) -> None:
-        """Refuse a model that this loss can't be computed for, before anything is.
+        """Reject a model that this loss can't be computed for, before anything is.
 
         Raises:
             ModelError: its weights are on several devices, or on disk.
@@ -179,7 +179,7 @@ class Training(Distillation, ABC):
             )
 
     def check_size(self, hidden_size: int) -> None:
-        """Refuse settings that don't fit the stream's width, before a model is loaded.
+        """Reject settings that don't fit the stream's width, before a model is loaded.
 
         Raises:
             ConfigError: there is no Hadamard matrix of that size, or the rank exceeds it.

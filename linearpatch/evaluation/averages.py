@@ -1,4 +1,4 @@
-"""What tasks are called in the record, and the averages over them that papers tell."""
+"""What tasks are called in the record, and the averages over them that papers report."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Aggregate:
         weights: Weight of each metric in it; they sum to one.
         protocol: What it is, in words.
         pooled: Whether it is the mean over all their questions in one heap, so that weights follow their numbers.
-        retained: Whether retained performance is told for it.
+        retained: Whether retained performance is computed for it.
         headline: Whether short tables show it.
     """
 

@@ -164,7 +164,11 @@ def retained(dense: Results, other: Results, aggregates: Sequence[Aggregate]) ->
         bases, values = ([_number(results.metrics[name]) for name in names] for results in (dense, other))
         if not all(bases):
             nothing = [name for name, value in zip(names, bases, strict=True) if not value]
-            log.warning("what %s retains can't be told: dense gets nothing right in %s", aggregate.name, nothing)
+            log.warning(
+                "retained performance of %s is undefined: the dense model's accuracy is 0 in %s",
+                aggregate.name,
+                nothing,
+            )
             continue
         drawn = _paired(names, dense, other) and all(len(dense.answers[name]) > 1 for name in names)
         generator = numpy.random.default_rng(SEED)  # one for all tasks: their draws are independent

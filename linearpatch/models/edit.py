@@ -66,7 +66,7 @@ class PlacedOperator:
     Attributes:
         site: Where it acts, and what it stands for.
         module: What it computes, `[…, hidden_size]` to the same shape.
-        diagnostics: How its fit went, as plain numbers.
+        diagnostics: Of its fit, as plain numbers.
         warning: What is doubtful about it; empty: nothing.
     """
 
@@ -153,7 +153,7 @@ class Edit:
         return self.with_operators(replace(one, module=module) for one, module in placed)
 
     def identity(self) -> dict[str, Any]:
-        """What tells it from other edits of the same weights, as plain values for cache keys."""
+        """What distinguishes it from other edits of the same weights, as plain values for cache keys."""
         key: dict[str, Any] = {"removed": [[unit.layer, unit.part] for unit in sorted(self.removed)]}
         key["operators"] = None
         if self.operators:

@@ -115,7 +115,7 @@ def _convert(file: Path, folder: Path) -> None:
     source = _source(file)
     tokenizer = AutoTokenizer.from_pretrained(**source)
     quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # A model that was read from GGUF refuses to be saved; one made anew from its weights does not.
+    # A model that was read from GGUF rejects to be saved; one made again from its weights does not.
     config = quantised.config
     vars(config).pop("quantization_config", None)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -144,7 +144,7 @@ class HubModel(Model):
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Refuse a tokenizer that loads and then makes no numbers of a text.
+    """Reject a tokenizer that loads and then makes no numbers of a text.
 
     Raises:
         ValueError: it doesn't.

@@ -2,7 +2,7 @@
 
 Families describe their layers in several ways: a list with one entry per layer, a list of indices, a count from
 the first layer, the ends of a range, a table by index, a period. All but the last can be rewritten for the layers
-that are kept. How a field is meant is told by its shape, and where that leaves a choice, `propose` names the
+that are kept. How a field is meant follows from its shape, and where that leaves a choice, `propose` names the
 readings; `rebuilding` decides between them by building the model.
 
 A period can't be rewritten, and layers that borrow from others can't be separated from them, so both are rejected.

@@ -159,7 +159,7 @@ class Model(ABC):
 
 
 def check_device(name: str) -> None:
-    """Refuse a device that models can't compute on here.
+    """Reject a device that models can't compute on here.
 
     Raises:
         ConfigError: there is no such kind, or this machine has none of it or too few.

@@ -213,7 +213,7 @@ class LinearPatchMixin:
             attach(self.get_submodule(entry["module"]), operator_from(entry), entry["side"])
         self.post_init()
 
-    # transformers reads the source of a class to see what it can switch; that of the family's class tells.
+    # transformers reads the source of a class to see what it can switch; that of the family's class says it.
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:

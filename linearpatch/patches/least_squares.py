@@ -52,8 +52,8 @@ class LeastSquaresPatch(Patch):
             several, and no patch at all, and takes what has the lowest loss on held-out calibration tokens.
         weighting: Of tokens. `none`: all count alike, and those of massive norm own the fit. `capped`: a token counts
             at most as one of three times its block's median norm past the interface. `relative`: w is 1 over the
-            squared norm there. Whatever reads the stream normalises it first, so that an error matters by its share of the
-            token's norm.
+            squared norm there. Whatever reads the stream normalises it first, so that an error matters by its share of
+            the token's norm.
     """
 
     ridges: ClassVar[Sequence[float]] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # what `auto` tries
@@ -174,7 +174,7 @@ def choose_ridge(
     Args:
         patch: Says which are tried, beside no patch.
         workspace: The model and the held-out tokens.
-        sites: Where the patches are; the layers between are gone.
+        sites: Where the patches are; the layers between are removed.
         fit: The patches with some ridge.
     """
     bridged = {layer for site in sites for layer in range(site.interface.start, site.interface.end)}

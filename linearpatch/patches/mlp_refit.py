@@ -20,7 +20,7 @@ from linearpatch.registry import component
 @component("patch", "mlp_refit")
 @dataclass(frozen=True)
 class MlpRefit(RefitPatch):
-    """The last product of the MLP before an interface, fitted anew: x + h Δ ≈ y.
+    """The last product of the MLP before an interface, fitted again: x + h Δ ≈ y.
 
     h is what that product reads. `mlp_lstsq` can only turn what the product makes of h; this fits the product
     itself, with several times as many unknowns. The checkpoint is an ordinary one of its family, with no

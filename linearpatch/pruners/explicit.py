@@ -26,7 +26,7 @@ class Explicit(Pruner):
     layers: list[int] = field(default_factory=list)
 
     def check(self, num_layers: int, n: int) -> None:
-        """Refuse a list that is too short or names layers that don't exist."""
+        """Reject a list that is too short or names layers that don't exist."""
         super().check(num_layers, n)
         bad = [layer for layer in self.layers if layer not in self.candidates(num_layers)]
         if bad or len(set(self.layers)) < len(self.layers) or len(self.layers) < n:

@@ -77,8 +77,8 @@ class PatchAware(Pruner):
         comparisons = dict(zip(finalists, workspace.comparisons(finalists), strict=True))
         taken = _best({layers: one.candidate_loss for layers, one in comparisons.items()})[0]
         for layers, one in comparisons.items():
-            log.info("finalist %s: %s", sorted(layers), one.told())
-            if layers != taken:  # the fit tells of the one that is taken
+            log.info("finalist %s: %s", sorted(layers), one.summary())
+            if layers != taken:  # the fit logs those of the one that is taken
                 for warning in one.warnings(name_of(workspace.patch)):
                     log.warning("finalist: %s", warning)
         results = [one.describe() for one in comparisons.values()]

@@ -17,7 +17,7 @@ class Sleb(RankingPruner):
     """Greedy search: each step removes the layer without which the current model's loss is lowest.
 
     SLEB, section 3.3 (metric 3), algorithm 1; of equal losses the earlier layer goes. Each step is cached,
-    so that one search serves every smaller number of layers and a longer one goes on where it ended.
+    so that one search serves every smaller number of layers and a longer one resumes where it ended.
 
     Attributes:
         stop_early: Give up on a candidate once it can't win. The same layers are removed either way; the

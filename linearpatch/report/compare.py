@@ -190,5 +190,5 @@ def _versions(entries: Sequence[Entry]) -> list[str]:
         for row in entry.rows:
             for package, version in row.packages.items():
                 found.setdefault(package, set()).add(version)
-    told = [f"{package} {' and '.join(sorted(versions))}" for package, versions in found.items()]
-    return [", ".join(told)] if told else []
+    texts = [f"{package} {' and '.join(sorted(versions))}" for package, versions in found.items()]
+    return [", ".join(texts)] if texts else []

@@ -46,12 +46,12 @@ def over_seeds(mine: Sequence[float], other: Sequence[float], *, logarithm: bool
     Args:
         mine: One for each seed, at least two.
         other: The same of the other.
-        logarithm: Whether to compare logarithms, and tell the change in %; else in points.
+        logarithm: Whether to compare logarithms, and give the change in %; else in points.
     """
     if logarithm:
         mine, other = [math.log(value) for value in mine], [math.log(value) for value in other]
 
-    def told(value: float) -> float:
+    def change(value: float) -> float:
         return 100 * (math.expm1(value) if logarithm else value)
 
     apart = [first - second for first, second in zip(mine, other, strict=True)]
@@ -59,8 +59,8 @@ def over_seeds(mine: Sequence[float], other: Sequence[float], *, logarithm: bool
     if len(apart) > 2 and max(apart) - min(apart) > 1e-12 * max(1.0, *map(abs, apart)):  # else there is no spread
         test = stats.ttest_rel(mine, other)
         interval = test.confidence_interval(0.95)
-        low, high, p = told(float(interval.low)), told(float(interval.high)), float(test.pvalue)
-    return Difference(told(fmean(apart)), low, high, p, f"{len(apart)} seeds")
+        low, high, p = change(float(interval.low)), change(float(interval.high)), float(test.pvalue)
+    return Difference(change(fmean(apart)), low, high, p, f"{len(apart)} seeds")
 
 
 def differences_table(entries: Sequence[Entry]) -> Table | None:
@@ -123,10 +123,10 @@ def _called(entry: Entry) -> str:
 def _cells(difference: Difference) -> tuple[Cell, ...]:
     low, high, p = difference.low, difference.high, difference.p
     interval = "" if low is None or high is None else f"[{low:+.2f}, {high:+.2f}]"
-    told = "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    p_text = "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
     return (
         Cell(f"{difference.value:+.2f}", difference.value),
         Cell(interval),
-        Cell(told, p),
+        Cell(p_text, p),
         Cell(difference.basis),
     )

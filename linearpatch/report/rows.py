@@ -64,7 +64,7 @@ class Row:
     Attributes:
         variant: Which model it is.
         seed: Of its runs.
-        removed: The layers it lacks, in the order in which they went.
+        removed: The layers it lacks, in the order of removal.
         metrics: By name.
         retained: Retained performance, by definition and average.
         num_parameters: That it has.

@@ -28,7 +28,7 @@ class Column:
         unit: That of the quantity; see `SHOWN`.
         better: `lower`, `higher`, or nothing where none is best.
         derived: Whether it is made of other columns, which say how they were measured.
-        interval: Whether cells tell the interval that the record holds.
+        interval: Whether cells show the interval that the record holds.
     """
 
     key: str
@@ -41,7 +41,7 @@ class Column:
 
     @classmethod
     def of(cls, key: str, title: str, quantity: Quantity, unit: str, *, derived: bool = False) -> Column:
-        """A column in which the unit tells what is better."""
+        """A column in which the unit decides what is better."""
         return cls(key, title, quantity, unit, "lower" if unit in LOWER else "higher", derived)
 
 

@@ -36,7 +36,7 @@ def push_wandb_report(
 
     Raises:
         ConfigError: wandb-workspaces isn't installed, or the runs were tracked in several projects.
-        StorageError: there is no record, or W&B refuses.
+        StorageError: there is no record, or W&B rejects the report.
     """
     _workspaces()
     comparison = compare_runs(read_runs(folders))
@@ -48,9 +48,7 @@ def push_wandb_report(
         return str(view.url)
     except Exception as error:  # W&B raises its own kinds and its client's
         reason = " ".join(str(error).split())
-        raise StorageError(
-            f"W&B doesn't take the report: {reason} Log in with `wandb login`, and try again."
-        ) from error
+        raise StorageError(f"W&B rejects the report: {reason} Log in with `wandb login`, and try again.") from error
 
 
 def build_wandb_report(comparison: Comparison, project: str, entity: str = "", title: str | None = None) -> Any:

@@ -86,7 +86,7 @@ def _versus_text(versus: Mapping[str, float]) -> str:
 
 
 def retained_text(record: Record, stage: str, name: str, definition: str = "mean_of_ratios") -> str:
-    """Retained performance of an average with its interval; LinearPatch's definition unless told."""
+    """Retained performance of an average with its interval; LinearPatch's definition by default."""
     found = record.retained.get(stage, {}).get(definition, {}).get(name)
     if found is None:
         return ""

@@ -65,14 +65,14 @@ def check(content: Mapping[str, Any]) -> Record:
 def reason_of(error: ValidationError) -> str:
     """The first two faults: where, what, and the value."""
     faults = error.errors(include_url=False, include_context=False)
-    told = []
+    texts = []
     for fault in faults[:2]:
         place = ".".join(str(part) for part in fault["loc"])
         what = fault["msg"].removeprefix("Value error, ")
         shown = "" if fault["type"] in ("value_error", "missing") else f" (it is {_short(fault['input'])})"
-        told.append(f"{place}: {what}{shown}" if place else what)
+        texts.append(f"{place}: {what}{shown}" if place else what)
     more = f"; and {len(faults) - 2} more" if len(faults) > 2 else ""
-    return "; ".join(told) + more
+    return "; ".join(texts) + more
 
 
 def _drop_shadows(value: Any) -> None:

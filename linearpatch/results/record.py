@@ -26,7 +26,7 @@ from linearpatch.results.sections import (
     PruningSection,
 )
 from linearpatch.runtime.memory import high_water
-from linearpatch.runtime.progress import tell
+from linearpatch.runtime.progress import notify
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
 class Record:
     """Everything a run was asked for, did and found, as `result.json` holds it.
 
-    A section that the run hasn't come to is None. `remark` is what readers should know of how it went; `answered` says
-    what was asked for and is there (`Experiment.asked`), so that a run asked for again can tell whether anything is
+    A section that the run hasn't come to is None. `remark` is what readers should know of the run; `answered` says
+    what was asked for and is there (`Experiment.asked`), so that a run asked for again knows whether anything is
     left to do.
     """
 
@@ -101,7 +101,7 @@ class Record:
             torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
         log.info("%s …", name)
-        tell(name)
+        notify(name)
         try:
             yield
         finally:

@@ -141,7 +141,7 @@ class PointSection:
 @with_config(CHECKED)
 @dataclass(frozen=True)
 class DistillationSection:
-    """How training went.
+    """Settings and results of a distillation.
 
     Attributes:
         method: Name of the loss.

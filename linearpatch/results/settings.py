@@ -1,4 +1,4 @@
-"""Which settings make a model, and which of them tell models apart."""
+"""Which settings make a model, and which of them distinguish models."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 STAGES = ("dense", "pruned", "patched", "distilled")
 
-# Groups of settings that matter from each stage on. What is measured, kept and told of a run doesn't make its models.
+# Groups of settings that matter from each stage on. What is measured, kept and shown of a run doesn't make its models.
 ADDED_SETTINGS = {
     "dense": ("model",),
     "pruned": ("corpus", "calibration", "pruner"),

@@ -1,4 +1,4 @@
-"""How far a run is, for those who watch it from outside: a small file that it renews, and what can be told from it."""
+"""How far a run is, seen from outside: a small file that it renews, and what follows from it."""
 
 from __future__ import annotations
 

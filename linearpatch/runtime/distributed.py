@@ -88,7 +88,7 @@ class Workers:
         return bool((self.sum(mine) == number).all())
 
     def wait(self) -> None:
-        """Go on when all processes are here."""
+        """Wait until all processes are here."""
         if self.count > 1:
             from accelerate import PartialState
 

@@ -1,4 +1,4 @@
-"""Progress bars: one at a time, on stderr, gone when done; silent where nobody watches."""
+"""Progress bars: one at a time, on stderr, removed when done; silent where stderr is no terminal."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ console = PlainConsole(stderr=True, width=None if sys.stderr.isatty() else WIDTH
 out = PlainConsole(width=None if sys.stdout.isatty() else WIDTH_OF_FILES)  # what a command is asked for goes to stdout
 
 
-# Who is told of progress: what is being done, how much of it is done, how much there is (0: not known).
+# Called with progress: what is being done, how much of it is done, how much there is (0: not known).
 Watcher = Callable[[str, float, float], None]
 _watchers: list[Watcher] = []
 
 
 @contextmanager
 def watched(by: Watcher) -> Iterator[None]:
-    """While open, `by` is told of all progress in this process."""
+    """While open, `by` is called with all progress in this process."""
     _watchers.append(by)
     try:
         yield
@@ -33,8 +33,8 @@ def watched(by: Watcher) -> Iterator[None]:
         _watchers.remove(by)
 
 
-def tell(what: str, done: float = 0, total: float = 0) -> None:
-    """Tell those who watch."""
+def notify(what: str, done: float = 0, total: float = 0) -> None:
+    """Pass progress on to whoever watches this process."""
     for watcher in _watchers:
         watcher(what, done, total)
 
@@ -44,25 +44,25 @@ def steps(description: str, total: float) -> Iterator[Callable[..., None]]:
     """Show a bar while a block runs; the block calls what it is given after each step, or with a number of steps."""
     with _bar() as progress:
         task = progress.add_task(description, total=total)
-        tell(description, 0, total)
+        notify(description, 0, total)
 
         def advance(count: float = 1) -> None:
             progress.advance(task, count)
-            tell(description, progress.tasks[0].completed, total)
+            notify(description, progress.tasks[0].completed, total)
 
         yield advance
 
 
 @contextmanager
 def training_bar(description: str, total: int, done: int) -> Iterator[Callable[[int, float, float, float], None]]:
-    """The same with what a training is at: the block tells steps done, loss, learning rate and tokens a second."""
+    """The same with what a training is at: the block reports steps done, loss, learning rate and tokens a second."""
     with _bar(TextColumn("{task.fields[state]}")) as progress:
         task = progress.add_task(description, total=total, completed=done, state="")
 
         def show(step: int, loss: float, learning_rate: float, tokens_per_s: float) -> None:
             state = f"loss {loss:.4f} · lr {learning_rate:.2g} · {tokens_per_s:,.0f} tokens/s"
             progress.update(task, completed=step, state=state)
-            tell(description, step, total)
+            notify(description, step, total)
 
         yield show
 

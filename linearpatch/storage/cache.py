@@ -55,7 +55,7 @@ class Cache:
 
     Args:
         root: The folder; None keeps entries in memory only.
-        since: Entries written before (seconds since 1970) count as missing, so that they are computed anew.
+        since: Entries written before (seconds since 1970) count as missing, so that they are recomputed.
     """
 
     def __init__(self, root: Path | None = None, *, since: float | None = None) -> None:
@@ -127,7 +127,7 @@ class Cache:
         write_atomically(path, save(tensors, metadata))
 
     def holds(self, kind: str, key: Mapping[str, Any]) -> bool:
-        """Whether there is an entry of a key, as far as that can be told without reading it."""
+        """Whether there is an entry of a key, as far as that is known without reading it."""
         digest = digest_of(key)
         return (kind, digest) in self._memory or (self.root is not None and self._is_there(self._path(kind, digest)))
 

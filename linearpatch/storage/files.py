@@ -22,7 +22,7 @@ def make_folder(path: Path) -> None:
     """Create a folder and its parents.
 
     Raises:
-        StorageError: the system refuses.
+        StorageError: the system rejects.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def make_folder(path: Path) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a place that can't be a folder, without making one.
+    """Reject a place that can't be a folder, without making one.
 
     Raises:
         StorageError: a file is there, or in place of a folder above.

@@ -54,7 +54,7 @@ def lease_seconds() -> float:
 class Lease:
     """One who has a lease, waits for it, or watches it.
 
-    Whether the owner on another machine lives can only be told by watching for as long as it may take to refresh
+    Whether the owner on another machine lives can only be seen by watching for as long as it may take to refresh
     the lease: whoever watches keeps one object, and asks it again and again.
 
     Args:
@@ -187,7 +187,7 @@ def leased(path: Path, what: str) -> Iterator[None]:
     """
     lease = Lease(path)
     if not lease.acquire(timeout=1):
-        log.info("waiting for another run that computes the same (%s, %s)", what, lease.owner)
+        log.info("waiting for another process to compute %s (%s)", what, lease.owner)
         lease.acquire(timeout=-1)
     try:
         yield
@@ -208,15 +208,15 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         StorageError: the file can't be written.
     """
     lease = Lease(path)
-    told = False
+    logged = False
     while not lease.acquire(timeout=0.2):
         if lease.is_local or lease.was_refreshed:
             raise Occupied(f"{what} is used by another run ({lease.owner}). Wait for it, or choose another output_dir.")
-        if not told:
+        if not logged:
             log.info(
                 "%s was used by %s; waiting up to %.0f s for a sign of life", what, lease.owner, lease_seconds() + 1
             )
-            told = True
+            logged = True
     try:
         yield
     finally:
@@ -231,7 +231,7 @@ def wait_for(path: Path) -> None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process has a lease, as far as one look can tell: one on another machine may have died."""
+    """Whether a process has a lease, as far as one look shows: one on another machine may have died."""
     return path.exists() and Lease(path).is_held()
 
 

@@ -1,6 +1,6 @@
 """What killed processes left in the cache or in a sweep's folder: leases and half-written files, without their work.
 
-What a process of this machine left is removed at once. Whether one of another machine lives can only be told by
+What a process of this machine left is removed at once. Whether one of another machine lives can only be seen by
 watching: what nobody has touched from the beginning of a run to its end is removed then, if that took long enough.
 """
 

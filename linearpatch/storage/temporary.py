@@ -1,7 +1,7 @@
 """Files and folders that are being written: their names say who writes them.
 
-What a killed process left behind is thereby told from work in progress: it can go once its owner is dead, or, where
-that can't be known from here (another machine, another container), once nobody has touched it for long.
+So what a killed process left behind is distinguished from work in progress: it is removed once its owner is dead, or,
+where that can't be known from here (another machine, another container), once it wasn't written to for long.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Temporary:
 
     @property
     def is_leftover(self) -> bool:
-        """Whether nobody will finish it, as far as one look can tell."""
+        """Whether nobody will finish it, as far as one look shows."""
         return self.is_of_the_dead or time.time() - self.touched > OLD_S
 
     @property

@@ -53,7 +53,7 @@ def read_combinations(file: str) -> list[dict[str, Any]]:
 
 
 def _check(value: Any, place: str, budget: list[int], depth: int = 0) -> None:
-    """Refuse values that no setting has: of other types, in mappings without end, or more than anybody wrote.
+    """Reject values that no setting has: of other types, in mappings without end, or more than anybody wrote.
 
     Raises:
         ConfigError: with the place.

@@ -132,7 +132,7 @@ class Composer:
 
 
 class _SharingLoader(ConfigLoaderImpl):  # type: ignore[misc]
-    """Hydra's loader, which reads each file once, and tells what it merged."""
+    """Hydra's loader, which reads each file once, and knows what it merged."""
 
     sources: tuple[tuple[str, str], ...] = ()
     _repository: _Copies | None = None

@@ -1,4 +1,4 @@
-"""What a dry run can tell: whether layers can be removed, texts and data are at hand, and there is enough of them.
+"""What a dry run can find out: whether layers can be removed, texts and data are at hand, and there is enough of them.
 
 Nothing is downloaded and nobody is asked: what isn't on this machine is an error only where the run couldn't get it
 either.
@@ -117,7 +117,7 @@ class Feasibility:
         if surely or not isinstance(found, DataError):
             raise found
         self._once(
-            (key, "told"), lambda: log.warning("not on this machine, so that a run will need the hub: %s", found)
+            (key, "logged"), lambda: log.warning("not on this machine, so that a run will need the hub: %s", found)
         )
         return None
 

@@ -82,7 +82,7 @@ def run_process(request: str, environment: Mapping[str, str] | None = None) -> E
     process = subprocess.Popen(command, env={**os.environ, **(environment or {})})
     try:
         return Ending.of(process.wait(), time.monotonic() - began)
-    except BaseException:  # this process is told to stop
+    except BaseException:  # this process is asked to stop
         process.terminate()
         process.wait()
         raise

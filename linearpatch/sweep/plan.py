@@ -117,7 +117,7 @@ def plan_sweep(
         label: The group of its runs.
         folder: Where their folders are; combinations that are possible say it themselves.
         search_path: Folders of the user's own configuration.
-        since: With `force`, cached results from before (seconds since 1970) are computed anew.
+        since: With `force`, cached results from before (seconds since 1970) are recomputed.
 
     Raises:
         ConfigError: runs have different folders.

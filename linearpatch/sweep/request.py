@@ -23,7 +23,7 @@ class Request:
         overrides: Of the run's configuration; of several runs for `statistics`.
         group: Label of the sweep.
         search_path: Folders of the user's own configuration.
-        since: Cached results from before (seconds since 1970) are computed anew; None: all are good.
+        since: Cached results from before (seconds since 1970) are recomputed; None: all are good.
     """
 
     part: str

@@ -46,7 +46,7 @@ def execute(
     Args:
         plan: The jobs.
         launcher: Where they run.
-        on_outcome: Told of each job as it ends.
+        on_outcome: Called with each job as it ends.
 
     Returns:
         What became of the runs, in the plan's order.

@@ -93,7 +93,7 @@ class Overview:
 
 
 class Watch:
-    """Successive looks at a folder. What runs on other machines is told by watching: keep one object.
+    """Successive looks at a folder. Whether a run on another machine is alive shows in its leases over time.
 
     Args:
         folder: Of sweeps, or of a run.
@@ -138,17 +138,17 @@ class Watch:
             )
         advice = [_advice(job.name, *_command_of(job)) for job in alone.values() if job.is_open]
         is_over = all(job.is_over for job in alone.values())
-        told: set[str] = set()
-        for manifest in reversed(manifests):  # the newest that lists a run tells how to resume it
+        advised: set[str] = set()
+        for manifest in reversed(manifests):  # the newest that lists a run says how to resume it
             places_of = {job.folder or job.name for job in manifest.jobs}
             is_worked_on = any(self._is_held(lease) for lease in leases_of(self._folder, manifest))
             is_worked_on |= any(jobs[place].now.state == "running" for place in places_of)
             open_runs = {place for place in places_of if jobs[place].part == "run" and jobs[place].is_open}
             if is_worked_on:
                 is_over = False
-            elif open_runs - told:
+            elif open_runs - advised:
                 advice.append(_advice(f"sweep {manifest.label}", manifest.command, manifest.working_dir))
-            told |= places_of
+            advised |= places_of
         return Overview((*jobs.values(), *alone.values()), tuple(advice), is_over)
 
     def _watched(self, job: Listed) -> Watched:

@@ -1,4 +1,4 @@
-"""A process of a sweep: it does one `Request`, and its end says how that went.
+"""A process of a sweep: it carries out one `Request`, and its exit status says how that ended.
 
 python -m linearpatch.sweep.worker REQUEST
 """
@@ -141,8 +141,8 @@ def _with_less_memory(experiment: Experiment, attempt: Callable[[Experiment, str
         reason = str(error).partition(".")[0]
     gc.collect()  # out here, where the error's frames don't hold its tensors any more
     torch.cuda.empty_cache()
-    log.warning("%s: once more with half the batches", reason)
-    return attempt(smaller, f"{reason}: repeated with half the batches")
+    log.warning("%s; retrying with half the batch size", reason)
+    return attempt(smaller, f"{reason}: repeated with half the batch size")
 
 
 def _log_to_stderr() -> None:
@@ -154,7 +154,7 @@ def _log_to_stderr() -> None:
 
 
 def _stop_without(owner: int) -> None:
-    """Stop this process when another ends, so that nothing goes on that nobody waits for."""
+    """Stop this process when another ends, so that nothing runs that nobody waits for."""
     while is_alive(owner):
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)

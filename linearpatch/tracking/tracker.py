@@ -23,7 +23,7 @@ class Tracker(ABC):
     def follow(self, record: Record, folder: Path) -> AbstractContextManager[Curve]:
         """A block around the run; when it ends the record holds all there is to show.
 
-        What it yields is called with points of curves while the run goes on.
+        What it yields is called with points of curves during the run.
         """
 
 

@@ -102,7 +102,7 @@ class WandbTracker(Tracker):
 
 
 def run_key(record: Record, folder: Path) -> str:
-    """W&B's id of a run: a run that is added to later, or goes on after it was killed, stays one run there."""
+    """W&B's id of a run: a run that is added to later, or resumed after it was killed, stays one run there."""
     return hashlib.sha256(f"{record.run_id} {folder.resolve()}".encode()).hexdigest()[:16]
 
 

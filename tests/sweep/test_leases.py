@@ -41,7 +41,7 @@ def test_one_waits_for_the_other(tmp_path, caplog):
     caplog.set_level("INFO", "linearpatch")
     with leased(path, "statistic"):
         assert not process.is_alive() or process.join(5) is None
-    assert f"waiting for another run that computes the same (statistic, process {process.pid} on" in caplog.text
+    assert f"waiting for another process to compute statistic (process {process.pid} on" in caplog.text
     assert not path.exists()
 
 

@@ -445,7 +445,7 @@ def test_what_runs_out_of_a_gpus_memory_is_repeated_once_with_half_the_batches()
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
 
     _with_less_memory(experiment, attempt)
-    remark = "CUDA out of memory: repeated with half the batches"
+    remark = "CUDA out of memory: repeated with half the batch size"
     assert tried == [(4, 2, 1, None), (2, 1, 2, remark)]
     assert compose_experiment([]).with_half_batches() is None
     tried.clear()

@@ -103,7 +103,7 @@ def _manager_of(name: str, include_path: Path | None) -> TaskManager:
 
 
 def _check_syntax(folder: Path | None) -> None:
-    """Refuse a folder with YAML that can't be read; lm_eval's index leaves it out without a word."""
+    """Reject a folder with YAML that can't be read; lm_eval's index leaves it out without a word."""
     for file in folder.rglob("*.yaml") if folder else ():
         try:
             yaml.compose(file.read_text(encoding="utf-8"))

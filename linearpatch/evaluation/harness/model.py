@@ -44,7 +44,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
         self.measure(decoder, lambda share: None)
 
     def measure(self, decoder: Decoder, on_step: Callable[[float], object]) -> None:
-        """Answer for this model from now on; `on_step` is told the share of each call's requests that is done."""
+        """Answer for this model from now on; `on_step` gets the share of each call's requests that is done."""
         self._decoder, self._on_step = decoder, on_step
         self._model, self._device = decoder.model, decoder.input_device
         self._tokens = hashlib.sha256()

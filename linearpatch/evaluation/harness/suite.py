@@ -164,7 +164,7 @@ def _scoring(task: str) -> Iterator[None]:
 
 
 def check_choices_are_equal(task: Any) -> None:
-    """Refuse a metric over a table of choices where questions have different numbers of them.
+    """Reject a metric over a table of choices where questions have different numbers of them.
 
     Raises:
         DataError: one has more than another.
@@ -174,7 +174,7 @@ def check_choices_are_equal(task: Any) -> None:
         return
     try:
         counts = sorted({len(task.doc_to_choice(document)) for document in task.eval_docs})
-    except Exception:  # what the task makes of its questions is told where they are asked
+    except Exception:  # what is wrong with its questions is reported where they are asked
         return
     if len(counts) > 1:
         raise DataError(

@@ -26,7 +26,7 @@ class Asking:
         chat_template: Ask through the tokenizer's chat template, examples as turns of a conversation.
         system_instruction: Text before everything else.
         share_prefixes: Read what several requests begin with once; same results up to rounding.
-        missing_data: `error` refuses to start where a task's data can't be had, `skip` goes on without the task.
+        missing_data: `error` rejects to start where a task's data can't be had, `skip` runs without the task.
     """
 
     version: ClassVar[int] = 1  # of the results: raise it when the scoring changes

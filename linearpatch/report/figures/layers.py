@@ -112,7 +112,7 @@ def _scores(figure: Figure, axis: Axes, pruner: str, removed: Sequence[int], sco
 
 
 def _search(figure: Figure, axis: Axes, scores: LayerScores) -> None:
-    """Steps of a search from top to bottom: the loss without each layer that is left, and which went."""
+    """Steps of a search from top to bottom: the loss without each layer that is left, and which was removed."""
     steps = scores.steps or []
     grid = numpy.full((len(steps), max(int(layer) for losses in scores.by_step for layer in losses) + 1), numpy.nan)
     for at, step in enumerate(steps):

@@ -1,4 +1,4 @@
-"""How well patches bridge the interfaces, and how their training went."""
+"""How well patches bridge the interfaces, and the curves of their training."""
 
 from __future__ import annotations
 

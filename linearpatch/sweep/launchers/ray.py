@@ -94,7 +94,7 @@ class RayLauncher(Launcher):
             ray.shutdown()
 
     def _check(self, available: dict[str, float], gpus: float) -> None:
-        """Refuse what no node can ever give, since Ray would wait for it forever."""
+        """Reject what no node can ever give, since Ray would wait for it forever."""
         for name, wanted in {"CPU": self.num_cpus, "GPU": gpus, **self.resources}.items():
             if wanted > available.get(name, 0):
                 _ray().shutdown()
