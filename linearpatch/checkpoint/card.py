@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from dataclasses import replace
 
 from huggingface_hub import ModelCard, ModelCardData
 from omegaconf import OmegaConf
@@ -11,7 +11,9 @@ from omegaconf import OmegaConf
 from linearpatch.checkpoint.manifest import Manifest
 from linearpatch.models.edit import interfaces_of
 from linearpatch.registry import components
-from linearpatch.results.display import label, metric_names, notes, value_text
+from linearpatch.report.markdown import markdown_table
+from linearpatch.report.run_table import run_table
+from linearpatch.results.display import metric_names
 from linearpatch.results.record import Record
 from linearpatch.results.stages import STAGES
 from linearpatch.text import layer_list, printable
@@ -108,20 +110,13 @@ def _results(record: Record) -> str:
     stages = [stage for stage in STAGES if stage in record.metrics]
     if not names:
         return "## Results\n\nNothing was measured."
-    rows = [
-        [label(name, [record]), *(value_text(record.metrics[stage].get(name)) for stage in stages)] for name in names
-    ]
-    lines = [f"- {line}" for line in notes([record], names)]
-    last = (
-        "distilled"
-        if record.distillation
-        else "patched"
-        if record.patch and record.patch.method != "none"
-        else "pruned"
-    )
+    table = run_table(record)
+    is_patched = record.patch is not None and record.patch.method != "none"
+    last = "distilled" if record.distillation else "patched" if is_patched else "pruned"
     if stages[-1] != last:
-        lines.append("- **The saved model itself was not measured**: the run's stages left it out.")
-    return "## Results\n\n" + _markdown(["", *stages], rows) + "\n\n" + "\n".join(lines)
+        unmeasured = "The saved model itself was not measured: the run's stages left it out."
+        table = replace(table, notes=(*table.notes, unmeasured))
+    return f"## Results\n\n{markdown_table(table).rstrip()}"
 
 
 def _settings(record: Record) -> str:
@@ -144,8 +139,3 @@ def _origin(manifest: Manifest) -> str:
             f"{first['num_layers']}."
         )
     return "## Origin\n\n" + " ".join(lines)
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
