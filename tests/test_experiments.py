@@ -75,7 +75,7 @@ def plan(monkeypatch, unchecked):
     return plan
 
 
-@pytest.mark.parametrize("scale", ["full", "small"])
+@pytest.mark.parametrize("scale", [pytest.param("full", marks=pytest.mark.slow), "small"])
 @pytest.mark.parametrize("experiment", NAMES)
 def test_the_bare_command_sweeps(experiment, scale, plan):
     combinations, planned = plan(f"experiment={experiment}", f"scale={scale}")

@@ -167,18 +167,6 @@ def test_a_folder_that_holds_another_run_is_left_alone(tmp_path, said):
     assert result(tmp_path / "D") == before
 
 
-def test_a_sweep_writes_a_folder_for_each_job_and_one_table(tmp_path, capsys):
-    assert main(["run", "-m", *FAST, "pruner=streamline,shortgpt", "patch=none,diag", f"output_dir={tmp_path}/S"]) == 0
-    folders = [file.parent for file in (tmp_path / "S").glob("*/result.json")]
-    assert len(folders) == 4
-    assert all(result(folder)["run_id"] == folder.name for folder in folders)
-    assert len({result(folder)["group"] for folder in folders}) == 1
-    table = capsys.readouterr().out
-    assert table.count("dense") == 2  # the row, and the column's title
-    assert table.count("│ none") == 2
-    assert table.count("│ diag") == 2
-
-
 def test_a_job_that_fails_does_not_stop_the_sweep(tmp_path, capsys):
     assert main(["run", "-m", *FAST, "num_pruned_layers=3,12", f"output_dir={tmp_path}/S"]) == 1
     records = {r["status"]: r for r in (result(file.parent) for file in (tmp_path / "S").glob("*/result.json"))}
@@ -258,7 +246,7 @@ def test_ctrl_c_leaves_a_record_that_says_so(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "interfaces_of", interrupted)
+    monkeypatch.setattr(module, "check_removable", interrupted)
     assert run(f"output_dir={tmp_path}/D") == 1
     assert result(tmp_path / "D")["status"] == "interrupted"
 

@@ -20,7 +20,8 @@ from rich.table import Column, Table
 from safetensors.numpy import load_file
 from scipy import stats
 
-from linearpatch.results.record import Record, read_record
+from linearpatch.results.files import read_record
+from linearpatch.results.record import Record
 
 MINE = "patch_aware + refit"
 SIZES = (5, 7, 9)  # of the geometric mean
@@ -33,7 +34,7 @@ Losses = NDArray[numpy.float64]
 def main(folder: Path) -> None:
     """Print perplexities by size, their geometric mean, and the ratio of ours to each."""
     losses = {
-        (recipe_of(record), len(record.pruning["removed_layers"]), record.seed): windows_of(record, path.parent)
+        (recipe_of(record), num_removed(record), record.seed): windows_of(record, path.parent)
         for path in sorted(folder.glob("*/result.json"))
         if (record := read_record(path.parent)) and record.status == "completed"
     }
@@ -56,7 +57,13 @@ def main(folder: Path) -> None:
 def recipe_of(record: Record) -> str:
     """Pruner and patch, and what they were calibrated on if it wasn't the run's corpus."""
     corpus = record.config["calibration"]["corpus"]
-    return f"{record.pruning['method']} + {record.patch['method']}" + (f", {corpus['name']}" if corpus else "")
+    _, pruning, patch = record.require_edit()
+    return f"{pruning.method} + {patch.method}" + (f", {corpus['name']}" if corpus else "")
+
+
+def num_removed(record: Record) -> int:
+    """How many layers a run removed."""
+    return len(record.require_edit()[1].removed_layers)
 
 
 def windows_of(record: Record, folder: Path) -> Losses:

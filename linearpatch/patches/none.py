@@ -8,14 +8,17 @@ from typing import ClassVar
 
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.models.edit import Interface, PlacedOperator, Site
-from linearpatch.patches.patch import Patch
+from linearpatch.patches.patch import StreamPatch
 from linearpatch.registry import component
 
 
 @component("patch", "none")
 @dataclass(frozen=True)
-class NoPatch(Patch):
-    """Nothing at the interfaces."""
+class NoPatch(StreamPatch):
+    """Nothing at the interfaces.
+
+    It takes the settings of a patch on the stream, which do nothing, so that a sweep over patches may set them.
+    """
 
     foldable: ClassVar[bool] = True
 

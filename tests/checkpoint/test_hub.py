@@ -40,7 +40,7 @@ def test_a_run_pushes_only_when_asked_and_privately(tmp_path, fake):
     assert created == ("create", "me/small", {"private": True, "exist_ok": True})
     assert uploaded[:2] == ("upload", "me/small")
     assert {"README.md", "config.json", "model.safetensors", "pruning.json"} <= set(uploaded[2])
-    assert read_record(tmp_path / "D").checkpoint["pushed_to"] == "https://hub/me/small"
+    assert read_record(tmp_path / "D").checkpoint.pushed_to == "https://hub/me/small"
 
 
 def test_a_push_that_fails_keeps_the_folder_and_says_how_to_go_on(tmp_path, fake, monkeypatch, capsys):

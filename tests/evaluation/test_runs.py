@@ -112,6 +112,7 @@ def test_tasks_that_were_finished_before_an_interruption_are_kept(tmp_path, meas
     assert found["metrics"]["dense"]["smoke/acc"]["n"] == 16
 
 
+@pytest.mark.slow
 def test_text_is_written_for_gsm8k_and_triviaqa(tmp_path):
     sums = [{"question": f"What is {n} and 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(6)]
     colours = [{"question": f"What colour is {n}", "answer": {"aliases": ["red", "Red"]}} for n in range(3)]

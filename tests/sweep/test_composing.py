@@ -39,7 +39,7 @@ def composers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("conf")
     (folder / "pruner").mkdir()
     (folder / "pruner" / "mine.yaml").write_text("defaults: [explicit_schema, _self_]\nlayers: [1, 4]\n")
-    reaching = "# @package _global_\ndefaults: [tail_schema@pruner, _self_]\npatch: {sites: one_per_layer}\n"
+    reaching = "# @package _global_\ndefaults: [tail_schema@pruner, _self_]\npatch: {compare: false}\n"
     (folder / "pruner" / "global_mine.yaml").write_text(reaching)
     register_schemas()
     with initialize_config_dir(str(CONF_DIR.resolve()), version_base="1.3"):

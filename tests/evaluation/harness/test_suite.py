@@ -17,6 +17,7 @@ from linearpatch.evaluation.harness.catalogue import OWN_TASKS, select
 from linearpatch.evaluation.tasks import Tasks
 from linearpatch.models.decoder import decoder_of
 from linearpatch.models.random import byte_tokenizer
+from linearpatch.results.metric import Metric
 
 ANIMALS = ("A cat", "A dog", "A horse and a mule", "An ant")
 
@@ -233,10 +234,7 @@ def test_tasks_without_data_are_skipped_where_asked(datasets_dir):
     assert metrics["qa/piqa/acc"].n == 0
     assert metrics["qa/piqa/acc"].reason.startswith("no data")
     assert metrics["qa/arc_easy/acc"].value is not None
-    plain = {
-        name: {"value": metric.value, "n": metric.n, "protocol": metric.protocol} for name, metric in metrics.items()
-    }
-    averages = {average.name: average for average in settings.aggregates("qa", plain)}
+    averages = {average.name: average for average in settings.aggregates("qa", metrics)}
     assert averages["qa/paper"].weights == {"qa/arc_easy/acc_norm": 1.0}
     assert "1 of 2 tasks" in averages["qa/paper"].protocol
 
@@ -313,10 +311,7 @@ def test_an_unknown_task_is_told_with_near_names():
 
 def test_averages_are_those_of_the_paper_and_of_groups():
     def metrics(**counts: int):
-        return {
-            name.replace("__", "/"): {"value": 0.5, "n": count, "protocol": "lm_eval 1"}
-            for name, count in counts.items()
-        }
+        return {name.replace("__", "/"): Metric(0.5, None, count, "lm_eval 1", "") for name, count in counts.items()}
 
     found = metrics(qa__arc_easy__acc=10, qa__arc_easy__acc_norm=10, qa__boolq__acc=30)
     averages = {a.name: a for a in Tasks(["arc_easy", "boolq"]).aggregates("qa", found)}
