@@ -27,17 +27,19 @@ from linearpatch.calibration.comparison import repair as repair_compared
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.checkpoint.loading import apply, load, load_tokenizer
 from linearpatch.checkpoint.saving import save_checkpoint
+from linearpatch.choices import choices, unknown_choice
 from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
 from linearpatch.data.in_memory import corpus_of
 from linearpatch.data.pydoc import PydocCorpus
 from linearpatch.data.reader import Reader, Text
 from linearpatch.distillation.distill import distill as train
 from linearpatch.distillation.training import Training
-from linearpatch.errors import ConfigError
+from linearpatch.errors import ConfigError, require_whole
 from linearpatch.evaluation.evaluation import Evaluation, Subject
 from linearpatch.evaluation.perplexity import Perplexity
+from linearpatch.evaluation.retention import Results, compare
 from linearpatch.models.decoder import Decoder, check_logits, decoder_of
-from linearpatch.models.edit import Edit
+from linearpatch.models.edit import Edit, check_removed
 from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.layer_config import check_prunable
 from linearpatch.models.model import LoadedModel, check_vocabulary
@@ -45,7 +47,7 @@ from linearpatch.models.rebuilding import check_removal, check_tables
 from linearpatch.patches.none import NoPatch
 from linearpatch.patches.patch import Patch
 from linearpatch.pruners.pruner import Pruner
-from linearpatch.registry import name_of, resolve, settings_of
+from linearpatch.registry import components, name_of, resolve, settings_of
 from linearpatch.results.metric import Metric
 from linearpatch.storage.cache import Cache
 
@@ -101,6 +103,9 @@ def tokens(
     Raises:
         DataError: there is too little text, or it isn't text.
     """
+    for setting, value in {"blocks": blocks, "length": length, "held_out": held_out, "seed": seed}.items():
+        if value is not None or setting in ("length", "seed"):
+            require_whole(setting, value)
     names = SettingNames("tokens", "length", "held_out")
     spec = BlockSpec(blocks, length, sampling if blocks is not None else "first", bos, seed, True, names)
     opened = Reader(corpus_of(text, column), "calibration").open()
@@ -137,6 +142,8 @@ def prune(
     """
     if isinstance(pruner, str) and "protect_first" in settings_of("pruner", pruner):
         settings = {"protect_first": 1, **settings}
+    require_whole("num_layers", num_layers)
+    _require_tokens(data)
     chosen = resolve("pruner", pruner, Pruner, settings)  # type: ignore[type-abstract]
     repairer = resolve("patch", patch, Patch, {})  # type: ignore[type-abstract]
     with _evaluating(model) as dense:
@@ -165,8 +172,10 @@ def repair(model: PreTrainedModel, edit: Edit, data: Tokens, *, patch: str | Pat
         ModelError: the family has no place for it.
         NumericsError: the fit has no unique solution.
     """
+    _require_tokens(data)
     chosen = resolve("patch", patch, Patch, settings)  # type: ignore[type-abstract]
     with _evaluating(model) as dense:
+        check_removed(edit.removed_layers, dense.num_layers)
         chosen.check(dense)
         repaired = repair_compared(_workspace(dense, data, chosen), chosen, edit.with_operators(()))
     for warning in repaired.warnings(name_of(chosen)):
@@ -199,6 +208,7 @@ def distill(
         ConfigError: there is no such loss or setting, nothing to train, or no tokens are held out.
         TrainingFailed: the loss isn't finite any more.
     """
+    _require_tokens(data)
     chosen = resolve("distill", loss, Training, settings)  # type: ignore[type-abstract]
     if data.held_out is None:
         raise ConfigError("No tokens are held out to decide which patches are kept. Give tokens(…, held_out=16).")
@@ -231,15 +241,33 @@ def evaluate(
     Returns:
         Metrics by name; each has `value`, `stderr`, `n` and its protocol.
     """
+    name = evaluation if isinstance(evaluation, str) else name_of(evaluation)
+    if isinstance(evaluation, str) and evaluation not in components("eval"):
+        evaluation = _preset(evaluation)
     chosen = resolve("eval", evaluation, Evaluation, settings)  # type: ignore[type-abstract]
     reader = Reader(PydocCorpus() if text is None else corpus_of(text, column), "evaluation")
     with _evaluating(model, prunable=False) as decoder:
         check_vocabulary(decoder, tokenizer)
-        metrics: dict[str, Metric] = {}
-        for measurement in chosen.prepare(name_of(chosen), reader)(tokenizer):
+        found = Results()
+        for measurement in chosen.prepare(name, reader)(tokenizer):
             for measured in measurement.run([Subject("model", decoder, decoder)], lambda _: None):
-                metrics |= measured.metrics
-    return metrics
+                found.metrics.update(measured.metrics)
+                found.answers.update({name: values.double().numpy() for name, values in measured.questions.items()})
+    compare({"dense": found}, {name: chosen})  # which adds averages
+    return found.metrics
+
+
+def _preset(name: str) -> Evaluation:
+    """An evaluation that is a choice of the configuration, such as `smoke` or `qa`.
+
+    Raises:
+        ConfigError: there is no such choice.
+    """
+    from linearpatch.commands import compose  # it needs Hydra
+
+    if name not in choices("eval"):
+        raise unknown_choice("eval", name)
+    return compose(f"eval=[{name}]").evaluations[name]
 
 
 def perplexity(
@@ -295,6 +323,13 @@ def save(
     with _evaluating(model) as dense:
         loaded = LoadedModel(dense, tokenizer, weights_hash(model))
         save_checkpoint(folder, loaded, edit, save_format=save_format, name=source, source=source)
+
+
+def _require_tokens(data: Any) -> None:
+    if not isinstance(data, Tokens):
+        raise ConfigError(
+            f"data is a {type(data).__name__}. Make it of text: data = linearpatch.tokens(text, tokenizer)."
+        )
 
 
 def _looked_at(data: Tokens, text: Text, spec: BlockSpec, tokenizer: Any) -> Tokens:

@@ -217,8 +217,12 @@ def _bad_value(error: OmegaConfBaseException) -> str:
         names = [field.name for field in fields(owner)] + ([] if group else list(PRESET_GROUPS))
         if not names:
             return f"The key {key!r} doesn't exist: this choice of {group} has no settings. Choose another {group}."
-        return f"The key {key!r} doesn't exist. {suggest(str(error.key), names)}"
+        chosen = next((name for one in GROUPS for name, cls in components(one).items() if cls is owner), None)
+        of = f" with {group}={chosen}" if group in GROUPS and chosen else ""
+        return f"The key {key!r} doesn't exist{of}. {suggest(str(error.key), names)}"
     reason = str(error).split("\n")[0]
+    if reason.endswith("is not in struct") and key.startswith("eval."):
+        return f"The key {key!r} doesn't exist. {suggest(str(error.key), choices('eval'))}"
     if several := re.match(r"Value '([^']+,[^']+)' of type 'str' could not be converted", reason):
         return f"{key}: {reason}. For a run with each, write {key}: {{values: [{several[1]}]}} in the sweep's file."
     return f"{key}: {reason}."

@@ -102,3 +102,9 @@ def require_number(what: str, value: object, word: str, *, zero: bool = True) ->
     if not (is_number and isfinite(value) and (value > 0 or (zero and value == 0))):  # type: ignore[arg-type,operator]
         bounds = "of at least 0" if zero else "above 0"
         raise ConfigError(f"{what} is {value!r}. Allowed: {word}, or a finite number {bounds}.")
+
+
+def require_whole(name: str, value: object) -> None:
+    """Raise `ConfigError` unless a value is a whole number; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name} is {value!r}. Allowed: a whole number, such as 8.")

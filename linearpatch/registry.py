@@ -145,7 +145,7 @@ def resolve(group: str, choice: str | C, kind: type[C], settings: Mapping[str, A
         for setting in settings:
             if setting not in allowed:
                 raise ConfigError(f"{group}={choice} has no setting {setting!r}. {suggest(setting, allowed)}")
-        made = components(group)[choice](**settings)
+        made = _made(f"{group}={choice}", components(group)[choice], settings)
     elif isinstance(choice, kind):
         unknown = set(settings) - {setting.name for setting in dataclasses.fields(cast(Any, choice))}
         if unknown:
@@ -160,6 +160,24 @@ def resolve(group: str, choice: str | C, kind: type[C], settings: Mapping[str, A
         allowed = [name for name, cls in components(group).items() if issubclass(cls, kind)]
         raise ConfigError(f"{group}={choice} does nothing here. {suggest(str(choice), allowed)}")
     return made
+
+
+def _made(what: str, cls: Any, settings: Mapping[str, Any]) -> Any:
+    """A component of settings of the right types.
+
+    Raises:
+        ConfigError: a value has another type, or the component rejects it.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(cls).validate_python(dict(settings))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if isinstance(own := first.get("ctx", {}).get("error"), ConfigError):  # it is a ValueError, too
+            raise own from error
+        setting = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{what}: {setting} is {first['input']!r}. {first['msg']}.") from error
 
 
 def name_of(instance: object) -> str:

@@ -1,6 +1,7 @@
 """The public functions, on a model in memory, as a person would call them."""
 
 import logging
+import os
 import subprocess
 import sys
 
@@ -10,7 +11,9 @@ import torch
 from conftest import NUM_LAYERS, tiny_model
 
 import linearpatch as lp
+from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError, DataError, StorageError
+from linearpatch.models.edit import Edit
 from linearpatch.models.random import byte_tokenizer
 
 WORDS = ["a ruler", "two seas", "old maps", "new roads", "tall trees", "cold rain", "late trains"]
@@ -187,3 +190,57 @@ def test_a_sweep_gives_its_records(tmp_path, monkeypatch):
         f"output_dir={tmp_path}/S",
     )  # fmt: skip
     assert [record.status for record in records] == ["completed", "completed"]
+
+
+def test_an_evaluation_is_a_choice_of_the_configuration():
+    model, tokenizer = lp.load_model("random")
+    found = lp.evaluate(model, tokenizer, "smoke", limit=2)
+    assert {"smoke/facts/acc", "smoke/acc"} <= set(found)
+    assert found["smoke/acc"].n == 8
+    with pytest.raises(ConfigError, match="Did you mean 'smoke'"):
+        lp.evaluate(model, tokenizer, "smokee")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model, tokenizer, data: lp.tokens("a " * 999, tokenizer, blocks="8"), "blocks is '8'"),
+        (lambda model, tokenizer, data: lp.prune(model, data, num_layers=3.0), "num_layers is 3.0"),
+        (lambda model, tokenizer, data: lp.prune(model, data, num_layers=True), "num_layers is True"),
+        (lambda model, tokenizer, data: lp.prune(model, ["text"], num_layers=2), "data is a list"),
+        (
+            lambda model, tokenizer, data: lp.repair(model, Edit.of_layers([2]), data, patch="lstsq", bias="maybe"),
+            "patch=lstsq: bias is 'maybe'",
+        ),
+        (
+            lambda model, tokenizer, data: lp.repair(model, Edit.of_layers([2]), data, patch="lstsq", ridge=-1),
+            "patch.ridge is -1",
+        ),
+        (lambda model, tokenizer, data: lp.repair(model, Edit.of_layers([40]), data), r"Layers \[40\] don't exist"),
+    ],
+)
+def test_a_value_of_another_type_is_a_sentence(call, message):
+    model, tokenizer = lp.load_model("random")
+    data = lp.Tokens(TokenBlocks(torch.randint(3, 250, (2, 16)), "test"))
+    with pytest.raises(ConfigError, match=message):
+        call(model, tokenizer, data)
+
+
+def test_a_sweep_does_not_run_the_script_that_started_it(tmp_path, session_cache):
+    script = tmp_path / "script.py"
+    words = [
+        "debug=tiny",
+        "model=random",
+        "tracker=none",
+        "num_pruned_layers=2",
+        "patch=none",
+        f"output_dir={tmp_path}/D",
+    ]
+    script.write_text(
+        f"print('begins')\nimport linearpatch as lp\nprint([one.status for one in lp.run_sweep(*{words!r})])\n"
+    )
+    environment = {**os.environ, "LINEARPATCH_CACHE": str(session_cache)}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[0] == "begins"
+    assert done.stdout.count("begins") == 1
+    assert "['completed']" in done.stdout

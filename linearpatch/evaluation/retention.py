@@ -63,7 +63,7 @@ class Results:
     """
 
     metrics: dict[str, Metric] = field(default_factory=dict)
-    answers: Mapping[str, Floats] = field(default_factory=dict)
+    answers: dict[str, Floats] = field(default_factory=dict)
 
 
 def compare(stages: Mapping[str, Results], evaluations: Mapping[str, Evaluation]) -> dict[str, RetainedBy]:
@@ -91,7 +91,18 @@ def compare(stages: Mapping[str, Results], evaluations: Mapping[str, Evaluation]
                 results.metrics[name] = replace(metric, versus={**metric.versus, base: difference})
         if stage != "dense" and (values := retained(stages.get("dense", Results()), results, aggregates)):
             kept[stage] = values
+    _warn_of_undefined(stages.get("dense", Results()), evaluations)
     return kept
+
+
+def _warn_of_undefined(dense: Results, evaluations: Mapping[str, Evaluation]) -> None:
+    """Say of which averages nothing can be retained."""
+    for name, evaluation in evaluations.items():
+        for aggregate in evaluation.aggregates(name, dense.metrics) if dense.metrics else ():
+            zero = [part for part in aggregate.weights if not dense.metrics[part].value]
+            if aggregate.retained and zero:
+                why = "undefined: the dense model's accuracy is 0"
+                log.warning("retained performance of %s is %s in %s", aggregate.name, why, ", ".join(zero))
 
 
 def _warn_of_other_questions(base: Results, other: Results, base_name: str, name: str) -> None:
@@ -163,12 +174,6 @@ def retained(dense: Results, other: Results, aggregates: Sequence[Aggregate]) ->
             continue
         bases, values = ([_number(results.metrics[name]) for name in names] for results in (dense, other))
         if not all(bases):
-            nothing = [name for name, value in zip(names, bases, strict=True) if not value]
-            log.warning(
-                "retained performance of %s is undefined: the dense model's accuracy is 0 in %s",
-                aggregate.name,
-                nothing,
-            )
             continue
         drawn = _paired(names, dense, other) and all(len(dense.answers[name]) > 1 for name in names)
         generator = numpy.random.default_rng(SEED)  # one for all tasks: their draws are independent

@@ -29,6 +29,7 @@ from linearpatch.report.rows import Row, merged, told_apart
 from linearpatch.report.tables import Table
 from linearpatch.report.terminal import failures_table, rich_table
 from linearpatch.report.with_published import beside_table
+from linearpatch.results.display import remarks
 from linearpatch.storage.files import make_folder
 from linearpatch.storage.temporary import remove_leftovers, temporary_path
 from linearpatch.text import counted
@@ -112,7 +113,8 @@ def compare_runs(found: Found, published: Sequence[Published] = ()) -> Compariso
     """Put runs side by side."""
     rows = told_apart(merged(row for run in found.runs for row in run.rows))
     entries = entries_of(rows)
-    tables = paper_tables(entries, published)
+    caveats = tuple(remarks([run.record for run in found.runs]))
+    tables = [replace(table, notes=(*table.notes, *caveats)) for table in paper_tables(entries, published)]
     more = (
         beside_table(entries, published),
         retained_table(entries),

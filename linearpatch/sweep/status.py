@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,15 @@ class Watched:
     def is_over(self) -> bool:
         """Whether nothing more happens unless somebody starts it."""
         return self.now.state in ("completed", "failed", "interrupted", "lost")
+
+    def is_superseded(self, completed: Collection[str]) -> bool:
+        """Whether it is a shared step that a later sweep did in another way: the runs that need it are completed."""
+        return (
+            self.part != "run"
+            and self.now.state == "waiting"
+            and bool(self.serves)
+            and set(self.serves) <= set(completed)
+        )
 
     @property
     def is_open(self) -> bool:
@@ -149,7 +158,9 @@ class Watch:
             elif open_runs - advised:
                 advice.append(_advice(f"sweep {manifest.label}", manifest.command, manifest.working_dir))
             advised |= places_of
-        return Overview((*jobs.values(), *alone.values()), tuple(advice), is_over)
+        completed = {job.name for job in jobs.values() if job.part == "run" and job.now.state == "completed"}
+        shown = [job for job in jobs.values() if not job.is_superseded(completed)]
+        return Overview((*shown, *alone.values()), tuple(advice), is_over)
 
     def _watched(self, job: Listed) -> Watched:
         now = RunState("failed", reason=job.error) if job.error else state_of(self._folder / job.folder, self._is_held)

@@ -207,3 +207,10 @@ def test_what_another_machine_works_on_is_told_from_what_died_there(tmp_path, mo
     assert time.monotonic() - began < 2.5  # sooner than it could be taken over
     assert overview.jobs[0].now.state == ("running" if alive else "lost")
     assert overview.is_over != alive
+
+
+def test_a_step_that_a_later_sweep_did_in_another_way_is_not_shown():
+    step = Watched("statistics-1", "statistics", RunState("waiting"), ("a", "b"))
+    assert step.is_superseded({"a", "b", "c"})
+    assert not step.is_superseded({"a"})
+    assert not Watched("a", "run", RunState("waiting")).is_superseded({"a"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
+from types import ModuleType
 
 import torch
 
@@ -23,6 +25,7 @@ from linearpatch.sweep.worker import work_redirected
 from linearpatch.text import counted
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+_MAIN_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class BasicLauncher(Launcher):
         cores = usable_cores()
         if self.n_jobs is not None and (self.n_jobs == 0 or self.n_jobs < -cores):
             raise ConfigError(
-                f"hydra.launcher.n_jobs is {self.n_jobs}. Allowed on this machine: 1, 2, …, or -1 for all cores to "
-                f"-{cores} for one."
+                f"hydra.launcher.n_jobs is {self.n_jobs}. Allowed on this machine: 1, 2, …, or -1 for one on each of "
+                f"{counted(cores, 'core')}{f', down to -{cores} for a single one' if cores > 1 else ''}."
             )
         if self.threads is not None:
             require_range("hydra.launcher.threads", self.threads, low=1)
@@ -110,7 +113,8 @@ class BasicLauncher(Launcher):
             process = context.Process(target=_process, args=(request.to_text(), environment, threads, os.getpid()))
             began = time.monotonic()
             try:
-                process.start()
+                with _without_main():
+                    process.start()
                 running.add(process)
                 process.join()
                 return Ending.of(process.exitcode or 0, time.monotonic() - began)
@@ -142,6 +146,17 @@ def visible_gpus() -> list[str]:
     if named := os.environ.get(VISIBLE):
         return [name.strip() for name in named.split(",") if name.strip()] if torch.cuda.is_available() else []
     return [str(index) for index in range(torch.cuda.device_count())]
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Let a process start without the script that started the sweep, which it would run once more to import it."""
+    with _MAIN_LOCK:
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _process(text: str, environment: dict[str, str], threads: int, owner: int) -> None:
