@@ -218,7 +218,8 @@ def check_logits(decoder: Decoder) -> None:
     tokens = check_tokens(decoder.model, rows=2)  # they differ in the last one
     expected = decoder.model(input_ids=tokens, use_cache=False).logits.float()
     before = expected[:, :-1]
-    if not _close(before[0], before[1]):
+    exact = decoder.model.dtype in (torch.float32, torch.float64)
+    if not _close(before[0], before[1], 1e-4 if exact else 1e-2):  # later tokens may change little in random models
         raise ModelError(
             f'{kind} is not causal: its logits change with tokens that come later. Set "is_decoder": true in '
             "its config.json where the family has that, or use a decoder-only model such as Llama, Qwen or Gemma."
@@ -240,7 +241,7 @@ def check_logits(decoder: Decoder) -> None:
         )
 
 
-def _close(actual: Tensor, expected: Tensor) -> bool:
+def _close(actual: Tensor, expected: Tensor, tolerance: float = 1e-2) -> bool:
     """Whether logits are the same up to rounding, by the measure of the largest: a model's may all be small."""
     actual, expected = actual.float().cpu(), expected.float().cpu()
-    return actual.shape == expected.shape and bool((actual - expected).abs().max() <= 1e-2 * expected.abs().max())
+    return actual.shape == expected.shape and bool((actual - expected).abs().max() <= tolerance * expected.abs().max())
