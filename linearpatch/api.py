@@ -47,7 +47,7 @@ from linearpatch.models.rebuilding import check_removal, check_tables
 from linearpatch.patches.none import NoPatch
 from linearpatch.patches.patch import Patch
 from linearpatch.pruners.pruner import Pruner
-from linearpatch.registry import components, name_of, resolve, settings_of
+from linearpatch.registry import components, name_of, resolve, setting_names
 from linearpatch.results.metric import Metric
 from linearpatch.storage.cache import Cache
 
@@ -140,7 +140,7 @@ def prune(
         ConfigError: there is no such pruner or setting, or so many layers can't be removed.
         ModelError: the model can't be pruned.
     """
-    if isinstance(pruner, str) and "protect_first" in settings_of("pruner", pruner):
+    if isinstance(pruner, str) and "protect_first" in setting_names("pruner", pruner):
         settings = {"protect_first": 1, **settings}
     require_whole("num_layers", num_layers)
     _require_tokens(data)

@@ -123,7 +123,7 @@ def _first_line(docstring: str | None) -> str:
     return (docstring or "").strip().split("\n")[0]
 
 
-def settings_of(group: str, name: str) -> list[str]:
+def setting_names(group: str, name: str) -> list[str]:
     """Names of the settings of a component.
 
     Raises:
@@ -141,7 +141,7 @@ def resolve(group: str, choice: str | C, kind: type[C], settings: Mapping[str, A
         ConfigError: there is no such component or setting, or it is of another group.
     """
     if isinstance(choice, str):
-        allowed = settings_of(group, choice)
+        allowed = setting_names(group, choice)
         for setting in settings:
             if setting not in allowed:
                 raise ConfigError(f"{group}={choice} has no setting {setting!r}. {suggest(setting, allowed)}")

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from linearpatch.errors import LinearPatchError
 from linearpatch.models.embedded import EmbeddedModel
+from linearpatch.runtime.distributed import usable_cores
 from linearpatch.storage.administration import contents
 from linearpatch.storage.cache import default_cache_dir
 from linearpatch.storage.files import write_atomically
@@ -93,9 +94,8 @@ def _packages() -> Iterator[Finding]:
 
 def _devices() -> Iterator[Finding]:
     memory = psutil.virtual_memory()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     room = f"{memory.available / GIB:.0f} of {memory.total / GIB:.0f} GiB memory free"
-    yield Finding("cpu", "ok", f"{counted(usable, 'core')}, {room}")
+    yield Finding("cpu", "ok", f"{counted(usable_cores(), 'core')}, {room}")
     if not torch.cuda.is_available():
         yield Finding("gpu", "note", "none that torch can use; runs use the CPU")
         return

@@ -91,7 +91,8 @@ def compare(stages: Mapping[str, Results], evaluations: Mapping[str, Evaluation]
                 results.metrics[name] = replace(metric, versus={**metric.versus, base: difference})
         if stage != "dense" and (values := retained(stages.get("dense", Results()), results, aggregates)):
             kept[stage] = values
-    _warn_of_undefined(stages.get("dense", Results()), evaluations)
+    if len(stages) > 1:
+        _warn_of_undefined(stages.get("dense", Results()), evaluations)
     return kept
 
 

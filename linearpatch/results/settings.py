@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from linearpatch.results.record import Record, flat
-from linearpatch.results.stages import settings_of
+from linearpatch.results.stages import setting_groups
 
 # Of the groups that make a model: where things run, how they are called, what they are read for besides.
 ASIDE = frozenset(
@@ -34,7 +34,7 @@ def relevant(record: Record, stage: str) -> dict[str, str]:
     """The settings that make the model of a stage, by dotted name; but not the run's seed."""
     model, pruning, patch = record.require_edit()
     foreseen = stage == "pruned" and pruning.sees_patches
-    groups = settings_of("patched" if foreseen else stage)
+    groups = setting_groups("patched" if foreseen else stage)
     found = {
         name: value
         for name, value in settings(record).items()

@@ -22,6 +22,6 @@ def stages_before(stage: str) -> tuple[str, ...]:
     return STAGES[: STAGES.index(stage)]
 
 
-def settings_of(stage: str) -> tuple[str, ...]:
+def setting_groups(stage: str) -> tuple[str, ...]:
     """Groups of settings that make the model of a stage."""
     return tuple(group for one in (*stages_before(stage), stage) for group in ADDED_SETTINGS[one])

@@ -20,6 +20,11 @@ Item = TypeVar("Item")
 LAUNCHERS_SET = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def whole_number(variable: str, *, low: int) -> int | None:
     """The number that an environment variable holds; None where it isn't set.
 

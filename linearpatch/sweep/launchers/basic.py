@@ -19,6 +19,7 @@ from types import ModuleType
 import torch
 
 from linearpatch.errors import ConfigError, require_range
+from linearpatch.runtime.distributed import usable_cores
 from linearpatch.sweep.launching import Ending, Launcher, Submit
 from linearpatch.sweep.request import Request
 from linearpatch.sweep.worker import work_redirected
@@ -134,11 +135,6 @@ class BasicLauncher(Launcher):
             for process in list(running):
                 process.terminate()
             pool.shutdown(cancel_futures=True)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus() -> list[str]:
