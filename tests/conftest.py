@@ -122,12 +122,17 @@ def _fresh_hydra() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is written outside the test's folder, except the converted embedded model (see `embedded`).
-
-    Local data sets are read only by a test that takes `datasets_dir`, so that the others see the same everywhere.
-    """
+    """Nothing is written outside the test's folder, except the converted embedded model (see `embedded`)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LINEARPATCH_DATASETS", raising=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_local_data_sets() -> None:
+    """Local data sets are read only by a test that takes `datasets_dir`, so that the others see the same everywhere.
+
+    For the whole session, since fixtures of a module run before those of a function.
+    """
+    os.environ.pop("LINEARPATCH_DATASETS", None)
 
 
 @pytest.fixture(scope="session", autouse=True)
