@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 from rich.table import Table
@@ -105,7 +106,9 @@ def command_seconds(words: Sequence[str], cache: Path) -> float:
 def peak_memory(work: Work, num_blocks: int, block_length: int) -> int:
     """Bytes that a piece of work needs at its peak, the weights included, in a process of its own.
 
-    On a GPU what was allocated there; on the CPU what the process grew by after importing the packages.
+    On a GPU what was allocated there; on the CPU what the process grew by after importing the packages. glibc there
+    returns large blocks when they are freed: by default it soon keeps them, and two runs of the same work differ by
+    up to a half.
 
     Args:
         work: A function of a module (it is sent to the process by name).
@@ -115,7 +118,8 @@ def peak_memory(work: Work, num_blocks: int, block_length: int) -> int:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure_peak, args=(work, num_blocks, block_length, sender))
-    process.start()
+    with mock.patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(2**20)):  # the process inherits it
+        process.start()
     sender.close()
     peak = int(receiver.recv())
     process.join()
