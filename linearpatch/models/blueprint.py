@@ -97,7 +97,7 @@ def _constants(
         if twin is None or type(twin) is not type(module):
             continue
         values, twins = _plain(module), _plain(twin)
-        for name in values.keys() | twins.keys():
+        for name in sorted(values.keys() | twins.keys()):
             mine, its = values.get(name), twins.get(name)
             if not _follows(mine, its, kept[new] - new, position, (depth, len(kept))):
                 yield Difference(False, ".".join(filter(None, (prefix, path, name))), repr(mine), repr(its))
