@@ -107,7 +107,7 @@ def tokens(
         if value is not None or setting in ("length", "seed"):
             require_whole(setting, value)
     names = SettingNames("tokens", "length", "held_out")
-    spec = BlockSpec(blocks, length, sampling if blocks is not None else "first", bos, seed, True, names)
+    spec = BlockSpec(blocks, length, sampling if blocks is not None else "first", bos, seed, True, names=names)
     opened = Reader(corpus_of(text, column), "calibration").open()
     if held_out:
         found, kept = opened.cut_apart(spec, tokenizer, held_out)

@@ -164,8 +164,8 @@ def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, wor
 def prepare(experiment: Experiment, record: Record) -> Prepared:
     """Read the texts, load the model, cut the tokens."""
     training = experiment.training
+    experiment.check_model(experiment.model.config(experiment.cache_path))
     with record.step("read"):
-        experiment.check_model(experiment.model.config(experiment.cache_path))
         texts = Texts.read(
             experiment.calibration_reader,
             experiment.distillation_reader if training else None,

@@ -19,6 +19,10 @@ from linearpatch.text import counted
 SAMPLINGS = ("first", "windows", "crops", "document_crops")
 HELD_OUT_ONE_IN = 8  # for so many blocks, one more is held out to compare fits with no patch
 BOS_POLICIES = ("tokenizer", "each", "none")
+SHORT_TEXT = ("error", "adapt")
+FEWEST_BLOCKS = 4  # that a short text is cut into, those held out included, before the blocks become shorter …
+SHORTEST_BLOCK = 32  # … but not shorter than this
+MOST_READINGS = 4  # of each token by crops that overlap; more are warned of
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class BlockSpec:
         seed: Of the choice; unused by `first`.
         drop_repetitions: Whether long repetitions are left out of the text before it is cut (`data.repetitions`):
             for text that is fitted or trained on, never for text that is evaluated on.
+        short_text: What happens where the text is too short: `error`, or `adapt`, which cuts fewer and then shorter
+            blocks.
         names: What the settings are called.
     """
 
@@ -88,9 +94,11 @@ class BlockSpec:
     bos: str = "tokenizer"
     seed: int = 0
     drop_repetitions: bool = False
+    short_text: str = "error"
     names: SettingNames = field(default=SettingNames(), compare=False)
 
     def __post_init__(self) -> None:
+        require_choice("short_text", self.short_text, SHORT_TEXT)
         require_choice("sampling", self.sampling, SAMPLINGS)
         require_choice("bos", self.bos, BOS_POLICIES)
         require_range("block_length", self.block_length, low=2)
@@ -117,8 +125,43 @@ class BlockSpec:
         """Tokens that a text must have."""
         if self.sampling == "document_crops":
             return self.block_length
-        blocks = 1 if self.sampling == "crops" or self.num_blocks is None else self.num_blocks
-        return (blocks + held_out) * (self.block_length - (self.bos == "each"))
+        if self.short_text == "adapt":
+            return min(self.block_length, SHORTEST_BLOCK) * FEWEST_BLOCKS
+        return self._num_needed(held_out) * self._body
+
+    def adapted(self, num_tokens: int, held_out: int = 0) -> tuple[BlockSpec, int]:
+        """The cut and the number of held-out blocks that a text of so many tokens allows.
+
+        Unchanged where the text is long enough, and with `short_text=error`. Else the blocks become fewer, in the
+        same proportion to those held out; where that would leave fewer than four, they become shorter first.
+        """
+        is_enough = num_tokens >= self._num_needed(held_out) * self._body
+        if is_enough or self.short_text == "error" or self.sampling == "document_crops":
+            return self, held_out
+        shorter = self
+        while num_tokens // shorter._body < FEWEST_BLOCKS and shorter.block_length >= 2 * SHORTEST_BLOCK:
+            shorter = replace(shorter, block_length=shorter.block_length // 2)
+        available = num_tokens // shorter._body
+        if self.num_blocks is None:
+            return shorter, min(held_out, max(1, available // FEWEST_BLOCKS))
+        if held_out:
+            held_out = max(1, round(available * held_out / (self.num_blocks + held_out)))
+        readings = MOST_READINGS if self.sampling == "crops" else 1
+        num_blocks = max(1, min(self.num_blocks, readings * (available - held_out)))
+        return replace(shorter, num_blocks=num_blocks), held_out
+
+    def shortage(self, blocks: TokenBlocks) -> str | None:
+        """What a short text gave in place of what was asked for, in words; None where it gave all of it."""
+        number, length = blocks.ids.shape
+        if length == self.block_length and number >= (self.num_blocks or 0):
+            return None
+        asked = f"blocks of {self.block_length:,} tokens"
+        owner = self.names.owner
+        return (
+            f"{blocks.available or blocks.ids.numel():,} tokens are too few for "
+            f"{f'{self.num_blocks:,} {asked}' if self.num_blocks else asked} ({owner}.num_blocks, "
+            f"{owner}.{self.names.length}): {counted(number, 'block')} of {length:,} instead"
+        )
 
     def cut(self, documents: Sequence[str], separator: str, tokenizer: Any, source: str) -> TokenBlocks:
         """Tokenise documents, joined to one text or each for itself, and cut them.
@@ -133,7 +176,7 @@ class BlockSpec:
     def _crop(self, documents: Sequence[str], tokenizer: Any, source: str) -> TokenBlocks:
         """Crops of random documents, drawn in the order and with the generator of GPTQ's protocol."""
         generator = random.Random(self.seed)
-        body = self.block_length - (self.bos == "each")
+        body = self._body
         crops: list[Tensor] = []
         misses = 0
         while len(crops) < (self.num_blocks or 0):
@@ -173,7 +216,12 @@ class BlockSpec:
                 f"the text can be held out. Use {self.names.owner}.sampling=crops, or windows."
             )
         tokens, repetitions = self._tokens(separator.join(documents), tokenizer)
-        body = self.block_length - (self.bos == "each")
+        spec, held_out = self.adapted(len(tokens), held_out)
+        blocks, kept = spec._apart(tokens, tokenizer, source, held_out)
+        return replace(blocks, repetitions=repetitions), kept
+
+    def _apart(self, tokens: Tensor, tokenizer: Any, source: str, held_out: int) -> tuple[TokenBlocks, TokenBlocks]:
+        body = self._body
         if len(tokens) < (held_out + 1) * body:
             raise DataError(
                 f"{source} has {len(tokens):,} tokens: too few for {counted(held_out, 'block')} of "
@@ -184,7 +232,7 @@ class BlockSpec:
             )
         rest, end = tokens[: -held_out * body], tokens[-held_out * body :]
         validation = BlockSpec(held_out, self.block_length, "first", self.bos, names=self.names)
-        blocks = replace(self._cut_tokens(rest, tokenizer, source), repetitions=repetitions)
+        blocks = self._cut_tokens(rest, tokenizer, source)
         return blocks, validation._cut_tokens(end, tokenizer, f"{source}, held out")
 
     def cut_beside(
@@ -198,8 +246,13 @@ class BlockSpec:
         if self.sampling == "document_crops":
             return self._crop(documents, tokenizer, source), None
         tokens, repetitions = self._tokens(separator.join(documents), tokenizer)
-        body = self.block_length - (self.bos == "each")
-        blocks = replace(self._cut_tokens(tokens, tokenizer, source), repetitions=repetitions)
+        spec, _ = self.adapted(len(tokens))
+        blocks, held_out = spec._beside(tokens, tokenizer, source)
+        return replace(blocks, repetitions=repetitions), held_out
+
+    def _beside(self, tokens: Tensor, tokenizer: Any, source: str) -> tuple[TokenBlocks, TokenBlocks | None]:
+        body = self._body
+        blocks = self._cut_tokens(tokens, tokenizer, source)
         wanted = max(1, len(blocks.ids) // HELD_OUT_ONE_IN)
         taken = torch.zeros(len(tokens) + 1, dtype=torch.bool)
         taken[-1] = True
@@ -217,14 +270,24 @@ class BlockSpec:
             fewer = self
             if self.num_blocks is not None and self.sampling != "crops":
                 fewer = replace(self, num_blocks=min(self.num_blocks, len(rest) // body))
-            blocks = replace(fewer._cut_tokens(rest, tokenizer, source), repetitions=repetitions)
+            blocks = fewer._cut_tokens(rest, tokenizer, source)
             tokens, free = end, list(range(0, len(end), body))
         held_out = tokens[torch.tensor(free[-wanted:])[:, None] + torch.arange(body)]
         return blocks, TokenBlocks(self._with_bos(held_out, tokenizer), f"{source}, held out")
 
+    @property
+    def _body(self) -> int:
+        """Tokens of the text in a block."""
+        return self.block_length - (self.bos == "each")
+
+    def _num_needed(self, held_out: int) -> int:
+        """Blocks that a text must have; crops overlap, so that one gives any number of them."""
+        return held_out + (1 if self.sampling == "crops" or self.num_blocks is None else self.num_blocks)
+
     def _cut(self, text: str, tokenizer: Any, source: str) -> TokenBlocks:
         tokens, repetitions = self._tokens(text, tokenizer)
-        return replace(self._cut_tokens(tokens, tokenizer, source), repetitions=repetitions)
+        spec, _ = self.adapted(len(tokens))
+        return replace(spec._cut_tokens(tokens, tokenizer, source), repetitions=repetitions)
 
     def _tokens(self, text: str, tokenizer: Any) -> tuple[Tensor, Repetitions]:
         own = getattr(tokenizer, "bos_token", None)
@@ -239,14 +302,14 @@ class BlockSpec:
         return without_repetitions(tokens, scale_of(tokenizer))
 
     def _cut_tokens(self, tokens: Tensor, tokenizer: Any, source: str) -> TokenBlocks:
-        body = self.block_length - (self.bos == "each")
+        body = self._body
         starts = self._starts(len(tokens), source)
         blocks = self._with_bos(tokens[starts[:, None] + torch.arange(body)], tokenizer)
         return TokenBlocks(blocks, source, len(tokens))
 
     def _starts(self, num_tokens: int, source: str) -> Tensor:
         """Where blocks begin in a text of so many tokens."""
-        body = self.block_length - (self.bos == "each")
+        body = self._body
         available = num_tokens // body
         wanted = available if self.num_blocks is None else self.num_blocks
         crops = self.sampling == "crops"

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from linearpatch.data.blocks import SHORT_TEXT
 from linearpatch.data.documents import Document, has_text
-from linearpatch.errors import ConfigError, DataError
+from linearpatch.errors import ConfigError, DataError, require_choice
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ class Corpus(ABC):
         distillation: Split for distillation.
         evaluation: Split for evaluation.
         separator: Joins documents into one text.
+        short_text: What happens where a split has fewer tokens than the blocks that are asked for: `error`, so that a
+            published protocol is what it says, or `adapt`, which reads fewer and shorter blocks and says so.
         note: What a reader of its numbers must know.
     """
 
@@ -38,9 +41,11 @@ class Corpus(ABC):
     distillation: str = "train[50%:]"
     evaluation: str = "test"
     separator: str = "\n\n"
+    short_text: str = field(default="error", metadata={"identity": False})
     note: str = field(default="", metadata={"identity": False})
 
     def __post_init__(self) -> None:
+        require_choice("corpus.short_text", self.short_text, SHORT_TEXT)
         for purpose in PURPOSES:  # which of them share text matters only where both are read: `check_disjoint`
             parse_split(self.split(purpose))
 
@@ -119,3 +124,34 @@ def take_slice(documents: Sequence[Document], split: str) -> Sequence[Document]:
     """The part of a whole split's documents that a slice names; touching slices never share one."""
     _, start, end = parse_split(split)
     return documents[round(start * len(documents)) : round(end * len(documents))]
+
+
+def take_share(documents: Sequence[Document], split: str) -> list[Document]:
+    """The part of a text that a slice names, by characters; touching slices never share one.
+
+    A text in which a slice begins or ends is divided there, at white space if there is any in its half before; a chat
+    and a blank text belong to the slice in which their middle lies.
+    """
+    _, start, end = parse_split(split)
+    total = sum(map(len, documents))
+    first, last = start * total, end * total
+    taken: list[Document] = []
+    position = 0
+    for document in documents:
+        middle = position + len(document) / 2
+        if isinstance(document, str) and has_text(document):
+            piece = document[_boundary(document, first - position) : _boundary(document, last - position)]
+            taken += [piece] if has_text(piece) else []
+        elif first <= middle < last or (middle == total and end == 1):
+            taken.append(document)
+        position += len(document)
+    return taken
+
+
+def _boundary(text: str, place: float) -> int:
+    """Where a text is divided: at the last white space in the half before a place, or there."""
+    at = min(max(round(place), 0), len(text))
+    if at in (0, len(text)):
+        return at
+    spaces = [match.end() for match in re.finditer(r"\s", text[at // 2 : at])]
+    return at // 2 + spaces[-1] if spaces else at

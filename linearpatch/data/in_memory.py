@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ class InMemoryCorpus(Corpus):
     """Texts in memory; every purpose reads all of them."""
 
     values: tuple[Document, ...] = ()
+    short_text: str = field(default="adapt", metadata={"identity": False})
 
     def documents(self, split: str, datasets_dir: Path | None = None) -> Sequence[Document]:
         """All of them."""

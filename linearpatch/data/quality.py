@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linearpatch.data.blocks import BlockSpec, TokenBlocks
+from linearpatch.data.blocks import MOST_READINGS, BlockSpec, TokenBlocks
 from linearpatch.data.repetitions import scale_of, without_repetitions
 from linearpatch.text import counted
 
@@ -27,7 +27,6 @@ MOST_UNKNOWN = 0.05  # of the tokens
 MOST_TOKENS_PER_WORD = 4.0
 MOST_TOKENS_PER_CHARACTER = 1.2  # in languages without spaces; more are pieces of characters
 LONGEST_WORD = 15  # characters on average, above which words aren't parted by spaces
-MOST_READINGS = 4  # of each token, by crops that overlap
 SAMPLE = 100_000  # characters and as many tokens times ten are looked at
 
 
@@ -42,6 +41,7 @@ def look(blocks: TokenBlocks, texts: Sequence[str], spec: BlockSpec, tokenizer: 
     """
     ids = blocks.ids[: max(1, 10 * SAMPLE // blocks.ids.shape[1])]
     doubts = [
+        *_shortage(blocks, spec),
         *_repetitions(blocks, tokenizer),
         *_repeats(ids, spec, PASSAGE * scale_of(tokenizer)),
         *_documents(texts),
@@ -49,6 +49,13 @@ def look(blocks: TokenBlocks, texts: Sequence[str], spec: BlockSpec, tokenizer: 
         *_tokenization(texts, tokenizer),
     ]
     return [f"calibration text {blocks.source}: {doubt}" for doubt in doubts]
+
+
+def _shortage(blocks: TokenBlocks, spec: BlockSpec) -> Iterator[str]:
+    """Less text than was asked for."""
+    shortage = spec.shortage(blocks)
+    if shortage:
+        yield f"{shortage}. Choices and fits on so little text are less reliable: add text of what the model is for."
 
 
 def _repetitions(blocks: TokenBlocks, tokenizer: Any) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -47,7 +47,7 @@ class BlocksOfText:
     def blocks(self, seed: int) -> BlockSpec:
         """The cut, with the run's seed."""
         return BlockSpec(
-            self.num_blocks, self.block_length, self.sampling, self.bos, seed, self.drop_repetitions, self.names
+            self.num_blocks, self.block_length, self.sampling, self.bos, seed, self.drop_repetitions, names=self.names
         )
 
 
@@ -127,12 +127,14 @@ class Text:
         separator: Joins them.
         name: Of the corpus.
         source: Of the text, such as `wikitext2/test`.
+        short_text: `error` or `adapt`; see `Corpus`.
     """
 
     documents: Sequence[Document]
     separator: str
     name: str
     source: str
+    short_text: str = "error"
 
     def texts(self, tokenizer: Any) -> Sequence[str]:
         """The documents as texts, chats in the tokenizer's own format."""
@@ -140,7 +142,7 @@ class Text:
 
     def cut(self, spec: BlockSpec, tokenizer: Any) -> TokenBlocks:
         """Token blocks of the text."""
-        return spec.cut(self.texts(tokenizer), self.separator, tokenizer, self.source)
+        return self._allowed(spec).cut(self.texts(tokenizer), self.separator, tokenizer, self.source)
 
     def look(self, blocks: TokenBlocks, spec: BlockSpec, tokenizer: Any) -> list[str]:
         """What makes blocks of this text unfit to calibrate on, in sentences with figures."""
@@ -148,11 +150,14 @@ class Text:
 
     def cut_apart(self, spec: BlockSpec, tokenizer: Any, held_out: int) -> tuple[TokenBlocks, TokenBlocks]:
         """Token blocks of the text but its end, and so many of its end."""
-        return spec.cut_apart(self.texts(tokenizer), self.separator, tokenizer, self.source, held_out)
+        return self._allowed(spec).cut_apart(self.texts(tokenizer), self.separator, tokenizer, self.source, held_out)
 
     def cut_beside(self, spec: BlockSpec, tokenizer: Any) -> tuple[TokenBlocks, TokenBlocks | None]:
         """Token blocks of the text, and a few more of what they leave; None where there are none."""
-        return spec.cut_beside(self.texts(tokenizer), self.separator, tokenizer, self.source)
+        return self._allowed(spec).cut_beside(self.texts(tokenizer), self.separator, tokenizer, self.source)
+
+    def _allowed(self, spec: BlockSpec) -> BlockSpec:
+        return replace(spec, short_text=self.short_text)
 
 
 @dataclass(frozen=True)
@@ -171,7 +176,8 @@ class Reader:
     def open(self) -> Text:
         """Read the documents."""
         documents = self.corpus.read(self.purpose, self.datasets_dir)
-        return Text(documents, self.corpus.separator, self.corpus.name, self.source)
+        corpus = self.corpus
+        return Text(documents, corpus.separator, corpus.name, self.source, corpus.short_text)
 
     def read(self, spec: BlockSpec, tokenizer: Any) -> TokenBlocks:
         """Read the documents and cut them into blocks."""

@@ -87,7 +87,7 @@ class Diagnostics(Evaluation):
             for profile in profiles:
                 profile.add(expected if profile.decoder is dense else _streams(profile.decoder, ids), expected)
             on_step(1)
-        protocol = f"{len(blocks.ids)} windows of {self.seq_len} tokens of {blocks.source}, bos={self.bos}"
+        protocol = f"{len(blocks.ids)} windows of {blocks.ids.shape[1]} tokens of {blocks.source}, bos={self.bos}"
         return [profile.measured(name, protocol, blocks) for profile in profiles]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
 from linearpatch.data.corpus import Corpus, require_corpus
-from linearpatch.data.reader import Reader
+from linearpatch.data.reader import Reader, Text
 from linearpatch.errors import require_choice, require_range, settings_of
 from linearpatch.evaluation.evaluation import (
     Evaluation,
@@ -24,6 +25,8 @@ from linearpatch.models.decoder import Decoder
 from linearpatch.models.loss import next_token_nll
 from linearpatch.registry import component
 from linearpatch.results.metric import Metric
+
+log = logging.getLogger(__name__)
 
 
 @component("eval", "ppl")
@@ -86,11 +89,19 @@ class Perplexity(Evaluation):
         texts = [each.open() for each in self.readers(reader)]
 
         def measurements(tokenizer: Any) -> list[Measurement]:
-            return [self._measurement(f"ppl/{text.name}", text.cut(self.spec(name), tokenizer)) for text in texts]
+            return [self._measurement(text, self.spec(name), tokenizer) for text in texts]
 
         return measurements
 
-    def _measurement(self, name: str, blocks: TokenBlocks) -> Measurement:
+    def _measurement(self, text: Text, spec: BlockSpec, tokenizer: Any) -> Measurement:
+        blocks = text.cut(spec, tokenizer)
+        if shortage := spec.shortage(blocks):
+            log.warning("evaluation text %s: %s; the protocol of the result says so", text.source, shortage)
+            number, length = blocks.ids.shape
+            return replace(self, num_blocks=number, seq_len=length)._measured_on(f"ppl/{text.name}", blocks)
+        return self._measured_on(f"ppl/{text.name}", blocks)
+
+    def _measured_on(self, name: str, blocks: TokenBlocks) -> Measurement:
         def run(subjects: Sequence[Subject], on_step: Callable[[float], None]) -> list[Measured]:
             return [self._measure(subject.decoder, name, blocks, on_step) for subject in subjects]
 

@@ -90,7 +90,7 @@ class Feasibility:
         if text is None:
             return
         size = self._once((*key, "bytes"), lambda: sum(map(_bytes, text.documents)))
-        needed = spec.fewest_tokens(held_out)
+        needed = replace(spec, short_text=text.short_text).fewest_tokens(held_out)
         if needed <= size * FEWEST_TOKENS_PER_BYTE:
             return
         tokenizer = self._once(
