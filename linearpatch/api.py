@@ -86,7 +86,7 @@ def tokens(
     bos: str = "tokenizer",
     seed: int = 0,
 ) -> Tokens:
-    """Cut a text into blocks of tokens.
+    """Cut a text into blocks of tokens; a short one gives fewer and then shorter blocks, and a warning.
 
     Args:
         text: A file or folder, a list of texts or chats (lists of `role` and `content`), or a `datasets.Dataset`.
@@ -101,12 +101,12 @@ def tokens(
         seed: Of the sampling.
 
     Raises:
-        DataError: there is too little text, or it isn't text.
+        DataError: there is next to no text, or it isn't text.
     """
     for setting, value in {"blocks": blocks, "length": length, "held_out": held_out, "seed": seed}.items():
         if value is not None or setting in ("length", "seed"):
             require_whole(setting, value)
-    names = SettingNames("tokens", "length", "held_out")
+    names = SettingNames("tokens", "length", "held_out", "blocks")
     spec = BlockSpec(blocks, length, sampling if blocks is not None else "first", bos, seed, True, names=names)
     opened = Reader(corpus_of(text, column), "calibration").open()
     if held_out:
@@ -279,7 +279,7 @@ def perplexity(
     blocks: int | None = None,
     column: str = "text",
 ) -> float:
-    """Perplexity of a model on a text, joined and read in disjoint windows.
+    """Perplexity of a model on a text, joined and read in disjoint windows; of a short text in shorter ones.
 
     Args:
         model: Any causal language model.
@@ -290,7 +290,7 @@ def perplexity(
         column: Of the text, where there are columns.
 
     Raises:
-        DataError: the text is shorter than a window.
+        DataError: there is next to no text.
     """
     (metric,) = evaluate(model, tokenizer, Perplexity(seq_len=length, num_blocks=blocks), text, column=column).values()
     return float("inf") if metric.value is None else metric.value

@@ -59,12 +59,14 @@ class SettingNames:
         owner: The section that they are in, such as `calibration`.
         length: That of the tokens in a block.
         held_out: That of the blocks that are held out.
+        number: That of the number of blocks.
         overlap: The sampling that allows overlap; empty where there is none to choose.
     """
 
     owner: str = "calibration"
     length: str = "block_length"
     held_out: str = "held_out_blocks"
+    number: str = "num_blocks"
     overlap: str = "crops"
 
 
@@ -107,7 +109,7 @@ class BlockSpec:
         elif self.sampling != "first":
             owner = self.names.owner
             raise DataError(
-                f"{owner}.sampling={self.sampling} needs {owner}.num_blocks. Set it; only {owner}.sampling=first can "
+                f"{owner}.sampling={self.sampling} needs {owner}.{self.names.number}. Set it; only {owner}.sampling=first can "
                 "take all."
             )
 
@@ -117,7 +119,7 @@ class BlockSpec:
         owner, overlap = self.names.owner, self.names.overlap
         allowed = f", allow overlap ({owner}.sampling={overlap})" if overlap else ""
         return (
-            f"Ask for fewer blocks ({owner}.num_blocks) or shorter ones ({owner}.{self.names.length}){allowed}, or "
+            f"Ask for fewer blocks ({owner}.{self.names.number}) or shorter ones ({owner}.{self.names.length}){allowed}, or "
             "choose a longer corpus."
         )
 
@@ -159,7 +161,7 @@ class BlockSpec:
         owner = self.names.owner
         return (
             f"{blocks.available or blocks.ids.numel():,} tokens are too few for "
-            f"{f'{self.num_blocks:,} {asked}' if self.num_blocks else asked} ({owner}.num_blocks, "
+            f"{f'{self.num_blocks:,} {asked}' if self.num_blocks else asked} ({owner}.{self.names.number}, "
             f"{owner}.{self.names.length}): {counted(number, 'block')} of {length:,} instead"
         )
 
