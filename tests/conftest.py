@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
+from linearpatch.data.corpus import Corpus
 from linearpatch.models.decoder import Decoder, decoder_of
 from linearpatch.models.random import byte_tokenizer
 
@@ -71,16 +73,13 @@ def tiny_model(family: str = "llama", **overrides: object) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-class FakeCorpus:
+@dataclass(frozen=True)
+class FakeCorpus(Corpus):
     """A corpus of one document, for every purpose the same."""
 
-    name = "fake"
-    separator = "\n\n"
+    name: str = "fake"
 
-    def split(self, purpose):
-        return purpose
-
-    def read(self, purpose, datasets_dir=None):
+    def documents(self, split="", datasets_dir=None):
         return ["The quick brown fox jumps over the lazy dog. " * 20]
 
 

@@ -109,8 +109,8 @@ class BlockSpec:
         elif self.sampling != "first":
             owner = self.names.owner
             raise DataError(
-                f"{owner}.sampling={self.sampling} needs {owner}.{self.names.number}. Set it; only {owner}.sampling=first can "
-                "take all."
+                f"{owner}.sampling={self.sampling} needs {owner}.{self.names.number}. Set it; only "
+                f"{owner}.sampling=first can take all."
             )
 
     @property
@@ -119,8 +119,8 @@ class BlockSpec:
         owner, overlap = self.names.owner, self.names.overlap
         allowed = f", allow overlap ({owner}.sampling={overlap})" if overlap else ""
         return (
-            f"Ask for fewer blocks ({owner}.{self.names.number}) or shorter ones ({owner}.{self.names.length}){allowed}, or "
-            "choose a longer corpus."
+            f"Ask for fewer blocks ({owner}.{self.names.number}) or shorter ones ({owner}.{self.names.length}){allowed}, "
+            "or choose a longer corpus."
         )
 
     def fewest_tokens(self, held_out: int = 0) -> int:

@@ -33,7 +33,7 @@ def measured():
     alone = measurement.run(subjects[1:], lambda count: None)
     found = measurement.run(subjects, lambda count: None)
     assert [one.metrics for one in alone] == [one.metrics for one in found[1:]]  # dense need not be asked for
-    ids = torch.tensor(byte_tokenizer()(FakeCorpus().read("")[0]).input_ids)[:80].view(2, 40)
+    ids = torch.tensor(byte_tokenizer()(FakeCorpus().documents()[0]).input_ids)[:80].view(2, 40)
     streams = [
         [s.double().flatten(0, 1) for s in record(subject.decoder, ids).streams.values()] for subject in subjects
     ]

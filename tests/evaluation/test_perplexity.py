@@ -49,7 +49,7 @@ def test_the_metric_is_the_protocols_formula(decoder):
     (measured,) = measurement.run([Subject("dense", decoder, decoder)], lambda count: None)
     metric = measured.metrics["ppl/fake"]
 
-    ids = torch.tensor(tokenizer(FakeCorpus().read("")[0]).input_ids)
+    ids = torch.tensor(tokenizer(FakeCorpus().documents()[0]).input_ids)
     windows = ids[: len(ids) // 100 * 100].view(-1, 100)
     losses = plain_losses(decoder.model, windows)
     assert metric.value == pytest.approx(math.exp(losses.mean()), rel=1e-5)
