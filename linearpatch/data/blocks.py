@@ -119,8 +119,8 @@ class BlockSpec:
         owner, overlap = self.names.owner, self.names.overlap
         allowed = f", allow overlap ({owner}.sampling={overlap})" if overlap else ""
         return (
-            f"Ask for fewer blocks ({owner}.{self.names.number}) or shorter ones ({owner}.{self.names.length}){allowed}, "
-            "or choose a longer corpus."
+            f"Ask for fewer blocks ({owner}.{self.names.number}) or shorter ones "
+            f"({owner}.{self.names.length}){allowed}, or choose a longer corpus."
         )
 
     def fewest_tokens(self, held_out: int = 0) -> int:
