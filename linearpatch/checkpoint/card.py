@@ -32,10 +32,10 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}")
 The patch is a module of its own; `modeling_linearpatch.py` beside the weights adds it to the family's class.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("{folder}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{folder}", config=AutoConfig.for_model("{family}"))  # a stock tokenizer
 ```
 
 Where the linearpatch package is installed, no remote code is needed:
@@ -67,7 +67,7 @@ def model_card(manifest: Manifest, record: Record | None) -> str:
         f"---\n{data.to_yaml()}\n---",
         f"# {base.name} without {len(manifest.removed_layers)} of {base.num_layers} layers",
         _what(manifest, record),
-        "## Load it\n\n" + LOADING[manifest.format].format(folder="FOLDER"),
+        "## Load it\n\n" + LOADING[manifest.format].format(folder="FOLDER", family=base.model_type),
         *([_results(record), _settings(record)] if record else []),
         _origin(manifest),
     ]

@@ -1,5 +1,8 @@
 """Runs that save their model: the checkpoint is what was measured, and joins the record."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,21 @@ def test_a_checkpoint_asked_for_later_joins_the_record(tmp_path):
     card = (tmp_path / "D" / "model" / "README.md").read_text()
     assert f"{measured['patched']['ppl/pydoc']['value']:,.2f} ±" in card
     assert found["run_id"] in card
+
+
+def test_the_code_of_a_card_loads_the_model_and_asks_nothing(tmp_path):
+    """In a process of its own: the tokenizer needs no remote code, and transformers warns of nothing."""
+    assert run("patch=lstsq", "save_model=true", f"output_dir={tmp_path}/D") == 0
+    card = (tmp_path / "D" / "model" / "README.md").read_text()
+    for code in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
+        code = code.replace("FOLDER", str(tmp_path / "D" / "model"))
+        found = subprocess.run(
+            [sys.executable, "-c", f"{code}\nprint(type(model).__name__, tokenizer('text').input_ids)"],
+            capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert "ForCausalLM" in found.stdout
+        assert "custom code" not in found.stdout + found.stderr
+        assert "to instantiate a model of type" not in found.stderr
 
 
 def test_a_card_says_that_the_saved_model_was_not_measured(tmp_path):
