@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from linearpatch.data.blocks import BlockSpec
 from linearpatch.data.reader import Reader
 from linearpatch.models.decoder import Decoder
 from linearpatch.results.metric import Metric
@@ -110,6 +111,10 @@ class Evaluation(ABC):
     def readers(self, reader: Reader) -> tuple[Reader, ...]:
         """The texts it reads, given the run's evaluation corpus."""
         return ()
+
+    def spec(self, name: str) -> BlockSpec | None:
+        """How it cuts its texts, under the name it was given; None where it reads none."""
+        return None
 
     def metrics_of_texts(self, reader: Reader) -> tuple[str, ...]:
         """Names of the metrics that are called after a text, not after the evaluation, so that two could share one."""

@@ -20,8 +20,6 @@ from linearpatch.data.files import TextCorpus
 from linearpatch.data.hub_access import offline
 from linearpatch.data.reader import Reader, Text
 from linearpatch.errors import ConfigError, DataError, LinearPatchError
-from linearpatch.evaluation.diagnostics import Diagnostics
-from linearpatch.evaluation.perplexity import Perplexity
 from linearpatch.experiment import Experiment, digest
 from linearpatch.models.model import Model
 from linearpatch.registry import identity
@@ -73,9 +71,9 @@ class Feasibility:
                 self._check_text(experiment, experiment.distillation_reader, spec, held_out)
             for name, evaluation in experiment.evaluations.items():
                 reader = experiment.evaluation_reader
-                if isinstance(evaluation, Perplexity | Diagnostics):
+                if (spec_of_text := evaluation.spec(name)) is not None:
                     for each in evaluation.readers(reader):
-                        self._check_text(experiment, each, evaluation.spec(name), 0)
+                        self._check_text(experiment, each, spec_of_text, 0)
                 elif experiment.datasets_dir is not None:  # else tasks come from the hub
                     key = ("evaluation", name, digest([experiment.measured[name], experiment.datasets_dir]))
                     self._at_hand(

@@ -1,0 +1,185 @@
+"""How far a model's predictions are from the dense model's, token by token."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
+from linearpatch.data.corpus import Corpus, require_corpus
+from linearpatch.data.reader import Reader, Text
+from linearpatch.errors import require_range, settings_of
+from linearpatch.evaluation.evaluation import Evaluation, Measured, Measurement, Preparation, Subject
+from linearpatch.models.decoder import Decoder
+from linearpatch.models.loss import logit_rows
+from linearpatch.registry import component
+from linearpatch.results.metric import Metric
+
+log = logging.getLogger(__name__)
+
+QUANTILES = {"kl_median": 0.5, "kl_p90": 0.9, "kl_p99": 0.99}
+
+
+@component("eval", "divergence")
+@dataclass(frozen=True)
+class Divergence(Evaluation):
+    """KL divergence from the dense model on the same tokens, and how often both predict the same token.
+
+    At every position of every window: KL(dense ‖ model) over the whole vocabulary in nats, its mean (`kl`), median and
+    upper percentiles, and the share of positions at which both models' likeliest tokens agree (`agreement`). Standard
+    errors of the means are those of the windows' means. Unlike perplexity it doesn't reward a model for fitting the
+    text better than the dense model does, and it needs few tokens: every position counts, not only what the text says.
+
+    Attributes:
+        corpora: Corpora by name; empty reads the run's evaluation corpus.
+        seq_len: Tokens in a window.
+        num_blocks: Only the first so many windows; null takes all.
+        bos: `tokenizer`, `each` or `none`; see `BlockSpec`.
+        batch_size: Windows in one forward pass.
+    """
+
+    version: ClassVar[int] = 1
+
+    corpora: dict[str, Any] = field(default_factory=dict)
+    seq_len: int = 1024
+    num_blocks: int | None = 16
+    bos: str = "tokenizer"
+    batch_size: int = field(default=1, metadata={"identity": False})
+
+    def __post_init__(self) -> None:
+        require_range("eval.divergence.batch_size", self.batch_size, low=1)
+        require_range("eval.divergence.seq_len", self.seq_len, low=2)
+        for name, corpus in self.corpora.items():
+            require_corpus(f"eval.divergence.corpora.{name}", corpus, f"+corpus@eval.divergence.corpora.{name}")
+        with settings_of("eval.divergence"):
+            self.spec("divergence")  # checks the rest
+
+    @property
+    def protocol(self) -> str:
+        """The protocol in words."""
+        part = "" if self.num_blocks is None else f", first {self.num_blocks}"
+        return f"against the dense model, disjoint windows of {self.seq_len} tokens{part}, bos={self.bos}"
+
+    def readers(self, reader: Reader) -> tuple[Reader, ...]:
+        """One reader for each corpus."""
+        named: Mapping[str, Corpus] = self.corpora
+        return tuple(replace(reader, corpus=corpus) for corpus in named.values()) or (reader,)
+
+    def prepare(self, name: str, reader: Reader) -> Preparation:
+        """Read each corpus; cut into windows, each is a measurement of its own."""
+        texts = [each.open() for each in self.readers(reader)]
+
+        def measurements(tokenizer: Any) -> list[Measurement]:
+            return [self._measurement(name, text, tokenizer) for text in texts]
+
+        return measurements
+
+    def spec(self, name: str) -> BlockSpec:
+        """How texts become windows, for the evaluation of that name."""
+        names = SettingNames(f"eval.{name}", "seq_len", overlap="")
+        return BlockSpec(self.num_blocks, self.seq_len, "first", self.bos, names=names)
+
+    def _measurement(self, name: str, text: Text, tokenizer: Any) -> Measurement:
+        spec = self.spec(name)
+        blocks = text.cut(spec, tokenizer)
+        number, length = blocks.ids.shape
+        if shortage := spec.shortage(blocks):
+            log.warning("evaluation text %s: %s; the protocol of the result says so", text.source, shortage)
+        settings = replace(self, num_blocks=self.num_blocks and number, seq_len=length)
+        label = f"{name}/{text.name}"
+
+        def run(subjects: Sequence[Subject], on_step: Callable[[float], None]) -> list[Measured]:
+            return [settings._measure(subject, label, blocks, on_step) for subject in subjects]
+
+        key = {"version": self.version, "protocol": settings.protocol, "tokens": {label: blocks.hash}}
+        return Measurement(label, key, number, run)
+
+    def _measure(self, subject: Subject, label: str, blocks: TokenBlocks, on_step: Callable[[float], None]) -> Measured:
+        if subject.decoder is subject.dense:  # by definition
+            shape = blocks.ids.shape
+            divergence = torch.zeros(shape), torch.ones(shape)
+        else:
+            divergence = divergence_from_dense(
+                subject.dense, subject.decoder, blocks.ids, batch_size=self.batch_size, on_step=on_step
+            )
+        kl, agrees = (values.double() for values in divergence)
+        windows = {"kl": kl.mean(dim=1), "agreement": agrees.mean(dim=1)}
+
+        def metric(value: Tensor, stderr: float | None = None, **more: Any) -> Metric:
+            return Metric.of(value.item(), stderr, kl.numel(), self.protocol, blocks.hash, **more)
+
+        metrics = {
+            f"{label}/kl": metric(kl.mean(), _standard_error(windows["kl"]), headline=True),
+            **{f"{label}/{key}": metric(quantile(kl, share)) for key, share in QUANTILES.items()},
+            f"{label}/agreement": metric(agrees.mean(), _standard_error(windows["agreement"]), unit="share"),
+        }
+        return Measured(metrics, arrays={f"{label}/{key}/windows": values for key, values in windows.items()})
+
+
+@torch.inference_mode()
+def divergence_from_dense(
+    dense: Decoder,
+    model: Decoder,
+    ids: Tensor,
+    *,
+    batch_size: int = 1,
+    on_step: Callable[[float], object] = lambda count: None,
+) -> tuple[Tensor, Tensor]:
+    """KL(dense ‖ model) at each position, and whether the likeliest tokens agree.
+
+    Logits over the whole vocabulary exist for a chunk of positions at a time.
+
+    Args:
+        dense: The dense model.
+        model: A view of it.
+        ids: `[windows, tokens]`.
+        batch_size: Windows in one forward pass of each model.
+        on_step: Called after each batch with the number of windows in it.
+
+    Returns:
+        Both `[windows, tokens]`: the divergence in fp32, in nats, and ones and zeros.
+    """
+    divergence = torch.empty(ids.shape)
+    agrees = torch.empty(ids.shape)
+    flat, flat_agrees = divergence.view(-1), agrees.view(-1)
+    rows = max(1, logit_rows(dense, dense.input_device) // 2)  # the logits of two models
+    position = 0
+    for batch in ids.split(batch_size):
+        batch = batch.to(dense.input_device)
+        states = [
+            decoder.hidden_states(decoder.forward(batch, use_cache=False)).flatten(0, 1) for decoder in (dense, model)
+        ]
+        for expected, actual in zip(*(hidden.split(rows) for hidden in states), strict=True):
+            part = slice(position, position + len(expected))
+            flat[part], flat_agrees[part] = _compare(dense.logits(expected).float(), model.logits(actual).float())
+            position = part.stop
+        on_step(len(batch))
+    return divergence, agrees
+
+
+def _compare(expected: Tensor, actual: Tensor) -> tuple[Tensor, Tensor]:
+    """KL divergence and agreement of each row; overwrites the logits."""
+    agrees = (expected.argmax(dim=1) == actual.argmax(dim=1)).float()
+    normalizers = [logits.logsumexp(dim=1) for logits in (expected, actual)]
+    actual.neg_().add_(expected)  # log p − log q, up to the normalizers
+    probabilities = expected.sub_(normalizers[0][:, None]).exp_()
+    divergence = torch.einsum("rv,rv->r", probabilities, actual) - normalizers[0] + normalizers[1]
+    return divergence.clamp_(min=0), agrees  # rounding may leave −1e-7
+
+
+def quantile(values: Tensor, share: float) -> Tensor:
+    """Quantile of any number of values, interpolated linearly; `torch.quantile` takes no more than 2²⁴."""
+    ordered = values.flatten().sort().values
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return torch.lerp(ordered[low], ordered[high], place - low)
+
+
+def _standard_error(windows: Tensor) -> float | None:
+    return windows.std(correction=1).item() / len(windows) ** 0.5 if len(windows) > 1 else None
