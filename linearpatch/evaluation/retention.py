@@ -91,19 +91,18 @@ def compare(stages: Mapping[str, Results], evaluations: Mapping[str, Evaluation]
                 results.metrics[name] = replace(metric, versus={**metric.versus, base: difference})
         if stage != "dense" and (values := retained(stages.get("dense", Results()), results, aggregates)):
             kept[stage] = values
-    if len(stages) > 1:
-        _warn_of_undefined(stages.get("dense", Results()), evaluations)
+        if stage == "dense" and len(stages) > 1:
+            _warn_of_undefined(results, aggregates)
     return kept
 
 
-def _warn_of_undefined(dense: Results, evaluations: Mapping[str, Evaluation]) -> None:
+def _warn_of_undefined(dense: Results, aggregates: Sequence[Aggregate]) -> None:
     """Say of which averages nothing can be retained."""
-    for name, evaluation in evaluations.items():
-        for aggregate in evaluation.aggregates(name, dense.metrics) if dense.metrics else ():
-            zero = [part for part in aggregate.weights if not dense.metrics[part].value]
-            if aggregate.retained and zero:
-                why = "undefined: the dense model's accuracy is 0"
-                log.warning("retained performance of %s is %s in %s", aggregate.name, why, ", ".join(zero))
+    for aggregate in aggregates:
+        zero = [part for part in aggregate.weights if not dense.metrics[part].value]
+        if aggregate.retained and zero:
+            why = "undefined: the dense model's accuracy is 0"
+            log.warning("retained performance of %s is %s in %s", aggregate.name, why, ", ".join(zero))
 
 
 def _warn_of_other_questions(base: Results, other: Results, base_name: str, name: str) -> None:
