@@ -13,6 +13,9 @@ Known = Mapping[str, Metric]  # metrics with a value, by name
 # Each average takes the first of these metrics that a task has; `paper` is what the tables of the paper do.
 AVERAGES: Mapping[str, Sequence[str]] = {"paper": ("acc_norm", "acc"), "acc": ("acc",), "acc_norm": ("acc_norm",)}
 
+CHOICE = "choice"  # which answer was chosen at each question; no metric, so that it isn't averaged
+FLIPS = "flips"  # the share of questions at which it isn't the dense model's
+
 
 def metric_name(evaluation: str, task: str, metric: str) -> str:
     """Where the record keeps a metric.

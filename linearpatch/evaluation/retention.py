@@ -14,6 +14,7 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
+from linearpatch.evaluation.averages import CHOICE, FLIPS
 from linearpatch.evaluation.evaluation import Aggregate, Evaluation
 from linearpatch.results.metric import Metric, Retained
 from linearpatch.results.stages import stages_before
@@ -28,10 +29,13 @@ MEMORY = 2**24  # counts that exist at a time
 
 Floats = NDArray[numpy.float64]
 RetainedBy = dict[str, dict[str, Retained]]  # definition and average
-Formula = Callable[[Sequence[Any], Sequence[Any], Sequence[float]], Any]  # of numbers, or of draws
+# Of dense and another model: numbers or draws, the tasks' weights, and what guessing gives.
+Formula = Callable[[Sequence[Any], Sequence[Any], Sequence[float], Sequence[float]], Any]
 
 
-def mean_of_ratios(dense: Sequence[float], other: Sequence[float], weights: Sequence[float]) -> float:
+def mean_of_ratios(
+    dense: Sequence[Any], other: Sequence[Any], weights: Sequence[float], chances: Sequence[float] = ()
+) -> Any:
     """Retained performance as LinearPatch defines it: the mean of each task's share of dense.
 
     >>> round(mean_of_ratios([0.8, 0.5], [0.4, 0.5], [0.5, 0.5]), 3)
@@ -40,7 +44,9 @@ def mean_of_ratios(dense: Sequence[float], other: Sequence[float], weights: Sequ
     return sum(weight * value / base for weight, value, base in zip(weights, other, dense, strict=True))
 
 
-def ratio_of_means(dense: Sequence[float], other: Sequence[float], weights: Sequence[float]) -> float:
+def ratio_of_means(
+    dense: Sequence[Any], other: Sequence[Any], weights: Sequence[float], chances: Sequence[float] = ()
+) -> Any:
     """Retained performance as Prune&Comp defines it: the mean's share of dense's mean.
 
     >>> round(ratio_of_means([0.8, 0.5], [0.4, 0.5], [0.5, 0.5]), 3)
@@ -50,7 +56,21 @@ def ratio_of_means(dense: Sequence[float], other: Sequence[float], weights: Sequ
     return mean / base
 
 
-DEFINITIONS: Mapping[str, Formula] = {"mean_of_ratios": mean_of_ratios, "ratio_of_means": ratio_of_means}
+def above_chance(dense: Sequence[Any], other: Sequence[Any], weights: Sequence[float], chances: Sequence[float]) -> Any:
+    """The mean of each task's share of what dense has above guessing: a model that guesses retains nothing.
+
+    >>> round(above_chance([0.75, 0.5], [0.5, 0.5], [0.5, 0.5], [0.25, 0.25]), 3)
+    0.75
+    """
+    parts = zip(weights, other, dense, chances, strict=True)
+    return sum(weight * (value - chance) / (base - chance) for weight, value, base, chance in parts)
+
+
+DEFINITIONS: Mapping[str, Formula] = {
+    "mean_of_ratios": mean_of_ratios,
+    "ratio_of_means": ratio_of_means,
+    "above_chance": above_chance,
+}
 
 
 @dataclass(frozen=True)
@@ -82,6 +102,8 @@ def compare(stages: Mapping[str, Results], evaluations: Mapping[str, Evaluation]
             ratios = {base: found for base, found in metric.versus.items() if "ratio" in found}
             results.metrics[name] = replace(metric, versus=ratios)
     for stage, results in stages.items():
+        if stage != "dense":
+            add_flips(stages.get("dense", Results()), results)
         aggregates = [a for name, one in evaluations.items() for a in one.aggregates(name, results.metrics)]
         results.metrics.update({aggregate.name: average(results, aggregate) for aggregate in aggregates})
         for base in stages_before(stage):
@@ -94,6 +116,26 @@ def compare(stages: Mapping[str, Results], evaluations: Mapping[str, Evaluation]
         if stage == "dense" and len(stages) > 1:
             _warn_of_undefined(results, aggregates)
     return kept
+
+
+def add_flips(dense: Results, other: Results) -> None:
+    """Add the share of questions at which a model chooses another answer than the dense one, right or wrong.
+
+    A pruned model may lose as many right answers as it gains by luck; its accuracy hides both, flips don't.
+    """
+    for name in [name for name in other.answers if name.rpartition("/")[2] == CHOICE and name in dense.answers]:
+        task = name.rpartition("/")[0]
+        accuracy = f"{task}/acc"
+        if not _same_questions([accuracy], dense, other):
+            continue
+        flipped = (dense.answers[name] != other.answers[name]).astype(numpy.float64)
+        stderr = float(flipped.std(ddof=1) / len(flipped) ** 0.5) if len(flipped) > 1 else None
+        measured = other.metrics[accuracy]
+        other.answers[f"{task}/{FLIPS}"] = flipped
+        other.metrics[f"{task}/{FLIPS}"] = Metric.of(
+            float(flipped.mean()), stderr, len(flipped), f"{measured.protocol}, answers other than dense's",
+            measured.token_hash, unit="share", counted="questions",
+        )  # fmt: skip
 
 
 def _warn_of_undefined(dense: Results, aggregates: Sequence[Aggregate]) -> None:
@@ -166,7 +208,10 @@ def differences(base: Results, other: Results, aggregates: Sequence[Aggregate]) 
 
 
 def retained(dense: Results, other: Results, aggregates: Sequence[Aggregate]) -> RetainedBy:
-    """Retained performance in both published definitions, for the averages that ask for it, as fractions."""
+    """Retained performance in each definition, for the averages that ask for it, as fractions.
+
+    That above chance is left out where no task is a choice, or the dense model is no better than guessing at one.
+    """
     found: RetainedBy = {definition: {} for definition in DEFINITIONS}
     for aggregate in aggregates:
         names, weights = list(aggregate.weights), list(aggregate.weights.values())
@@ -175,15 +220,20 @@ def retained(dense: Results, other: Results, aggregates: Sequence[Aggregate]) ->
         bases, values = ([_number(results.metrics[name]) for name in names] for results in (dense, other))
         if not all(bases):
             continue
+        chances = [dense.metrics[name].chance or 0.0 for name in names]
+        is_above = any(chances) and all(base > chance for base, chance in zip(bases, chances, strict=True))
         drawn = _paired(names, dense, other) and all(len(dense.answers[name]) > 1 for name in names)
         generator = numpy.random.default_rng(SEED)  # one for all tasks: their draws are independent
         draws = [resampled_means(dense.answers[n], other.answers[n], generator) for n in names] if drawn else []
         for definition, formula in DEFINITIONS.items():
+            if formula is above_chance and not is_above:
+                continue
             interval = {}
             if drawn:
                 with numpy.errstate(divide="ignore", invalid="ignore"):
-                    interval = _interval(formula([draw[0] for draw in draws], [draw[1] for draw in draws], weights))
-            found[definition][aggregate.name] = Retained(formula(bases, values, weights), **interval)
+                    first, second = [draw[0] for draw in draws], [draw[1] for draw in draws]
+                    interval = _interval(formula(first, second, weights, chances))
+            found[definition][aggregate.name] = Retained(formula(bases, values, weights, chances), **interval)
     return {definition: values for definition, values in found.items() if values}
 
 

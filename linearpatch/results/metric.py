@@ -29,9 +29,10 @@ class Metric:
         versus: How it compares with other stages, by stage: `difference`, or `ratio`, with `low` and `high` where the
             interval is known.
         parts: Of an average, the metrics that it is over.
+        chance: Of an accuracy over choices, what guessing gives.
     """
 
-    OPTIONAL: ClassVar[tuple[str, ...]] = ("parts",)
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("parts", "chance")
 
     value: Number | None
     stderr: Positive | None
@@ -44,6 +45,7 @@ class Metric:
     reason: Words | None = None
     versus: Mapping[str, dict[str, Number]] = field(default_factory=dict)
     parts: list[Name] | None = None
+    chance: Number | None = None
 
     def __post_init__(self) -> None:
         for base, versus in self.versus.items():

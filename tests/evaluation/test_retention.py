@@ -1,5 +1,7 @@
 """Retained performance against the published tables, intervals against scipy's bootstrap."""
 
+from dataclasses import replace
+
 import numpy
 import pytest
 from published import TASKS, name, qa_rows
@@ -138,6 +140,56 @@ def test_retained_performance_is_told_in_both_definitions_with_intervals():
     assert found["ratio_of_means"]["mean"].value == pytest.approx(ratio_of_means(*means, [0.5, 0.5]))
     for kept in found.values():
         assert kept["mean"].low < kept["mean"].value < kept["mean"].high
+
+
+def with_chance(results, chance):
+    results.metrics.update({name: replace(metric, chance=chance) for name, metric in results.metrics.items()})
+    return results
+
+
+def test_a_model_that_guesses_retains_nothing_above_chance():
+    dense, guessing = results(a=answers(0, 0.9), b=answers(1, 0.7)), results(a=answers(2, 0.25), b=answers(3, 0.25))
+    asked = [Aggregate("mean", {"a": 0.5, "b": 0.5}, "p", retained=True)]
+    found = retained(with_chance(dense, 0.25), guessing, asked)
+    (above,) = found["above_chance"].values()
+    expected = [(other.mean() - 0.25) / (own.mean() - 0.25) for own, other in
+                ((dense.answers[name], guessing.answers[name]) for name in "ab")]  # fmt: skip
+    assert above.value == pytest.approx(sum(expected) / 2)
+    assert abs(above.value) < 0.15 < found["mean_of_ratios"]["mean"].value
+    assert above.low < above.value < above.high
+
+
+@pytest.mark.parametrize("chance", [None, 0.95])
+def test_nothing_is_said_above_chance_where_that_is_undefined(chance):
+    dense, other = with_chance(results(a=answers(0, 0.9)), chance), results(a=answers(2, 0.6))
+    assert "above_chance" not in retained(dense, other, [Aggregate("mean", {"a": 1.0}, "p", retained=True)])
+
+
+def chosen(accuracies, choices):
+    """Results of a task at whose questions these answers were chosen."""
+    found = results(**{"qa/x/acc": numpy.asarray(accuracies, dtype=float)})
+    found.answers["qa/x/choice"] = numpy.asarray(choices, dtype=float)
+    return found
+
+
+def test_flips_count_every_answer_that_changed():
+    stages = {
+        "dense": chosen([1, 1, 0, 0], [2, 0, 1, 3]),
+        "pruned": chosen([1, 0, 1, 0], [2, 1, 2, 3]),
+        "patched": chosen([1, 1, 0, 0], [2, 0, 1, 0]),  # one wrong answer became another
+    }
+    compare(stages, {})
+    pruned, patched = (stages[stage].metrics["qa/x/flips"] for stage in ("pruned", "patched"))
+    assert (pruned.value, patched.value) == (0.5, 0.25)
+    assert patched.stderr == pytest.approx(stats.sem([0, 0, 0, 1]))
+    assert patched.versus["pruned"]["difference"] == -0.25
+    assert "qa/x/flips" not in stages["dense"].metrics
+
+
+def test_flips_need_the_same_questions():
+    stages = {"dense": chosen([1, 1], [2, 0]), "pruned": chosen([1, 0, 1], [2, 1, 2])}
+    compare(stages, {})
+    assert "qa/x/flips" not in stages["pruned"].metrics
 
 
 def test_nothing_is_retained_of_nothing():

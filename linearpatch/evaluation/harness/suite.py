@@ -9,17 +9,19 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import lm_eval
 import lm_eval.api.task
+import numpy
 import torch
 from lm_eval import evaluator
 
 from linearpatch.errors import ConfigError, DataError, LinearPatchError
-from linearpatch.evaluation.averages import metric_name
+from linearpatch.evaluation.averages import CHOICE, metric_name
 from linearpatch.evaluation.evaluation import Measured, Measurement, Preparation, Subject
 from linearpatch.evaluation.harness.catalogue import Selection, select
 from linearpatch.evaluation.harness.data import Missing, load
@@ -113,7 +115,7 @@ class _Harness:
             found = []
             for subject in subjects:
                 results, token_hash = self._evaluate(task, subject, lambda share: on_step(share * questions))
-                found.append(_measured(name, task.task_name, results, protocol, token_hash))
+                found.append(_measured(name, task, results, protocol, token_hash))
             return found
 
         return Measurement(f"{name}/{task.task_name}", key, questions, run)
@@ -184,17 +186,27 @@ def check_choices_are_equal(task: Any) -> None:
         )
 
 
-def _measured(name: str, task: str, found: Mapping[str, Any], protocol: str, token_hash: str) -> Measured:
-    """lm_eval's results as metrics, with what each question gave where a metric is a mean over questions."""
+def _measured(name: str, task: Any, found: Mapping[str, Any], protocol: str, token_hash: str) -> Measured:
+    """lm_eval's results as metrics, with what each question gave where a metric is a mean over questions.
+
+    Where a question is a choice, also which answer was chosen (`CHOICE`), and the share that guessing gets right.
+    """
+    task_name = task.task_name
     metrics: dict[str, Metric] = {}
     questions: dict[str, torch.Tensor] = {}
     documents: dict[str, torch.Tensor] = {}
-    for key, value in found["results"][task].items():
+    answers = found["samples"][task_name]
+    choices = _choices(task, [sample for sample in answers if sample["filter"] == "none"])
+    if choices:
+        label = metric_name(name, task_name, CHOICE)
+        questions[label] = torch.tensor(choices.chosen).float()
+        documents[label] = _hashes([sample for sample in answers if sample["filter"] == "none"])
+    for key, value in found["results"][task_name].items():
         metric, _, filtered = key.partition(",")
         if not filtered or metric.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
-        label = metric_name(name, task, metric if filtered == "none" else f"{metric}/{filtered}")
-        samples = [sample for sample in found["samples"][task] if sample["filter"] == filtered]
+        label = metric_name(name, task_name, metric if filtered == "none" else f"{metric}/{filtered}")
+        samples = [sample for sample in answers if sample["filter"] == filtered]
         values = [sample.get(metric) for sample in samples]
         stderr, unit = None, ""
         if all(isinstance(item, (int, float)) for item in values):
@@ -203,11 +215,47 @@ def _measured(name: str, task: str, found: Mapping[str, Any], protocol: str, tok
                 stderr = each.std(correction=1).item() / math.sqrt(len(each)) if len(each) > 1 else None
                 unit = "share" if each.min() >= 0 and each.max() <= 1 else ""
                 questions[label] = each.float()
-                documents[label] = torch.tensor([int(sample["doc_hash"][:15], 16) for sample in samples])
+                documents[label] = _hashes(samples)
         metrics[label] = Metric.of(
-            float(value), stderr, len(values), protocol, token_hash, unit=unit, counted="questions"
-        )
+            float(value), stderr, len(values), protocol, token_hash, unit=unit, counted="questions",
+            chance=choices.chance if choices and metric in ("acc", "acc_norm") else None,
+        )  # fmt: skip
     return Measured(metrics, questions, documents)
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """What a model chose at each question, and the share of right answers that guessing gives."""
+
+    chosen: list[int]
+    chance: float
+
+
+def _choices(task: Any, samples: Sequence[Mapping[str, Any]]) -> _Choices | None:
+    """The answers chosen, by the log-likelihood a character where the task has `acc_norm`, as lm_eval chooses.
+
+    None where questions aren't choices of one answer among several.
+    """
+    if task.get_config("output_type") != "multiple_choice" or not samples:
+        return None
+    normalised = any(metric["metric"] == "acc_norm" for metric in task.get_config("metric_list") or [])
+    chosen, chances = [], []
+    for sample in samples:
+        options = task.doc_to_choice(sample["doc"])
+        scores = [score for score, *_ in sample["filtered_resps"]][: len(options)]
+        if len(scores) < 2:
+            return None
+        lengths = [len(option) for option in options] if normalised else [1] * len(scores)
+        chosen.append(
+            int(numpy.argmax([score / max(length, 1) for score, length in zip(scores, lengths, strict=True)]))
+        )
+        chances.append(1 / len(scores))
+    return _Choices(chosen, sum(chances) / len(chances))
+
+
+def _hashes(samples: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+    """Hashes of the questions' texts."""
+    return torch.tensor([int(sample["doc_hash"][:15], 16) for sample in samples])
 
 
 def _left_out(name: str, task: str, missing: Missing) -> Measurement:

@@ -83,6 +83,11 @@ def test_answers_equal_those_of_lm_eval_question_by_question():
             assert metrics[name].value == expected["results"][task][f"{kind},none"]
             assert metrics[name].stderr == pytest.approx(expected["results"][task][f"{kind}_stderr,none"])
             assert metrics[name].n == 12
+            assert metrics[name].chance == (0.5 if task == "smoke_pronouns" else 0.25)
+        chosen = questions[f"smoke/{task.removeprefix('smoke_')}/choice"].tolist()
+        right = [float(choice == int(sample["target"])) for choice, sample in
+                 zip(chosen, expected["samples"][task], strict=True)]  # fmt: skip
+        assert right == [sample["acc_norm"] for sample in expected["samples"][task]]
 
 
 def test_local_copies_are_read_and_few_shot_prompts_are_lm_evals(datasets_dir):
