@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,9 @@ from typing import Any
 import pandas
 
 from linearpatch.results.display import metric_names
-from linearpatch.results.metric import Metric
 from linearpatch.results.questions import QUESTIONS
 from linearpatch.results.record import Record
 from linearpatch.results.scores import LayerScores
-from linearpatch.results.stages import STAGES
-
-log = logging.getLogger(__name__)
 
 NUM_REMOVED = "num_pruned_layers"  # the axis that metrics are drawn against
 
@@ -36,16 +31,18 @@ def labels(record: Record) -> dict[str, str | int]:
     return {**chosen, NUM_REMOVED: int(record.config.get(NUM_REMOVED, 0)), "seed": record.seed}
 
 
-def times_dense(record: Record, stage: str, name: str) -> float | None:
-    """A metric as a multiple of the dense model's, where both were measured in the same way on the same data.
-
-    >>> times_dense(record, "patched", "ppl/wikitext2")
-    1.27
-    """
+def dense_value(record: Record, stage: str, name: str) -> float | None:
+    """The dense model's value of a metric of a later stage, where both were measured alike on the same data."""
     metric, dense = (record.metrics.get(one, {}).get(name) for one in (stage, "dense"))
-    if stage == "dense" or metric is None or dense is None or not dense.value or metric.value is None:
+    if stage == "dense" or metric is None or dense is None or not metric.is_comparable(dense):
         return None
-    return metric.value / dense.value if metric.is_comparable(dense) else None
+    return dense.value
+
+
+def times_dense(record: Record, stage: str, name: str) -> float | None:
+    """A metric as a multiple of the dense model's, such as 1.27; None where they don't compare."""
+    value, dense = record.metrics[stage][name].value, dense_value(record, stage, name)
+    return value / dense if value is not None and dense else None
 
 
 def scalars(record: Record) -> dict[str, float]:
@@ -77,19 +74,15 @@ def against_layers(record: Record) -> dict[int, dict[str, float]]:
     """
     if record.pruning is None:
         return {}
-    shown = set(metric_names([record]))
-    points: dict[int, dict[str, float]] = {0: {}, len(record.pruning.removed_layers): {}}
-    for stage, name, metric in _measured(record):
-        if name in shown and metric.value is not None:
-            if stage == "dense":
-                points[0][f"{stage}/{name}"] = metric.value
-                continue
-            points[len(record.pruning.removed_layers)][f"{stage}/{name}"] = metric.value
-            if times_dense(record, stage, name) is not None:
-                dense = record.metrics["dense"][name].value
-                assert dense is not None
-                points[0][f"{stage}/{name}"] = dense
-    return {count: values for count, values in points.items() if values}
+    shown, last = set(metric_names([record])), len(record.pruning.removed_layers)
+    points: dict[int, dict[str, float | None]] = {0: {}, last: {}}
+    for stage, metrics in record.metrics.items():
+        for name, metric in metrics.items():
+            if name in shown and metric.value is not None:
+                points[0][f"{stage}/{name}"] = metric.value if stage == "dense" else dense_value(record, stage, name)
+                points[last][f"{stage}/{name}"] = metric.value if stage != "dense" else None
+    known = {count: {name: one for name, one in values.items() if one is not None} for count, values in points.items()}
+    return {count: values for count, values in known.items() if values}
 
 
 def tables(record: Record, folder: Path) -> dict[str, Table]:
@@ -109,12 +102,6 @@ def figures(record: Record, folder: Path) -> dict[str, bytes]:
 
     drawings = draw((), [Run(record, folder, ())])
     return {drawing.name: drawing.files()[f"{drawing.name}.png"] for drawing in drawings}
-
-
-def _measured(record: Record) -> Iterator[tuple[str, str, Metric]]:
-    for stage in (stage for stage in STAGES if stage in record.metrics):
-        for name, metric in record.metrics[stage].items():
-            yield stage, name, metric
 
 
 def _layers(record: Record) -> Table:
