@@ -74,7 +74,7 @@ class Experiment:
         output_dir: Folder of the run; null is `outputs/<run_id>`. In a sweep, the folder of their folders.
         datasets_dir: Local copies of data sets, read in place of the hub.
         cache_dir: What is kept between runs; null is LINEARPATCH_CACHE or the user's cache.
-        group: Label that runs share; where composing is asked for none, that of their experiment or sweep.
+        group: Label that runs share; where none is given, the name of their experiment or sweep.
         force: Recompute everything, whatever records and the cache hold.
     """
 
