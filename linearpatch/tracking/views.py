@@ -137,7 +137,9 @@ def _search(record: Record) -> Table:
 def _interfaces(record: Record) -> Table:
     """One row for each interface, with what the fit says of it."""
     assert record.pruning is not None
-    cuts = {(start, end): {"start": start, "end": end} for start, end in record.pruning.interfaces}
+    cuts: dict[tuple[int, int], dict[str, float]] = {
+        (start, end): {"start": start, "end": end} for start, end in record.pruning.interfaces
+    }
     for site in record.patch.sites if record.patch else ():
         values = {key: value for key, value in vars(site).items() if isinstance(value, int | float)}
         cuts[site.start, site.end] = {"start": site.start, "end": site.end, **values}
