@@ -94,10 +94,12 @@ def test_an_interrupt_while_a_tracker_ends_comes_through_and_ends_the_others(tmp
 
         @contextmanager
         def follow(self, record, folder):
-            yield lambda point: None
-            ended.append(self.interrupts)
-            if self.interrupts:
-                raise KeyboardInterrupt
+            try:
+                yield lambda point: None
+            finally:
+                ended.append(self.interrupts)
+                if self.interrupts:
+                    raise KeyboardInterrupt
 
     trackers = {"a": Interrupted(), "b": Interrupted(interrupts=True)}
     with pytest.raises(KeyboardInterrupt), following(trackers, Record("run", None, "", 0, {}), tmp_path) as start:

@@ -9,6 +9,8 @@ from linearpatch.results.metric import Metric
 from linearpatch.results.record import Record
 from linearpatch.tracking.jsonl import FILE_NAME, JsonlTracker
 
+pytest_plugins = ("tracked_run",)
+
 
 def read(folder):
     return pandas.read_json(folder / FILE_NAME, lines=True)

@@ -8,6 +8,8 @@ import pytest
 
 from linearpatch.cli import main
 
+pytest_plugins = ("tracked_run",)
+pytestmark = pytest.mark.usefixtures("shared_cache")
 mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed (pip install 'linearpatch[mlflow]')")
 os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
 TINY = ("run", "debug=tiny", "model=random", "num_pruned_layers=3", "tracker=mlflow")

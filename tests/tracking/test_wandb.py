@@ -14,6 +14,8 @@ from linearpatch.cli import main
 from linearpatch.results.record import Record
 from linearpatch.tracking.wandb import WandbTracker, run_tags
 
+pytest_plugins = ("tracked_run",)
+pytestmark = pytest.mark.usefixtures("shared_cache")
 wandb = pytest.importorskip("wandb")
 TINY = ("run", "debug=tiny", "model=random", "num_pruned_layers=3", "tracker=wandb", "tracker.wandb.figures=false")
 

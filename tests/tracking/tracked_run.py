@@ -11,8 +11,8 @@ from linearpatch.cli import main
 TINY = ("run", "debug=tiny", "model=random", "num_pruned_layers=3")
 
 
-@pytest.fixture(autouse=True)
-def _cache(session_cache, monkeypatch):
+@pytest.fixture
+def shared_cache(session_cache, monkeypatch):
     monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))
 
 
