@@ -30,7 +30,7 @@ from linearpatch.choices import CONF_DIR, PRESET_GROUPS, choices, unknown_choice
 from linearpatch.errors import ConfigError, suggest
 from linearpatch.experiment import Experiment
 from linearpatch.overrides import advice, expanded, override
-from linearpatch.registry import GROUPS, components
+from linearpatch.registry import GROUPS, LIST_GROUPS, components
 
 CHOICE_NAME = re.compile(r"\$\{hydra:runtime\.choices\.([\w@./]+)\}")
 
@@ -49,7 +49,7 @@ def register_schemas() -> None:
     store.store(name="experiment_schema", node=_schema(Experiment))
     for group in GROUPS:
         for name, cls in components(group).items():
-            package = f"eval.{name}" if group == "eval" else None
+            package = f"{group}.{name}" if group in LIST_GROUPS else None
             store.store(group=group, name=f"{name}_schema", node=_schema(cls), package=package)
             if not (CONF_DIR / group / f"{name}.yaml").exists():
                 store.store(group=group, name=name, node=_schema(cls), package=package)
@@ -90,10 +90,13 @@ def compose_config(overrides: Sequence[str], search_path: Sequence[str] = ()) ->
 def job_config(composed: DictConfig) -> DictConfig:
     """What Hydra composed without its own node; names of choices in texts are filled in.
 
+    The group of an experiment's runs is its name, unless they have another.
+
     Raises:
         ConfigError: a text interpolates what isn't a text.
     """
     settle_texts(composed)
+    composed.group = composed.group or composed.hydra.runtime.choices.get("experiment")
     with open_dict(composed):
         del composed["hydra"]
     return composed
@@ -156,7 +159,7 @@ def check_choices(overrides: Sequence[str]) -> None:
             or_value = f", or set the value {found[3]}=null to have none" if found[3] else ""
             raise ConfigError(f"{word} chooses nothing. Leave it out{or_value}. {suggest('', choices(found[2]))}")
         found = re.fullmatch(r"\+{0,2}(([\w/]+)(?:@[\w.]+)?)=\[(.*)\]", word)
-        if found and found[2] in GROUPS and found[2] != "eval":
+        if found and found[2] in GROUPS and found[2] not in LIST_GROUPS:
             raise ConfigError(
                 f"{word} is a list, where a run takes one {found[2]}. For a run with each, sweep (-m) over "
                 f"{found[1]}={found[3]}; in a sweep's file that is {found[1]}: '{found[3]}'."
@@ -221,11 +224,23 @@ def _bad_value(error: OmegaConfBaseException) -> str:
         of = f" with {group}={chosen}" if group in GROUPS and chosen else ""
         return f"The key {key!r} doesn't exist{of}. {suggest(str(error.key), names)}"
     reason = str(error).split("\n")[0]
-    if reason.endswith("is not in struct") and key.startswith("eval."):
-        return f"The key {key!r} doesn't exist. {suggest(str(error.key), choices('eval'))}"
+    if reason.endswith("is not in struct") and key.partition(".")[0] in LIST_GROUPS:
+        return _setting_of_none_chosen(*key.split(".")[:2])
     if several := re.match(r"Value '([^']+,[^']+)' of type 'str' could not be converted", reason):
         return f"{key}: {reason}. For a run with each, write {key}: {{values: [{several[1]}]}} in the sweep's file."
     return f"{key}: {reason}."
+
+
+def _setting_of_none_chosen(group: str, name: str) -> str:
+    """Why `GROUP.NAME` isn't there, in a group of which a run takes any number of choices."""
+    known = choices(group)
+    if name in known:
+        return f"{group}.{name} has no settings, since {group}={name} isn't chosen. Add it: '{group}=[…,{name}]'."
+    owners = [owner for owner, cls in components(group).items() if name in (field.name for field in fields(cls))]
+    if owners:
+        forms = " or ".join(f"{group}.{owner}.{name}=…" for owner in owners)
+        return f"The key '{group}.{name}' doesn't exist: settings are below the name of their {group}. Write {forms}"
+    return f"The key '{group}.{name}' doesn't exist. {suggest(name, known)}"
 
 
 def _without_search_path(message: str) -> str:

@@ -66,7 +66,7 @@ class Experiment:
         stages: The models that are measured.
         tasks: Names of tasks for `eval=[tasks]`.
         missing_data: What evaluations do about tasks whose data can't be had: `error` or `skip`.
-        tracker: Where the record is shown beside the run's folder.
+        tracker: Where the record is shown beside the run's folder, by name.
         save_model: Write the pruned, patched model to the run's folder, as `model/`.
         save_format: `auto`, `plain`, `custom` or `adapter`; see `checkpoint.saving.save_checkpoint`.
         push_to_hub: Repository on the hub that gets a copy of `model/`, such as `me/smaller-model`; null: none.
@@ -74,7 +74,7 @@ class Experiment:
         output_dir: Folder of the run; null is `outputs/<run_id>`. In a sweep, the folder of their folders.
         datasets_dir: Local copies of data sets, read in place of the hub.
         cache_dir: What is kept between runs; null is LINEARPATCH_CACHE or the user's cache.
-        group: Label that the runs of a sweep share.
+        group: Label that runs share; where none is given, the name of their experiment or sweep.
         force: Recompute everything, whatever records and the cache hold.
     """
 
@@ -91,7 +91,7 @@ class Experiment:
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     tasks: list[str] = field(default_factory=list)
     missing_data: str = "error"
-    tracker: Tracker = MISSING
+    tracker: dict[str, Any] = field(default_factory=dict)
     save_model: bool = False
     save_format: str = "auto"
     push_to_hub: str | None = None
@@ -142,6 +142,7 @@ class Experiment:
         if self.datasets_dir is not None and not Path(self.datasets_dir).expanduser().is_dir():
             raise ConfigError(f"datasets_dir={self.datasets_dir} is not a folder (looked in {Path.cwd()}).")
         check_metrics(self.evaluations, self.evaluation_reader)
+        check_trackers(self.tracker)
         readers = [self.calibration_reader]
         if self.training is not None:
             check_disjoint(self.calibration_reader, self.distillation_reader)
@@ -160,6 +161,11 @@ class Experiment:
     def evaluations(self) -> dict[str, Evaluation]:
         """The measurements asked for; presets may hold settings of others, which stay unused."""
         return {name: chosen for name, chosen in self.eval.items() if isinstance(chosen, Evaluation)}
+
+    @property
+    def trackers(self) -> dict[str, Tracker]:
+        """What follows the run; presets may hold settings of others, which stay unused."""
+        return {name: chosen for name, chosen in self.tracker.items() if isinstance(chosen, Tracker)}
 
     @property
     def cache_path(self) -> Path:
@@ -333,6 +339,27 @@ def check_metrics(evaluations: Mapping[str, Evaluation], reader: Reader) -> None
                     f"eval=[{','.join(evaluations)}], or give one a corpus of another name."
                 )
             owners[metric] = name
+
+
+def check_trackers(trackers: Mapping[str, Any]) -> None:
+    """Reject `none` beside other trackers, and settings of a tracker that aren't below its name.
+
+    Raises:
+        ConfigError: a YAML of the user's sets them as if a run had one tracker, or `none` isn't alone.
+    """
+    for name, chosen in trackers.items():
+        if not isinstance(chosen, Tracker | Mapping):
+            raise ConfigError(
+                f"tracker.{name} is {chosen!r}, a setting without its tracker's name. Write tracker.NAME.{name}; the "
+                "YAML of a tracker of your own begins with the line `# @package tracker.NAME`."
+            )
+    names = [name for name, chosen in trackers.items() if isinstance(chosen, Tracker)]
+    if "none" in names and len(names) > 1:
+        others = [name for name in names if name != "none"]
+        raise ConfigError(
+            f"tracker=[{','.join(names)}] asks for no tracker and for {', '.join(others)}. Leave none out, or use "
+            "tracker=none."
+        )
 
 
 def digest(value: Any) -> str:

@@ -42,7 +42,7 @@ from linearpatch.runtime.distributed import Workers
 from linearpatch.runtime.signals import Terminated
 from linearpatch.storage.cache import Cache
 from linearpatch.storage.leftovers import tidied
-from linearpatch.tracking.tracker import NoTracker
+from linearpatch.tracking.following import following
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def run(
         with tidied([experiment.cache_path]):
             return _run(experiment, folder, record, cache, workers)
     with TemporaryDirectory() as scratch:  # it helps with the distillation, and has nothing else to do
-        helping = replace(experiment, eval={}, save_model=False, push_to_hub=None, tracker=NoTracker())
+        helping = replace(experiment, eval={}, save_model=False, push_to_hub=None, tracker={})
         try:
             return _run(helping, Path(scratch), record, cache, workers)
         except (TrainingFailed, Terminated):  # the first process has it, too, and reports it
@@ -111,10 +111,11 @@ def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, wor
     """The story: each stage is an edit of the dense model, made of the one before it."""
     with (
         occupied(folder),
+        following(experiment.trackers, record, folder) as start_trackers,  # ended when the record is on disk
         recording(record, folder) as is_addition,
-        experiment.tracker.follow(record, folder) as curve,
         Answers(folder, only_if_whole=is_addition) as answers,
     ):
+        curve = start_trackers()
         if experiment.save_model:
             check_target(folder / "model")
         prepared = prepare(experiment, record)

@@ -45,6 +45,9 @@ GROUPS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+# Groups of which a run takes any number; settings of each choice are below its name, such as `eval.ppl.seq_len`.
+LIST_GROUPS = ("eval", "tracker")
+
 T = TypeVar("T", bound=type)
 C = TypeVar("C")
 

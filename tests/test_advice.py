@@ -11,7 +11,7 @@ import linearpatch
 from linearpatch.config import PRESET_GROUPS, compose_experiment
 from linearpatch.errors import ConfigError
 from linearpatch.experiment import Experiment
-from linearpatch.registry import GROUPS, components
+from linearpatch.registry import GROUPS, LIST_GROUPS, components
 
 ROOT = Path(linearpatch.__file__).parent
 MENTION = re.compile(r"(?<![\w.@/{}-])((?:[a-z_]|\{\})(?:[\w./@]|\{\})*)=([\w\[\],./~-]+|\{\}|…)?")
@@ -59,8 +59,8 @@ def settings() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {one.name: [] for one in fields(Experiment)}
     for group in GROUPS:
         for name, cls in components(group).items():
-            choice = [f"eval=[{name}]"] if group == "eval" else [f"{group}={name}"]
-            prefixes = [f"eval.{name}" if group == "eval" else group]
+            choice = [f"{group}=[{name}]"] if group in LIST_GROUPS else [f"{group}={name}"]
+            prefixes = [f"{group}.{name}" if group in LIST_GROUPS else group]
             if group == "corpus":
                 prefixes += ["calibration.corpus", "distillation.corpus", "evaluation.corpus"]
             for prefix in prefixes:

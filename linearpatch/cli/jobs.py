@@ -19,6 +19,7 @@ from linearpatch.experiment import check_group, digest
 from linearpatch.overrides import command as repeating
 from linearpatch.overrides import expanded
 from linearpatch.pipeline import run
+from linearpatch.registry import LIST_GROUPS
 from linearpatch.results.record import Record
 from linearpatch.results.state import clear_up
 from linearpatch.runtime.distributed import Workers
@@ -170,10 +171,13 @@ class Jobs:
 
 
 def _choices(chosen: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
-    """The names of what was chosen, by group; of evaluations there may be several, and settings of unused ones."""
+    """The names of what was chosen, by group; of some there may be several, and settings of unused ones."""
     names = {str(group): name for group, name in chosen.items() if name and not str(group).startswith("hydra/")}
-    evaluations = [name for name in config.eval if OmegaConf.get_type(config.eval, name) is not dict]
-    return {**dict(reversed(names.items())), "eval": evaluations}
+    lists = {
+        group: [name for name in config[group] if OmegaConf.get_type(config[group], name) is not dict]
+        for group in LIST_GROUPS
+    }
+    return {**dict(reversed(names.items())), **lists}
 
 
 def _asked(overrides: Sequence[str], label: str, compose: Callable[[Sequence[str]], DictConfig]) -> Asked:

@@ -85,7 +85,12 @@ def _packages() -> Iterator[Finding]:
             name for name in found if name.split()[0] in ("torch", "transformers", "hydra-core", "lm_eval", "wandb")
         ]
         yield Finding("packages", "ok", f"{', '.join(main)} and {len(found) - len(main)} more, all as required")
-    for extra, package in (("ray", "ray"), ("slurm", "submitit"), ("wandb", "wandb-workspaces")):
+    for extra, package in (
+        ("mlflow", "mlflow-skinny"),
+        ("ray", "ray"),
+        ("slurm", "submitit"),
+        ("wandb", "wandb-workspaces"),
+    ):
         try:
             yield Finding(f"extra {extra}", "ok", f"{package} {version(package)}")
         except PackageNotFoundError:
@@ -149,9 +154,9 @@ def _data(datasets_dir: Path | None) -> Iterator[Finding]:
 
 def _tracking() -> Iterator[Finding]:
     if _has_key():
-        yield Finding("W&B", "ok", "a key is there; runs are written offline unless tracker.mode=online")
+        yield Finding("W&B", "ok", "a key is there; runs are written offline unless tracker.wandb.mode=online")
     else:
-        yield Finding("W&B", "note", "no key; runs are written offline (for tracker.mode=online: wandb login)")
+        yield Finding("W&B", "note", "no key; runs are written offline (for tracker.wandb.mode=online: wandb login)")
 
 
 def _has_key() -> bool:

@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+from linearpatch.errors import ConfigError
 from linearpatch.registry import component
 from linearpatch.results.record import Record
 
@@ -21,9 +23,14 @@ class Tracker(ABC):
 
     @abstractmethod
     def follow(self, record: Record, folder: Path) -> AbstractContextManager[Curve]:
-        """A block around the run; when it ends the record holds all there is to show.
+        """A block around the run; when it ends, the record is complete and on disk.
 
-        What it yields is called with points of curves during the run.
+        What it yields is called with points of curves during the run. Whatever it raises is logged, and stops neither
+        the run nor other trackers.
+
+        Args:
+            record: Of the run; its sections are filled while the run goes through its steps.
+            folder: Of the run, with `result.json` and what lies beside it.
         """
 
 
@@ -35,3 +42,18 @@ class NoTracker(Tracker):
     def follow(self, record: Record, folder: Path) -> AbstractContextManager[Curve]:
         """Do nothing."""
         return nullcontext(lambda point: None)
+
+
+def require_package(name: str, *, needed_by: str, install: str) -> None:
+    """Reject a choice whose package is missing, without importing it.
+
+    Args:
+        name: Of the package, as it is imported.
+        needed_by: The choice, such as `tracker=mlflow`.
+        install: The command that installs it.
+
+    Raises:
+        ConfigError: it isn't installed.
+    """
+    if find_spec(name) is None:
+        raise ConfigError(f"{needed_by} needs the package {name}. Run: {install} — or leave {needed_by} out.")

@@ -80,7 +80,7 @@ WORDS = {
     "model.dtype": (), "model.device": (), "calibration.sampling": (), "calibration.bos": (), "save_format": (),
     "missing_data": (), "patch.sites": (), "patch.estimator": (), "patch.form": ("patch=lstsq",),
     "patch.weighting": ("patch=lstsq",), "patch.features": ("patch=lstsq",), "distill.trainable": ("distill=full_kl",),
-    "distill.basis": ("distill=full_kl",), "eval.ppl.bos": (), "tracker.mode": ("tracker=wandb",), "stages": (),
+    "distill.basis": ("distill=full_kl",), "eval.ppl.bos": (), "tracker.wandb.mode": ("tracker=wandb",), "stages": (),
     "model.family": (),
 }  # fmt: skip
 GROUPS = ("model", "corpus", "pruner", "patch", "distill", "eval", "tracker", "calibration", "experiment", "scale")
@@ -99,7 +99,7 @@ def values() -> Iterator[Bad]:
         yield run("values", f"model.device={device}")
     for group in GROUPS:
         yield from (run("choices", f"{group}={value}") for value in (f"{group}x", "../../etc/passwd", LONG, ""))
-        if group != "eval":
+        if group not in ("eval", "tracker"):
             yield run("choices", f"{group}=[a,b]")
 
 

@@ -29,6 +29,8 @@ MIXED = (
     "pruner=global_mine patch=lstsq",
     "pruner=mine patch=lstsq",
     "eval=[]",
+    "tracker=[jsonl,wandb] tracker.wandb.project=mine pruner=tail",
+    "experiment=recommended tracker=[]",
     "stages=[dense] ++seed=4",
 )
 

@@ -80,7 +80,7 @@ def test_one_run_makes_the_distillation_targets_for_the_others():
 
 
 def test_the_same_model_with_other_evaluations_has_another_name_and_folder():
-    found = plan("eval.ppl.seq_len=64", "eval.ppl.seq_len=128", "eval.ppl.seq_len=64 tracker.tags=[]")
+    found = plan("eval.ppl.seq_len=64", "eval.ppl.seq_len=128", "eval.ppl.seq_len=64 tracker.wandb.tags=[]")
     first, second, third = found.runs
     assert first.request.folder == third.request.folder != second.request.folder
     assert first.request.path.name == first.request.name == first.name
