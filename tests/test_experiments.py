@@ -24,9 +24,9 @@ RUNS = {  # at full and at small scale
     "distillation_size": (4, 4),
     "ingredients": (4, 4),
     "paper_distilled": (4, 2),
-    "paper_mmlu": (12, 4),
+    "paper_mmlu": (16, 4),
     "paper_perplexity": (16, 8),
-    "paper_qa": (38, 10),
+    "paper_qa": (56, 12),
     "per_layer_patches": (24, 12),
     "pruned_layers": (16, 12),
     "pruner_comparison": (48, 48),
@@ -42,8 +42,8 @@ RUNS = {  # at full and at small scale
     "trainable": (4, 4),
 }
 
-# Published, but nothing of this package: another architecture's code, width pruning, a trained replacement.
-FOREIGN = {"model": "baichuan2_7b", "pruner": "llm_pruner", "patch": "ffn"}
+# Published, but nothing of this package: a trained replacement.
+FOREIGN = {"patch": "ffn"}
 
 
 def covering(combinations: Sequence[Sequence[str]]) -> list[Sequence[str]]:

@@ -88,8 +88,8 @@ def _what(manifest: Manifest, record: Record | None) -> str:
         if record and record.pruning:
             chosen = f", chosen by `{record.pruning.method}` ({record.pruning.ratio:.1%} of all parameters)"
         return (
-            f"- **Removed**: attention heads and MLP channels of some layers{chosen}. `linear_sizes` in config.json has "
-            "the size of each matrix that is smaller. No layer is removed."
+            f"- **Removed**: attention heads and MLP channels of some layers{chosen}. `linear_sizes` in config.json "
+            "has the size of each matrix that is smaller. No layer is removed."
         )
     interfaces = ", ".join(map(str, interfaces_of(manifest.removed_layers)))
     removed = f"layers {layer_list(manifest.removed_layers)} of the dense model, counted from 0"
