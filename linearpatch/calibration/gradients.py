@@ -9,6 +9,7 @@ gradients become one number and are dropped. Peak memory: weights, streams, one 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,10 +79,11 @@ def layer_gradients(
         with gradients_for(weights, True):
             with torch.enable_grad():
                 output = unwrap(layer(stream, *call.args, **call.kwargs))
-            gradient, *weight_gradients = torch.autograd.grad(
-                output, [stream, *weights], gradient.to(output.device), allow_unused=True
+            gradients: list[Any] = list(
+                torch.autograd.grad(output, [stream, *weights], gradient.to(output.device), allow_unused=True)
             )
+        gradient = gradients.pop(0)
         del output
-        yield index, weights, weight_gradients
-        weight_gradients.clear()
+        yield index, weights, gradients
+        gradients.clear()
         on_step()

@@ -49,7 +49,7 @@ def part_importance(
     names = list(projections_of(decoder.layers[layers[0]]))
 
     def weights_of(layer: torch.nn.Module) -> list[torch.nn.Parameter]:
-        return [matrix.weight for matrix in projections_of(layer).values()]
+        return [matrix.get_parameter("weight") for matrix in projections_of(layer).values()]
 
     for batch in batches:
         for index, weights, gradients in layer_gradients(decoder, batch, weights_of, first=layers[0], on_step=on_step):
