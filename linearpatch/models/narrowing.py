@@ -6,9 +6,9 @@ projection; removing a channel takes its rows of the gate and up projections and
 narrowed model computes what the whole one does with these columns set to zero.
 
 Our own slicing, not torch-pruning's. Version 1.6.1, given the numbers of heads as its arguments have it, left a tiny
-Llama of 8 query heads over 2 key-value heads with 3 query heads over 2, which can't run, and narrowed the residual stream
-as well. It also takes the model apart in place and needs the gradients of all weights at once, where a view shares what
-is unchanged with a dense model that stays as it is, and importance needs the gradients of one layer at a time.
+Llama of 8 query heads over 2 key-value heads with 3 query heads over 2, which can't run, and narrowed the residual
+stream as well. It also takes the model apart in place and needs the gradients of all weights at once, where a view
+shares what is unchanged with a dense model that stays as it is, and importance needs one layer's gradients at a time.
 """
 
 from __future__ import annotations
