@@ -136,7 +136,7 @@ class ConvertedRepository(ConvertedModel):
             return None
 
     def write_checkpoint(self, folder: Path, cache_dir: Path) -> None:
-        """Convert one weight file after the other; no more than one of them is in memory."""
+        """Convert one weight file after the other; memory holds one of them and what becomes of it."""
         config = self.config(cache_dir)
         source = self._folder()
         files = weight_files(source, allow_bin=self.allow_bin)
