@@ -150,8 +150,8 @@ def prune(
         chosen.check(dense.num_layers, num_layers)
         workspace = _workspace(dense, data, repairer)
         edit = chosen.chooser.select(workspace, num_layers)
-        check_removal(dense, edit.view(dense), edit.removed_layers)
-    log.info("removed layers %s: interfaces %s", list(edit.removed_layers), ", ".join(map(str, edit.interfaces)))
+        check_removal(dense, edit.view(dense), edit.removed_layers, edit.narrowed)
+    log.info("%s", edit.summary())
     return edit
 
 

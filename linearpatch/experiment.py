@@ -118,6 +118,8 @@ class Experiment:
                 f"distill={name_of(self.distill)} trains patches, and patch=none has none. Choose a patch to begin "
                 "with, such as rotate or lstsq, or use distill=none."
             )
+        if not self.pruner.removes_layers:
+            self._check_whole_layers()
         if self.training is not None and self.training.trainable != "full" and not self.patch.is_matrix:
             raise ConfigError(
                 f"distill.trainable={self.training.trainable} trains a part of one matrix, and this "
@@ -306,6 +308,25 @@ class Experiment:
             return Path("outputs") / self.run_id
         base = Path(self.output_dir).expanduser()
         return base / self.run_id if in_sweep else base
+
+    def _check_whole_layers(self) -> None:
+        """Reject what needs interfaces, where the pruner removes parts of layers and leaves none.
+
+        Raises:
+            ConfigError: names the patch, or the format.
+        """
+        pruner = name_of(self.pruner)
+        if name_of(self.patch) != "none":
+            raise ConfigError(
+                f"pruner={pruner} removes parts of layers, not layers: there is no interface for "
+                f"patch={name_of(self.patch)} to bridge, nor for a distillation. Use patch=none distill=none, or a "
+                "pruner that removes layers."
+            )
+        if self.save_model and self.save_format not in ("auto", "custom"):
+            raise ConfigError(
+                f"save_format={self.save_format} can't hold the model of pruner={pruner}, whose layers have widths of "
+                "their own. Use save_format=custom."
+            )
 
     def _reader(self, purpose: str, own: Corpus | None) -> Reader:
         datasets_dir = Path(self.datasets_dir).expanduser() if self.datasets_dir else None

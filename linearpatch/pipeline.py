@@ -220,8 +220,7 @@ def rank(pruner: Pruner, patch: Patch, workspace: Workspace, n: int) -> Edit:
     workspace.collect(*chooser.statistics(n), *patch.statistics())
     edit = chooser.select(workspace, n)
     workspace.release()
-    interfaces = [(one.start, one.end) for one in edit.interfaces]
-    log.info("removed layers %s: interfaces %s", list(edit.removed_layers), interfaces)
+    log.info("%s", edit.summary())
     return edit
 
 
@@ -237,8 +236,8 @@ def check_removable(dense: Decoder, edit: Edit, save_format: str | None) -> None
         ModelError: says which, and what works instead.
     """
     pruned = edit.view(dense)
-    check_removal(dense, pruned, edit.removed_layers)
-    if save_format not in (None, "adapter"):
+    check_removal(dense, pruned, edit.removed_layers, edit.narrowed)
+    if save_format not in (None, "adapter") and not edit.narrowed:  # those are loaded again when they are saved
         check_rebuilt(dense, pruned, edit.removed_layers)
 
 

@@ -22,6 +22,7 @@ from linearpatch.models.passes import record
 from linearpatch.models.random import byte_tokenizer
 from linearpatch.patches.rotate import Rotate
 from linearpatch.pruners.explicit import Explicit
+from linearpatch.pruners.llm_pruner import LlmPruner
 from linearpatch.registry import components
 
 DEVICE = os.environ.get("LINEARPATCH_TEST_DEVICE", "cuda")
@@ -42,11 +43,11 @@ def workspace_on(device, patch=None):
 @pytest.mark.parametrize("name", sorted(components("pruner")))
 def test_every_pruner_removes_the_same_layers(name):
     cls = components("pruner")[name]
-    pruner = Explicit(layers=[3, 1]) if cls is Explicit else cls()
-    expected, found = (
-        pruner.chooser.select(workspace_on(device, Rotate()), 2).removed_layers for device in ("cpu", DEVICE)
-    )
-    assert found == expected
+    own = {Explicit: {"layers": [3, 1]}, LlmPruner: {"protect_first": 1, "protect_last": 1}}
+    pruner = cls(**own.get(cls, {}))
+    expected, found = (pruner.chooser.select(workspace_on(device, Rotate()), 2) for device in ("cpu", DEVICE))
+    assert found.removed_layers == expected.removed_layers
+    assert found.narrowed == expected.narrowed
 
 
 @pytest.mark.parametrize("name", sorted(set(components("patch")) - {"none"}))

@@ -23,7 +23,8 @@ NAMED = "pruner.layers=[3,4,7]"
 
 def pairs() -> list[tuple[str, str]]:
     """Each pruner and each patch once, and those that read or change what others do not."""
-    pruners, patches = (sorted(components(group)) for group in ("pruner", "patch"))
+    pruners = sorted(name for name, cls in components("pruner").items() if cls.removes_layers)
+    patches = sorted(components("patch"))
     number = max(len(pruners), len(patches))
     shifted = [*patches[1:], patches[0]]  # explicit layers meet a patch that sits at an MLP
     each = [(pruners[i % len(pruners)], shifted[i % len(shifted)]) for i in range(number)]

@@ -19,10 +19,10 @@ import torch
 
 from linearpatch.calibration.candidate_edits import Repairer, ready
 from linearpatch.calibration.candidate_losses import CandidateLoss, CandidateSearch
-from linearpatch.errors import NumericsError
+from linearpatch.errors import ConfigError, NumericsError
 from linearpatch.models.edit import DENSE, Edit, PlacedOperator, interfaces_of
 from linearpatch.models.modeling_linearpatch import Operator
-from linearpatch.registry import identity
+from linearpatch.registry import identity, name_of
 from linearpatch.results.fields import section_of
 from linearpatch.results.sections import PatchSection, SiteSection
 from linearpatch.storage.cache import Entry, digest_of
@@ -184,8 +184,14 @@ def repair(workspace: Workspace, patch: Repairer, edit: Edit) -> Repair:
         edit: What is removed.
 
     Raises:
+        ConfigError: parts of layers are removed, which leaves nothing to bridge.
         NumericsError: the fit as set has no unique solution.
     """
+    if edit.narrowed and name_of(patch) != "none":
+        raise ConfigError(
+            f"patch={name_of(patch)} bridges interfaces, and where layers lost heads and channels there are none. Use "
+            "patch=none, or remove whole layers."
+        )
     patch = patch.repairer
     if not (patch.compare and workspace.has_held_out and patch.place(edit.interfaces)):
         return Repair(patch.repair(workspace, edit))

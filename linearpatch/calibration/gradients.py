@@ -8,7 +8,8 @@ gradients become one number and are dropped. Peak memory: weights, streams, one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,22 +42,48 @@ def first_order_importance(
     """
     importance = torch.zeros(decoder.num_layers, dtype=torch.float64)
     for batch in batches:
-        recording = record(decoder, batch, before_patches=True)
-        gradient = stream_gradient(decoder, recording.streams.pop(decoder.num_layers), batch)
-        for index in reversed(range(decoder.num_layers)):
-            stream = recording.streams.pop(index).detach().requires_grad_()
-            layer, call = decoder.layers[index], recording.calls[index]
-            weights = layer_weights(layer)
-            with gradients_for(weights, True):
-                with torch.enable_grad():
-                    output = unwrap(layer(stream, *call.args, **call.kwargs))
-                gradient, *weight_gradients = torch.autograd.grad(
-                    output, [stream, *weights], gradient.to(output.device), allow_unused=True
-                )
-            for weight, weight_gradient in zip(weights, weight_gradients, strict=True):
-                if weight_gradient is not None:  # experts that no token reached have none
-                    product = weight_gradient.mul_(weight.detach()).abs_()
+        for index, weights, gradients in layer_gradients(decoder, batch, layer_weights, on_step=on_step):
+            for weight, gradient in zip(weights, gradients, strict=True):
+                if gradient is not None:  # experts that no token reached have none
+                    product = gradient.mul_(weight.detach()).abs_()
                     importance[index] += product.sum(dtype=torch.float64).cpu()
-            del output, weight_gradients
-            on_step()
     return importance
+
+
+def layer_gradients(
+    decoder: Decoder,
+    batch: Tensor,
+    weights_of: Callable[[nn.Module], list[nn.Parameter]],
+    *,
+    first: int = 0,
+    on_step: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[int, list[nn.Parameter], list[Tensor | None]]]:
+    """Gradients of the mean next-token loss for some weights of each layer, from the last layer to the first.
+
+    Args:
+        decoder: The model.
+        batch: Token ids, `[blocks, tokens]`.
+        weights_of: Which weights of a layer.
+        first: The first layer whose gradients are wanted.
+        on_step: Called after each layer.
+
+    Yields:
+        A layer's index, its weights and their gradients, which are dropped before the next layer runs.
+    """
+    recording = record(decoder, batch, before_patches=True)
+    gradient = stream_gradient(decoder, recording.streams.pop(decoder.num_layers), batch)
+    for index in reversed(range(first, decoder.num_layers)):
+        stream = recording.streams.pop(index).detach().requires_grad_()
+        layer, call = decoder.layers[index], recording.calls[index]
+        weights = weights_of(layer)
+        with gradients_for(weights, True):
+            with torch.enable_grad():
+                output = unwrap(layer(stream, *call.args, **call.kwargs))
+            gradients: list[Any] = list(
+                torch.autograd.grad(output, [stream, *weights], gradient.to(output.device), allow_unused=True)
+            )
+        gradient = gradients.pop(0)
+        del output
+        yield index, weights, gradients
+        gradients.clear()
+        on_step()

@@ -18,6 +18,7 @@ from linearpatch.calibration.candidate_edits import CandidateEdits, Repairer
 from linearpatch.calibration.candidate_losses import CandidateLoss, CandidateSearch
 from linearpatch.calibration.comparison import Comparison, compare
 from linearpatch.calibration.gradients import first_order_importance, layer_weights
+from linearpatch.calibration.part_importance import part_importance
 from linearpatch.calibration.statistics import LayerInput, Statistic
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError, NumericsError
@@ -30,6 +31,7 @@ from linearpatch.storage.cache import Cache, Entry
 # Versions of what this file computes; raise one when its numbers change.
 REMOVAL_LOSS_VERSION = 3
 IMPORTANCE_VERSION = 1
+PART_IMPORTANCE_VERSION = 1
 WEIGHT_NORM_VERSION = 1
 
 
@@ -276,6 +278,21 @@ class Workspace:
         sizes = [len(batch) for batch in self._batches]
         key = {**self.key, "version": IMPORTANCE_VERSION, "batches": sizes}
         return self.cache.get("importance", key, compute).tensors["importance"]
+
+    def part_importance(self, layers: range, kind: str) -> tuple[Tensor, Tensor]:
+        """First-order importance of heads and MLP channels of some layers; see `part_importance`."""
+
+        def compute() -> Entry:
+            total = len(self._batches) * (self.num_layers - layers[0])
+            with steps("gradients", total) as on_step:
+                heads, channels = part_importance(self.decoder, self._batches, layers, kind, on_step=on_step)
+            what = "the first-order importance"
+            return Entry({"heads": _finite(heads, what, "layer"), "channels": _finite(channels, what, "layer")})
+
+        sizes = [len(batch) for batch in self._batches]
+        asked = {"layers": list(layers), "kind": kind, "batches": sizes}
+        entry = self.cache.get("part_importance", {**self.key, "version": PART_IMPORTANCE_VERSION, **asked}, compute)
+        return entry.tensors["heads"], entry.tensors["channels"]
 
     def weight_norms(self, power: float) -> Tensor:
         """Σ|W|^power over each layer's weights, `[L]` in fp64; needs no tokens."""

@@ -29,7 +29,7 @@ model = AutoModelForCausalLM.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```""",
     "custom": """\
-The patch is a module of its own; `modeling_linearpatch.py` beside the weights adds it to the family's class.
+`modeling_linearpatch.py` beside the weights adds to the family's class what it can't describe: {addition}.
 
 ```python
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -56,6 +56,7 @@ def model_card(manifest: Manifest, record: Record | None) -> str:
         record: The run that made it; without one the card has no results and no settings.
     """
     base = manifest.base
+    addition = "the patch, a module of its own" if manifest.removed_layers else "the sizes of narrower layers"
     data = ModelCardData(
         base_model=base.hub_id or None,
         license=base.license or None,
@@ -65,16 +66,31 @@ def model_card(manifest: Manifest, record: Record | None) -> str:
     )
     sections = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {base.name} without {len(manifest.removed_layers)} of {base.num_layers} layers",
+        f"# {_title(manifest)}",
         _what(manifest, record),
-        "## Load it\n\n" + LOADING[manifest.format].format(folder="FOLDER", family=base.model_type),
+        "## Load it\n\n" + LOADING[manifest.format].format(folder="FOLDER", family=base.model_type, addition=addition),
         *([_results(record), _settings(record)] if record else []),
         _origin(manifest),
     ]
     return str(ModelCard(printable("\n\n".join(sections)) + "\n"))
 
 
+def _title(manifest: Manifest) -> str:
+    base = manifest.base
+    if not manifest.removed_layers:
+        return f"{base.name} with narrower layers"
+    return f"{base.name} without {len(manifest.removed_layers)} of {base.num_layers} layers"
+
+
 def _what(manifest: Manifest, record: Record | None) -> str:
+    if not manifest.removed_layers:
+        chosen = ""
+        if record and record.pruning:
+            chosen = f", chosen by `{record.pruning.method}` ({record.pruning.ratio:.1%} of all parameters)"
+        return (
+            f"- **Removed**: attention heads and MLP channels of some layers{chosen}. `linear_sizes` in config.json "
+            "has the size of each matrix that is smaller. No layer is removed."
+        )
     interfaces = ", ".join(map(str, interfaces_of(manifest.removed_layers)))
     removed = f"layers {layer_list(manifest.removed_layers)} of the dense model, counted from 0"
     patched = "nothing: the layers around an interface meet as they are"

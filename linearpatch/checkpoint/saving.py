@@ -132,7 +132,12 @@ def save_checkpoint(
     check_target(Path(folder))
     check_storable(placed.module for placed in edit.operators)
     entries = tuple(PatchEntry.of(placed) for placed in edit.operators)
-    if save_format != "adapter":
+    if edit.narrowed and save_format in ("plain", "adapter"):
+        raise ModelError(
+            f"save_format={save_format} can't hold layers that lost heads and channels: no configuration of a stock "
+            "model describes them, and an adapter holds patches alone. Use save_format=custom."
+        )
+    if save_format != "adapter" and not edit.narrowed:
         check_rebuilt(model.decoder, edit.with_operators(()).view(model.decoder), edit.removed_layers)
     save_format, view = _represent(save_format, model.decoder, edit)
     if view is not None and save_format == "plain":
@@ -168,6 +173,8 @@ def _represent(save_format: str, dense: Decoder, edit: Edit) -> tuple[str, PreTr
     """The format that `auto` stands for, and the model to write in it."""
     if save_format == "adapter":
         return save_format, None
+    if edit.narrowed:
+        return "custom", edit.view(dense)
     if save_format != "custom" and edit.can_fold:
         try:
             return "plain", folded_view(dense, edit)

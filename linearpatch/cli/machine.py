@@ -30,6 +30,13 @@ SIGNS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[red]probl
 MAIN = ("torch", "transformers", "hydra-core", "lm_eval", "wandb")
 LEAST_FREE = 5 * 2**30  # bytes on the cache's disk
 GIB = 2**30
+EXTRAS = {  # the package that each extra installs
+    "mlflow": "mlflow-skinny",
+    "ray": "ray",
+    "sentencepiece": "sentencepiece",
+    "slurm": "submitit",
+    "wandb": "wandb-workspaces",
+}
 
 
 @dataclass(frozen=True)
@@ -85,12 +92,7 @@ def _packages() -> Iterator[Finding]:
             name for name in found if name.split()[0] in ("torch", "transformers", "hydra-core", "lm_eval", "wandb")
         ]
         yield Finding("packages", "ok", f"{', '.join(main)} and {len(found) - len(main)} more, all as required")
-    for extra, package in (
-        ("mlflow", "mlflow-skinny"),
-        ("ray", "ray"),
-        ("slurm", "submitit"),
-        ("wandb", "wandb-workspaces"),
-    ):
+    for extra, package in EXTRAS.items():
         try:
             yield Finding(f"extra {extra}", "ok", f"{package} {version(package)}")
         except PackageNotFoundError:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder, decoder_of
 from linearpatch.models.fingerprint import parameter_hash
+from linearpatch.models.narrowing import NarrowedLayer, widths_of
 from linearpatch.models.places import Place
 from linearpatch.models.view import view_of
 from linearpatch.results.scores import LayerScores
@@ -88,13 +89,13 @@ class Edit:
     Attributes:
         removed: What is removed, in the order in which it was chosen.
         operators: What bridges the interfaces. Those at one place act in this order.
-        weights: New values of the dense model's parameters, by name.
+        narrowed: Layers that stay but lose attention heads and MLP channels.
         scores: Why these layers, where a pruner chose them.
     """
 
     removed: tuple[Unit, ...] = ()
     operators: tuple[PlacedOperator, ...] = ()
-    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    narrowed: tuple[NarrowedLayer, ...] = ()
     scores: LayerScores | None = None
 
     @classmethod
@@ -107,7 +108,7 @@ class Edit:
     @property
     def is_dense(self) -> bool:
         """Whether it changes nothing."""
-        return not (self.removed or self.operators or self.weights)
+        return not (self.removed or self.operators or self.narrowed)
 
     @cached_property
     def removed_layers(self) -> tuple[int, ...]:
@@ -121,7 +122,7 @@ class Edit:
 
     def first_difference(self, num_layers: int) -> int:
         """The first layer that the edited model lacks or runs otherwise; the number of layers where there is none."""
-        layers = [unit.layer for unit in self.removed]
+        layers = [unit.layer for unit in self.removed] + [one.layer for one in self.narrowed]
         return min([*layers, *(placed.place.first_layer for placed in self.operators)], default=num_layers)
 
     @property
@@ -145,7 +146,10 @@ class Edit:
 
     def before(self, layer: int) -> Edit:
         """What of it lies before a layer: neither later layers nor operators."""
-        return Edit(tuple(unit for unit in self.removed if unit.layer < layer))
+        return Edit(
+            tuple(unit for unit in self.removed if unit.layer < layer),
+            narrowed=tuple(one for one in self.narrowed if one.layer < layer),
+        )
 
     def with_modules(self, modules: Sequence[nn.Module]) -> Edit:
         """The same with other modules at the places."""
@@ -159,6 +163,8 @@ class Edit:
         if self.operators:
             places = [placed.place.spec() for placed in self.operators]
             key["operators"] = [places, parameter_hash([placed.module for placed in self.operators])]
+        if self.narrowed:
+            key["narrowed"] = [[one.layer, list(one.heads), list(one.channels)] for one in sorted(self.narrowed)]
         return key
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -177,11 +183,28 @@ class Edit:
             ModelError: the model's configuration can't describe what would be left.
         """
         check_removed(self.removed_layers, dense.num_layers)
-        return view_of(dense, self.removed_layers, [(placed.place, placed.module) for placed in self.operators])
+        operators = [(placed.place, placed.module) for placed in self.operators]
+        return view_of(dense, self.removed_layers, operators, self.narrowed)
 
     def decoder(self, dense: Decoder) -> Decoder:
         """The view, and what we know of it; the dense model itself where nothing is changed."""
         return dense if self.is_dense else decoder_of(self.view(dense))
+
+    def num_parameters_removed(self, dense: Decoder) -> int:
+        """Parameters of the dense model that the edited one lacks; operators may add some."""
+        whole = sum(p.numel() for layer in self.removed_layers for p in dense.layers[layer].parameters())
+        return whole + sum(widths_of(dense, one.layer).parameters_removed(one) for one in self.narrowed)
+
+    def summary(self) -> str:
+        """What is removed, in a line."""
+        if not self.narrowed:
+            interfaces = ", ".join(map(str, self.interfaces))
+            return f"removed layers {list(self.removed_layers)}: interfaces {interfaces}"
+        first, last = min(self.narrowed), max(self.narrowed)
+        return (
+            f"narrowed layers {first.layer} to {last.layer}: {len(first.heads)} key-value heads and "
+            f"{len(first.channels):,} MLP channels are left in layer {first.layer}"
+        )
 
     def describe_removed(self) -> list[int] | list[str]:
         """What is removed as plain values, in the order of removal."""

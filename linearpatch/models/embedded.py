@@ -17,19 +17,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from linearpatch.errors import ModelError
-from linearpatch.models.hub import HubModel
-from linearpatch.models.model import LoadedModel, Model
+from linearpatch.models.converted import ConvertedModel
 from linearpatch.registry import component
-from linearpatch.storage.cache_folder import MARKER, MARKER_TEXT, MODELS, mark_cache
-from linearpatch.storage.files import make_folder, replacing_folder
-from linearpatch.storage.leases import leased
 
 log = logging.getLogger(__name__)
 
 
 @component("model", "embedded")
 @dataclass(frozen=True)
-class EmbeddedModel(Model):
+class EmbeddedModel(ConvertedModel):
     """A language model whose GGUF file another installed package ships.
 
     Attributes:
@@ -53,37 +49,24 @@ class EmbeddedModel(Model):
         except (ImportError, OSError, ValueError, KeyError) as error:
             raise ModelError(f"model={self.name}: {self.package_file()} can't be read: {error}") from error
 
-    def tokenizer(self, cache_dir: Path) -> Any | None:
-        """That of the converted checkpoint, once there is one."""
-        folder = cache_dir / "models" / f"{self.package}-{self.package_version}"
-        return self._as_folder(cache_dir).tokenizer(cache_dir) if folder.is_dir() else None
+    def checkpoint_name(self, cache_dir: Path) -> str:
+        """The package and its version."""
+        return f"{self.package}-{self.package_version}"
 
-    def load(self, cache_dir: Path) -> LoadedModel:
-        """Load the converted checkpoint, converting it first where it isn't in the cache."""
-        return self._as_folder(cache_dir).load(cache_dir)
-
-    def _as_folder(self, cache_dir: Path) -> HubModel:
-        shared = {
-            name: getattr(self, name) for name in ("name", "dtype", "device", "device_map", "attn_implementation")
-        }
-        return HubModel(**shared, path=str(self.checkpoint(cache_dir)))
-
-    def checkpoint(self, cache_dir: Path) -> Path:
-        """Folder of the converted checkpoint.
-
-        Raises:
-            ModelError: the package is missing.
-            StorageError: the checkpoint can't be written.
-        """
+    def write_checkpoint(self, folder: Path, cache_dir: Path) -> None:
+        """Dequantise the file into a plain fp32 checkpoint."""
         file = self.package_file()
-        folder = cache_dir / MODELS / f"{self.package}-{self.package_version}"
-        if not folder.is_dir():
-            mark_cache(cache_dir)
-            make_folder(folder.parent)
-            with leased(folder.with_suffix(".lease"), "the embedded model"):
-                if not folder.is_dir():
-                    _convert(file, folder)
-        return folder
+        log.info("converting %s once into a plain checkpoint (half a minute, 0.54 GB)", file.name)
+        source = _source(file)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        # A model that was read from GGUF rejects to be saved; one made again from its weights does not.
+        config = quantised.config
+        vars(config).pop("quantization_config", None)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(quantised.state_dict())
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
     def package_file(self) -> Path:
         """The GGUF file.
@@ -107,20 +90,3 @@ class EmbeddedModel(Model):
 def _source(file: Path) -> dict[str, Any]:
     """A GGUF file as transformers takes it."""
     return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "trust_remote_code": False}
-
-
-def _convert(file: Path, folder: Path) -> None:
-    """Dequantise a GGUF file into a plain fp32 checkpoint; the folder appears whole or not at all."""
-    log.info("converting %s once into a plain checkpoint (half a minute, 0.54 GB)", file.name)
-    source = _source(file)
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # A model that was read from GGUF rejects to be saved; one made again from its weights does not.
-    config = quantised.config
-    vars(config).pop("quantization_config", None)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(quantised.state_dict())
-    with replacing_folder(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        (temporary / MARKER).write_text(MARKER_TEXT, encoding="utf-8")  # so that it may be removed

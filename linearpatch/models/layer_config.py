@@ -53,10 +53,10 @@ class Proposal:
 
 
 def already_patched(what: str) -> ModelError:
-    """The refusal to prune a model that carries patches."""
+    """The refusal to prune a model that carries patches, or whose layers have sizes of their own."""
     return ModelError(
-        f"{what} has lost layers before and carries patches that belong to its layers' positions. Prune the dense "
-        "model by all the layers at once, or start from a checkpoint with save_format=plain."
+        f"{what} has lost layers before, or parts of them, and carries patches or sizes that belong to its layers' "
+        "positions. Prune the dense model by all the layers at once, or start from a checkpoint with save_format=plain."
     )
 
 
@@ -66,7 +66,7 @@ def check_prunable(config: Any) -> None:
     Raises:
         ModelError: names the rule and its value.
     """
-    if getattr(config, "linear_patches", None):
+    if getattr(config, "linear_patches", None) or getattr(config, "linear_sizes", None):
         raise already_patched(config.model_type)
     lists_types = getattr(config, "layer_types", None) is not None
     for rule, (harmless, reason) in UNREPRESENTABLE.items():

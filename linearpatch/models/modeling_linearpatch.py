@@ -1,8 +1,9 @@
 """A causal language model that lost layers and carries small linear patches where they were.
 
 This file lies beside the weights of such a model, so that transformers loads it with
-`trust_remote_code=True` where the linearpatch package isn't installed. It adds one thing to a model of
-transformers: each entry of `config.linear_patches` puts an operator on what enters, or leaves, one module.
+`trust_remote_code=True` where the linearpatch package isn't installed. It adds two things to a model of
+transformers: each entry of `config.linear_patches` puts an operator on what enters, or leaves, one module, and each of
+`config.linear_sizes` says how many outputs and inputs of a matrix are left.
 """
 
 from __future__ import annotations
@@ -204,11 +205,21 @@ def _apply(module: nn.Module, name: str, hidden: Tensor) -> Tensor:
     return patched
 
 
+def resize(matrix: nn.Linear, num_outputs: int, num_inputs: int) -> None:
+    """Make room for another number of weights in a matrix whose values are loaded later."""
+    matrix.out_features, matrix.in_features = num_outputs, num_inputs
+    matrix.weight = nn.Parameter(matrix.weight.new_empty(num_outputs, num_inputs))
+    if matrix.bias is not None:
+        matrix.bias = nn.Parameter(matrix.bias.new_empty(num_outputs))
+
+
 class LinearPatchMixin:
-    """Adds to a causal language model the patches that its configuration lists."""
+    """Adds to a causal language model the patches that its configuration lists, and gives layers their own sizes."""
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        for name, (num_outputs, num_inputs) in (getattr(config, "linear_sizes", None) or {}).items():
+            resize(self.get_submodule(name), num_outputs, num_inputs)
         for entry in config.linear_patches:
             attach(self.get_submodule(entry["module"]), operator_from(entry), entry["side"])
         self.post_init()

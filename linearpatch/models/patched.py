@@ -8,7 +8,7 @@ two lines for its family.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -76,18 +76,23 @@ def _operators_in(model: nn.Module) -> Iterator[nn.Module]:
             yield module
 
 
-def become_patched(model: PreTrainedModel, entries: Sequence[dict[str, Any]]) -> None:
-    """Give a model that patches were attached to the class that says so.
+def become_patched(
+    model: PreTrainedModel, entries: Sequence[dict[str, Any]], sizes: Mapping[str, Sequence[int]] | None = None
+) -> None:
+    """Give a model that patches were attached to, or whose layers have sizes of their own, the class that says so.
 
     Args:
         model: A view of its own, with patches attached as `entries` describe.
         entries: What `LinearPatchMixin` needs to build them again, from `Place.add_to`.
+        sizes: Outputs and inputs of the matrices that are smaller than the configuration says, by name.
     """
     base_model: Any = type(model)
     base_config: Any = type(model.config)
     model.__class__ = patched_model_class(base_model, base_config)
     model.config.__class__ = patched_config_class(base_config)
     model.config.linear_patches = list(entries)
+    if sizes:
+        model.config.linear_sizes = {name: list(size) for name, size in sizes.items()}
     model.config.auto_map = {
         "AutoConfig": f"{MODULE}.{CONFIG_CLASS}",
         "AutoModelForCausalLM": f"{MODULE}.{MODEL_CLASS}",

@@ -24,6 +24,7 @@ from linearpatch.models.agreement import allowed_difference, check_logits_of, ch
 from linearpatch.models.blueprint import SHAPE, Difference, blueprint_of, differences
 from linearpatch.models.decoder import Decoder, split_call, text_config
 from linearpatch.models.layer_config import apply_changes, propose
+from linearpatch.models.narrowing import NarrowedLayer, masked
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +65,16 @@ def config_changes(dense: Decoder, kept: Sequence[int]) -> Mapping[str, Any]:
     return decided[tuple(kept)]
 
 
-def check_removal(dense: Decoder, view: PreTrainedModel, removed: Sequence[int]) -> None:
+def check_removal(
+    dense: Decoder, view: PreTrainedModel, removed: Sequence[int], narrowed: Sequence[NarrowedLayer] = ()
+) -> None:
     """Make sure that a view is the dense model with some layers skipped, by the logits of a few tokens.
 
     Args:
         dense: The dense model.
         view: It without these layers, and without patches.
         removed: Their dense indices.
+        narrowed: Layers of the view that lack heads and channels, which are masked in the dense model.
 
     Raises:
         ModelError: other layers depend on the removed ones or on their own position, or the view can't run.
@@ -80,6 +84,7 @@ def check_removal(dense: Decoder, view: PreTrainedModel, removed: Sequence[int])
         for index in removed:
             handle = dense.layers[index].register_forward_hook(_passing_on, with_kwargs=True)
             stack.callback(handle.remove)
+        stack.enter_context(masked(dense, narrowed))
         expected = check_logits_of(dense.model)
     advice = "Remove other layers, such as the last ones (pruner=tail), or choose another model."
     try:

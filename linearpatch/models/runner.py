@@ -14,6 +14,7 @@ from functools import cached_property
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from linearpatch.errors import ModelError
 from linearpatch.models.decoder import Decoder, LayerCall, unwrap
 from linearpatch.models.edit import Edit, PlacedOperator
 
@@ -45,7 +46,16 @@ class Step:
 
 
 def steps_of(edit: Edit, num_layers: int) -> list[Step]:
-    """The steps of an edited model; the last one is the final norm, which `Step.read` prepares and nobody runs."""
+    """The steps of an edited model; the last one is the final norm, which `Step.read` prepares and nobody runs.
+
+    Raises:
+        ModelError: layers of it are narrower than the dense model's, which run here.
+    """
+    if edit.narrowed:
+        raise ModelError(
+            "A model whose layers lost heads and channels can't be run on the dense model's layers, as searches, fits "
+            "of patches and distillation do. Build its view (edit.view), or remove whole layers."
+        )
     removed = set(edit.removed_layers)
     operators: dict[int, list[PlacedOperator]] = {}
     for placed in sorted(edit.operators, key=lambda placed: placed.place.first_layer):

@@ -17,13 +17,17 @@ from transformers import PreTrainedModel
 
 from linearpatch.models.decoder import Decoder, decoder_of, text_config
 from linearpatch.models.layer_config import apply_changes, check_prunable
+from linearpatch.models.narrowing import NarrowedLayer, narrow, widths_of
 from linearpatch.models.patched import become_patched
 from linearpatch.models.places import Place
 from linearpatch.models.rebuilding import config_changes
 
 
 def view_of(
-    dense: Decoder, removed: Sequence[int], operators: Sequence[tuple[Place, nn.Module]] = ()
+    dense: Decoder,
+    removed: Sequence[int],
+    operators: Sequence[tuple[Place, nn.Module]] = (),
+    narrowed: Sequence[NarrowedLayer] = (),
 ) -> PreTrainedModel:
     """Make a model without some layers, with operators at their places, that shares the dense model's weights.
 
@@ -31,6 +35,7 @@ def view_of(
         dense: The dense model; it does not change.
         removed: Dense indices of the layers to leave out; some layer must be left.
         operators: The view gets copies. Those of one place act in the order given.
+        narrowed: Kept layers that lose heads and channels; their weights are copies.
 
     Raises:
         ModelError: the model's configuration can't describe what would be left.
@@ -53,8 +58,11 @@ def view_of(
 
     pruned = decoder_of(model)
     entries = [place.add_to(pruned, kept, operator) for place, operator in operators]
-    if attached := [entry for entry in entries if entry is not None]:
-        become_patched(model, attached)
+    sizes: dict[str, tuple[int, int]] = {}
+    for one in narrowed:
+        sizes |= narrow(pruned, kept.index(one.layer), widths_of(dense, one.layer), one)
+    if (attached := [entry for entry in entries if entry is not None]) or sizes:
+        become_patched(model, attached, sizes)
     return model.eval()
 
 

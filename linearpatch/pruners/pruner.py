@@ -30,6 +30,7 @@ class Pruner(ABC):
     """
 
     version: ClassVar[int] = 1
+    removes_layers: ClassVar[bool] = True  # and not parts of them, which leaves no interface for a patch
     needs_held_out: ClassVar[bool] = False  # whether it chooses by a loss on tokens that nothing was fitted on
 
     protect_first: int = 0
@@ -115,7 +116,7 @@ class Pruner(ABC):
 
     def section(self, dense: Decoder, edit: Edit) -> PruningSection:
         """What was chosen, for the record."""
-        removed = sum(p.numel() for layer in edit.removed_layers for p in dense.layers[layer].parameters())
+        removed = edit.num_parameters_removed(dense)
         return PruningSection(
             method=name_of(self),
             removed_layers=list(edit.removed_layers),

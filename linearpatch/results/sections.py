@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, with_config
 
 from linearpatch.results.fields import CHECKED, MAX_LAYERS, Count, Layer, Name, Number, Words
-from linearpatch.results.scores import LayerScores
+from linearpatch.results.scores import LayerName, LayerScores
 
 
 @with_config(CHECKED)
@@ -63,6 +63,7 @@ class PruningSection:
         ratio: … as a share of the dense model's.
         sees_patches: Whether the choice depends on the patch.
         scores: Why these; in another form where a plug-in recorded them.
+        narrowed: Key-value heads and MLP channels that are left of layers which lost some, by layer.
     """
 
     method: Name
@@ -72,6 +73,7 @@ class PruningSection:
     ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
     sees_patches: bool = False
     scores: LayerScores | dict[str, Any] = field(default_factory=dict)
+    narrowed: dict[LayerName, dict[Name, Count]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(set(self.removed_layers)) < len(self.removed_layers):
