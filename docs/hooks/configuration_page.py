@@ -37,7 +37,7 @@ GROUP_TEXTS = {
     "`model=hub model.path=…`.",
     "corpus": "Where text comes from. `corpus=NAME` sets it for every purpose; `corpus@calibration.corpus=NAME`, "
     "`corpus@distillation.corpus=NAME` and `corpus@evaluation.corpus=NAME` set it for one.",
-    "calibration": "The text from which layers are chosen and patches fitted. The choices other than `default` are what "
+    "calibration": "The text from which layers are chosen and patches fitted. Besides `default`, the choices are what "
     "the authors of the methods used.",
     "pruner": "Which layers are removed. [Methods](methods.md#pruners) tells what each computes.",
     "patch": "What repairs the interfaces. [Methods](methods.md#patches) tells what each computes.",
@@ -152,10 +152,9 @@ def _choices(group: str) -> str:
     """The choices of a group: what each is, and what its YAML sets."""
     lines = ["| choice | what it is | sets |", "|---|---|---|"]
     for name, purpose in choices(group).items():
-        values = ", ".join(f"`{key}={_shown(value)}`" for key, value in _yaml(group, name).items() if _is_set(key, value))
-        if group in PRESETS:
-            values = ""
-        lines.append(f"| `{name}` | {_cell(purpose)} | {_cell(values)} |")
+        values = {} if group in PRESETS else _yaml(group, name)
+        sets = ", ".join(f"`{key}={_shown(value)}`" for key, value in values.items() if _is_set(key, value))
+        lines.append(f"| `{name}` | {_cell(purpose)} | {_cell(sets)} |")
     return "\n".join(lines) + "\n"
 
 
