@@ -35,7 +35,7 @@ families: $(READY)  ## try every decoder-only family of transformers and write d
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/families/verdicts.py --write docs/families.md
 
 docs: $(READY)  ## build the documentation site into site/, without a network; a broken link or anchor is an error
-	NO_MKDOCS_2_WARNING=1 HF_HUB_OFFLINE=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 HF_HUB_OFFLINE=1 $(BIN)/python -m mkdocs build --strict
 	@echo open site/index.html
 
 coverage: $(READY)  ## run the tests with line coverage
