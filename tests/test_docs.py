@@ -170,7 +170,8 @@ def test_a_model_and_text_of_ones_own(tmp_path, monkeypatch, capsys, session_cac
     assert capsys.readouterr().out.startswith("The capital of France is")
     quickstart = ROOT / "docs" / "quickstart.md"
     assert run in [shlex.split(line)[1:] for block in code(quickstart, "bash") for line in block.splitlines()]
-    (block,) = code(quickstart, "python")
+    block, *story = code(quickstart, "python")
+    assert story == [block for _, block in blocks_of(section(OWN_MODEL), "python")]  # which another test runs
     namespace = {}
     exec(compile(block, "quickstart.md", "exec"), namespace)
     assert namespace["model"].config.num_hidden_layers == 9

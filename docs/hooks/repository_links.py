@@ -17,7 +17,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("experiments", "benchmarks")
 SUFFIXES = (".md", ".png", ".csv")
-AS_PAGES = {"README.md": "index.md", "CONTRIBUTING.md": None, "CHANGELOG.md": None}
+NOTEBOOK = ("docs/quickstart.ipynb", "notebook.md")
 
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
@@ -59,8 +59,8 @@ def site_link(match: re.Match[str], page: str, files: Files) -> str:
     name = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
     if not (ROOT / name).exists() and files.get_file_from_path(name.removeprefix("docs/")) is None:
         return match[0]  # broken: the build says so
-    on_site = AS_PAGES.get(name, name.removeprefix("docs/"))
-    if on_site is None or files.get_file_from_path(on_site) is None:
+    on_site = NOTEBOOK[1] if name == NOTEBOOK[0] else name.removeprefix("docs/")
+    if files.get_file_from_path(on_site) is None:
         return text
     relative = posixpath.relpath(on_site, posixpath.dirname(page) or ".")
     return f"{image}[{text}]({relative}{'#' if anchor else ''}{anchor})"
