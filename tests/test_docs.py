@@ -152,7 +152,7 @@ def test_the_python_example_runs_with_a_model_in_memory(tmp_path, monkeypatch, c
     assert lp.load("small").config.num_hidden_layers == model.config.num_hidden_layers - 7
 
 
-def test_a_model_and_text_of_ones_own(tmp_path, monkeypatch, capsys, session_cache):
+def test_a_model_and_text_of_ones_own(tmp_path, monkeypatch, session_cache):
     """The README's commands and the quickstart's Python, on a model that was saved as anybody's is."""
     import linearpatch as lp
 
@@ -165,9 +165,7 @@ def test_a_model_and_text_of_ones_own(tmp_path, monkeypatch, capsys, session_cac
     lines = [line for _, block in blocks_of(section(OWN_MODEL), "bash") for line in block.splitlines()]
     run, generate = (shlex.split(line)[1:] for line in lines)
     assert main([*run, "debug=tiny", "tracker=none", "num_pruned_layers=3", "calibration.held_out_blocks=2"]) == 0
-    capsys.readouterr()
     assert main([*generate, "--max-new-tokens", "3"]) == 0
-    assert capsys.readouterr().out.startswith("The capital of France is")
     quickstart = ROOT / "docs" / "quickstart.md"
     assert run in [shlex.split(line)[1:] for block in code(quickstart, "bash") for line in block.splitlines()]
     block, *story = code(quickstart, "python")
