@@ -36,7 +36,7 @@ families: $(READY)  ## try every decoder-only family of transformers and write d
 
 docs: $(READY)  ## build the documentation site into site/, without a network; a broken link or anchor is an error
 	NO_MKDOCS_2_WARNING=1 HF_HUB_OFFLINE=1 $(BIN)/python -m mkdocs build --strict
-	@echo open site/index.html
+	@echo site/index.html, with search: $(BIN)/python -m http.server --directory site
 
 coverage: $(READY)  ## run the tests with line coverage
 	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term
