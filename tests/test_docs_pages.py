@@ -134,7 +134,7 @@ def test_the_readme_fits_on_a_few_screens():
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
     pages = {path.name for path in DOCUMENTS if path.parent == DOCS}
-    assert {page for page in pages if not re.search(rf"[ -] {page}\n", navigation)} == set()
+    assert {page for page in pages if not re.search(rf"[:-] {page}\n", navigation)} == set()
 
 
 def test_the_citation_is_whole():
