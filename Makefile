@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 # The oldest release of transformers that passes the tests.
 LOWEST := 5.0.0
 
-.PHONY: help demo test test-slow campaign families coverage test-lowest lint format types bench gpu clean
+.PHONY: help demo test test-slow campaign families docs coverage test-lowest lint format types bench gpu clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -34,6 +34,10 @@ campaign: $(READY)  ## try all wrong inputs of tests/campaign, of which `make te
 families: $(READY)  ## try every decoder-only family of transformers and write docs/families.md (some minutes)
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/families/verdicts.py --write docs/families.md
 
+docs: $(READY)  ## build the documentation site into site/, without a network; a broken link or anchor is an error
+	NO_MKDOCS_2_WARNING=1 HF_HUB_OFFLINE=1 $(BIN)/python -m mkdocs build --strict
+	@echo site/index.html, with search: $(BIN)/python -m http.server --directory site
+
 coverage: $(READY)  ## run the tests with line coverage
 	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term
 
@@ -57,6 +61,7 @@ format: $(READY)  ## rewrite files in the house style
 
 types: $(READY)  ## check types
 	$(BIN)/mypy
+	$(BIN)/mypy docs/hooks
 
 bench: $(READY)  ## measure every claim about speed and memory (about ten minutes)
 	$(BIN)/linearpatch bench all
@@ -65,4 +70,4 @@ gpu: $(READY)  ## on a machine with a GPU: the tests marked gpu and the benchmar
 	$(BIN)/linearpatch bench gpu
 
 clean:  ## remove the environment and caches of tools (outputs/ stays)
-	rm -rf $(VENV) $(VENV)-lowest .mypy_cache .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(VENV)-lowest site .mypy_cache .pytest_cache .ruff_cache .coverage

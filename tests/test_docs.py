@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from configuration_page import INTRODUCTION
 from conftest import lm_eval_task
 
 from linearpatch.choices import CONF_DIR
@@ -20,6 +21,9 @@ from linearpatch.data.pydoc import PydocCorpus
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/**/README.md"))]
 SMALL = ["debug=tiny", "tracker=none", "model=random", "num_pruned_layers=3"]
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+OWN_MODEL = "Prune your own model, with your own text"  # a section of the README
+NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
 
 
 def code(document, language):
@@ -31,20 +35,23 @@ def blocks_of(text, *languages):
     return re.findall(rf"```({'|'.join(languages)})\n(.*?)```", text, flags=re.DOTALL)
 
 
-def section(title):
-    """The text of one section of the README."""
-    (found,) = re.findall(rf"^## {title}\n(.*?)(?=^## )", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    return found
+def section(title, document=ROOT / "README.md"):
+    """The text of one section of a document."""
+    (text,) = re.findall(rf"^## {title}\n(.*?)(?=^## )", document.read_text(), re.DOTALL | re.MULTILINE)
+    return text
 
 
 def commands():
-    for document in DOCUMENTS:
-        for block in code(document, "bash"):
-            for line in block.splitlines():
-                if (
-                    line.startswith("linearpatch ") and "tracker=lines" not in line
-                ):  # of the guide's own package, see below
-                    yield pytest.param(shlex.split(line, comments=True)[1:], id=f"{document.parent.name}: {line[:60]}")
+    """Each command of the documents, once however many show it."""
+    blocks = [(document.parent.name, block) for document in DOCUMENTS for block in code(document, "bash")]
+    blocks += [("configuration", block) for _, block in blocks_of(INTRODUCTION, "bash")]
+    lines = {}
+    for folder, block in blocks:
+        for line in block.splitlines():
+            if line.startswith("linearpatch ") and "tracker=lines" not in line:  # of the guide's own package, see below
+                arguments = shlex.split(line, comments=True)[1:]
+                lines.setdefault(tuple(arguments), pytest.param(arguments, id=f"{folder}: {line[:60]}"))
+    return lines.values()
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -74,7 +81,7 @@ def execute(arguments, tmp_path, monkeypatch, session_cache, planned=()):
     places = {"FOLDER": str(tmp_path), "=FILE": f"={tmp_path}/combinations.yaml"}
     for name, place in places.items():
         arguments = [word.replace(name, place) for word in arguments]
-    sweeps = r"outputs/(compare|pruner_comparison|repair(_\w+)?)"
+    sweeps = r"outputs/(compare|pruner_comparison|paper_perplexity|repair(_\w+)?)"
     arguments = [re.sub(sweeps, str(tmp_path), word) for word in arguments]
     command, *rest = arguments
     if "hydra/launcher=ray" in rest:
@@ -98,7 +105,7 @@ def execute(arguments, tmp_path, monkeypatch, session_cache, planned=()):
 
 @pytest.mark.embedded
 @pytest.mark.slow
-def test_the_section_use_the_result_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+def test_saving_and_serving_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     """All of it in one folder, on the real model; lm_eval with a task that needs no hub."""
     pytest.importorskip("lm_eval")
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -107,9 +114,9 @@ def test_the_section_use_the_result_runs_from_top_to_bottom(tmp_path, monkeypatc
     (tmp_path / "lines.jsonl").write_text('{"text": "The capital of France is Paris."}\n')
     run_by_others = ("hf ", "python llama.cpp", "vllm ")
     printed = []
-    for language, block in blocks_of(section("Use the result"), "bash", "python"):
+    for language, block in blocks_of((ROOT / "docs" / "saving.md").read_text(), "bash", "python"):
         if language == "python":
-            exec(compile(block, "README.md", "exec"), {})
+            exec(compile(block, "saving.md", "exec"), {})
             continue
         for line in block.splitlines():
             command, *arguments = shlex.split(line, comments=True)
@@ -137,13 +144,67 @@ def test_the_python_example_runs_with_a_model_in_memory(tmp_path, monkeypatch, c
     text = PydocCorpus().documents("calibration")
     Path("my.txt").write_text("\n\n".join(text)[:100_000])
     Path("other.txt").write_text("\n\n".join(text)[-5_000:])
-    (_, loading), (_, story) = blocks_of(section("From Python"), "python")
+    (_, loading), (_, story) = blocks_of(section(OWN_MODEL), "python")
     assert "lp.load_model(" in loading
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
-    model, tokenizer = lp.load_model("random", settings=sizes)
+    model, tokenizer = lp.load_model("random", settings=SIZES)
     exec(compile(story, "README.md", "exec"), {"model": model, "tokenizer": tokenizer})
     assert re.fullmatch(r"\(\d+(, \d+){6}\) \d+\.\d+\n", capsys.readouterr().out)
     assert lp.load("small").config.num_hidden_layers == model.config.num_hidden_layers - 7
+
+
+def test_a_model_and_text_of_ones_own(tmp_path, monkeypatch, session_cache):
+    """The README's commands and the quickstart's Python, on a model that was saved as anybody's is."""
+    import linearpatch as lp
+
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.chdir(tmp_path)
+    for part in lp.load_model("random", settings=SIZES):
+        part.save_pretrained("my-model")
+    Path("my.txt").write_text("\n\n".join(PydocCorpus().documents("calibration"))[:100_000])
+    lines = [line for _, block in blocks_of(section(OWN_MODEL), "bash") for line in block.splitlines()]
+    run, generate = (shlex.split(line)[1:] for line in lines)
+    assert main([*run, "debug=tiny", "tracker=none", "num_pruned_layers=3", "calibration.held_out_blocks=2"]) == 0
+    assert main([*generate, "--max-new-tokens", "3"]) == 0
+    quickstart = ROOT / "docs" / "quickstart.md"
+    assert run in [shlex.split(line)[1:] for block in code(quickstart, "bash") for line in block.splitlines()]
+    block, *story = code(quickstart, "python")
+    assert story == [block for _, block in blocks_of(section(OWN_MODEL), "python")]  # which another test runs
+    namespace = {}
+    exec(compile(block, "quickstart.md", "exec"), namespace)
+    assert namespace["model"].config.num_hidden_layers == 9
+
+
+def cells():
+    notebook = json.loads(NOTEBOOK.read_text())
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_runs_on_a_random_model(tmp_path, monkeypatch, capsys, session_cache):
+    import linearpatch as lp
+
+    load = lp.load_model
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))
+    monkeypatch.setattr(lp, "load_model", lambda name: load("random", settings=SIZES), raising=False)
+    run_notebook(capsys)
+
+
+@pytest.mark.embedded
+@pytest.mark.slow
+def test_the_notebook_runs(capsys):
+    perplexity = run_notebook(capsys)
+    assert perplexity["dense"] < perplexity["patched"] < perplexity["pruned"]
+
+
+def run_notebook(capsys):
+    """Run all cells, as a notebook does; the perplexities that they find."""
+    assert json.loads(NOTEBOOK.read_text())["nbformat"] == 4
+    namespace = {}
+    for number, cell in enumerate(cells()):
+        exec(compile(cell, f"{NOTEBOOK.name}, cell {number}", "exec"), namespace)
+    assert Path("small/pruning.json").exists()
+    assert "The capital of France is" in capsys.readouterr().out
+    return namespace["values"]
 
 
 GUIDE = ROOT / "docs" / "extending.md"
