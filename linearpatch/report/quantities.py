@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
+from linearpatch.report.names import names_of
 from linearpatch.report.rows import Row, Variant
 from linearpatch.results.metric import Metric
 
@@ -67,10 +68,17 @@ class Entry:
     Attributes:
         variant: Which model it is.
         rows: One for each seed, all measured in the same way.
+        name: Of the recipe; no two entries of a model and size share it.
     """
 
     variant: Variant
     rows: tuple[Row, ...]
+    name: str = ""
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing was removed."""
+        return self.variant.stage == "dense"
 
     def value(self, quantity: Quantity) -> Value | None:
         """A quantity over the seeds that have it."""
@@ -92,7 +100,8 @@ def entries_of(rows: Sequence[Row]) -> list[Entry]:
             buckets.append([row])
         else:
             bucket.append(row)
-    return [Entry(variant, tuple(bucket)) for variant, buckets in groups.items() for bucket in buckets]
+    found = [(variant, tuple(bucket)) for variant, buckets in groups.items() for bucket in buckets]
+    return [Entry(variant, own, name) for (variant, own), name in zip(found, names_of(found), strict=True)]
 
 
 def metric(name: str) -> Quantity:
