@@ -187,6 +187,19 @@ def layers_table(entries: Sequence[Entry]) -> Table | None:
     return without_empty_heads(table) if lines else None
 
 
+def metric_title(name: str) -> str:
+    """A metric in words.
+
+    >>> metric_title("ppl/wikitext2"), metric_title("qa/paper"), metric_title("qa/boolq/acc")
+    ('Perplexity on WikiText-2', 'Question answering average', 'Question answering BoolQ')
+    """
+    suite, _, rest = name.partition("/")
+    if suite == "ppl":
+        return f"Perplexity on {CORPORA.get(rest, rest)}"
+    task = rest.rpartition("/")[0]
+    return f"{SUITES.get(suite, suite)} {TASKS.get(task, task) or 'average'}"
+
+
 def seeds_text(seeds: Iterable[int]) -> str:
     """Seeds in order."""
     return ", ".join(str(seed) for seed in sorted(seeds))

@@ -15,17 +15,19 @@ from rich.table import Table as RichTable
 
 from linearpatch.errors import StorageError
 from linearpatch.report.csv_files import costs, csv_table, measurements, to_csv
-from linearpatch.report.differences import differences_table
+from linearpatch.report.differences import Differences, compare_all
 from linearpatch.report.document import document
 from linearpatch.report.figures.all import MOST_CHARACTERS, draw
 from linearpatch.report.latex import latex_table
 from linearpatch.report.layouts import ablation_table, layers_table, paper_tables, retained_table
+from linearpatch.report.matrices import differences_frame, matrix_tables
 from linearpatch.report.markdown import escape, markdown_table
 from linearpatch.report.page import write_page
 from linearpatch.report.published import Published, read_published
 from linearpatch.report.quantities import Entry, entries_of
 from linearpatch.report.reading import Failure, Found, read_runs
 from linearpatch.report.rows import Row, merged, told_apart
+from linearpatch.report.samples import Samples
 from linearpatch.report.tables import Table
 from linearpatch.report.terminal import failures_table, rich_table
 from linearpatch.report.with_published import beside_table
@@ -72,12 +74,14 @@ class Comparison:
         rows: One for each model and seed.
         entries: One for each model, all its seeds together.
         tables: The tables that have a number.
+        differences: Between any two entries of a model, in each headline metric.
     """
 
     found: Found
     rows: tuple[Row, ...]
     entries: tuple[Entry, ...]
     tables: tuple[Table, ...]
+    differences: tuple[Differences, ...]
 
 
 def write_report(
@@ -115,14 +119,16 @@ def compare_runs(found: Found, published: Sequence[Published] = ()) -> Compariso
     entries = entries_of(rows)
     caveats = tuple(remarks([run.record for run in found.runs]))
     tables = [replace(table, notes=(*table.notes, *caveats)) for table in paper_tables(entries, published)]
+    differences = compare_all(entries, Samples(found.runs))
+    tables += matrix_tables(entries, differences)
     more = (
         beside_table(entries, published),
         retained_table(entries),
         ablation_table(entries),
-        differences_table(entries),
         layers_table(entries),
     )
-    return Comparison(found, tuple(rows), tuple(entries), (*tables, *(table for table in more if table)))
+    tables += [table for table in more if table]
+    return Comparison(found, tuple(rows), tuple(entries), tuple(tables), tuple(differences))
 
 
 def _files(title: str, comparison: Comparison) -> dict[str, bytes]:
@@ -137,6 +143,8 @@ def _files(title: str, comparison: Comparison) -> dict[str, bytes]:
         files[f"tables/{table.name}.csv"] = csv_table(table)
     files["tables/measurements.csv"] = to_csv(measurements(comparison.rows))
     files["tables/costs.csv"] = to_csv(costs(found.runs))
+    if comparison.differences:
+        files["tables/differences.csv"] = to_csv(differences_frame(comparison.entries, comparison.differences))
     content = {name: text.encode() for name, text in files.items()}
     for drawing in drawings:
         content |= {f"figures/{name}": data for name, data in drawing.files().items()}
@@ -218,7 +226,7 @@ def _with_file_names(tables: Sequence[Table]) -> list[Table]:
     for table in tables:
         name = base = re.sub(r"[^A-Za-z0-9_.-]+", "_", table.name).strip("._")[:MOST_CHARACTERS] or "table"
         number = 2
-        while name in named or name in ("measurements", "costs"):
+        while name in named or name in ("measurements", "costs", "differences"):
             name, number = f"{base}_{number}", number + 1
         named[name] = replace(table, name=name)
     return list(named.values())
