@@ -14,7 +14,6 @@ from linearpatch.report.rows import Row
 from linearpatch.report.samples import Sample, Samples
 from linearpatch.report.statistics import Moments, Strata, holm, moments, t_tests
 from linearpatch.results.metric import Metric
-from linearpatch.text import counted
 
 LEAST_SEEDS = 3  # fewer tell nothing about their spread
 
@@ -208,7 +207,23 @@ def _shown(value: float | None, logarithm: bool) -> float | None:
     return 100 * math.expm1(value) if value < 200 else None
 
 
-def summary_of_pairs(differences: Differences) -> str:
-    """How many pairs are compared, and over what."""
-    over = dict.fromkeys(one.basis for one in differences.pairs.values() if one.basis)
-    return f"{counted(len(differences.pairs), 'pair')}, paired over {'; '.join(over) or 'nothing'}"
+class Ties:
+    """Which entries the interval of a paired difference can't tell apart.
+
+    Args:
+        entries: Those compared …
+        found: … and how far they are apart.
+    """
+
+    def __init__(self, entries: Sequence[Entry], found: Sequence[Differences] = ()) -> None:
+        self._places = {id(entry): at for at, entry in enumerate(entries)}
+        self._found = {(one.model, one.metric): one for one in found}
+
+    def are_tied(self, first: Entry, second: Entry, name: str) -> bool | None:
+        """Whether zero lies in the interval of two entries' difference in a metric; None where it isn't known."""
+        differences = self._found.get((first.variant.model, name))
+        places = self._places.get(id(first)), self._places.get(id(second))
+        if differences is None or places[0] is None or places[1] is None:
+            return None
+        pair = differences.between(places[0], places[1])
+        return pair.is_tie if pair and pair.low is not None else None

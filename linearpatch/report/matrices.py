@@ -41,8 +41,8 @@ def _matrix(entries: Sequence[Entry], differences: Differences, size: int, membe
     reasons = list(dict.fromkeys(pair.reason for pair in pairs if pair.reason))
     letters = {reason: letter(at) for at, reason in enumerate(reasons)}
     lines = tuple(
-        Line((entries[row].name,), tuple(_cell(differences.between(row, column), letters) for column in shown))
-        for row in shown
+        Line((f"{at}. {entries[row].name}",), tuple(_cell(differences.between(row, column), letters) for column in shown))
+        for at, row in enumerate(shown, 1)
     )
     unit = "%" if differences.logarithm else "points"
     variant = entries[members[0]].variant
@@ -58,10 +58,11 @@ def _matrix(entries: Sequence[Entry], differences: Differences, size: int, membe
     if len(members) > len(shown):
         notes.append(f"the best {len(shown)} of {len(members)} recipes; all pairs are in differences.csv")
     names = tuple(entries[at].name for at in shown)
+    numbers = tuple(f"{at}." for at in range(1, len(shown) + 1))
     title = f"{metric_title(differences.metric)} of {variant.model}, {size} of {variant.num_layers} layers removed"
     return Table(
         f"matrix_{differences.metric}_{variant.model}_{size}", f"Recipes compared: {title}",
-        ("recipe",), names, lines, tuple(notes), names, all_right=True,
+        ("recipe",), numbers, lines, tuple(notes), names, all_right=True,
     )  # fmt: skip
 
 

@@ -18,7 +18,8 @@ from linearpatch.report.compare import letters
 from linearpatch.report.layouts import DEFINITIONS, headline_columns, perplexity_columns, speed_columns
 from linearpatch.report.quantities import Dense, Entry, Value, all_metrics, metric, retained
 from linearpatch.report.reading import Failure, Run
-from linearpatch.report.tables import SHOWN, Column, Table, labels_of
+from linearpatch.report.tables import Column, Table, labels_of
+from linearpatch.results.units import unit_of
 from linearpatch.text import printable, printable_values
 
 SCRIPTS = ("page.js", "table.js", "plots.js", "details.js", "start.js")
@@ -124,7 +125,7 @@ def _kind(key: str) -> str:
 
 def _described(choice: Choice) -> dict[str, Any]:
     column = choice.column
-    digits = SHOWN.get(column.unit, (1, 2))[1]
+    digits = unit_of(column.unit).digits
     return {"key": column.key, "title": column.title, "digits": digits, "shown": choice.shown, "kind": choice.kind}
 
 
@@ -160,7 +161,7 @@ def _lines(entries: Sequence[Entry], columns: Sequence[Column], run_index: dict[
 
 def _number(value: Value, column: Column, protocols: dict[str, int], marks: dict[str, str]) -> dict[str, Any]:
     """A number in the unit that is shown, with its interval, protocol and letter."""
-    scale = SHOWN.get(column.unit, (1, 2))[0]
+    scale = unit_of(column.unit).factor
     key = _key(value)
     found: dict[str, Any] = {"v": value.mean * scale, "p": protocols.setdefault(key, len(protocols))}
     if value.spread is not None:
@@ -181,7 +182,7 @@ def _table(table: Table) -> dict[str, Any]:
         "name": table.name,
         "title": table.title,
         "heads": [*table.heads, *table.columns],
-        "numbers": [False] * len(table.heads) + table.are_numbers,
+        "numbers": table.are_right,
         "groups": [
             [[*line.labels, *({"t": c.text, "b": c.best, "m": c.mark} for c in line.cells)] for line in group]
             for group in table.groups

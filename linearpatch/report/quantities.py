@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
@@ -23,6 +24,7 @@ class Reading:
         data: What it was measured on.
         low: Lower end of its 95 % interval, from the standard error over tokens or questions, or the record's own …
         high: … and the upper end.
+        stderr: The standard error, where the interval comes from it.
     """
 
     value: float
@@ -30,6 +32,14 @@ class Reading:
     data: str
     low: float | None = None
     high: float | None = None
+    stderr: float | None = None
+
+    @classmethod
+    def with_error(cls, value: float, protocol: str, data: str, stderr: float | None) -> Reading:
+        """A reading with the interval of its standard error."""
+        if stderr is None:
+            return cls(value, protocol, data)
+        return cls(value, protocol, data, value - 1.96 * stderr, value + 1.96 * stderr, stderr)
 
 
 Quantity = Callable[[Row], Reading | None]
@@ -50,6 +60,14 @@ class Value:
     spread: float | None
     seeds: int
     reading: Reading
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the mean: over seeds, or over the data of a single seed."""
+        if self.spread is not None:
+            return self.spread / math.sqrt(self.seeds)
+        low, high = self.reading.low, self.reading.high
+        return None if low is None or high is None else (high - low) / (2 * 1.96)
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -111,9 +129,7 @@ def metric(name: str) -> Quantity:
         measure = row.metrics.get(name)
         if measure is None or measure.value is None:
             return None
-        error = measure.stderr
-        low, high = (None, None) if error is None else (measure.value - 1.96 * error, measure.value + 1.96 * error)
-        return Reading(measure.value, measure.protocol, measure.data, low, high)
+        return Reading.with_error(measure.value, measure.protocol, measure.data, measure.stderr)
 
     return read
 
@@ -136,7 +152,9 @@ def mean(names: Sequence[str]) -> Quantity:
             return None
         protocol = "; ".join(dict.fromkeys(reading.protocol for reading in readings))
         data = "; ".join(dict.fromkeys(reading.data for reading in readings))
-        return Reading(fmean(reading.value for reading in readings), protocol, data)
+        errors = [reading.stderr for reading in readings if reading.stderr is not None]
+        error = math.hypot(*errors) / len(names) if len(errors) == len(names) else None  # of independent texts
+        return Reading.with_error(fmean(reading.value for reading in readings), protocol, data, error)
 
     return read
 

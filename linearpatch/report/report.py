@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 
 from linearpatch.errors import StorageError
 from linearpatch.report.csv_files import costs, csv_table, measurements, to_csv
-from linearpatch.report.differences import Differences, compare_all
+from linearpatch.report.differences import Differences, Ties, compare_all
 from linearpatch.report.document import document
 from linearpatch.report.figures.all import MOST_CHARACTERS, draw
 from linearpatch.report.latex import latex_table
@@ -85,7 +85,12 @@ class Comparison:
 
 
 def write_report(
-    folders: Sequence[Path], output: Path, *, title: str | None = None, published: Path | None = None
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    title: str | None = None,
+    published: Path | None = None,
+    facet: str | None = None,
 ) -> Report:
     """Compare all runs in some folders and below them.
 
@@ -94,6 +99,7 @@ def write_report(
         output: Where the report goes. Files of an earlier report are replaced, all others stay.
         title: Its head; None names the models.
         published: Published figures to stand beside the measured ones, see `read_published`.
+        facet: Of quality against layers a panel for each `pruner`, `patch`, `distill` or `settings`.
 
     Raises:
         StorageError: there is no record, or the output can't be written or holds files of the same names that no
@@ -104,7 +110,7 @@ def write_report(
     figures = read_published(published) if published else []
     comparison = compare_runs(read_runs(folders), figures)
     title = title or default_title(comparison)
-    files = _files(title, comparison)
+    files = _files(title, comparison, facet)
     _replace_files(output, files, earlier)
     left_out = f" ({len(comparison.found.failures)} left out)" if comparison.found.failures else ""
     log.info("the report of %s%s is in %s", counted(len(comparison.found.runs), "run"), left_out, output)
@@ -118,23 +124,24 @@ def compare_runs(found: Found, published: Sequence[Published] = ()) -> Compariso
     rows = told_apart(merged(row for run in found.runs for row in run.rows))
     entries = entries_of(rows)
     caveats = tuple(remarks([run.record for run in found.runs]))
-    tables = [replace(table, notes=(*table.notes, *caveats)) for table in paper_tables(entries, published)]
     differences = compare_all(entries, Samples(found.runs))
+    ties = Ties(entries, differences)
+    tables = [replace(table, notes=(*table.notes, *caveats)) for table in paper_tables(entries, published, ties)]
     tables += matrix_tables(entries, differences)
     more = (
         beside_table(entries, published),
         retained_table(entries),
-        ablation_table(entries),
+        ablation_table(entries, ties),
         layers_table(entries),
     )
     tables += [table for table in more if table]
     return Comparison(found, tuple(rows), tuple(entries), tuple(tables), tuple(differences))
 
 
-def _files(title: str, comparison: Comparison) -> dict[str, bytes]:
+def _files(title: str, comparison: Comparison, facet: str | None) -> dict[str, bytes]:
     """Every file of the report, by its path in the folder."""
     found, tables = comparison.found, _with_file_names(comparison.tables)
-    drawings = draw(comparison.entries, found.runs)
+    drawings = draw(comparison.entries, found.runs, facet)
     page = write_page(title, comparison.entries, found.runs, tables, found.failures, found.remarks)
     files = {"report.md": document(title, found, tables, drawings), "report.html": page}
     for table in tables:
