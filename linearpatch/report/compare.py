@@ -154,7 +154,9 @@ def _published_lines(
         variant = one.variant(known.model if known else one.model, known.num_layers if known else 0)
         alike = [other for other in published if (other.model, other.num_removed) == (one.model, one.num_removed)]
         cells = tuple(_published_cell(one, alike, column) for column in columns)
-        lines.append((variant, Line(labels_of(variant, source=PUBLISHED), cells, (variant.model, str(one.num_removed)))))
+        lines.append(
+            (variant, Line(labels_of(variant, source=PUBLISHED), cells, (variant.model, str(one.num_removed))))
+        )
     return lines
 
 

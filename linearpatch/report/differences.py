@@ -185,9 +185,7 @@ def _tested(
             if test is None and not reason:
                 reason = "no interval: a single value, or differences without spread"
             scaled = {"value": moment.mean, "low": low, "high": high}
-            difference = replace(
-                difference, **{k: _shown(v, logarithm) for k, v in scaled.items()}, p=p, reason=reason
-            )
+            difference = replace(difference, **{k: _shown(v, logarithm) for k, v in scaled.items()}, p=p, reason=reason)
         sizes = sorted(entries[at].variant.num_removed for at in (difference.first, difference.second))
         families.setdefault((sizes[0], sizes[1]), []).append(difference)
     found = {}

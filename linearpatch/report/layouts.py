@@ -151,9 +151,7 @@ def cost_columns(rows: Sequence[Row]) -> list[Column]:
 def headline_columns(known: Mapping[str, Metric], dense: Dense) -> list[Column]:
     """What stands for each evaluation: perplexities, averages over tasks with what is retained, the main speeds."""
     perplexities = perplexity_columns(known, dense=dense)
-    columns = [
-        column if column.derived else replace(column, title=f"ppl {column.title}") for column in perplexities
-    ]
+    columns = [column if column.derived else replace(column, title=f"ppl {column.title}") for column in perplexities]
     for suite in suites_of(known):
         columns += [replace(c, title=f"{SUITES.get(suite, suite)} {c.title}") for c in suite_columns(suite, known)[-2:]]
     return columns + [column for column in speed_columns("speed", known) if column.key in RATES]

@@ -41,7 +41,9 @@ def _matrix(entries: Sequence[Entry], differences: Differences, size: int, membe
     reasons = list(dict.fromkeys(pair.reason for pair in pairs if pair.reason))
     letters = {reason: letter(at) for at, reason in enumerate(reasons)}
     lines = tuple(
-        Line((f"{at}. {entries[row].name}",), tuple(_cell(differences.between(row, column), letters) for column in shown))
+        Line(
+            (f"{at}. {entries[row].name}",), tuple(_cell(differences.between(row, column), letters) for column in shown)
+        )
         for at, row in enumerate(shown, 1)
     )
     unit = "%" if differences.logarithm else "points"

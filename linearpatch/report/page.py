@@ -15,44 +15,48 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from linearpatch.report.compare import letters
-from linearpatch.report.layouts import DEFINITIONS, headline_columns, perplexity_columns, speed_columns
+from linearpatch.report.differences import Differences
+from linearpatch.report.layouts import DEFINITIONS, cost_columns, headline_columns, metric_title, speed_columns
+from linearpatch.report.matrices import LEVEL
 from linearpatch.report.quantities import Dense, Entry, Value, all_metrics, metric, retained
-from linearpatch.report.reading import Failure, Run
+from linearpatch.report.reading import Found, Run
 from linearpatch.report.tables import Column, Table, labels_of
 from linearpatch.results.units import unit_of
 from linearpatch.text import printable, printable_values
 
-SCRIPTS = ("page.js", "table.js", "plots.js", "details.js", "start.js")
+SCRIPTS = ("page.js", "table.js", "plots.js", "matrix.js", "details.js", "start.js")
 SLOT = re.compile(r"<!--slot:(\w+)-->")
 
 
 def write_page(
     title: str,
     entries: Sequence[Entry],
-    runs: Sequence[Run],
+    found: Found,
     tables: Sequence[Table],
-    failures: Sequence[Failure],
-    remarks: Sequence[str],
+    differences: Sequence[Differences],
+    images: Sequence[Image],
 ) -> str:
     """The page as HTML, with styles, scripts, plotly and all data inside.
 
     Args:
         title: Its head.
         entries: Lines of the table, points of the plots.
-        runs: What details show.
+        found: The runs that details show, and those left out.
         tables: Those of the report.
-        failures: Runs that are left out.
-        remarks: What readers should know.
+        differences: Between any two entries.
+        images: The figures of the report.
     """
     shown = choices(entries)
     columns = [choice.column for choice in shown]
+    runs = found.runs
     data = {
         "title": title,
         "columns": [_described(choice) for choice in shown],
         **_lines(entries, columns, {run.record.run_id: at for at, run in enumerate(runs)}),
+        **_differences(differences),
         "tables": [_table(table) for table in tables],
-        "failures": [asdict(failure) | {"folder": str(failure.folder)} for failure in failures],
-        "remarks": list(remarks),
+        "failures": [asdict(failure) | {"folder": str(failure.folder)} for failure in found.failures],
+        "remarks": list(found.remarks),
     }
     web = files("linearpatch.report") / "web"
     scripts = [get_plotlyjs(), *((web / name).read_text(encoding="utf-8") for name in SCRIPTS)]
@@ -63,10 +67,30 @@ def write_page(
         "style": (web / "page.css").read_text(encoding="utf-8"),
         "data": script_json(data),
         "runs": script_json([_details(run) for run in runs]),
+        "images": script_json([asdict(image) for image in images]),
         "plotly": scripts[0],
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts[1:]),
     }
     return SLOT.sub(lambda slot: slots[slot[1]], (web / "page.html").read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Image:
+    """A figure on the page.
+
+    Attributes:
+        name: Of its file.
+        caption: What it shows.
+        png: The picture, in base64.
+        width: In pixels of the page …
+        height: … and its height.
+    """
+
+    name: str
+    caption: str
+    png: str
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -75,7 +99,7 @@ class Choice:
 
     Attributes:
         column: The column.
-        kind: Which plot it is for: `perplexity`, `retained`, `speed`, or none.
+        kind: Which plot it is for: `perplexity`, `retained`, `cost`, or none.
         shown: Whether the table shows it from the start.
     """
 
@@ -87,10 +111,9 @@ class Choice:
 def choices(entries: Sequence[Entry]) -> list[Choice]:
     """All that can be shown: what stands for each evaluation first, then every other metric."""
     rows = [row for entry in entries for row in entry.rows]
-    known, dense = all_metrics(rows), Dense.among(rows)
-    found = [Choice(column, _kind(column.key), shown=True) for column in headline_columns(known, dense)]
-    times = (column for column in perplexity_columns(known, dense=dense) if column.derived)
-    found += [Choice(replace(one, title=f"{one.key.removesuffix('_times_dense')} × dense")) for one in times]
+    known = all_metrics(rows)
+    found = [Choice(column, _kind(column), shown=True) for column in headline_columns(known, Dense.among(rows))]
+    found += [Choice(column, "cost", column.key == "parameters") for column in cost_columns(rows)]
     found += [Choice(replace(one, title=f"speed {one.title}")) for one in speed_columns("speed", known)]
     kept = dict.fromkeys(name for row in rows for averages in row.retained.values() for name in averages)
     found += [
@@ -105,6 +128,31 @@ def choices(entries: Sequence[Entry]) -> list[Choice]:
     return list(first.values())
 
 
+def _differences(found: Sequence[Differences]) -> dict[str, Any]:
+    """Pairs of lines with all that is known of each; words that many share stand once."""
+    words: dict[str, int] = {}
+
+    def number(value: float | None) -> float | None:
+        return None if value is None else float(f"{value:.4g}")
+
+    content = [
+        {
+            "model": one.model, "metric": one.metric, "unit": "%" if one.logarithm else "points",
+            "title": f"{metric_title(one.metric)}, {one.model}",
+            "pairs": [
+                [
+                    pair.first, pair.second, number(pair.value), number(pair.low), number(pair.high),
+                    number(pair.adjusted), words.setdefault(pair.basis, len(words)),
+                    words.setdefault(pair.reason, len(words)),
+                ]
+                for pair in one.pairs.values()
+            ],
+        }
+        for one in found
+    ]  # fmt: skip
+    return {"differences": content, "words": list(words), "level": LEVEL}
+
+
 def script_json(content: Any) -> str:
     r"""JSON that may stand in a script element: nothing in it ends the element or begins a comment.
 
@@ -115,12 +163,10 @@ def script_json(content: Any) -> str:
     return text.replace("<", "\\u003c")
 
 
-def _kind(key: str) -> str:
-    if key.startswith("ppl/"):
-        return "perplexity"
-    if key.startswith("speed/"):
-        return "speed"
-    return "retained" if key.endswith("/retained") else ""
+def _kind(column: Column) -> str:
+    if column.key.endswith("/retained"):
+        return "retained"
+    return "perplexity" if column.key.startswith("ppl/") and not column.derived else ""
 
 
 def _described(choice: Choice) -> dict[str, Any]:
@@ -145,8 +191,8 @@ def _lines(entries: Sequence[Entry], columns: Sequence[Column], run_index: dict[
             {
                 "model": variant.model, "numLayers": variant.num_layers, "n": variant.num_removed,
                 "stage": variant.stage, "pruner": labels[2], "patch": variant.patch, "distill": variant.distill,
-                "settings": variant.settings_text, "seeds": sorted({row.seed for row in entry.rows}),
-                "parameters": entry.rows[0].num_parameters,
+                "settings": variant.settings_text, "name": entry.name,
+                "seeds": sorted({row.seed for row in entry.rows}),
                 "removed": [sorted(row.removed) for row in entry.rows],
                 "runs": sorted({run_index[run] for row in entry.rows for run in row.runs if run in run_index}),
                 "values": {
@@ -166,6 +212,8 @@ def _number(value: Value, column: Column, protocols: dict[str, int], marks: dict
     found: dict[str, Any] = {"v": value.mean * scale, "p": protocols.setdefault(key, len(protocols))}
     if value.spread is not None:
         found["s"] = value.spread * scale
+    elif value.reading.stderr is not None:
+        found["e"] = value.reading.stderr * scale
     if value.interval:
         found["i"] = [end * scale for end in value.interval]
     if key in marks:

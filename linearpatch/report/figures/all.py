@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from linearpatch.report.figures.costs import against_costs
 from linearpatch.report.figures.layers import layer_maps, layer_scores
 from linearpatch.report.figures.patches import fits, profiles, training_curves
-from linearpatch.report.figures.costs import against_costs
 from linearpatch.report.figures.quality import against_layers
 from linearpatch.report.figures.style import Drawing, house_style
 from linearpatch.report.quantities import Entry

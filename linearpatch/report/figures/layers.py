@@ -12,11 +12,11 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from linearpatch.registry import title_of
 from linearpatch.report.figures.series import by_model
 from linearpatch.report.figures.style import COLOURS, FAINT, GREY, GRID, Drawing, log_scale, panels, short
 from linearpatch.report.names import pruner_name
 from linearpatch.report.quantities import Entry
-from linearpatch.registry import title_of
 from linearpatch.report.reading import Run
 from linearpatch.results.scores import LayerScores
 from linearpatch.text import counted
@@ -38,29 +38,27 @@ def layer_maps(entries: Sequence[Entry]) -> list[Drawing]:
 
 
 def layer_sets(entries: Sequence[Entry]) -> list[tuple[tuple[int, ...], str]]:
-    """Each distinct set of removed layers with who removes it, by size.
+    """Each distinct set of removed layers with who removes it, by size: in the fewest words that mean one set."""
+    removed = [
+        (entry, row.seed, tuple(sorted(row.removed))) for entry in entries if not entry.is_dense for row in entry.rows
+    ]
+    meant: dict[tuple[int, str], set[tuple[int, ...]]] = {}
+    for entry, seed, layers in removed:
+        for words in _called(entry, seed):
+            meant.setdefault((len(layers), words), set()).add(layers)
+    rows: dict[tuple[int, ...], dict[str, None]] = {}
+    for entry, seed, layers in removed:
+        called = _called(entry, seed)
+        words = next((words for words in called if len(meant[len(layers), words]) == 1), called[-1])
+        rows.setdefault(layers, {})[words] = None
+    named = [(layers, ", ".join(words)) for layers, words in rows.items()]
+    return sorted(named, key=lambda row: (len(row[0]), row[1]))
 
-    That is the pruner, as patches rarely change what is removed; where one removes several sets of a size, the recipe;
-    where that does over its seeds, the seed as well.
-    """
-    sets: dict[tuple[int, ...], list[tuple[Entry, int]]] = {}
-    by_pruner: dict[tuple[str, int], set[tuple[int, ...]]] = {}
-    by_recipe: dict[tuple[str, int], set[tuple[int, ...]]] = {}
-    for entry in entries:
-        for row in entry.rows if not entry.is_dense else ():
-            layers, size = tuple(sorted(row.removed)), entry.variant.num_removed
-            sets.setdefault(layers, []).append((entry, row.seed))
-            by_pruner.setdefault((entry.variant.pruner, size), set()).add(layers)
-            by_recipe.setdefault((entry.name, size), set()).add(layers)
 
-    def called(entry: Entry, seed: int) -> str:
-        size = entry.variant.num_removed
-        if len(by_recipe[entry.name, size]) > 1:
-            return f"{entry.name}, seed {seed}"
-        return pruner_name(entry.variant) if len(by_pruner[entry.variant.pruner, size]) == 1 else entry.name
-
-    found = [(layers, ", ".join(dict.fromkeys(called(*one) for one in members))) for layers, members in sets.items()]
-    return sorted(found, key=lambda row: (len(row[0]), row[1]))
+def _called(entry: Entry, seed: int) -> tuple[str, ...]:
+    """What removes an entry's layers, in ever more words; patches rarely matter to what is removed."""
+    pruner = pruner_name(entry.variant)
+    return pruner, f"{pruner}, seed {seed}", entry.name, f"{entry.name}, seed {seed}"
 
 
 def _map(model: str, num_layers: int, rows: Sequence[tuple[tuple[int, ...], str]], total: int) -> Drawing:
@@ -118,7 +116,7 @@ def layer_scores(runs: Sequence[Run]) -> list[Drawing]:
 
 
 def _scores(figure: Figure, axis: Axes, pruner: str, removed: Sequence[int], scores: LayerScores) -> None:
-    again = ", finalists ranked again" if scores.finalists else ""
+    again = "\n(finalists ranked again)" if scores.finalists else ""
     axis.set_title(f"{short(title_of('pruner', pruner))}, {counted(len(removed), 'layer')}{again}")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     if scores.steps:

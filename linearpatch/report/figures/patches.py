@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from linearpatch.report.figures.style import FAINT, GREY, INK, Drawing, legend, log_scale, look, panels, short
 from linearpatch.registry import title_of
+from linearpatch.report.figures.style import FAINT, GREY, INK, Drawing, legend, log_scale, look, panels, short
 from linearpatch.report.reading import Run
 from linearpatch.results.fields import plain
 from linearpatch.results.questions import ARRAYS
@@ -75,13 +75,16 @@ def fits(runs: Sequence[Run]) -> list[Drawing]:
             axis.axvline(1, color=INK, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
             if kind == "error":
                 axis.set_title("error: ○ without, ■ with patch")
-                axis.set_xlabel("squared error / square of what is expected; 1: as bad as zeros")
+                axis.set_xlabel("squared error, relative")
                 if min(value for ends in values.values() for value in ends) > 0:
                     log_scale(axis, "x")
             else:
                 axis.set_title("scale: mean, ± sd, range")
-                axis.set_xlabel("factor of a channel; 1: left as it is")
-        caption = f"{model}: how each patch fits its sites, on the calibration tokens, at the largest number of layers"
+                axis.set_xlabel("factor of a channel")
+        caption = (
+            f"{model}: how each patch fits its sites, on the calibration tokens, at the largest number of layers; "
+            "dashed at 1: an error as large as what is expected there, and a scale that changes nothing"
+        )
         drawings.append(Drawing(f"fits_{model}", caption, figure))
     return drawings
 

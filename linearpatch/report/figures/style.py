@@ -152,12 +152,14 @@ def short(text: str, most: int = 30) -> str:
 
 def legend(figure: Figure, samples: Sequence[Line2D], labels: Sequence[str], *, beside: bool = False) -> None:
     """One legend for all panels, below or beside them; the figure grows by its size."""
-    texts = [short(label, 56) for label in labels]
+    texts = [short(label, 90) for label in labels]
+    texts = [text.replace(" (", "\n(", 1) if len(text) > 40 else text for text in texts]
     width, height = figure.get_size_inches()
-    longest = max(map(len, texts), default=1)
+    longest = max((len(part) for text in texts for part in text.split("\n")), default=1)
     each = 0.5 + 0.068 * longest
     if beside:
-        figure.set_size_inches(width + each, max(height, 0.17 * len(texts) + 0.3))
+        rows = sum(text.count("\n") + 1 for text in texts)
+        figure.set_size_inches(width + each, max(height, 0.16 * rows + 0.3))
         figure.legend(list(samples), texts, loc="outside right upper", ncols=1)
         return
     fitting = max(1, min(len(texts), int(width / each)))
@@ -199,7 +201,9 @@ def label_points(axes: Axes, points: Sequence[tuple[float, float, str]], size: f
     inside = Bbox(bounds.get_points() / scale)
     for (x, y, text), place in zip(points, places, strict=True):
         width, height = 0.62 * size * len(text), 1.1 * size
-        for dx, dy in ((4, 3), (4, -3 - height), (-4 - width, 3), (-4 - width, -3 - height), (-width / 2, 6)) if text else ():
+        for dx, dy in (
+            ((4, 3), (4, -3 - height), (-4 - width, 3), (-4 - width, -3 - height), (-width / 2, 6)) if text else ()
+        ):
             box = Bbox.from_bounds(place[0] + dx, place[1] + dy, width, height)
             fits = inside.contains(*box.min) and inside.contains(*box.max)
             if fits and not any(box.overlaps(other) for other in taken):

@@ -40,11 +40,12 @@
   report.showDetails = (line) => {
     runs ??= JSON.parse(document.getElementById("runs").textContent);
     const dialog = document.getElementById("details");
-    const what = [line.model, `${line.n} of ${line.numLayers} layers removed`, line.pruner, line.patch];
+    const what = [line.model, `${line.n} of ${line.numLayers} layers removed`, line.name];
     document.getElementById("details-title").textContent = what.filter(Boolean).join(", ");
     const measured = Object.entries(line.values).map(([at, value]) => {
       const column = data.columns[Number(at)];
-      const spread = value.s === undefined ? "" : ` ± ${value.s.toFixed(column.digits)}`;
+      const error = value.s ?? value.e;
+      const spread = error === undefined ? "" : ` ± ${error.toFixed(column.digits)}`;
       const bare = value.v.toFixed(column.digits);
       return element("tr", {},
         element("th", { scope: "row" }, column.title), element("td", { className: "number" }, bare + spread),
@@ -79,6 +80,18 @@
         element("table", {}, element("thead", {}, element("tr", {}, ...heads)), ...bodies)),
       element("ul", { className: "notes" }, ...one.notes.map((note) => element("li", {}, note))));
   }
+
+  /** The figures as files have them; all that the plots above don't show is here. */
+  report.drawFigures = (place) => {
+    const images = JSON.parse(document.getElementById("images").textContent);
+    place.hidden = images.length === 0;
+    for (const { name, caption, png, width, height } of images) {
+      const image = element("img", { loading: "lazy", alt: caption, src: `data:image/png;base64,${png}` });
+      image.style.width = `${width}px`;
+      image.style.aspectRatio = `${width} / ${height}`;
+      place.append(element("figure", { id: `figure-${name}` }, image, element("p", { className: "hint" }, caption)));
+    }
+  };
 
   report.drawTables = (place) => {
     for (const one of data.tables) {

@@ -15,6 +15,7 @@
     if (event.target === dialog) dialog.close(); // beside the dialog
   });
   report.drawFilters(document.getElementById("filters"));
+  report.drawMatrix(document.getElementById("matrix"));
   report.drawTable();
   report.drawTables(document.getElementById("tables"));
   report.drawLeftOut(document.getElementById("left-out"));
@@ -25,6 +26,7 @@
     const before = report.listeners.length;
     report.drawPlots(document.getElementById("plots"));
     for (const listener of report.listeners.slice(before)) listener();
+    report.drawFigures(document.getElementById("figures"));
     performance.mark("all");
     document.body.dataset.ready = "all";
   }));
