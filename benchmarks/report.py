@@ -11,14 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy
-from safetensors.numpy import save_file
-
 from benchmarks.measure import Claim
 from linearpatch.report.report import write_report
 from linearpatch.results.files import write_record
 from linearpatch.results.metric import Metric, Retained
-from linearpatch.results.questions import ARRAYS
 from linearpatch.results.record import Record
 from linearpatch.results.scores import LayerScores
 from linearpatch.results.sections import EnvironmentSection, ModelSection, PatchSection, PruningSection, SiteSection
@@ -40,7 +36,6 @@ def claims() -> list[Claim]:
         records = list(synthetic_records())
         for record in records:
             write_record(record, runs / record.run_id)
-            save_file(_windows(record), runs / record.run_id / ARRAYS)
         started = time.perf_counter()
         write_report([runs], report)
         written = time.perf_counter() - started
@@ -126,16 +121,6 @@ def seconds_to_open(page: Path) -> dict[str, float]:
         }
         browser.close()
     return found
-
-
-def _windows(record: Record) -> dict[str, Any]:
-    """Losses of windows that give the recorded perplexities."""
-    noise = numpy.sin(numpy.arange(128.0) * (record.seed + len(record.run_id)))
-    return {
-        f"{stage}/ppl/{corpus}/windows": math.log(metrics[f"ppl/{corpus}"].value or 1) + noise - noise.mean()
-        for stage, metrics in record.metrics.items()
-        for corpus in CORPORA
-    }
 
 
 def _metrics(harm: float) -> dict[str, Metric]:

@@ -16,6 +16,7 @@ from linearpatch.report.statistics import Moments, Strata, holm, moments, t_test
 from linearpatch.results.metric import Metric
 
 LEAST_SEEDS = 3  # fewer tell nothing about their spread
+MOST_OF_ALL_SIZES = 150  # entries of a model; of more, only those of the same size are compared, and with dense
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,14 @@ class Differences:
         metric: What is compared.
         logarithm: Whether differences are in %, of a perplexity.
         pairs: By the two indices, the smaller first.
+        across_sizes: Whether entries of different sizes are compared, too.
     """
 
     model: str
     metric: str
     logarithm: bool
     pairs: dict[tuple[int, int], Difference]
+    across_sizes: bool = True
 
     def between(self, first: int, second: int) -> Difference | None:
         """The first minus the second, whichever was computed."""
@@ -95,8 +98,13 @@ def compare_all(entries: Sequence[Entry], samples: Samples) -> list[Differences]
             logarithm = name.startswith("ppl/")
             if metric.headline and (logarithm or metric.unit == "share"):
                 having = [at for at in own if any(name in row.metrics for row in entries[at].rows)]
-                pairs = [_compare(entries, pair, name, logarithm, samples) for pair in combinations(having, 2)]
-                found.append(Differences(model, name, logarithm, _tested(entries, pairs, logarithm)))
+                chosen = list(combinations(having, 2))
+                across = len(having) <= MOST_OF_ALL_SIZES
+                if not across:
+                    sizes = {at: entries[at].variant.num_removed for at in having}
+                    chosen = [(a, b) for a, b in chosen if sizes[a] == sizes[b] or not (sizes[a] and sizes[b])]
+                pairs = [_compare(entries, pair, name, logarithm, samples) for pair in chosen]
+                found.append(Differences(model, name, logarithm, _tested(entries, pairs, logarithm), across))
     return [one for one in found if one.pairs]
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from linearpatch.evaluation.averages import AVERAGES
 from linearpatch.report.compare import compare
 from linearpatch.report.differences import Ties
+from linearpatch.report.names import pruner_name
 from linearpatch.report.published import Published
 from linearpatch.report.quantities import (
     Dense,
@@ -22,7 +23,7 @@ from linearpatch.report.quantities import (
     retained,
 )
 from linearpatch.report.rows import Row, Variant
-from linearpatch.report.tables import Cell, Column, Line, Table, without_empty_heads
+from linearpatch.report.tables import Cell, Column, Line, Table
 from linearpatch.results.metric import Metric
 from linearpatch.results.settings import telling
 from linearpatch.text import layer_list
@@ -197,22 +198,40 @@ def retained_table(entries: Sequence[Entry]) -> Table | None:
 
 
 def layers_table(entries: Sequence[Entry]) -> Table | None:
-    """Which layers each pruner removes, as ranges; seeds that remove the same ones share a line."""
-    found: dict[tuple[str, ...], dict[str, set[int]]] = {}
-    for entry in entries:
-        variant = entry.variant
-        for row in entry.rows if variant.stage != "dense" else ():
-            settings = ", ".join(f"{k}={v}" for k, v in variant.settings if not k.startswith(("patch.", "distill")))
-            what = (variant.model, f"{variant.num_removed}/{variant.num_layers}", variant.pruner, settings)
-            found.setdefault(what, {}).setdefault(layer_list(row.removed), set()).add(row.seed)
-    lines = [
-        Line((*what, seeds_text(seeds) if len(layers) > 1 else ""), (Cell(text),), what[:2])
-        for what, layers in found.items()
-        for text, seeds in layers.items()
-    ]
-    heads = ("model", "layers", "pruner", "settings", "seeds")
+    """Which layers are removed, and by what: a line for each distinct set."""
+    lines = []
+    for model in dict.fromkeys(entry.variant.model for entry in entries):
+        own = [entry for entry in entries if entry.variant.model == model]
+        for layers, words in layer_sets(own):
+            group = (model, f"{len(layers)}/{own[0].variant.num_layers}")
+            lines.append(Line((*group, words), (Cell(layer_list(layers)),), group))
+    heads = ("model", "layers", "removed by")
     table = Table("layers", "Removed layers", heads, ("removed layers",), tuple(lines), keys=("removed_layers",))
-    return without_empty_heads(table) if lines else None
+    return table if lines else None
+
+
+def layer_sets(entries: Sequence[Entry]) -> list[tuple[tuple[int, ...], str]]:
+    """Each distinct set of removed layers with who removes it, by size: in the fewest words that mean one set."""
+    removed = [
+        (entry, row.seed, tuple(sorted(row.removed))) for entry in entries if not entry.is_dense for row in entry.rows
+    ]
+    meant: dict[tuple[int, str], set[tuple[int, ...]]] = {}
+    for entry, seed, layers in removed:
+        for words in _called(entry, seed):
+            meant.setdefault((len(layers), words), set()).add(layers)
+    rows: dict[tuple[int, ...], dict[str, None]] = {}
+    for entry, seed, layers in removed:
+        called = _called(entry, seed)
+        words = next((words for words in called if len(meant[len(layers), words]) == 1), called[-1])
+        rows.setdefault(layers, {})[words] = None
+    named = [(layers, ", ".join(words)) for layers, words in rows.items()]
+    return sorted(named, key=lambda row: (len(row[0]), row[1]))
+
+
+def _called(entry: Entry, seed: int) -> tuple[str, ...]:
+    """What removes an entry's layers, in ever more words; patches rarely matter to what is removed."""
+    pruner = pruner_name(entry.variant)
+    return pruner, f"{pruner}, seed {seed}", entry.name, f"{entry.name}, seed {seed}"
 
 
 def metric_title(name: str) -> str:
@@ -226,11 +245,6 @@ def metric_title(name: str) -> str:
         return f"Perplexity on {CORPORA.get(rest, rest)}"
     task = rest.rpartition("/")[0]
     return f"{SUITES.get(suite, suite)} {TASKS.get(task, task) or 'average'}"
-
-
-def seeds_text(seeds: Iterable[int]) -> str:
-    """Seeds in order."""
-    return ", ".join(str(seed) for seed in sorted(seeds))
 
 
 def _times_dense(key: str, title: str, quantity: Quantity) -> Column:

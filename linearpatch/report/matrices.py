@@ -59,6 +59,8 @@ def _matrix(entries: Sequence[Entry], differences: Differences, size: int, membe
     ]
     if len(members) > len(shown):
         notes.append(f"the best {len(shown)} of {len(members)} recipes; all pairs are in differences.csv")
+    if not differences.across_sizes:
+        notes.append("of so many recipes, those of different sizes aren't compared")
     names = tuple(entries[at].name for at in shown)
     numbers = tuple(f"{at}." for at in range(1, len(shown) + 1))
     title = f"{metric_title(differences.metric)} of {variant.model}, {size} of {variant.num_layers} layers removed"

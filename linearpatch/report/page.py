@@ -8,15 +8,14 @@ import html
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.resources import files
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
 from linearpatch.report.compare import letters
 from linearpatch.report.differences import Differences
-from linearpatch.report.layouts import DEFINITIONS, cost_columns, headline_columns, metric_title, speed_columns
+from linearpatch.report.figures.style import Drawing
+from linearpatch.report.layouts import DEFINITIONS, PARAMETERS, headline_columns, metric_title, speed_columns
 from linearpatch.report.matrices import LEVEL
 from linearpatch.report.quantities import Dense, Entry, Value, all_metrics, metric, retained
 from linearpatch.report.reading import Found, Run
@@ -24,7 +23,7 @@ from linearpatch.report.tables import Column, Table, labels_of
 from linearpatch.results.units import unit_of
 from linearpatch.text import printable, printable_values
 
-SCRIPTS = ("page.js", "table.js", "plots.js", "matrix.js", "details.js", "start.js")
+SCRIPTS = ("page.js", "table.js", "matrix.js", "figures.js", "details.js", "start.js")
 SLOT = re.compile(r"<!--slot:(\w+)-->")
 
 
@@ -34,9 +33,9 @@ def write_page(
     found: Found,
     tables: Sequence[Table],
     differences: Sequence[Differences],
-    images: Sequence[Image],
+    drawings: Sequence[Drawing],
 ) -> str:
-    """The page as HTML, with styles, scripts, plotly and all data inside.
+    """The page as HTML, with styles, scripts, figures and all data inside.
 
     Args:
         title: Its head.
@@ -44,14 +43,17 @@ def write_page(
         found: The runs that details show, and those left out.
         tables: Those of the report.
         differences: Between any two entries.
-        images: The figures of the report.
+        drawings: The figures of the report.
     """
-    shown = choices(entries)
-    columns = [choice.column for choice in shown]
+    shown = columns_of(entries)
+    columns = [column for column, _ in shown]
     runs = found.runs
     data = {
         "title": title,
-        "columns": [_described(choice) for choice in shown],
+        "columns": [
+            {"key": column.key, "title": column.title, "digits": unit_of(column.unit).digits, "shown": at_start}
+            for column, at_start in shown
+        ],
         **_lines(entries, columns, {run.record.run_id: at for at, run in enumerate(runs)}),
         **_differences(differences),
         "tables": [_table(table) for table in tables],
@@ -59,73 +61,45 @@ def write_page(
         "remarks": list(found.remarks),
     }
     web = files("linearpatch.report") / "web"
-    scripts = [get_plotlyjs(), *((web / name).read_text(encoding="utf-8") for name in SCRIPTS)]
-    scripts = [script.replace("</script", "<\\/script") for script in scripts]
+    scripts = [(web / name).read_text(encoding="utf-8") for name in SCRIPTS]
     slots = {
         "title": html.escape(printable(title)),
         "hashes": " ".join(_hash(script) for script in scripts),
         "style": (web / "page.css").read_text(encoding="utf-8"),
         "data": script_json(data),
         "runs": script_json([_details(run) for run in runs]),
-        "images": script_json([asdict(image) for image in images]),
-        "plotly": scripts[0],
-        "scripts": "\n".join(f"<script>{script}</script>" for script in scripts[1:]),
+        "images": script_json([_figure(drawing) for drawing in drawings]),
+        "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
     }
     return SLOT.sub(lambda slot: slots[slot[1]], (web / "page.html").read_text(encoding="utf-8"))
 
 
-@dataclass(frozen=True)
-class Image:
-    """A figure on the page.
-
-    Attributes:
-        name: Of its file.
-        caption: What it shows.
-        png: The picture, in base64.
-        width: In pixels of the page …
-        height: … and its height.
-    """
-
-    name: str
-    caption: str
-    png: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A column that the page can show.
-
-    Attributes:
-        column: The column.
-        kind: Which plot it is for: `perplexity`, `retained`, `cost`, or none.
-        shown: Whether the table shows it from the start.
-    """
-
-    column: Column
-    kind: str = ""
-    shown: bool = False
-
-
-def choices(entries: Sequence[Entry]) -> list[Choice]:
-    """All that can be shown: what stands for each evaluation first, then every other metric."""
+def columns_of(entries: Sequence[Entry]) -> list[tuple[Column, bool]]:
+    """All columns that the page can show, and whether it does so from the start: what stands for each evaluation."""
     rows = [row for entry in entries for row in entry.rows]
     known = all_metrics(rows)
-    found = [Choice(column, _kind(column), shown=True) for column in headline_columns(known, Dense.among(rows))]
-    found += [Choice(column, "cost", column.key == "parameters") for column in cost_columns(rows)]
-    found += [Choice(replace(one, title=f"speed {one.title}")) for one in speed_columns("speed", known)]
+    found = [(column, True) for column in (*headline_columns(known, Dense.among(rows)), PARAMETERS)]
+    found += [(replace(one, title=f"speed {one.title}"), False) for one in speed_columns("speed", known)]
     kept = dict.fromkeys(name for row in rows for averages in row.retained.values() for name in averages)
     found += [
-        Choice(Column(f"{name}/{key}", f"{name} retained, {words}", retained(name, key), "share"), "retained")
+        (Column(f"{name}/{key}", f"{name} retained, {words}", retained(name, key), "share"), False)
         for name in kept
         for key, words in DEFINITIONS.items()
     ]
-    found += [Choice(Column(name, name, metric(name), measure.unit)) for name, measure in known.items()]
-    first: dict[str, Choice] = {}
-    for choice in found:
-        first.setdefault(choice.column.key, choice)
+    found += [(Column(name, name, metric(name), measure.unit), False) for name, measure in known.items()]
+    first: dict[str, tuple[Column, bool]] = {}
+    for column, shown in found:
+        first.setdefault(column.key, (column, shown))
     return list(first.values())
+
+
+def _figure(drawing: Drawing) -> dict[str, Any]:
+    """A figure: one with a part for each recipe as a drawing, others as the picture that the files hold."""
+    width, height = (round(96 * inches) for inches in drawing.figure.get_size_inches())
+    shown = {"name": drawing.name, "caption": drawing.caption, "width": width, "height": height}
+    if drawing.recipes:
+        return shown | {"svg": drawing.svg, "model": drawing.model, "recipes": drawing.recipes}
+    return shown | {"png": base64.b64encode(drawing.png).decode()}
 
 
 def _differences(found: Sequence[Differences]) -> dict[str, Any]:
@@ -138,6 +112,7 @@ def _differences(found: Sequence[Differences]) -> dict[str, Any]:
     content = [
         {
             "model": one.model, "metric": one.metric, "unit": "%" if one.logarithm else "points",
+            "acrossSizes": one.across_sizes,
             "title": f"{metric_title(one.metric)}, {one.model}",
             "pairs": [
                 [
@@ -161,18 +136,6 @@ def script_json(content: Any) -> str:
     """
     text = json.dumps(printable_values(content), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c")
-
-
-def _kind(column: Column) -> str:
-    if column.key.endswith("/retained"):
-        return "retained"
-    return "perplexity" if column.key.startswith("ppl/") and not column.derived else ""
-
-
-def _described(choice: Choice) -> dict[str, Any]:
-    column = choice.column
-    digits = unit_of(column.unit).digits
-    return {"key": column.key, "title": column.title, "digits": digits, "shown": choice.shown, "kind": choice.kind}
 
 
 def _lines(entries: Sequence[Entry], columns: Sequence[Column], run_index: dict[str, int]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import re
@@ -19,12 +18,11 @@ from linearpatch.report.csv_files import costs, csv_table, measurements, to_csv
 from linearpatch.report.differences import Differences, Ties, compare_all
 from linearpatch.report.document import document
 from linearpatch.report.figures.all import MOST_CHARACTERS, draw
-from linearpatch.report.figures.style import Drawing
 from linearpatch.report.latex import latex_table
 from linearpatch.report.layouts import ablation_table, layers_table, paper_tables, retained_table
 from linearpatch.report.markdown import escape, markdown_table
 from linearpatch.report.matrices import differences_frame, matrix_tables
-from linearpatch.report.page import Image, write_page
+from linearpatch.report.page import write_page
 from linearpatch.report.published import Published, read_published
 from linearpatch.report.quantities import Entry, entries_of
 from linearpatch.report.reading import Failure, Found, read_runs
@@ -144,9 +142,7 @@ def _files(title: str, comparison: Comparison, facet: str | None) -> dict[str, b
     """Every file of the report, by its path in the folder."""
     found, tables = comparison.found, _with_file_names(comparison.tables)
     drawings = draw(comparison.entries, found.runs, facet)
-    pictures = {name: data for drawing in drawings for name, data in drawing.files().items()}
-    images = [_image(drawing, pictures[f"{drawing.name}.png"]) for drawing in drawings]
-    page = write_page(title, comparison.entries, found, tables, comparison.differences, images)
+    page = write_page(title, comparison.entries, found, tables, comparison.differences, drawings)
     files = {"report.md": document(title, found, tables, drawings), "report.html": page}
     for table in tables:
         files[f"tables/{table.name}.md"] = f"# {escape(table.title)}\n\n{markdown_table(table)}"
@@ -157,12 +153,9 @@ def _files(title: str, comparison: Comparison, facet: str | None) -> dict[str, b
     if comparison.differences:
         files["tables/differences.csv"] = to_csv(differences_frame(comparison.entries, comparison.differences))
     content = {name: text.encode() for name, text in files.items()}
-    return content | {f"figures/{name}": data for name, data in pictures.items()}
-
-
-def _image(drawing: Drawing, png: bytes) -> Image:
-    width, height = (round(96 * inches) for inches in drawing.figure.get_size_inches())
-    return Image(drawing.name, drawing.caption, base64.b64encode(png).decode(), width, height)
+    for drawing in drawings:
+        content |= {f"figures/{drawing.name}.png": drawing.png, f"figures/{drawing.name}.pdf": drawing.pdf}
+    return content
 
 
 def _earlier_files(output: Path) -> set[str]:

@@ -141,8 +141,9 @@ def test_runs_alike_in_all_that_is_recorded_are_told_apart_by_their_layers_or_id
 
 def test_removed_layers_are_ranges_and_seeds_that_differ_are_named():
     table = layers_table(entries(record(seed=0), record(seed=1), record(seed=2, removed=(5, 6, 7))))
-    assert line(table, "0, 1") == ["3-4, 9"]
-    assert line(table, "2") == ["5-7"]
+    assert line(table, "SLEB, seed 0, SLEB, seed 1") == ["3-4, 9"]
+    assert line(table, "SLEB, seed 2") == ["5-7"]
+    assert line(layers_table(entries(record(), record("shortgpt"))), "SLEB, ShortGPT") == ["3-4, 9"]
 
 
 def test_records_are_found_at_any_depth_but_not_in_hidden_folders(tmp_path):

@@ -52,7 +52,7 @@ def test_a_sweep_shows_each_model_once_and_its_layers():
     assert text.count("20.00") == 1
     assert row(text, "15.00") == ["tiny", "3/12", "sleb", "rotate", "15.00 ± 0.50", "1.50", "8.5"]
     assert row(text, "40.00") == ["tiny", "3/12", "tail", "none", "40.00 ± 0.50", "4.00", "8.0"]
-    assert row(text, "8-10") == ["tiny", "3/12", "tail", "8-10"]
+    assert row(text, "8-10") == ["tiny", "3/12", "Tail", "8-10"]
     assert "a note" in text
     assert "another note" in text
 

@@ -18,7 +18,7 @@ REFERENCES = Path(__file__).parent / "screenshots"
 CELLS = 40  # of a side, over which differences are averaged
 MOST_APART = 0.05  # mean difference of the cells' grey, of 1
 MOST_HIGHER = 1.2  # ratio of heights
-PARTS = ("#plots", "#matrix", "#comparison", "#figures")
+PARTS = ("#figures", "#matrix", "#comparison")
 
 
 @pytest.fixture(scope="module")

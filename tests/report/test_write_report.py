@@ -14,10 +14,11 @@ from safetensors.numpy import save_file
 
 from linearpatch.errors import DataError, StorageError
 from linearpatch.report.figures.costs import against_costs, pareto
-from linearpatch.report.figures.layers import layer_scores, layer_sets
+from linearpatch.report.figures.layers import layer_scores
 from linearpatch.report.figures.patches import fits
 from linearpatch.report.figures.quality import against_layers
 from linearpatch.report.figures.style import log_scale, look
+from linearpatch.report.layouts import layer_sets
 from linearpatch.report.reading import Run, read_runs
 from linearpatch.report.report import MANIFEST, write_report
 from linearpatch.results.scores import LayerScores, SearchStep

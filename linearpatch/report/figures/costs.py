@@ -28,11 +28,14 @@ from linearpatch.results.units import unit_of
 
 
 def against_costs(entries: Sequence[Entry]) -> list[Drawing]:
-    """For each model and quality a panel for each cost that was measured of at least two of its entries."""
+    """For each model its first perplexity and its first average, with a panel for each cost that differs."""
     drawings = []
     for model, own in by_model(entries).items():
         looks, costs = looks_of(own), cost_columns([row for entry in own for row in entry.rows])
+        chosen: dict[bool, Quality] = {}  # a perplexity and a share stand for all
         for quality in qualities(own):
+            chosen.setdefault(quality.lower_is_better, quality)
+        for quality in chosen.values():
             alike = measured_alike(own, quality.quantity)
             if alike:
                 drawing = _figure(model, quality, alike[0], looks, costs)
@@ -65,10 +68,11 @@ def _figure(
     if not shown:
         return None
     names = highlighted(quality, [entry for _, own in shown for entry in own])
+    every = list(dict.fromkeys(entry.name for _, own in shown for entry in own if not entry.is_dense))
     figure, axes = panels(len(shown), size=(3.7, 3.1), sharey=True)
     labels = []
     for axis, (column, own) in zip(axes, shown, strict=True):
-        labels.append(_panel(axis, quality, own, column, {name: looks[name] for name in names}))
+        labels.append(_panel(axis, quality, own, column, {name: looks[name] for name in names}, every))
     axes[0].set_ylabel(quality.title)
     has_dense = any(entry.is_dense for _, own in shown for entry in own)
     samples = [looks[name].line(linestyle="") for name in names]
@@ -81,13 +85,17 @@ def _figure(
         f"{model}: {quality.title}{measured_how(quality, entries)} against cost; line: Pareto front, which no other "
         "model beats in both; numbers: layers removed"
     )
-    total = len({entry.name for _, own in shown for entry in own if not entry.is_dense})
-    rest = f"; grey: {total - len(names)} more recipes" if total > len(names) else ""
-    return Drawing(f"costs_{quality.name}_{model}", caption + rest, figure)
+    rest = f"; grey: {len(every) - len(names)} more recipes" if len(every) > len(names) else ""
+    return Drawing(f"costs_{quality.name}_{model}", caption + rest, figure, model, tuple(every))
 
 
 def _panel(
-    axis: Axes, quality: Quality, entries: Sequence[Entry], column: Column, looks: dict[str, Look]
+    axis: Axes,
+    quality: Quality,
+    entries: Sequence[Entry],
+    column: Column,
+    looks: dict[str, Look],
+    every: Sequence[str],
 ) -> list[tuple[float, float, str]]:
     """Draw a panel; return all points, with the labels of those on the front."""
     scale = unit_of(column.unit).factor
@@ -97,7 +105,10 @@ def _panel(
             axis.plot([x], [y], color=INK, marker="X", markersize=7, linestyle="", zorder=4)
             continue
         look = looks.get(entry.name, Look(GREY, ".", ""))
-        axis.plot([x], [y], color=look.color, marker=look.marker, linestyle="", markeredgecolor="white", markersize=6)
+        axis.plot(
+            [x], [y], color=look.color, marker=look.marker, linestyle="", markeredgecolor="white", markersize=6,
+            gid=f"recipe-{every.index(entry.name)}-{entry.variant.num_removed}",
+        )  # fmt: skip
     front = pareto([(x, y) for _, x, y in known], lower_is_better=quality.lower_is_better)
     axis.plot(
         [known[at][1] for at in front], [known[at][2] for at in front], color=FAINT, linewidth=1,

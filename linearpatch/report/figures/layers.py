@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from linearpatch.registry import title_of
 from linearpatch.report.figures.series import by_model
 from linearpatch.report.figures.style import COLOURS, FAINT, GREY, GRID, Drawing, log_scale, panels, short
-from linearpatch.report.names import pruner_name
+from linearpatch.report.layouts import layer_sets
 from linearpatch.report.quantities import Entry
 from linearpatch.report.reading import Run
 from linearpatch.results.scores import LayerScores
@@ -35,30 +35,6 @@ def layer_maps(entries: Sequence[Entry]) -> list[Drawing]:
         if rows:
             drawings.append(_map(model, own[0].variant.num_layers, rows[:MOST_LINES], len(rows)))
     return drawings
-
-
-def layer_sets(entries: Sequence[Entry]) -> list[tuple[tuple[int, ...], str]]:
-    """Each distinct set of removed layers with who removes it, by size: in the fewest words that mean one set."""
-    removed = [
-        (entry, row.seed, tuple(sorted(row.removed))) for entry in entries if not entry.is_dense for row in entry.rows
-    ]
-    meant: dict[tuple[int, str], set[tuple[int, ...]]] = {}
-    for entry, seed, layers in removed:
-        for words in _called(entry, seed):
-            meant.setdefault((len(layers), words), set()).add(layers)
-    rows: dict[tuple[int, ...], dict[str, None]] = {}
-    for entry, seed, layers in removed:
-        called = _called(entry, seed)
-        words = next((words for words in called if len(meant[len(layers), words]) == 1), called[-1])
-        rows.setdefault(layers, {})[words] = None
-    named = [(layers, ", ".join(words)) for layers, words in rows.items()]
-    return sorted(named, key=lambda row: (len(row[0]), row[1]))
-
-
-def _called(entry: Entry, seed: int) -> tuple[str, ...]:
-    """What removes an entry's layers, in ever more words; patches rarely matter to what is removed."""
-    pruner = pruner_name(entry.variant)
-    return pruner, f"{pruner}, seed {seed}", entry.name, f"{entry.name}, seed {seed}"
 
 
 def _map(model: str, num_layers: int, rows: Sequence[tuple[tuple[int, ...], str]], total: int) -> Drawing:

@@ -18,6 +18,7 @@ from linearpatch.report.figures.series import (
     qualities,
 )
 from linearpatch.report.figures.style import (
+    COLOURS,
     FAINT,
     GREY,
     INK,
@@ -69,7 +70,7 @@ def _lines(
     pruned = [entry for entry in entries if not entry.is_dense]
     values = list(dict.fromkeys(_facet_of(entry, facet) for entry in pruned))
     names = highlighted(quality, pruned)
-    total = len({entry.name for entry in pruned})
+    every = list(dict.fromkeys(entry.name for entry in pruned))
     figure, axes = panels(len(values), sharey=True, size=(5.0, 3.6) if len(values) == 1 else (3.1, 2.5))
     dense = next((value for entry in entries if entry.is_dense and (value := quality.of(entry))), None)
     for axis, value in zip(axes, values, strict=True):
@@ -78,11 +79,12 @@ def _lines(
         step = min(0.07, 0.5 / max(1, len([name for name in recipes if name in names])))
         for name in sorted(recipes, key=lambda name: name in names):  # grey ones below
             line = [entry for entry in own if entry.name == name]
+            part = f"recipe-{every.index(name)}-"
             if name in names:
                 shift = (names.index(name) - (len(names) - 1) / 2) * step
-                _series(axis, quality, line, looks[name], shift)
+                _series(axis, quality, line, looks[name], shift, part)
             else:
-                _series(axis, quality, line, Look(GREY, "", "-"), 0.0)
+                _series(axis, quality, line, Look(GREY, "", "-"), 0.0, part)
         if dense:
             axis.axhline(dense.mean, color=INK, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
         axis.set_title(short(value))
@@ -95,9 +97,10 @@ def _lines(
     if dense:
         samples.append(Line2D([], [], color=INK, linewidth=1, linestyle=(0, (2, 2))))
     legend(figure, samples, [*names, *(["dense"] if dense else [])], beside=len(values) == 1)
-    rest = f"; grey: {total - len(names)} more recipes, worse at the largest size" if total > len(names) else ""
+    more = len(every) - len(names)
+    rest = f"; grey: {more} more recipes, worse at the largest size" if more else ""
     caption = f"{model}: {quality.title}{measured_how(quality, entries)} against layers removed; {BARS}{rest}"
-    return Drawing(f"{quality.name}_{model}", caption, figure)
+    return Drawing(f"{quality.name}_{model}", caption, figure, model, tuple(every))
 
 
 def _facet_of(entry: Entry, facet: str | None) -> str:
@@ -117,7 +120,7 @@ def integer_axis(axis: Axes, values: Sequence[int]) -> None:
         axis.set_xticks(sizes)
 
 
-def _series(axis: Axes, quality: Quality, entries: Sequence[Entry], look: Look, shift: float) -> None:
+def _series(axis: Axes, quality: Quality, entries: Sequence[Entry], look: Look, shift: float, part: str) -> None:
     """Points with bars, one for each number of layers, joined."""
     values = sorted(
         ((entry.variant.num_removed + shift, value) for entry in entries if (value := quality.of(entry))),
@@ -126,11 +129,13 @@ def _series(axis: Axes, quality: Quality, entries: Sequence[Entry], look: Look, 
     grey = look.color == GREY
     bars = [] if grey else [(x, *value.interval, value.mean) for x, value in values if value.interval]
     lows = [max(low, mean * 0.01) if quality.lower_is_better else low for _, low, _, mean in bars]  # log has no zero
-    axis.vlines([x for x, *_ in bars], lows, [high for _, _, high, _ in bars], look.color, linewidth=0.9, alpha=0.7)
+    highs = [high for _, _, high, _ in bars]
+    axis.vlines([x for x, *_ in bars], lows, highs, look.color, linewidth=0.9, alpha=0.7, gid=f"{part}bars")
     axis.plot(
         [x for x, _ in values], [value.mean for _, value in values], color=look.color, marker=look.marker or ".",
         linestyle=look.linestyle, markeredgecolor=GREY if grey else "white", markeredgewidth=0.5,
         linewidth=0.7 if grey else 1.4, markersize=2 if grey else 5, zorder=2 if grey else 3,
+        gid=f"{part}line",
     )  # fmt: skip
 
 
@@ -145,8 +150,8 @@ def _dots(model: str, quality: Quality, entries: Sequence[Entry]) -> Drawing:
             continue
         if value.interval:
             low = max(value.interval[0], value.mean * 0.01) if quality.lower_is_better else value.interval[0]
-            axis.hlines(at, low, value.interval[1], FAINT, linewidth=1.4)
-        axis.plot([value.mean], [at], "o", color=look_of_dot(), markersize=5)
+            axis.hlines(at, low, value.interval[1], FAINT, linewidth=1.4, gid=f"recipe-{at}-bar")
+        axis.plot([value.mean], [at], "o", color=COLOURS[0], markersize=5, gid=f"recipe-{at}-dot")
     dense = next((value for entry in entries if entry.is_dense and (value := quality.of(entry))), None)
     if dense:
         axis.axvline(dense.mean, color=INK, linewidth=1, linestyle=(0, (2, 2)), label="dense", zorder=1)
@@ -162,9 +167,5 @@ def _dots(model: str, quality: Quality, entries: Sequence[Entry]) -> Drawing:
     rest = f"; the best {len(shown)} of {len(ordered)} recipes" if len(ordered) > len(shown) else ""
     what = f"{quality.title}{measured_how(quality, entries)}"
     size = f"{variant.num_removed} of {variant.num_layers} layers removed"
-    return Drawing(f"{quality.name}_{model}", f"{model}, {size}: {what}, the best first; {BARS}{rest}", figure)
-
-
-def look_of_dot() -> str:
-    """One colour: names stand beside the dots."""
-    return "#0072b2"
+    caption = f"{model}, {size}: {what}, the best first; {BARS}{rest}"
+    return Drawing(f"{quality.name}_{model}", caption, figure, model, tuple(entry.name for entry in shown))

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import matplotlib
@@ -13,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
@@ -65,32 +67,56 @@ STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure of the report.
+    """A figure of the report; the same figure gives the same bytes.
 
     Attributes:
         name: Of its files.
         caption: What it shows.
         figure: The figure.
+        model: Of whose recipes it has a part each …
+        recipes: … and their names; parts of the first are called `recipe-0-…`.
     """
 
     name: str
     caption: str
     figure: Figure = field(compare=False)
+    model: str = ""
+    recipes: tuple[str, ...] = ()
 
-    def files(self) -> dict[str, bytes]:
-        """As PNG and PDF, by the file's name; the same figure gives the same bytes."""
-        png, pdf = io.BytesIO(), io.BytesIO()
+    @cached_property
+    def png(self) -> bytes:
+        """The picture; drawing it puts everything in its place for the other formats, too."""
         for text in self.figure.findobj(Text):
             if (plain := printable(text.get_text())) != text.get_text():
                 text.set_text(plain)
         with house_style():
-            # Each canvas draws once; `savefig` would draw twice, the first time only to see the layout.
+            content = io.BytesIO()
             self.figure.set_dpi(DPI)
-            FigureCanvasAgg(self.figure).print_png(png, metadata={"Software": None})
-            self.figure.set_layout_engine("none")  # all has its place by now
+            # A canvas draws once; `savefig` would draw twice, the first time only to see the layout.
+            FigureCanvasAgg(self.figure).print_png(content, metadata={"Software": None})
+            self.figure.set_layout_engine("none")
+            return content.getvalue()
+
+    @cached_property
+    def pdf(self) -> bytes:
+        """For papers."""
+        assert self.png
+        with house_style():
+            content = io.BytesIO()
             metadata = {"CreationDate": None, "Producer": None, "Creator": None}
-            FigureCanvasPdf(self.figure).print_pdf(pdf, metadata=metadata)
-        return {f"{self.name}.png": png.getvalue(), f"{self.name}.pdf": pdf.getvalue()}
+            FigureCanvasPdf(self.figure).print_pdf(content, metadata=metadata)
+            return content.getvalue()
+
+    @cached_property
+    def svg(self) -> str:
+        """For a page: texts are outlines, so that it looks the same everywhere."""
+        assert self.png
+        with house_style(), matplotlib.rc_context({"svg.hashsalt": self.name}):
+            content = io.StringIO()
+            nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            self.figure.set_dpi(72)
+            FigureCanvasSVG(self.figure).print_svg(content, metadata=nothing)
+            return content.getvalue()
 
 
 @dataclass(frozen=True)

@@ -81,18 +81,6 @@
       element("ul", { className: "notes" }, ...one.notes.map((note) => element("li", {}, note))));
   }
 
-  /** The figures as files have them; all that the plots above don't show is here. */
-  report.drawFigures = (place) => {
-    const images = JSON.parse(document.getElementById("images").textContent);
-    place.hidden = images.length === 0;
-    for (const { name, caption, png, width, height } of images) {
-      const image = element("img", { loading: "lazy", alt: caption, src: `data:image/png;base64,${png}` });
-      image.style.width = `${width}px`;
-      image.style.aspectRatio = `${width} / ${height}`;
-      place.append(element("figure", { id: `figure-${name}` }, image, element("p", { className: "hint" }, caption)));
-    }
-  };
-
   report.drawTables = (place) => {
     for (const one of data.tables) {
       const box = element("details", { id: `table-${one.name}` }, element("summary", {}, one.title));

@@ -90,6 +90,7 @@ report.drawMatrix = (() => {
         + `comparison. Bold: p < ${data.level} by Holm's method over all comparisons of these two sizes (paired t-test). `
         + "Point at a number to see what it is paired over."
         + (left.length && top.length ? "" : " Nothing of these sizes passes the filters.")
+        + (differences.acrossSizes ? "" : " Of so many recipes, those of different sizes aren't compared.")
         + (top.length > shown.length ? ` Columns: the best ${shown.length} of ${top.length}.` : "");
     };
     report.listeners.push(redraw);
