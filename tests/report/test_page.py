@@ -136,7 +136,7 @@ def test_recipes_are_compared_and_filters_and_sizes_change_what(page):
 
 def test_all_figures_of_the_report_are_on_the_page(page, page_file):
     files = {file.stem for file in (page_file.parent / "figures").glob("*.png")}
-    shown = page.locator("#figures figure").evaluate_all("figures => figures.map(figure => figure.id.slice(7))")
+    shown = page.locator(".figures figure").evaluate_all("figures => figures.map(figure => figure.id.slice(7))")
     assert set(shown) == files
     assert len(shown) > 3
 

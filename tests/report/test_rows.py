@@ -143,7 +143,7 @@ def test_removed_layers_are_ranges_and_seeds_that_differ_are_named():
     table = layers_table(entries(record(seed=0), record(seed=1), record(seed=2, removed=(5, 6, 7))))
     assert line(table, "SLEB, seed 0, SLEB, seed 1") == ["3-4, 9"]
     assert line(table, "SLEB, seed 2") == ["5-7"]
-    assert line(layers_table(entries(record(), record("shortgpt"))), "SLEB, ShortGPT") == ["3-4, 9"]
+    assert line(layers_table(entries(record(), record("shortgpt"))), "ShortGPT, SLEB") == ["3-4, 9"]
 
 
 def test_records_are_found_at_any_depth_but_not_in_hidden_folders(tmp_path):

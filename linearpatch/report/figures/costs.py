@@ -20,6 +20,7 @@ from linearpatch.report.figures.style import (
     legend,
     log_scale,
     panels,
+    short,
 )
 from linearpatch.report.layouts import cost_columns
 from linearpatch.report.quantities import Entry
@@ -73,7 +74,7 @@ def _figure(
     labels = []
     for axis, (column, own) in zip(axes, shown, strict=True):
         labels.append(_panel(axis, quality, own, column, {name: looks[name] for name in names}, every))
-    axes[0].set_ylabel(quality.title)
+    axes[0].set_ylabel(short(quality.title, 60))
     has_dense = any(entry.is_dense for _, own in shown for entry in own)
     samples = [looks[name].line(linestyle="") for name in names]
     samples += [Line2D([], [], color=INK, marker="X", linestyle="")] if has_dense else []

@@ -71,7 +71,7 @@ def _lines(
     values = list(dict.fromkeys(_facet_of(entry, facet) for entry in pruned))
     names = highlighted(quality, pruned)
     every = list(dict.fromkeys(entry.name for entry in pruned))
-    figure, axes = panels(len(values), sharey=True, size=(5.0, 3.6) if len(values) == 1 else (3.1, 2.5))
+    figure, axes = panels(len(values), sharey=True, size=(6.2, 3.9) if len(values) == 1 else (3.1, 2.5))
     dense = next((value for entry in entries if entry.is_dense and (value := quality.of(entry))), None)
     for axis, value in zip(axes, values, strict=True):
         own = [entry for entry in pruned if _facet_of(entry, facet) == value]
@@ -92,7 +92,7 @@ def _lines(
         integer_axis(axis, [entry.variant.num_removed for entry in pruned])
         if quality.lower_is_better:
             log_scale(axis, "y")
-    axes[0].set_ylabel(quality.title)
+    axes[0].set_ylabel(short(quality.title, 60))
     samples = [looks[name].line() for name in names]
     if dense:
         samples.append(Line2D([], [], color=INK, linewidth=1, linestyle=(0, (2, 2))))
@@ -158,7 +158,7 @@ def _dots(model: str, quality: Quality, entries: Sequence[Entry]) -> Drawing:
     axis.set_yticks(range(len(shown)), [short(entry.name, 60) for entry in shown])
     axis.set_ylim(len(shown) - 0.4, -0.6)
     axis.grid(visible=False, axis="y")
-    axis.set_xlabel(quality.title)
+    axis.set_xlabel(short(quality.title, 80))
     if quality.lower_is_better:
         log_scale(axis, "x")
     if dense:

@@ -1,7 +1,7 @@
-// The figures of the report. Those with a line for each recipe follow the filters, and name what is pointed at.
+// The figures of the report, the first on top of the page. Those with a line for each recipe follow the filters, and name what is pointed at.
 "use strict";
 
-report.drawFigures = (place) => {
+report.drawFigures = (place, others) => {
   const { data, element } = report;
   const figures = JSON.parse(document.getElementById("images").textContent);
   const follow = []; // what shows a recipe, with the lines that it stands for
@@ -25,12 +25,12 @@ report.drawFigures = (place) => {
 
   for (const one of figures) {
     const picture = one.svg ? drawing(one)
-      : element("img", { loading: "lazy", alt: one.caption, src: `data:image/png;base64,${one.png}` });
+      : element("img", { decoding: "async", width: one.width, height: one.height, alt: one.caption, src: `data:image/png;base64,${one.png}` });
     picture.style.width = `${one.width}px`;
     const caption = element("figcaption", { className: "hint" }, one.caption);
-    place.append(element("figure", { id: `figure-${one.name}` }, element("div", { className: "scroll" }, picture), caption));
+    (one === figures[0] ? place : others).append(element("figure", { id: `figure-${one.name}` }, element("div", { className: "scroll" }, picture), caption));
   }
-  place.hidden = figures.length === 0;
+  others.hidden = figures.length < 2;
   report.listeners.push(() => {
     const seen = new Set(report.visible());
     for (const [part, lines] of follow) part.style.opacity = lines.some((line) => seen.has(line)) ? "" : "0.06";

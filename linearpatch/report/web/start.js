@@ -22,7 +22,7 @@
   report.changed();
   performance.mark("lines");
   requestAnimationFrame(() => setTimeout(() => {
-    report.drawFigures(document.getElementById("figures"));
+    report.drawFigures(document.getElementById("figures"), document.getElementById("more-figures"));
     report.changed();
     performance.mark("all");
     document.body.dataset.ready = "all";
