@@ -104,7 +104,8 @@ class Entry:
         if not readings:
             return None
         values = [reading.value for reading in readings]
-        return Value(fmean(values), stdev(values) if len(values) > 1 else None, len(values), readings[0])
+        measured = len(values) > 1 and readings[0].protocol  # sizes have no spread
+        return Value(fmean(values), stdev(values) if measured else None, len(values), readings[0])
 
 
 def entries_of(rows: Sequence[Row]) -> list[Entry]:

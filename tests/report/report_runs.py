@@ -105,8 +105,9 @@ def write_grid(folder, pruners=("shortgpt", "sleb", "streamline"), patches=("non
                 if patch != "none":
                     harm["patched"] = harm["pruned"] * (1 - 0.25 * number)
                 losses = {
-                    stage: 2.5 + text + value * (1 + 0.3 * numpy.cos(numpy.arange(windows) * (2 + at + number)))
+                    stage: 2.5 + text + value * (1 + 0.3 * numpy.cos(numpy.arange(windows) * (2 + at + turn)))
                     for stage, value in harm.items()
+                    for turn in [number if stage == "patched" else 0]
                 }
                 stages = {
                     stage: {

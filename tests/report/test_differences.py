@@ -162,11 +162,11 @@ def test_what_cant_be_compared_says_why(tmp_path):
     other_text = {"patched": {"ppl/wikitext2": metric(15.0, token_hash="abcdef")}}
     other_protocol = {"patched": {"ppl/wikitext2": metric(15.0, protocol="windows of 4 tokens")}}
     write(tmp_path, record("sleb"), record("taylor", **other_text), record("tail", **other_protocol))
-    text = difference(tmp_path, "Taylor + rotate", "SLEB + rotate", size=3)
-    protocol = difference(tmp_path, "Tail + rotate", "SLEB + rotate", size=3)
+    text = difference(tmp_path, "SLEB + rotate", "Taylor + rotate", size=3)
+    protocol = difference(tmp_path, "SLEB + rotate", "Tail + rotate", size=3)
     assert (text.value, protocol.value) == (None, None)
-    assert text.reason == "other text or questions: 10 tokens (abcdef) and 10 tokens (01234567)"
-    assert protocol.reason == "other protocol: windows of 4 tokens and windows of 8 tokens"
+    assert text.reason == "other text or questions: 10 tokens (01234567) and 10 tokens (abcdef)"
+    assert protocol.reason == "other protocol: windows of 8 tokens and windows of 4 tokens"
     missing = difference(tmp_path, "SLEB", "SLEB + rotate", size=3)
     assert (missing.value, missing.low) == (pytest.approx(100 / 3), None)
     assert missing.reason.startswith("no interval: no answers to each question (questions.parquet), or no losses")

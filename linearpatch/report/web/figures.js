@@ -25,10 +25,14 @@ report.drawFigures = (place, others) => {
 
   for (const one of figures) {
     const picture = one.svg ? drawing(one)
-      : element("img", { decoding: "async", width: one.width, height: one.height, alt: one.caption, src: `data:image/png;base64,${one.png}` });
+      : element("img", { alt: one.caption, src: `data:image/png;base64,${one.png}`, decoding: "async", width: one.width,
+        height: one.height });
     picture.style.width = `${one.width}px`;
+    picture.style.minWidth = `${0.7 * one.width}px`; // small screens scroll rather than shrink texts further
     const caption = element("figcaption", { className: "hint" }, one.caption);
-    (one === figures[0] ? place : others).append(element("figure", { id: `figure-${one.name}` }, element("div", { className: "scroll" }, picture), caption));
+    const figure = element("figure", { id: `figure-${one.name}` },
+      element("div", { className: "scroll" }, picture), caption);
+    (one === figures[0] ? place : others).append(figure);
   }
   others.hidden = figures.length < 2;
   report.listeners.push(() => {
