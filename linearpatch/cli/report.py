@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from linearpatch.report import FACETS
 from linearpatch.runtime.progress import out
 from linearpatch.text import counted
 
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--published", type=Path, metavar="CSV", help="published figures to stand beside measured ones")
     parser.add_argument(
         "--facet",
-        choices=("pruner", "patch", "distill", "settings"),
+        choices=FACETS,
         help="draw quality against layers in panels, one for each of these; by default all recipes share an axis",
     )
     parser.add_argument("--wandb", action="store_true", help="put the same comparison on Weights & Biases as well")

@@ -12,7 +12,7 @@ import numpy
 from linearpatch.report.quantities import Entry, all_metrics
 from linearpatch.report.rows import Row
 from linearpatch.report.samples import Sample, Samples
-from linearpatch.report.statistics import Moments, Strata, holm, moments, t_tests
+from linearpatch.report.statistics import Floats, Moments, Strata, holm, moments, t_tests
 from linearpatch.results.metric import Metric
 
 LEAST_SEEDS = 3  # fewer tell nothing about their spread
@@ -157,7 +157,7 @@ def _unlike(first: Metric | None, second: Metric | None) -> str:
 
 def _strata(rows: Sequence[tuple[Row, Row]], name: str, samples: Samples) -> tuple[Strata, str] | str:
     """Differences at each window or question, mean over seeds; or the reason why there are none."""
-    totals: list[numpy.ndarray] = []
+    totals: list[Floats] = []
     weights: tuple[float, ...] = ()
     basis = ""
     for one, other in rows:
@@ -167,7 +167,7 @@ def _strata(rows: Sequence[tuple[Row, Row]], name: str, samples: Samples) -> tup
         if not _match(first, second):
             return "the windows or questions of the two aren't the same"
         apart = [mine - theirs for mine, theirs in zip(first.values, second.values, strict=True)]
-        totals = [sum(both) for both in zip(totals, apart, strict=True)] if totals else apart
+        totals = [total + more for total, more in zip(totals, apart, strict=True)] if totals else apart
         weights, basis = first.weights, f"{first.count:,} {first.counted}"
     return [(weight, total / len(rows)) for weight, total in zip(weights, totals, strict=True)], basis
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from rich.table import Table as RichTable
 
-from linearpatch.errors import StorageError
+from linearpatch.errors import StorageError, require_choice
+from linearpatch.report import FACETS
 from linearpatch.report.csv_files import costs, csv_table, measurements, to_csv
 from linearpatch.report.differences import Differences, Ties, compare_all
 from linearpatch.report.document import document
@@ -99,13 +100,16 @@ def write_report(
         output: Where the report goes. Files of an earlier report are replaced, all others stay.
         title: Its head; None names the models.
         published: Published figures to stand beside the measured ones, see `read_published`.
-        facet: Of quality against layers a panel for each `pruner`, `patch`, `distill` or `settings`.
+        facet: Draw a panel of quality against layers for each value of this, one of `FACETS`.
 
     Raises:
         StorageError: there is no record, or the output can't be written or holds files of the same names that no
             report wrote.
         DataError: the published figures can't be read.
+        ConfigError: there is no such facet.
     """
+    if facet is not None:
+        require_choice("facet", facet, FACETS)
     earlier = _earlier_files(output)
     figures = read_published(published) if published else []
     comparison = compare_runs(read_runs(folders), figures)

@@ -31,7 +31,6 @@ from linearpatch.report.figures.style import (
 )
 from linearpatch.report.quantities import Entry
 
-FACETS = ("pruner", "patch", "distill", "settings")
 MOST_DOTS = 60
 BARS = "bars: 95 % interval over the data, or the standard deviation over seeds"
 

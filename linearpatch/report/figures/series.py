@@ -50,7 +50,7 @@ def qualities(entries: Sequence[Entry]) -> list[Quality]:
     ]
     kept = {name for entry in entries for row in entry.rows for values in row.retained.values() for name in values}
     return found + [
-        Quality(f"retained_{name}", f"Retained of {metric_title(name)}, %", _percent(retained(name)), False)
+        Quality(f"retained_{name}", f"{metric_title(name)} retained, %", _percent(retained(name)), False)
         for name, measure in known.items()
         if measure.headline and name in kept
     ]
