@@ -85,16 +85,16 @@ def compare(
 
 def _best(values: Sequence[tuple[Entry, Value | None]], column: Column, ties: Ties) -> list[bool]:
     """Which numbers are the best of their model and size, or can't be told from it; none where that is all of them."""
-    groups: dict[tuple[str, int, str], list[int]] = {}
+    sign = 1 if column.better == "lower" else -1
+    groups: dict[tuple[str, int, str], list[tuple[float, int]]] = {}
     for at, (entry, value) in enumerate(values):
         if value and column.better and not entry.is_dense:
             key = (entry.variant.model, entry.variant.num_removed, _key(value))
-            groups.setdefault(key, []).append(at)
+            groups.setdefault(key, []).append((sign * value.mean, at))
     marked = [False] * len(values)
     for members in groups.values():
-        sign = 1 if column.better == "lower" else -1
-        first = min(members, key=lambda at: sign * (value.mean if (value := values[at][1]) else 0.0))
-        tied = [at for at in members if at == first or _is_tie(values[first], values[at], column, ties)]
+        first = min(members)[1]
+        tied = [at for _, at in members if at == first or _is_tie(values[first], values[at], column, ties)]
         for at in tied if len(tied) < len(members) else ():
             marked[at] = True
     return marked

@@ -53,8 +53,10 @@ class Difference:
                 return None
             return -100 * value / (100 + value) if logarithm else -value
 
-        ends = {"value": turned(self.value), "low": turned(self.high), "high": turned(self.low)}
-        return replace(self, first=self.second, second=self.first, **ends)
+        return replace(
+            self, first=self.second, second=self.first,
+            value=turned(self.value), low=turned(self.high), high=turned(self.low),
+        )  # fmt: skip
 
     @property
     def is_tie(self) -> bool:
@@ -167,7 +169,7 @@ def _strata(rows: Sequence[tuple[Row, Row]], name: str, samples: Samples) -> tup
         if not _match(first, second):
             return "the windows or questions of the two aren't the same"
         apart = [mine - theirs for mine, theirs in zip(first.values, second.values, strict=True)]
-        totals = [total + more for total, more in zip(totals, apart, strict=True)] if totals else apart
+        totals = [total + more for total, more in zip(totals, apart, strict=True)] if totals else list(apart)
         weights, basis = first.weights, f"{first.count:,} {first.counted}"
     return [(weight, total / len(rows)) for weight, total in zip(weights, totals, strict=True)], basis
 
@@ -192,8 +194,10 @@ def _tested(
             reason = difference.reason
             if test is None and not reason:
                 reason = "no interval: a single value, or differences without spread"
-            scaled = {"value": moment.mean, "low": low, "high": high}
-            difference = replace(difference, **{k: _shown(v, logarithm) for k, v in scaled.items()}, p=p, reason=reason)
+            difference = replace(
+                difference, value=_shown(moment.mean, logarithm), low=_shown(low, logarithm),
+                high=_shown(high, logarithm), p=p, reason=reason,
+            )  # fmt: skip
         sizes = sorted(entries[at].variant.num_removed for at in (difference.first, difference.second))
         families.setdefault((sizes[0], sizes[1]), []).append(difference)
     found = {}

@@ -100,7 +100,11 @@ def _panel(
 ) -> list[tuple[float, float, str]]:
     """Draw a panel; return all points, with the labels of those on the front."""
     scale = unit_of(column.unit).factor
-    known = [(e, x.mean * scale, y.mean) for e in entries if (x := e.value(column.quantity)) and (y := quality.of(e))]
+    known = [
+        (entry, cost.mean * scale, value.mean)
+        for entry in entries
+        if (cost := entry.value(column.quantity)) and (value := quality.of(entry))
+    ]
     for entry, x, y in known:
         if entry.is_dense:
             axis.plot([x], [y], color=INK, marker="X", markersize=7, linestyle="", zorder=4)

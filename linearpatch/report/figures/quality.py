@@ -67,13 +67,13 @@ def _lines(
     model: str, quality: Quality, entries: Sequence[Entry], looks: dict[str, Look], facet: str | None
 ) -> Drawing:
     pruned = [entry for entry in entries if not entry.is_dense]
-    values = list(dict.fromkeys(_facet_of(entry, facet) for entry in pruned))
+    facets = list(dict.fromkeys(_facet_of(entry, facet) for entry in pruned))
     names = highlighted(quality, pruned)
     every = list(dict.fromkeys(entry.name for entry in pruned))
-    figure, axes = panels(len(values), sharey=True, size=(6.2, 3.9) if len(values) == 1 else (3.1, 2.5))
+    figure, axes = panels(len(facets), sharey=True, size=(6.2, 3.9) if len(facets) == 1 else (3.1, 2.5))
     dense = next((value for entry in entries if entry.is_dense and (value := quality.of(entry))), None)
-    for axis, value in zip(axes, values, strict=True):
-        own = [entry for entry in pruned if _facet_of(entry, facet) == value]
+    for axis, called in zip(axes, facets, strict=True):
+        own = [entry for entry in pruned if _facet_of(entry, facet) == called]
         recipes = list(dict.fromkeys(entry.name for entry in own))
         step = min(0.07, 0.5 / max(1, len([name for name in recipes if name in names])))
         for name in sorted(recipes, key=lambda name: name in names):  # grey ones below
@@ -86,7 +86,7 @@ def _lines(
                 _series(axis, quality, line, Look(GREY, "", "-"), 0.0, part)
         if dense:
             axis.axhline(dense.mean, color=INK, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
-        axis.set_title(short(value))
+        axis.set_title(short(called))
         axis.set_xlabel("layers removed")
         integer_axis(axis, [entry.variant.num_removed for entry in pruned])
         if quality.lower_is_better:
@@ -95,7 +95,7 @@ def _lines(
     samples = [looks[name].line() for name in names]
     if dense:
         samples.append(Line2D([], [], color=INK, linewidth=1, linestyle=(0, (2, 2))))
-    legend(figure, samples, [*names, *(["dense"] if dense else [])], beside=len(values) == 1)
+    legend(figure, samples, [*names, *(["dense"] if dense else [])], beside=len(facets) == 1)
     more = len(every) - len(names)
     rest = f"; grey: {more} more recipes, worse at the largest size" if more else ""
     caption = f"{model}: {quality.title}{measured_how(quality, entries)} against layers removed; {BARS}{rest}"
