@@ -14,6 +14,6 @@ def browser():
     if file is None:
         pytest.skip("there is no Chromium")
     with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=file, args=["--no-sandbox"])
+        opened = playwright.chromium.launch(executable_path=file, args=["--no-sandbox"], timeout=120_000)
         yield opened
         opened.close()

@@ -187,7 +187,7 @@ def test_one_axis_has_a_line_for_each_recipe_and_panels_only_on_request():
     names = {text.get_text() for text in drawing.figure.legends[0].get_texts()}
     assert names == {"SLEB", "SLEB + rotate", "Tail", "Tail + rotate", "dense"}
     (faceted,) = against_layers(entries(*runs), "pruner")
-    assert [axis.get_title(loc="left") for axis in faceted.figure.axes] == ["sleb", "tail"]
+    assert [axis.get_title() for axis in faceted.figure.axes] == ["sleb", "tail"]
 
 
 def test_recipes_of_one_size_are_dots_the_best_on_top():
@@ -257,7 +257,7 @@ def test_scores_whose_finalists_were_ranked_again_say_so():
     (drawing,) = layer_scores([Run(one, Path("x"), ())])
     assert "ringed: finalists" in drawing.caption
     (axis,) = drawing.figure.axes
-    assert "finalists ranked again" in axis.get_title(loc="left")
+    assert "finalists ranked again" in axis.get_title()
     assert list(axis.get_lines()[0].get_xdata()) == [3, 7]
 
 

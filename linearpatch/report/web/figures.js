@@ -25,7 +25,7 @@ report.drawFigures = (place, others) => {
 
   for (const one of figures) {
     const picture = one.svg ? drawing(one)
-      : element("img", { alt: one.caption, src: `data:image/png;base64,${one.png}`, decoding: "async", width: one.width,
+      : element("img", { alt: one.caption, src: `data:image/png;base64,${one.png}`, width: one.width,
         height: one.height });
     picture.style.width = `${one.width}px`;
     picture.style.minWidth = `${0.7 * one.width}px`; // small screens scroll rather than shrink texts further
