@@ -52,10 +52,16 @@ T = TypeVar("T", bound=type)
 C = TypeVar("C")
 
 _components: dict[str, dict[str, type]] = {group: {} for group in GROUPS}
+_titles: dict[tuple[str, str], str] = {}
 
 
-def component(group: str, name: str) -> Callable[[T], T]:
+def component(group: str, name: str, *, title: str = "") -> Callable[[T], T]:
     """Make the decorated frozen dataclass the choice `name` of `group`.
+
+    Args:
+        group: Of the configuration.
+        name: What configurations call it.
+        title: What figures and reports call it; empty: its name.
 
     Raises:
         ConfigError: the group is unknown, or another class holds the name.
@@ -69,9 +75,16 @@ def component(group: str, name: str) -> Callable[[T], T]:
                 f"{group}={name} is already {holder.__module__}.{holder.__qualname__}; "
                 f"{cls.__module__}.{cls.__qualname__} needs another name."
             )
+        _titles[group, name] = title or name
         return cls
 
     return add
+
+
+def title_of(group: str, name: str) -> str:
+    """What reports call a choice; its name where it has no title, or isn't installed here."""
+    _load_all()
+    return _titles.get((group, name), name)
 
 
 def components(group: str) -> Mapping[str, type]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from linearpatch.report import FACETS
 from linearpatch.runtime.progress import out
 from linearpatch.text import counted
 
@@ -17,6 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="where the report goes (report/ in the first DIR)")
     parser.add_argument("--title", help="its head; by default the models")
     parser.add_argument("--published", type=Path, metavar="CSV", help="published figures to stand beside measured ones")
+    parser.add_argument(
+        "--facet",
+        choices=FACETS,
+        help="draw quality against layers in panels, one for each of these; by default all recipes share an axis",
+    )
     parser.add_argument("--wandb", action="store_true", help="put the same comparison on Weights & Biases as well")
 
 
@@ -26,7 +32,9 @@ def execute(arguments: argparse.Namespace) -> int:
     from linearpatch.report.wandb_view import push_wandb_report
 
     output = arguments.output or arguments.folders[0] / "report"
-    report = write_report(arguments.folders, output, title=arguments.title, published=arguments.published)
+    report = write_report(
+        arguments.folders, output, title=arguments.title, published=arguments.published, facet=arguments.facet
+    )
     for table in report.terminal_tables():
         out.print(table)
     out.print(f"{report.folder}/report.html and {counted(len(report.files) - 1, 'file')} more", soft_wrap=True)

@@ -15,7 +15,7 @@ from linearpatch.models.runner import Runner
 from linearpatch.registry import component
 
 
-@component("distill", "feature_mse")
+@component("distill", "feature_mse", title="feature MSE")
 @dataclass(frozen=True)
 class FeatureMSE(Training):
     """Squared error of the patched stream at each interface, against what the next layer used to read.

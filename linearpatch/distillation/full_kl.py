@@ -17,7 +17,7 @@ from linearpatch.models.runner import Runner
 from linearpatch.registry import component
 
 
-@component("distill", "full_kl")
+@component("distill", "full_kl", title="full KL")
 @dataclass(frozen=True)
 class FullKL(Training):
     """KL divergence over the whole vocabulary, the usual loss of distillation.

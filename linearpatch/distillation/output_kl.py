@@ -17,7 +17,7 @@ from linearpatch.registry import component
 TARGETS = ("online", "cached")
 
 
-@component("distill", "output_kl")
+@component("distill", "output_kl", title="top-K KL")
 @dataclass(frozen=True)
 class OutputKL(Training):
     """KL divergence from the dense model's top-K probabilities, renormalised (LinearPatch, section 3.4).

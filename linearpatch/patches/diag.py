@@ -11,7 +11,7 @@ from linearpatch.patches.patch import ScalePatch
 from linearpatch.registry import component
 
 
-@component("patch", "diag")
+@component("patch", "diag", title="diagonal")
 @dataclass(frozen=True)
 class Diag(ScalePatch):
     """x ↦ x ⊙ d with d the ratio of mean magnitudes of each channel.

@@ -34,7 +34,7 @@ FORMS = ("full", "low_rank", "diagonal_plus_low_rank")
 SWEEPS = 10  # of the alternation between a diagonal and what is left to the product
 
 
-@component("patch", "lstsq")
+@component("patch", "lstsq", title="least squares")
 @dataclass(frozen=True)
 class LeastSquares(StreamPatch, LeastSquaresPatch):
     """x ↦ x W + b minimising Σ w ‖x W + b − y‖² + λ ‖W − I‖² over calibration tokens, y past the interface.

@@ -18,7 +18,7 @@ from linearpatch.patches.least_squares import Solution, penalty_of, solve
 from linearpatch.registry import component
 
 
-@component("patch", "mlp_lstsq")
+@component("patch", "mlp_lstsq", title="MLP least squares")
 @dataclass(frozen=True)
 class MlpLeastSquares(BeforeInterfacePatch):
     """m ↦ m A on what the last layer before the interface adds by its MLP, so that the stream meets its target.

@@ -17,7 +17,7 @@ from linearpatch.patches.least_squares import Solution, energies, solve
 from linearpatch.registry import component
 
 
-@component("patch", "mlp_refit")
+@component("patch", "mlp_refit", title="MLP refit")
 @dataclass(frozen=True)
 class MlpRefit(RefitPatch):
     """The last product of the MLP before an interface, fitted again: x + h Δ ≈ y.

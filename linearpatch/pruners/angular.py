@@ -12,7 +12,7 @@ from linearpatch.pruners.iterative import RankingPruner
 from linearpatch.registry import component
 
 
-@component("pruner", "angular")
+@component("pruner", "angular", title="Angular")
 @dataclass(frozen=True)
 class Angular(RankingPruner):
     """Contiguous window with the smallest mean angle between its input and output at each block's last token.

@@ -14,7 +14,7 @@ from linearpatch.results.scores import LayerScores
 from linearpatch.text import counted
 
 
-@component("pruner", "explicit")
+@component("pruner", "explicit", title="Given layers")
 @dataclass(frozen=True)
 class Explicit(Pruner):
     """The first `n` of a list of layers in order of removal.

@@ -11,7 +11,7 @@ from linearpatch.pruners.iterative import RankingPruner
 from linearpatch.registry import component
 
 
-@component("pruner", "magnitude")
+@component("pruner", "magnitude", title="Magnitude")
 @dataclass(frozen=True)
 class Magnitude(RankingPruner):
     """Layers with the least Σ|W|^p over their matrices and norm gains, the ends protected ('+').

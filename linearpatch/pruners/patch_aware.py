@@ -23,7 +23,7 @@ CRITERION = "held-out NLL when patched"
 Layers = tuple[int, ...]
 
 
-@component("pruner", "patch_aware")
+@component("pruner", "patch_aware", title="Patch-aware")
 @dataclass(frozen=True)
 class PatchAware(Pruner):
     """The layers without which the patched model's loss on held-out calibration tokens is lowest.

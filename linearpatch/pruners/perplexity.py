@@ -11,7 +11,7 @@ from linearpatch.registry import component
 from linearpatch.results.scores import LayerScores
 
 
-@component("pruner", "perplexity")
+@component("pruner", "perplexity", title="PPL")
 @dataclass(frozen=True)
 class Perplexity(RankingPruner):
     """Layers whose removal, each alone, raises the calibration loss least.

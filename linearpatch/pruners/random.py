@@ -13,7 +13,7 @@ from linearpatch.pruners.iterative import RankingPruner
 from linearpatch.registry import component
 
 
-@component("pruner", "random")
+@component("pruner", "random", title="Random")
 @dataclass(frozen=True)
 class Random(RankingPruner):
     """Layers in a random order.

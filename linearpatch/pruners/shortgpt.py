@@ -12,7 +12,7 @@ from linearpatch.pruners.iterative import RankingPruner
 from linearpatch.registry import component
 
 
-@component("pruner", "shortgpt")
+@component("pruner", "shortgpt", title="ShortGPT")
 @dataclass(frozen=True)
 class ShortGPT(RankingPruner):
     """Layers with the lowest block influence, 1 − E cos(X_i, X_{i+1}), anywhere in the model.

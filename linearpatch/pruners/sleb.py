@@ -11,7 +11,7 @@ from linearpatch.registry import component
 from linearpatch.results.scores import LayerScores, SearchStep
 
 
-@component("pruner", "sleb")
+@component("pruner", "sleb", title="SLEB")
 @dataclass(frozen=True)
 class Sleb(RankingPruner):
     """Greedy search: each step removes the layer without which the current model's loss is lowest.

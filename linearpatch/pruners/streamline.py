@@ -12,7 +12,7 @@ from linearpatch.pruners.iterative import RankingPruner
 from linearpatch.registry import component
 
 
-@component("pruner", "streamline")
+@component("pruner", "streamline", title="LLM-Streamline")
 @dataclass(frozen=True)
 class Streamline(RankingPruner):
     """Contiguous window with the highest mean cosine between its input and output.

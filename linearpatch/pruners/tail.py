@@ -11,7 +11,7 @@ from linearpatch.pruners.iterative import RankingPruner
 from linearpatch.registry import component
 
 
-@component("pruner", "tail")
+@component("pruner", "tail", title="Tail")
 @dataclass(frozen=True)
 class Tail(RankingPruner):
     """The last `n` layers before the final one, deepest first.

@@ -10,7 +10,7 @@ from linearpatch.pruners.iterative import RankingPruner
 from linearpatch.registry import component
 
 
-@component("pruner", "taylor")
+@component("pruner", "taylor", title="Taylor")
 @dataclass(frozen=True)
 class Taylor(RankingPruner):
     """Layers with the least Σ|W ⊙ ∂L/∂W| over their matrices and norm gains.

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from linearpatch.report.differences import Ties
 from linearpatch.report.published import Published
 from linearpatch.report.quantities import Entry, Value
 from linearpatch.report.rows import Variant
 from linearpatch.report.tables import (
     HEADS,
-    SHOWN,
     Cell,
     Column,
     Line,
     Table,
     labels_of,
-    number_text,
     without_empty_heads,
 )
+from linearpatch.results.units import number_text, unit_of
 from linearpatch.text import letter
 
 PUBLISHED = "published"
+Z95 = 1.96
+BOLD = (
+    "bold: the best of a model and number of removed layers, and all that aren't distinguishable from it: the 95 % "
+    "interval of their difference holds zero (paired where windows, questions or seeds are the same)"
+)
 
 
 def compare(
@@ -32,6 +38,7 @@ def compare(
     published: Sequence[Published] = (),
     notes: Sequence[str] = (),
     apart: Sequence[str] = (),
+    ties: Ties | None = None,
 ) -> Table | None:
     """One line for each entry that has a number, with published lines where they belong; None without a number.
 
@@ -43,52 +50,95 @@ def compare(
         published: What was published.
         notes: What to say below it beside how it was measured.
         apart: Settings that have a column each.
+        ties: Which entries a paired comparison can't tell apart.
     """
     heads = (*HEADS[:5], *(apart or HEADS[5:6]), *HEADS[6:])
     values = [(entry, [entry.value(column.quantity) for column in columns]) for entry in entries]
     theirs = {key for one in published for key in one.values}
     shown = [at for at in range(len(columns)) if columns[at].key in theirs or any(found[at] for _, found in values)]
-    lines = [
-        (entry.variant, _line(entry, [(columns[index], found[index]) for index in shown], apart))
-        for entry, found in values
-        if any(found[index] for index in shown)
+    kept = [columns[at] for at in shown]
+    having = [(entry, [found[at] for at in shown]) for entry, found in values]
+    having = [
+        (entry, found)
+        for entry, found in having
+        if any(value and not column.derived for value, column in zip(found, kept, strict=True))
     ]
-    others = _published_lines(published, [columns[index] for index in shown], entries)
+    best = [
+        _best([(entry, found[at]) for entry, found in having], column, ties or Ties(()))
+        for at, column in enumerate(kept)
+    ]
+    lines = [
+        (entry.variant, _line(entry, list(zip(kept, found, (marks[row] for marks in best), strict=True)), apart))
+        for row, (entry, found) in enumerate(having)
+    ]
+    others = _published_lines(published, kept, entries)
     if not lines and not others:
         return None
     ordered = sorted([*lines, *others], key=lambda pair: (*pair[0].order[:6], pair[1].labels[-1] == PUBLISHED))
-    kept = [columns[index] for index in shown]
-    table = Table(
-        name, title, heads, tuple(column.title for column in kept), tuple(line for _, line in ordered),
-        (), tuple(column.key for column in kept),
-    )  # fmt: skip
-    table, how = _explained(_with_best(table, [column.better for column in kept]), kept)
-    notes = [*table.seeds_note, *notes]
+    titles, keys = tuple(column.title for column in kept), tuple(column.key for column in kept)
+    table, how = _explained(Table(name, title, heads, titles, tuple(line for _, line in ordered), (), keys), kept)
+    notes = [*table.spread_notes, *notes]
     if any(cell.best for line in table.lines for cell in line.cells):
-        notes = ["bold: best of a model and number of removed layers, of numbers measured in the same way", *notes]
+        notes = [BOLD, *notes]
     return without_empty_heads(replace(table, notes=(*notes, *how, *_versions(entries))))
 
 
-def _line(entry: Entry, found: Sequence[tuple[Column, Value | None]], apart: Sequence[str]) -> Line:
+def _best(values: Sequence[tuple[Entry, Value | None]], column: Column, ties: Ties) -> list[bool]:
+    """Which numbers are the best of their model and size, or can't be told from it; none where that is all of them."""
+    sign = 1 if column.better == "lower" else -1
+    groups: dict[tuple[str, int, str], list[tuple[float, int]]] = {}
+    for at, (entry, value) in enumerate(values):
+        if value and column.better and not entry.is_dense:
+            key = (entry.variant.model, entry.variant.num_removed, _key(value))
+            groups.setdefault(key, []).append((sign * value.mean, at))
+    marked = [False] * len(values)
+    for members in groups.values():
+        first = min(members)[1]
+        tied = [at for _, at in members if at == first or _is_tie(values[first], values[at], column, ties)]
+        for at in tied if len(tied) < len(members) else ():
+            marked[at] = True
+    return marked
+
+
+def _is_tie(best: tuple[Entry, Value | None], other: tuple[Entry, Value | None], column: Column, ties: Ties) -> bool:
+    """Whether zero lies in the interval of the difference: the paired one, or else that of independent errors."""
+    known = ties.are_tied(best[0], other[0], column.metric)
+    if known is not None:
+        return known
+    one, two = best[1], other[1]
+    if one is None or two is None:
+        return False
+    if number_text(one.mean, column.unit) == number_text(two.mean, column.unit):
+        return True
+    if one.error is None or two.error is None:
+        return False
+    return abs(one.mean - two.mean) <= Z95 * math.hypot(one.error, two.error)
+
+
+def _line(entry: Entry, found: Sequence[tuple[Column, Value | None, bool]], apart: Sequence[str]) -> Line:
     seeds = len(entry.rows)
-    cells = tuple(_cell(column, value) for column, value in found)
+    cells = tuple(_cell(column, value, best=best) for column, value, best in found)
     variant = entry.variant
     group = (variant.model, str(variant.num_removed))
     labels = labels_of(variant, str(seeds) if seeds > 1 else "", apart=apart)
-    return Line(labels, cells, group, variant.stage == "dense")
+    return Line(labels, cells, group)
 
 
-def _cell(column: Column, value: Value | None) -> Cell:
+def _cell(column: Column, value: Value | None, *, best: bool) -> Cell:
     if value is None:
         return Cell()
-    scale = SHOWN.get(column.unit, (1, 2))[0]
-    spread = None if value.spread is None else value.spread * scale
-    key = f"{value.reading.protocol}, {value.reading.data}"
-    text = number_text(value.mean, column.unit, value.spread)
-    low, high = value.reading.low, value.reading.high
-    if column.interval and value.seeds == 1 and low is not None and high is not None:
-        text += f" [{number_text(low, column.unit)}, {number_text(high, column.unit)}]"
-    return Cell(text, value.mean * scale, spread, key)
+    scale = unit_of(column.unit).factor
+    reading = value.reading
+    stderr = reading.stderr if value.seeds == 1 else None
+    text = number_text(value.mean, column.unit, stderr if value.spread is None else value.spread)
+    if column.interval and value.seeds == 1 and reading.low is not None and reading.high is not None:
+        text += f" [{number_text(reading.low, column.unit)}, {number_text(reading.high, column.unit)}]"
+    spread, error = (None if one is None else one * scale for one in (value.spread, stderr))
+    return Cell(text, value.mean * scale, spread, error, _key(value) if reading.protocol else "", best=best)
+
+
+def _key(value: Value) -> str:
+    return f"{value.reading.protocol}, {value.reading.data}"
 
 
 def _published_lines(
@@ -98,43 +148,27 @@ def _published_lines(
     names = {name: entry.variant for entry in entries for row in entry.rows for name in row.names}
     lines = []
     for one in published:
-        cells = tuple(
-            Cell(f"{one.values[column.key]:,.2f}", one.values[column.key], key=PUBLISHED)
-            if column.key in one.values
-            else Cell()
-            for column in columns
+        if not any(column.key in one.values for column in columns):
+            continue
+        known = names.get(one.model)
+        variant = one.variant(known.model if known else one.model, known.num_layers if known else 0)
+        alike = [other for other in published if (other.model, other.num_removed) == (one.model, one.num_removed)]
+        cells = tuple(_published_cell(one, alike, column) for column in columns)
+        lines.append(
+            (variant, Line(labels_of(variant, source=PUBLISHED), cells, (variant.model, str(one.num_removed))))
         )
-        if any(cell.value is not None for cell in cells):
-            known = names.get(one.model)
-            variant = one.variant(known.model if known else one.model, known.num_layers if known else 0)
-            group = (variant.model, str(variant.num_removed))
-            line = Line(labels_of(variant, source=PUBLISHED), cells, group, variant.stage == "dense")
-            lines.append((variant, line))
     return lines
 
 
-def _with_best(table: Table, better: Sequence[str]) -> Table:
-    """Mark the best of each column within a group; dense never counts, and one alone isn't the best of anything."""
-    best: dict[tuple[tuple[str, ...], int, str], list[float]] = {}
-    for line in table.lines:
-        for index, cell in enumerate(line.cells):
-            if not line.dense and better[index] and cell.value is not None:
-                best.setdefault((line.group, index, cell.key), []).append(_rounded(cell))
-
-    def marked(line: Line, index: int, cell: Cell) -> Cell:
-        rivals = best.get((line.group, index, cell.key), [])
-        if line.dense or cell.value is None or len(rivals) < 2 or min(rivals) == max(rivals):
-            return cell
-        wanted = min(rivals) if better[index] == "lower" else max(rivals)
-        return replace(cell, best=_rounded(cell) == wanted)
-
-    lines = (replace(one, cells=tuple(marked(one, i, cell) for i, cell in enumerate(one.cells))) for one in table.lines)
-    return replace(table, lines=tuple(lines))
-
-
-def _rounded(cell: Cell) -> float:
-    """A number as it is shown: what looks alike is equally good."""
-    return float(cell.text.partition(" ")[0].replace(",", ""))
+def _published_cell(one: Published, alike: Sequence[Published], column: Column) -> Cell:
+    """A published number, bold where it is the best that was published of its model and size."""
+    if column.key not in one.values:
+        return Cell()
+    value = one.values[column.key]
+    rivals = [other.values[column.key] for other in alike if column.key in other.values]
+    wanted = (min if column.better == "lower" else max)(rivals)
+    best = bool(column.better) and one.num_removed > 0 and value == wanted and min(rivals) != max(rivals)
+    return Cell(f"{value:,.2f}", value, key=PUBLISHED, best=best)
 
 
 def _explained(table: Table, columns: Sequence[Column]) -> tuple[Table, list[str]]:

@@ -23,6 +23,8 @@ def csv_table(table: Table) -> str:
         content[key] = [cell.value if numbers else cell.text for cell in cells]
         if any(cell.spread is not None for cell in cells):
             content[f"{key} sd"] = [cell.spread for cell in cells]
+        if any(cell.stderr is not None for cell in cells):
+            content[f"{key} stderr"] = [cell.stderr for cell in cells]
         if any(cell.mark for cell in cells):
             content[f"{key} note"] = [cell.mark for cell in cells]
     return to_csv(pandas.DataFrame(content))

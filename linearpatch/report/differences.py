@@ -1,132 +1,239 @@
-"""How far patches are apart: paired over seeds, or over questions where there is one seed."""
+"""How far recipes are apart: paired over windows of text, over questions, or over seeds, for any two of a model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
-from statistics import fmean
 
-from scipy import stats
+import numpy
 
 from linearpatch.report.quantities import Entry, all_metrics
-from linearpatch.report.tables import Cell, Line, Table, without_empty_heads
+from linearpatch.report.rows import Row
+from linearpatch.report.samples import Sample, Samples
+from linearpatch.report.statistics import Floats, Moments, Strata, holm, moments, t_tests
 from linearpatch.results.metric import Metric
 
-NOTES = (
-    "patch minus the other: perplexity in % (from the mean difference of its logarithm), shares in points",
-    "over seeds: paired t-test, 95 % interval of the mean difference; over questions: paired bootstrap of the record",
-    "p is for one comparison; with many of them, some are small by chance",
-)
+LEAST_SEEDS = 3  # fewer tell nothing about their spread
+MOST_OF_ALL_SIZES = 150  # entries of a model; of more, only those of the same size are compared, and with dense
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two patches are apart in a metric.
+    """The first entry minus the second: of perplexity in % of the second's, of shares in points.
 
     Attributes:
-        value: Mean difference: of perplexity in %, of shares in points.
-        low: Lower end of its 95 % interval, where known …
+        first: Index of the entry …
+        second: … and of the one it is compared with.
+        value: None where the two can't be compared.
+        low: Lower end of the 95 % interval of this one comparison, where known …
         high: … and the upper end.
         p: Of the paired t-test.
-        basis: What it is over.
+        adjusted: The same by Holm's method, over all pairs of the same metric and the same two sizes.
+        basis: What it is paired over.
+        reason: Why there is no value, or no interval.
     """
 
-    value: float
-    low: float | None
-    high: float | None
-    p: float | None
-    basis: str
+    first: int
+    second: int
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    adjusted: float | None = None
+    basis: str = ""
+    reason: str = ""
+
+    def reversed(self, *, logarithm: bool) -> Difference:
+        """The second minus the first."""
+
+        def turned(value: float | None) -> float | None:
+            if value is None:
+                return None
+            return -100 * value / (100 + value) if logarithm else -value
+
+        return replace(
+            self, first=self.second, second=self.first,
+            value=turned(self.value), low=turned(self.high), high=turned(self.low),
+        )  # fmt: skip
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether the interval holds zero."""
+        return self.low is not None and self.high is not None and self.low <= 0 <= self.high
 
 
-def over_seeds(mine: Sequence[float], other: Sequence[float], *, logarithm: bool) -> Difference:
-    """Compare values of the same seeds, in order.
+@dataclass(frozen=True)
+class Differences:
+    """All pairs of entries of a model in a metric.
+
+    Attributes:
+        model: Name of the dense model.
+        metric: What is compared.
+        logarithm: Whether differences are in %, of a perplexity.
+        pairs: By the two indices, the smaller first.
+        across_sizes: Whether entries of different sizes are compared, too.
+    """
+
+    model: str
+    metric: str
+    logarithm: bool
+    pairs: dict[tuple[int, int], Difference]
+    across_sizes: bool = True
+
+    def between(self, first: int, second: int) -> Difference | None:
+        """The first minus the second, whichever was computed."""
+        if (first, second) in self.pairs:
+            return self.pairs[first, second]
+        found = self.pairs.get((second, first))
+        return found.reversed(logarithm=self.logarithm) if found else None
+
+
+def compare_all(entries: Sequence[Entry], samples: Samples) -> list[Differences]:
+    """Compare any two entries of a model in each of its headline perplexities and shares."""
+    found = []
+    for model in dict.fromkeys(entry.variant.model for entry in entries):
+        own = [at for at, entry in enumerate(entries) if entry.variant.model == model]
+        known = all_metrics([row for at in own for row in entries[at].rows])
+        for name, metric in known.items():
+            logarithm = name.startswith("ppl/")
+            if metric.headline and (logarithm or metric.unit == "share"):
+                having = [at for at in own if any(name in row.metrics for row in entries[at].rows)]
+                chosen = list(combinations(having, 2))
+                across = len(having) <= MOST_OF_ALL_SIZES
+                if not across:
+                    sizes = {at: entries[at].variant.num_removed for at in having}
+                    chosen = [(a, b) for a, b in chosen if sizes[a] == sizes[b] or not (sizes[a] and sizes[b])]
+                pairs = [_compare(entries, pair, name, logarithm, samples) for pair in chosen]
+                found.append(Differences(model, name, logarithm, _tested(entries, pairs, logarithm), across))
+    return [one for one in found if one.pairs]
+
+
+def _compare(
+    entries: Sequence[Entry], pair: tuple[int, int], name: str, logarithm: bool, samples: Samples
+) -> tuple[Difference, Moments | None]:
+    """A difference without its interval, and what that is computed from."""
+    first, second = (entries[at] for at in pair)
+    rows = _paired_rows(first, second)
+    reason = next((why for one, other in rows if (why := _unlike(one.metrics.get(name), other.metrics.get(name)))), "")
+    if reason:
+        return Difference(*pair, reason=reason), None
+    values = numpy.array([[row.metrics[name].value for row in rows_of_one] for rows_of_one in rows], dtype=float)
+    if logarithm and values.min() <= 0:
+        return Difference(*pair, reason="a perplexity of zero"), None
+    apart = numpy.log(values) if logarithm else values
+    apart = apart[:, 0] - apart[:, 1]
+    if len(rows) >= LEAST_SEEDS and (over_seeds := moments([(1.0, apart)])).stderr:
+        return Difference(*pair, basis=f"{len(rows)} seeds"), over_seeds
+    strata = _strata(rows, name, samples)
+    if isinstance(strata, str):
+        return Difference(*pair, reason=f"no interval: {strata}"), Moments(float(apart.mean()), None, 0)
+    differences, basis = strata
+    if len(rows) > 1:
+        basis += f", mean of {len(rows)} seeds"
+    return Difference(*pair, basis=basis), moments(differences)
+
+
+def _paired_rows(first: Entry, second: Entry) -> list[tuple[Row, Row]]:
+    """Rows of the same seeds; dense has none and is compared with all; where none is shared, the first of each."""
+    if first.is_dense or second.is_dense:
+        return [(one, other) for one in first.rows for other in second.rows]
+    others = {row.seed: row for row in second.rows}
+    shared = [(row, others[row.seed]) for row in first.rows if row.seed in others]
+    return shared or [(first.rows[0], second.rows[0])]
+
+
+def _unlike(first: Metric | None, second: Metric | None) -> str:
+    """Why two metrics can't be compared; empty where they can."""
+    if first is None or second is None:
+        return "not measured with the same seed"
+    if first.value is None or second.value is None:
+        return (first.reason or second.reason or "") or "no value"
+    if first.protocol != second.protocol:
+        return f"other protocol: {first.protocol} and {second.protocol}"
+    if (first.token_hash, first.n) != (second.token_hash, second.n):
+        return f"other text or questions: {first.data} and {second.data}"
+    return ""
+
+
+def _strata(rows: Sequence[tuple[Row, Row]], name: str, samples: Samples) -> tuple[Strata, str] | str:
+    """Differences at each window or question, mean over seeds; or the reason why there are none."""
+    totals: list[Floats] = []
+    weights: tuple[float, ...] = ()
+    basis = ""
+    for one, other in rows:
+        first, second = samples.of(one, name), samples.of(other, name)
+        if isinstance(first, str) or isinstance(second, str):
+            return first if isinstance(first, str) else str(second)
+        if not _match(first, second):
+            return "the windows or questions of the two aren't the same"
+        apart = [mine - theirs for mine, theirs in zip(first.values, second.values, strict=True)]
+        totals = [total + more for total, more in zip(totals, apart, strict=True)] if totals else list(apart)
+        weights, basis = first.weights, f"{first.count:,} {first.counted}"
+    return [(weight, total / len(rows)) for weight, total in zip(weights, totals, strict=True)], basis
+
+
+def _match(first: Sample, second: Sample) -> bool:
+    """Whether two samples are of the same windows or questions."""
+    return (first.counted, first.documents, list(map(len, first.values))) == (
+        second.counted, second.documents, list(map(len, second.values)),
+    )  # fmt: skip
+
+
+def _tested(
+    entries: Sequence[Entry], pairs: Sequence[tuple[Difference, Moments | None]], logarithm: bool
+) -> dict[tuple[int, int], Difference]:
+    """Differences with intervals, p-values, and those adjusted for the matrix that they stand in."""
+    tests = iter(t_tests([moment for _, moment in pairs if moment]))
+    families: dict[tuple[int, int], list[Difference]] = {}
+    for difference, moment in pairs:
+        if moment:
+            test = next(tests)
+            low, high, p = test if test else (None, None, None)
+            reason = difference.reason
+            if test is None and not reason:
+                reason = "no interval: a single value, or differences without spread"
+            difference = replace(
+                difference, value=_shown(moment.mean, logarithm), low=_shown(low, logarithm),
+                high=_shown(high, logarithm), p=p, reason=reason,
+            )  # fmt: skip
+        sizes = sorted(entries[at].variant.num_removed for at in (difference.first, difference.second))
+        families.setdefault((sizes[0], sizes[1]), []).append(difference)
+    found = {}
+    for family in families.values():
+        adjusted = iter(holm([one.p for one in family if one.p is not None]))
+        for one in family:
+            found[one.first, one.second] = one if one.p is None else replace(one, adjusted=next(adjusted))
+    return found
+
+
+def _shown(value: float | None, logarithm: bool) -> float | None:
+    """A difference of logarithms in %, of shares in points; None where it is beyond all numbers."""
+    if value is None:
+        return None
+    if not logarithm:
+        return 100 * value
+    return 100 * math.expm1(value) if value < 200 else None
+
+
+class Ties:
+    """Which entries the interval of a paired difference can't tell apart.
 
     Args:
-        mine: One for each seed, at least two.
-        other: The same of the other.
-        logarithm: Whether to compare logarithms, and give the change in %; else in points.
+        entries: Those compared …
+        found: … and how far they are apart.
     """
-    if logarithm:
-        mine, other = [math.log(value) for value in mine], [math.log(value) for value in other]
 
-    def change(value: float) -> float:
-        return 100 * (math.expm1(value) if logarithm else value)
+    def __init__(self, entries: Sequence[Entry], found: Sequence[Differences] = ()) -> None:
+        self._places = {id(entry): at for at, entry in enumerate(entries)}
+        self._found = {(one.model, one.metric): one for one in found}
 
-    apart = [first - second for first, second in zip(mine, other, strict=True)]
-    low = high = p = None
-    if len(apart) > 2 and max(apart) - min(apart) > 1e-12 * max(1.0, *map(abs, apart)):  # else there is no spread
-        test = stats.ttest_rel(mine, other)
-        interval = test.confidence_interval(0.95)
-        low, high, p = change(float(interval.low)), change(float(interval.high)), float(test.pvalue)
-    return Difference(change(fmean(apart)), low, high, p, f"{len(apart)} seeds")
-
-
-def differences_table(entries: Sequence[Entry]) -> Table | None:
-    """Every pair of patches of the same model, pruner and number of layers, in every headline metric."""
-    groups: dict[tuple[str, int, str], list[Entry]] = {}
-    for entry in entries:
-        variant = entry.variant
-        if variant.stage != "dense":
-            groups.setdefault((variant.model, variant.num_removed, variant.pruner), []).append(entry)
-    lines = [line for group in groups.values() for line in _lines(group)]
-    heads = ("model", "layers", "pruner", "patch", "against", "metric")
-    columns = ("difference", "95 % interval", "p", "over")
-    keys = ("difference", "interval", "p", "over")
-    table = Table("differences", "Differences", heads, columns, tuple(lines), NOTES, keys)
-    return without_empty_heads(table) if lines else None
-
-
-def _lines(group: Sequence[Entry]) -> Iterator[Line]:
-    known = all_metrics([row for entry in group for row in entry.rows])
-    names = [name for name, measure in known.items() if measure.headline and measure.unit in ("", "share")]
-    names = [name for name in names if name.startswith("ppl/") or known[name].unit == "share"]
-    for other, mine in combinations(group, 2):
-        for name in names:
-            difference = _difference(mine, other, name)
-            if difference:
-                variant = mine.variant
-                where = (variant.model, f"{variant.num_removed}/{variant.num_layers}", variant.pruner)
-                labels = (*where, _called(mine), _called(other), name)
-                yield Line(labels, _cells(difference), where)
-
-
-def _difference(mine: Entry, other: Entry, name: str) -> Difference | None:
-    """Over the seeds that both have; over questions where both are stages of one run."""
-    first, second = ({row.seed: row.metrics.get(name) for row in entry.rows} for entry in (mine, other))
-    seeds = sorted(first.keys() & second.keys())
-    pairs = [(first[seed], second[seed]) for seed in seeds if _alike(first[seed], second[seed])]
-    values = [(one.value, two.value) for one, two in pairs if one and two]
-    both = [(one, two) for one, two in values if one is not None and two is not None]
-    logarithm = name.startswith("ppl/")
-    if len(both) > 1 and (not logarithm or min(min(pair) for pair in both) > 0):
-        return over_seeds([one for one, _ in both], [two for _, two in both], logarithm=logarithm)
-    if len(pairs) == 1 and pairs[0][0] and set(mine.rows[0].runs) & set(other.rows[0].runs):
-        versus = pairs[0][0].versus.get(other.variant.stage, {})
-        if "difference" in versus and "low" in versus:
-            basis = f"{pairs[0][0].n:,} {pairs[0][0].counted}"
-            return Difference(100 * versus["difference"], 100 * versus["low"], 100 * versus["high"], None, basis)
-    return None
-
-
-def _alike(first: Metric | None, second: Metric | None) -> bool:
-    return first is not None and second is not None and first.is_comparable(second)
-
-
-def _called(entry: Entry) -> str:
-    variant = entry.variant
-    name = variant.patch + (f" + {variant.distill}" if variant.distill not in ("", "none") else "")
-    return f"{name} ({variant.settings_text})" if variant.settings else name
-
-
-def _cells(difference: Difference) -> tuple[Cell, ...]:
-    low, high, p = difference.low, difference.high, difference.p
-    interval = "" if low is None or high is None else f"[{low:+.2f}, {high:+.2f}]"
-    p_text = "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-    return (
-        Cell(f"{difference.value:+.2f}", difference.value),
-        Cell(interval),
-        Cell(p_text, p),
-        Cell(difference.basis),
-    )
+    def are_tied(self, first: Entry, second: Entry, name: str) -> bool | None:
+        """Whether zero lies in the interval of two entries' difference in a metric; None where it isn't known."""
+        differences = self._found.get((first.variant.model, name))
+        places = self._places.get(id(first)), self._places.get(id(second))
+        if differences is None or places[0] is None or places[1] is None:
+            return None
+        pair = differences.between(places[0], places[1])
+        return pair.is_tie if pair and pair.low is not None else None

@@ -23,7 +23,7 @@ def escape(text: str) -> str:
 
 def latex_table(table: Table) -> str:
     """A `table` with caption, label and notes; a rule between groups, the best numbers in bold."""
-    alignment = "l" * len(table.heads) + "".join("r" if numbers else "l" for numbers in table.are_numbers)
+    alignment = "".join("r" if right else "l" for right in table.are_right)
     lines = [
         "% \\usepackage{booktabs}",
         "\\begin{table}[t]",

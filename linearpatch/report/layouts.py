@@ -7,11 +7,14 @@ from dataclasses import replace
 
 from linearpatch.evaluation.averages import AVERAGES
 from linearpatch.report.compare import compare
+from linearpatch.report.differences import Ties
+from linearpatch.report.names import pruner_name
 from linearpatch.report.published import Published
 from linearpatch.report.quantities import (
     Dense,
     Entry,
     Quantity,
+    Reading,
     all_metrics,
     first_of,
     mean,
@@ -19,8 +22,10 @@ from linearpatch.report.quantities import (
     ratio_of,
     retained,
 )
-from linearpatch.report.tables import Cell, Column, Line, Table, without_empty_heads
+from linearpatch.report.rows import Row, Variant
+from linearpatch.report.tables import Cell, Column, Line, Table
 from linearpatch.results.metric import Metric
+from linearpatch.results.settings import telling
 from linearpatch.text import layer_list
 
 CORPORA = {"wikitext2": "WikiText-2", "c4": "C4", "ptb": "PTB"}
@@ -40,20 +45,22 @@ SPEED = {
 MOST_TASKS = 24  # an evaluation of more tasks shows its groups
 
 
-def paper_tables(entries: Sequence[Entry], published: Sequence[Published] = ()) -> list[Table]:
+def paper_tables(
+    entries: Sequence[Entry], published: Sequence[Published] = (), ties: Ties | None = None
+) -> list[Table]:
     """Every table that has a number: perplexity, one for each suite of tasks, speed."""
     rows = [row for entry in entries for row in entry.rows]
     dense, known = Dense.among(rows), all_metrics(rows)
     corpora = [name for name in known if name.startswith("ppl/")]
     averaged = any(row.variant.stage != "dense" and mean(corpora)(row) for row in rows)
-    columns = perplexity_columns(known, published, dense, averaged=averaged)
-    tables = [compare("perplexity", "Perplexity", columns, entries, published)]
+    columns = [*perplexity_columns(known, published, dense, averaged=averaged), PARAMETERS]
+    tables = [compare("perplexity", "Perplexity", columns, entries, published, ties=ties)]
     for suite in dict.fromkeys([*suites_of(known), *suites_of(key for one in published for key in one.values)]):
-        columns = suite_columns(suite, known, published)
+        columns = [*suite_columns(suite, known, published), PARAMETERS]
         title = f"{SUITES.get(suite, suite)}, %"
         note = "RP: retained performance, the mean of the tasks' shares of dense, %"
         notes = [note] if any(column.title == "RP" for column in columns) else []
-        tables.append(compare(suite, title, columns, entries, published, notes))
+        tables.append(compare(suite, title, columns, entries, published, notes, ties=ties))
     for shape in dict.fromkeys(name.rpartition("/")[0] for name in known if name.startswith("speed/")):
         columns = speed_columns(shape, known)
         title = " ".join(["Speed", *shape.split("/")[1:]])
@@ -79,7 +86,7 @@ def perplexity_columns(
     theirs = {key: None for one in published for key in one.values if key.startswith("ppl/")}
     names = [name for name in dict.fromkeys([*known, *theirs]) if name.startswith("ppl/") and name != "ppl/average"]
     names.sort(key=lambda name: _place(CORPORA, name.partition("/")[2]))
-    columns = [Column.of(name, CORPORA.get(name[4:], name[4:]), metric(name), "") for name in names]
+    columns = [Column.of(name, CORPORA.get(name[4:], name[4:]), metric(name), "", metric=name) for name in names]
     dense = dense or Dense()
     if len(names) > 1 and (averaged or "ppl/average" in theirs):
         columns.append(Column.of("ppl/average", "Avg.", mean(names), "", derived=True))
@@ -113,8 +120,8 @@ def suite_columns(suite: str, known: Mapping[str, Metric], published: Sequence[P
         for task in sorted(tasks, key=lambda task: _place(TASKS, task))
     ]
     if average or any(f"{suite}/{name}" in one.values for one in published for name in aside):
-        columns.append(Column.of(f"{suite}/average", "Avg.", metric(average), "share"))
-        columns.append(Column.of(f"{suite}/retained", "RP", retained(average), "share"))
+        columns.append(Column.of(f"{suite}/average", "Avg.", metric(average), "share", metric=average))
+        columns.append(Column.of(f"{suite}/retained", "RP", retained(average), "share", metric=average))
     return columns
 
 
@@ -126,30 +133,52 @@ def speed_columns(shape: str, known: Mapping[str, Metric]) -> list[Column]:
         if key in known:
             columns.append(Column.of(key, title, metric(key), known[key].unit))
         if key in known and name.endswith("_per_s"):
-            columns.append(Column(f"{key}_times_dense", "× dense", ratio_of(key), "times", "higher", derived=True))
+            columns.append(Column(f"{key}_times_dense", "× dense", ratio_of(key), "times", derived=True))
     return columns
 
 
-def headline_columns(known: Mapping[str, Metric], dense: Dense, *, times_dense: bool = False) -> list[Column]:
+def cost_columns(rows: Sequence[Row]) -> list[Column]:
+    """What a model costs: parameters, and the latencies and memory of each shape that was measured."""
+    known = all_metrics(rows)
+    titles = {"decode_step_s": "Decode, ms a token", "prefill_s": "Prefill, ms", "peak_memory_bytes": "Memory, MiB"}
+    columns = [PARAMETERS]
+    for end, title in titles.items():
+        for key in (key for key in known if key.startswith("speed/") and key.endswith(f"/{end}")):
+            shape = " ".join(key.split("/")[1:-1])
+            columns.append(Column.of(key, f"{title} ({shape})" if shape else title, metric(key), known[key].unit))
+    return columns
+
+
+def headline_columns(known: Mapping[str, Metric], dense: Dense) -> list[Column]:
     """What stands for each evaluation: perplexities, averages over tasks with what is retained, the main speeds."""
     perplexities = perplexity_columns(known, dense=dense)
-    columns = [
-        column if column.derived else replace(column, title=f"ppl {column.title}")
-        for column in perplexities
-        if times_dense or not column.derived
-    ]
+    columns = [column if column.derived else replace(column, title=f"ppl {column.title}") for column in perplexities]
     for suite in suites_of(known):
         columns += [replace(c, title=f"{SUITES.get(suite, suite)} {c.title}") for c in suite_columns(suite, known)[-2:]]
     return columns + [column for column in speed_columns("speed", known) if column.key in RATES]
 
 
-def ablation_table(entries: Sequence[Entry]) -> Table | None:
-    """Entries that differ in settings only, each setting in a column of its own."""
-    varied = [entry for entry in entries if entry.variant.settings and entry.variant.stage != "dense"]
+def _num_parameters(row: Row) -> Reading:
+    return Reading(float(row.num_parameters), "", "")
+
+
+PARAMETERS = Column("parameters", "Parameters, M", _num_parameters, "count", derived=True)
+
+
+def ablation_table(entries: Sequence[Entry], ties: Ties | None = None) -> Table | None:
+    """Entries that differ in settings only, each setting in a column of its own; None where there are no such."""
+    alike: dict[Variant, list[Entry]] = {}
+    for entry in entries:
+        if not entry.is_dense:
+            alike.setdefault(replace(entry.variant, settings=()), []).append(entry)
+    groups = [own for own in alike.values() if len({entry.variant.settings for entry in own}) > 1]
+    names = dict.fromkeys(name for own in groups for name in telling([dict(e.variant.settings) for e in own]))
+    varied = [entry for own in groups for entry in own]
     rows = [row for entry in entries for row in entry.rows]
-    names = list(dict.fromkeys(name for entry in varied for name, _ in entry.variant.settings))
     columns = headline_columns(all_metrics(rows), Dense.among(rows))
-    return compare("ablation", "Ablation: runs that differ in these settings", columns, varied, apart=names)
+    return compare(
+        "ablation", "Ablation: runs that differ in these settings", columns, varied, apart=list(names), ties=ties
+    )
 
 
 def retained_table(entries: Sequence[Entry]) -> Table | None:
@@ -169,31 +198,57 @@ def retained_table(entries: Sequence[Entry]) -> Table | None:
 
 
 def layers_table(entries: Sequence[Entry]) -> Table | None:
-    """Which layers each pruner removes, as ranges; seeds that remove the same ones share a line."""
-    found: dict[tuple[str, ...], dict[str, set[int]]] = {}
-    for entry in entries:
-        variant = entry.variant
-        for row in entry.rows if variant.stage != "dense" else ():
-            settings = ", ".join(f"{k}={v}" for k, v in variant.settings if not k.startswith(("patch.", "distill")))
-            what = (variant.model, f"{variant.num_removed}/{variant.num_layers}", variant.pruner, settings)
-            found.setdefault(what, {}).setdefault(layer_list(row.removed), set()).add(row.seed)
-    lines = [
-        Line((*what, seeds_text(seeds) if len(layers) > 1 else ""), (Cell(text),), what[:2])
-        for what, layers in found.items()
-        for text, seeds in layers.items()
-    ]
-    heads = ("model", "layers", "pruner", "settings", "seeds")
+    """Which layers are removed, and by what: a line for each distinct set."""
+    lines = []
+    for model in dict.fromkeys(entry.variant.model for entry in entries):
+        own = [entry for entry in entries if entry.variant.model == model]
+        for layers, words in layer_sets(own):
+            group = (model, f"{len(layers)}/{own[0].variant.num_layers}")
+            lines.append(Line((*group, words), (Cell(layer_list(layers)),), group))
+    heads = ("model", "layers", "removed by")
     table = Table("layers", "Removed layers", heads, ("removed layers",), tuple(lines), keys=("removed_layers",))
-    return without_empty_heads(table) if lines else None
+    return table if lines else None
 
 
-def seeds_text(seeds: Iterable[int]) -> str:
-    """Seeds in order."""
-    return ", ".join(str(seed) for seed in sorted(seeds))
+def layer_sets(entries: Sequence[Entry]) -> list[tuple[tuple[int, ...], str]]:
+    """Each distinct set of removed layers with who removes it, by size: in the fewest words that mean one set."""
+    removed = [
+        (entry, row.seed, tuple(sorted(row.removed))) for entry in entries if not entry.is_dense for row in entry.rows
+    ]
+    meant: dict[tuple[int, str], set[tuple[int, ...]]] = {}
+    for entry, seed, layers in removed:
+        for words in _called(entry, seed):
+            meant.setdefault((len(layers), words), set()).add(layers)
+    rows: dict[tuple[int, ...], dict[str, None]] = {}
+    for entry, seed, layers in removed:
+        called = _called(entry, seed)
+        words = next((words for words in called if len(meant[len(layers), words]) == 1), called[-1])
+        rows.setdefault(layers, {})[words] = None
+    named = [(layers, ", ".join(words)) for layers, words in rows.items()]
+    return sorted(named, key=lambda row: (len(row[0]), row[1]))
+
+
+def _called(entry: Entry, seed: int) -> tuple[str, ...]:
+    """What removes an entry's layers, in ever more words; patches rarely matter to what is removed."""
+    pruner = pruner_name(entry.variant)
+    return pruner, f"{pruner}, seed {seed}", entry.name, f"{entry.name}, seed {seed}"
+
+
+def metric_title(name: str) -> str:
+    """A metric in words.
+
+    >>> metric_title("ppl/wikitext2"), metric_title("qa/paper"), metric_title("qa/boolq/acc")
+    ('Perplexity on WikiText-2', 'Question answering average', 'Question answering BoolQ')
+    """
+    suite, _, rest = name.partition("/")
+    if suite == "ppl":
+        return f"Perplexity on {CORPORA.get(rest, rest)}"
+    task = rest.rpartition("/")[0]
+    return f"{SUITES.get(suite, suite)} {TASKS.get(task, task) or 'average'}"
 
 
 def _times_dense(key: str, title: str, quantity: Quantity) -> Column:
-    return Column(key, title, quantity, "times", "lower", derived=True)
+    return Column(key, title, quantity, "times", derived=True)
 
 
 def suites_of(names: Iterable[str]) -> list[str]:

@@ -22,9 +22,9 @@ def escape(text: str) -> str:
 
 
 def markdown_table(table: Table) -> str:
-    """A table with its notes; numbers to the right, the best in bold."""
+    """A table with its notes; numbers and sizes to the right, the best in bold."""
     heads = [escape(head) for head in (*table.heads, *table.columns)]
-    rule = ["---"] * len(table.heads) + ["---:" if numbers else "---" for numbers in table.are_numbers]
+    rule = ["---:" if right else "---" for right in table.are_right]
     lines = [_row(heads), _row(rule)]
     for line in table.lines:
         lines.append(_row([*(escape(label) for label in line.labels), *(_cell(cell) for cell in line.cells)]))

@@ -8,100 +8,124 @@ import html
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.resources import files
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
 from linearpatch.report.compare import letters
-from linearpatch.report.layouts import DEFINITIONS, headline_columns, perplexity_columns, speed_columns
+from linearpatch.report.differences import Differences
+from linearpatch.report.figures.style import Drawing
+from linearpatch.report.layouts import DEFINITIONS, PARAMETERS, headline_columns, metric_title, speed_columns
+from linearpatch.report.matrices import LEVEL
 from linearpatch.report.quantities import Dense, Entry, Value, all_metrics, metric, retained
-from linearpatch.report.reading import Failure, Run
-from linearpatch.report.tables import SHOWN, Column, Table, labels_of
+from linearpatch.report.reading import Found, Run
+from linearpatch.report.tables import Column, Table, labels_of
+from linearpatch.results.units import unit_of
 from linearpatch.text import printable, printable_values
 
-SCRIPTS = ("page.js", "table.js", "plots.js", "details.js", "start.js")
+SCRIPTS = ("page.js", "table.js", "matrix.js", "figures.js", "details.js", "start.js")
 SLOT = re.compile(r"<!--slot:(\w+)-->")
 
 
 def write_page(
     title: str,
     entries: Sequence[Entry],
-    runs: Sequence[Run],
+    found: Found,
     tables: Sequence[Table],
-    failures: Sequence[Failure],
-    remarks: Sequence[str],
+    differences: Sequence[Differences],
+    drawings: Sequence[Drawing],
 ) -> str:
-    """The page as HTML, with styles, scripts, plotly and all data inside.
+    """The page as HTML, with styles, scripts, figures and all data inside.
 
     Args:
         title: Its head.
         entries: Lines of the table, points of the plots.
-        runs: What details show.
+        found: The runs that details show, and those left out.
         tables: Those of the report.
-        failures: Runs that are left out.
-        remarks: What readers should know.
+        differences: Between any two entries.
+        drawings: The figures of the report.
     """
-    shown = choices(entries)
-    columns = [choice.column for choice in shown]
+    shown = columns_of(entries)
+    columns = [column for column, _ in shown]
+    runs = found.runs
     data = {
         "title": title,
-        "columns": [_described(choice) for choice in shown],
+        "columns": [
+            {"key": column.key, "title": column.title, "digits": unit_of(column.unit).digits, "shown": at_start}
+            for column, at_start in shown
+        ],
         **_lines(entries, columns, {run.record.run_id: at for at, run in enumerate(runs)}),
+        **_differences(differences),
         "tables": [_table(table) for table in tables],
-        "failures": [asdict(failure) | {"folder": str(failure.folder)} for failure in failures],
-        "remarks": list(remarks),
+        "failures": [asdict(failure) | {"folder": str(failure.folder)} for failure in found.failures],
+        "remarks": list(found.remarks),
     }
     web = files("linearpatch.report") / "web"
-    scripts = [get_plotlyjs(), *((web / name).read_text(encoding="utf-8") for name in SCRIPTS)]
-    scripts = [script.replace("</script", "<\\/script") for script in scripts]
+    scripts = [(web / name).read_text(encoding="utf-8") for name in SCRIPTS]
     slots = {
         "title": html.escape(printable(title)),
         "hashes": " ".join(_hash(script) for script in scripts),
         "style": (web / "page.css").read_text(encoding="utf-8"),
         "data": script_json(data),
         "runs": script_json([_details(run) for run in runs]),
-        "plotly": scripts[0],
-        "scripts": "\n".join(f"<script>{script}</script>" for script in scripts[1:]),
+        "images": script_json([_figure(drawing) for drawing in drawings]),
+        "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
     }
     return SLOT.sub(lambda slot: slots[slot[1]], (web / "page.html").read_text(encoding="utf-8"))
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A column that the page can show.
-
-    Attributes:
-        column: The column.
-        kind: Which plot it is for: `perplexity`, `retained`, `speed`, or none.
-        shown: Whether the table shows it from the start.
-    """
-
-    column: Column
-    kind: str = ""
-    shown: bool = False
-
-
-def choices(entries: Sequence[Entry]) -> list[Choice]:
-    """All that can be shown: what stands for each evaluation first, then every other metric."""
+def columns_of(entries: Sequence[Entry]) -> list[tuple[Column, bool]]:
+    """All columns that the page can show, and whether it does so from the start: what stands for each evaluation."""
     rows = [row for entry in entries for row in entry.rows]
-    known, dense = all_metrics(rows), Dense.among(rows)
-    found = [Choice(column, _kind(column.key), shown=True) for column in headline_columns(known, dense)]
-    times = (column for column in perplexity_columns(known, dense=dense) if column.derived)
-    found += [Choice(replace(one, title=f"{one.key.removesuffix('_times_dense')} × dense")) for one in times]
-    found += [Choice(replace(one, title=f"speed {one.title}")) for one in speed_columns("speed", known)]
+    known = all_metrics(rows)
+    found = [(column, True) for column in (*headline_columns(known, Dense.among(rows)), PARAMETERS)]
+    found += [(replace(one, title=f"speed {one.title}"), False) for one in speed_columns("speed", known)]
     kept = dict.fromkeys(name for row in rows for averages in row.retained.values() for name in averages)
     found += [
-        Choice(Column(f"{name}/{key}", f"{name} retained, {words}", retained(name, key), "share"), "retained")
+        (Column(f"{name}/{key}", f"{name} retained, {words}", retained(name, key), "share"), False)
         for name in kept
         for key, words in DEFINITIONS.items()
     ]
-    found += [Choice(Column(name, name, metric(name), measure.unit)) for name, measure in known.items()]
-    first: dict[str, Choice] = {}
-    for choice in found:
-        first.setdefault(choice.column.key, choice)
+    found += [(Column(name, name, metric(name), measure.unit), False) for name, measure in known.items()]
+    first: dict[str, tuple[Column, bool]] = {}
+    for column, shown in found:
+        first.setdefault(column.key, (column, shown))
     return list(first.values())
+
+
+def _figure(drawing: Drawing) -> dict[str, Any]:
+    """A figure: one with a part for each recipe as a drawing, others as the picture that the files hold."""
+    width, height = (round(96 * inches) for inches in drawing.figure.get_size_inches())
+    shown = {"name": drawing.name, "caption": drawing.caption, "width": width, "height": height}
+    if drawing.recipes:
+        return shown | {"svg": drawing.svg, "model": drawing.model, "recipes": drawing.recipes}
+    return shown | {"png": base64.b64encode(drawing.png).decode()}
+
+
+def _differences(found: Sequence[Differences]) -> dict[str, Any]:
+    """Pairs of lines with all that is known of each; words that many share stand once."""
+    words: dict[str, int] = {}
+
+    def number(value: float | None) -> float | None:
+        return None if value is None else float(f"{value:.4g}")
+
+    content = [
+        {
+            "model": one.model, "metric": one.metric, "unit": "%" if one.logarithm else "points",
+            "acrossSizes": one.across_sizes,
+            "title": f"{metric_title(one.metric)}, {one.model}",
+            "pairs": [
+                [
+                    pair.first, pair.second, number(pair.value), number(pair.low), number(pair.high),
+                    number(pair.adjusted), words.setdefault(pair.basis, len(words)),
+                    words.setdefault(pair.reason, len(words)),
+                ]
+                for pair in one.pairs.values()
+            ],
+        }
+        for one in found
+    ]  # fmt: skip
+    return {"differences": content, "words": list(words), "level": LEVEL}
 
 
 def script_json(content: Any) -> str:
@@ -112,20 +136,6 @@ def script_json(content: Any) -> str:
     """
     text = json.dumps(printable_values(content), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c")
-
-
-def _kind(key: str) -> str:
-    if key.startswith("ppl/"):
-        return "perplexity"
-    if key.startswith("speed/"):
-        return "speed"
-    return "retained" if key.endswith("/retained") else ""
-
-
-def _described(choice: Choice) -> dict[str, Any]:
-    column = choice.column
-    digits = SHOWN.get(column.unit, (1, 2))[1]
-    return {"key": column.key, "title": column.title, "digits": digits, "shown": choice.shown, "kind": choice.kind}
 
 
 def _lines(entries: Sequence[Entry], columns: Sequence[Column], run_index: dict[str, int]) -> dict[str, Any]:
@@ -144,8 +154,8 @@ def _lines(entries: Sequence[Entry], columns: Sequence[Column], run_index: dict[
             {
                 "model": variant.model, "numLayers": variant.num_layers, "n": variant.num_removed,
                 "stage": variant.stage, "pruner": labels[2], "patch": variant.patch, "distill": variant.distill,
-                "settings": variant.settings_text, "seeds": sorted({row.seed for row in entry.rows}),
-                "parameters": entry.rows[0].num_parameters,
+                "settings": variant.settings_text, "name": entry.name,
+                "seeds": sorted({row.seed for row in entry.rows}),
                 "removed": [sorted(row.removed) for row in entry.rows],
                 "runs": sorted({run_index[run] for row in entry.rows for run in row.runs if run in run_index}),
                 "values": {
@@ -160,11 +170,13 @@ def _lines(entries: Sequence[Entry], columns: Sequence[Column], run_index: dict[
 
 def _number(value: Value, column: Column, protocols: dict[str, int], marks: dict[str, str]) -> dict[str, Any]:
     """A number in the unit that is shown, with its interval, protocol and letter."""
-    scale = SHOWN.get(column.unit, (1, 2))[0]
+    scale = unit_of(column.unit).factor
     key = _key(value)
     found: dict[str, Any] = {"v": value.mean * scale, "p": protocols.setdefault(key, len(protocols))}
     if value.spread is not None:
         found["s"] = value.spread * scale
+    elif value.reading.stderr is not None:
+        found["e"] = value.reading.stderr * scale
     if value.interval:
         found["i"] = [end * scale for end in value.interval]
     if key in marks:
@@ -181,7 +193,7 @@ def _table(table: Table) -> dict[str, Any]:
         "name": table.name,
         "title": table.title,
         "heads": [*table.heads, *table.columns],
-        "numbers": [False] * len(table.heads) + table.are_numbers,
+        "numbers": table.are_right,
         "groups": [
             [[*line.labels, *({"t": c.text, "b": c.best, "m": c.mark} for c in line.cells)] for line in group]
             for group in table.groups

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
+from linearpatch.report.names import names_of
 from linearpatch.report.rows import Row, Variant
 from linearpatch.results.metric import Metric
 
@@ -22,6 +24,7 @@ class Reading:
         data: What it was measured on.
         low: Lower end of its 95 % interval, from the standard error over tokens or questions, or the record's own …
         high: … and the upper end.
+        stderr: The standard error, where the interval comes from it.
     """
 
     value: float
@@ -29,6 +32,14 @@ class Reading:
     data: str
     low: float | None = None
     high: float | None = None
+    stderr: float | None = None
+
+    @classmethod
+    def with_error(cls, value: float, protocol: str, data: str, stderr: float | None) -> Reading:
+        """A reading with the interval of its standard error."""
+        if stderr is None:
+            return cls(value, protocol, data)
+        return cls(value, protocol, data, value - 1.96 * stderr, value + 1.96 * stderr, stderr)
 
 
 Quantity = Callable[[Row], Reading | None]
@@ -51,6 +62,14 @@ class Value:
     reading: Reading
 
     @property
+    def error(self) -> float | None:
+        """Standard error of the mean: over seeds, or over the data of a single seed."""
+        if self.spread is not None:
+            return self.spread / math.sqrt(self.seeds)
+        low, high = self.reading.low, self.reading.high
+        return None if low is None or high is None else (high - low) / (2 * 1.96)
+
+    @property
     def interval(self) -> tuple[float, float] | None:
         """What error bars show: mean ± spread over seeds; of a single seed, the interval over its data."""
         if self.spread is not None:
@@ -67,10 +86,17 @@ class Entry:
     Attributes:
         variant: Which model it is.
         rows: One for each seed, all measured in the same way.
+        name: Of the recipe; no two entries of a model and size share it.
     """
 
     variant: Variant
     rows: tuple[Row, ...]
+    name: str = ""
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing was removed."""
+        return self.variant.stage == "dense"
 
     def value(self, quantity: Quantity) -> Value | None:
         """A quantity over the seeds that have it."""
@@ -78,7 +104,8 @@ class Entry:
         if not readings:
             return None
         values = [reading.value for reading in readings]
-        return Value(fmean(values), stdev(values) if len(values) > 1 else None, len(values), readings[0])
+        measured = len(values) > 1 and readings[0].protocol  # sizes have no spread
+        return Value(fmean(values), stdev(values) if measured else None, len(values), readings[0])
 
 
 def entries_of(rows: Sequence[Row]) -> list[Entry]:
@@ -92,7 +119,8 @@ def entries_of(rows: Sequence[Row]) -> list[Entry]:
             buckets.append([row])
         else:
             bucket.append(row)
-    return [Entry(variant, tuple(bucket)) for variant, buckets in groups.items() for bucket in buckets]
+    found = [(variant, tuple(bucket)) for variant, buckets in groups.items() for bucket in buckets]
+    return [Entry(variant, own, name) for (variant, own), name in zip(found, names_of(found), strict=True)]
 
 
 def metric(name: str) -> Quantity:
@@ -102,9 +130,7 @@ def metric(name: str) -> Quantity:
         measure = row.metrics.get(name)
         if measure is None or measure.value is None:
             return None
-        error = measure.stderr
-        low, high = (None, None) if error is None else (measure.value - 1.96 * error, measure.value + 1.96 * error)
-        return Reading(measure.value, measure.protocol, measure.data, low, high)
+        return Reading.with_error(measure.value, measure.protocol, measure.data, measure.stderr)
 
     return read
 
@@ -127,7 +153,9 @@ def mean(names: Sequence[str]) -> Quantity:
             return None
         protocol = "; ".join(dict.fromkeys(reading.protocol for reading in readings))
         data = "; ".join(dict.fromkeys(reading.data for reading in readings))
-        return Reading(fmean(reading.value for reading in readings), protocol, data)
+        errors = [reading.stderr for reading in readings if reading.stderr is not None]
+        error = math.hypot(*errors) / len(names) if len(errors) == len(names) else None  # of independent texts
+        return Reading.with_error(fmean(reading.value for reading in readings), protocol, data, error)
 
     return read
 

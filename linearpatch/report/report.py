@@ -13,19 +13,22 @@ from pathlib import Path
 
 from rich.table import Table as RichTable
 
-from linearpatch.errors import StorageError
+from linearpatch.errors import StorageError, require_choice
+from linearpatch.report import FACETS
 from linearpatch.report.csv_files import costs, csv_table, measurements, to_csv
-from linearpatch.report.differences import differences_table
+from linearpatch.report.differences import Differences, Ties, compare_all
 from linearpatch.report.document import document
 from linearpatch.report.figures.all import MOST_CHARACTERS, draw
 from linearpatch.report.latex import latex_table
 from linearpatch.report.layouts import ablation_table, layers_table, paper_tables, retained_table
 from linearpatch.report.markdown import escape, markdown_table
+from linearpatch.report.matrices import differences_frame, matrix_tables
 from linearpatch.report.page import write_page
 from linearpatch.report.published import Published, read_published
 from linearpatch.report.quantities import Entry, entries_of
 from linearpatch.report.reading import Failure, Found, read_runs
 from linearpatch.report.rows import Row, merged, told_apart
+from linearpatch.report.samples import Samples
 from linearpatch.report.tables import Table
 from linearpatch.report.terminal import failures_table, rich_table
 from linearpatch.report.with_published import beside_table
@@ -72,16 +75,23 @@ class Comparison:
         rows: One for each model and seed.
         entries: One for each model, all its seeds together.
         tables: The tables that have a number.
+        differences: Between any two entries of a model, in each headline metric.
     """
 
     found: Found
     rows: tuple[Row, ...]
     entries: tuple[Entry, ...]
     tables: tuple[Table, ...]
+    differences: tuple[Differences, ...]
 
 
 def write_report(
-    folders: Sequence[Path], output: Path, *, title: str | None = None, published: Path | None = None
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    title: str | None = None,
+    published: Path | None = None,
+    facet: str | None = None,
 ) -> Report:
     """Compare all runs in some folders and below them.
 
@@ -90,17 +100,21 @@ def write_report(
         output: Where the report goes. Files of an earlier report are replaced, all others stay.
         title: Its head; None names the models.
         published: Published figures to stand beside the measured ones, see `read_published`.
+        facet: Draw a panel of quality against layers for each value of this, one of `FACETS`.
 
     Raises:
         StorageError: there is no record, or the output can't be written or holds files of the same names that no
             report wrote.
         DataError: the published figures can't be read.
+        ConfigError: there is no such facet.
     """
+    if facet is not None:
+        require_choice("facet", facet, FACETS)
     earlier = _earlier_files(output)
     figures = read_published(published) if published else []
     comparison = compare_runs(read_runs(folders), figures)
     title = title or default_title(comparison)
-    files = _files(title, comparison)
+    files = _files(title, comparison, facet)
     _replace_files(output, files, earlier)
     left_out = f" ({len(comparison.found.failures)} left out)" if comparison.found.failures else ""
     log.info("the report of %s%s is in %s", counted(len(comparison.found.runs), "run"), left_out, output)
@@ -114,22 +128,25 @@ def compare_runs(found: Found, published: Sequence[Published] = ()) -> Compariso
     rows = told_apart(merged(row for run in found.runs for row in run.rows))
     entries = entries_of(rows)
     caveats = tuple(remarks([run.record for run in found.runs]))
-    tables = [replace(table, notes=(*table.notes, *caveats)) for table in paper_tables(entries, published)]
+    differences = compare_all(entries, Samples(found.runs))
+    ties = Ties(entries, differences)
+    tables = [replace(table, notes=(*table.notes, *caveats)) for table in paper_tables(entries, published, ties)]
+    tables += matrix_tables(entries, differences)
     more = (
         beside_table(entries, published),
         retained_table(entries),
-        ablation_table(entries),
-        differences_table(entries),
+        ablation_table(entries, ties),
         layers_table(entries),
     )
-    return Comparison(found, tuple(rows), tuple(entries), (*tables, *(table for table in more if table)))
+    tables += [table for table in more if table]
+    return Comparison(found, tuple(rows), tuple(entries), tuple(tables), tuple(differences))
 
 
-def _files(title: str, comparison: Comparison) -> dict[str, bytes]:
+def _files(title: str, comparison: Comparison, facet: str | None) -> dict[str, bytes]:
     """Every file of the report, by its path in the folder."""
     found, tables = comparison.found, _with_file_names(comparison.tables)
-    drawings = draw(comparison.entries, found.runs)
-    page = write_page(title, comparison.entries, found.runs, tables, found.failures, found.remarks)
+    drawings = draw(comparison.entries, found.runs, facet)
+    page = write_page(title, comparison.entries, found, tables, comparison.differences, drawings)
     files = {"report.md": document(title, found, tables, drawings), "report.html": page}
     for table in tables:
         files[f"tables/{table.name}.md"] = f"# {escape(table.title)}\n\n{markdown_table(table)}"
@@ -137,9 +154,11 @@ def _files(title: str, comparison: Comparison) -> dict[str, bytes]:
         files[f"tables/{table.name}.csv"] = csv_table(table)
     files["tables/measurements.csv"] = to_csv(measurements(comparison.rows))
     files["tables/costs.csv"] = to_csv(costs(found.runs))
+    if comparison.differences:
+        files["tables/differences.csv"] = to_csv(differences_frame(comparison.entries, comparison.differences))
     content = {name: text.encode() for name, text in files.items()}
     for drawing in drawings:
-        content |= {f"figures/{name}": data for name, data in drawing.files().items()}
+        content |= {f"figures/{drawing.name}.png": drawing.png, f"figures/{drawing.name}.pdf": drawing.pdf}
     return content
 
 
@@ -218,7 +237,7 @@ def _with_file_names(tables: Sequence[Table]) -> list[Table]:
     for table in tables:
         name = base = re.sub(r"[^A-Za-z0-9_.-]+", "_", table.name).strip("._")[:MOST_CHARACTERS] or "table"
         number = 2
-        while name in named or name in ("measurements", "costs"):
+        while name in named or name in ("measurements", "costs", "differences"):
             name, number = f"{base}_{number}", number + 1
         named[name] = replace(table, name=name)
     return list(named.values())

@@ -139,21 +139,35 @@ def merged(rows: Iterable[Row]) -> list[Row]:
 
 
 def told_apart(rows: Sequence[Row]) -> list[Row]:
-    """Rows whose settings are those alone in which rows of the same model, pruner, size and patch differ.
+    """Rows whose settings are those alone in which rows of the same model, pruner and patch differ, at any size.
 
-    Where the pruner foresaw a patch, rows are compared with those of the same one; its name is always shown.
+    Of the texts and how much of them was read, also those in which rows of other pruners and patches differ: what is
+    compared must not hide that. Where the pruner foresaw a patch, rows are compared with those of the same one; its
+    name is always shown.
     """
-    alike: dict[tuple[Variant, str | None], list[Row]] = {}
+    alike: dict[tuple[Any, ...], list[Row]] = {}
+    by_model: dict[str, list[Row]] = {}
     for row in rows:
         foreseen = dict(row.variant.settings).get(CHOSEN_FOR)
-        alike.setdefault((replace(row.variant, settings=()), foreseen), []).append(row)
+        alike.setdefault((replace(row.variant, settings=(), num_removed=0), foreseen), []).append(row)
+        if row.variant.stage != "dense":
+            by_model.setdefault(row.variant.model, []).append(row)
+    texts = {model: _telling_texts(own) for model, own in by_model.items()}
     found = []
-    for (variant, _), group in alike.items():
+    for group in alike.values():
         shown = {CHOSEN_FOR, *telling([dict(row.variant.settings) for row in group])}
         for row in group:
-            settings = tuple((name, value) for name, value in row.variant.settings if name in shown)
-            found.append(replace(row, variant=replace(variant, settings=settings)))
+            names = shown | texts.get(row.variant.model, set())
+            settings = tuple((name, value) for name, value in row.variant.settings if name in names)
+            found.append(replace(row, variant=replace(row.variant, settings=settings)))
     return sorted(found, key=lambda row: (*row.variant.order, row.seed))
+
+
+def _telling_texts(rows: Sequence[Row]) -> set[str]:
+    """Settings of the calibration text in which some rows differ."""
+    groups = ("corpus", "calibration")
+    texts = [{k: v for k, v in row.variant.settings if k.partition(".")[0] in groups} for row in rows]
+    return set(telling(texts))
 
 
 def _joined(newer: Row, older: Row) -> Row:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from linearpatch.report.compare import compare
-from linearpatch.report.layouts import headline_columns, layers_table
-from linearpatch.report.quantities import Dense, Reading, all_metrics, entries_of
-from linearpatch.report.rows import Row, merged, rows_of_run, told_apart
-from linearpatch.report.tables import Cell, Column, Line, Table
+from linearpatch.report.layouts import PARAMETERS, headline_columns, layers_table
+from linearpatch.report.quantities import Dense, all_metrics, entries_of
+from linearpatch.report.rows import merged, rows_of_run, told_apart
+from linearpatch.report.tables import Cell, Line, Table
 from linearpatch.results.display import (
     headline_names,
     label,
@@ -56,16 +56,9 @@ def sweep_tables(records: Sequence[Record]) -> list[Table]:
     complete = [record for record in records if record.metrics and record.model and record.pruning and record.patch]
     rows = told_apart(merged(row for record in complete for row in rows_of_run(record)))
     entries = entries_of(rows)
-    columns = [*headline_columns(all_metrics(rows), Dense.among(rows), times_dense=True), PARAMETERS]
+    columns = [*headline_columns(all_metrics(rows), Dense.among(rows)), PARAMETERS]
     tables = (compare("runs", "Models", columns, entries, notes=remarks(complete)), layers_table(entries))
     return [table for table in tables if table]
-
-
-def _num_parameters(row: Row) -> Reading:
-    return Reading(float(row.num_parameters), "", "")
-
-
-PARAMETERS = Column("parameters", "parameters M", _num_parameters, "count", derived=True)
 
 
 def _metric_lines(record: Record, stages: Sequence[str], name: str, text: str) -> list[Line]:

@@ -9,11 +9,6 @@ from itertools import groupby
 from linearpatch.report.quantities import Quantity
 from linearpatch.report.rows import Variant
 
-# Factor and digits in which tables show each unit. Shares are points, as papers have them.
-SHOWN = {
-    "share": (100, 2), "times": (1, 2), "bytes": (2**-20, 0), "s": (1000, 1), "1/s": (1, 1), "FLOP": (1e-9, 1),
-    "count": (1e-6, 1),
-}  # fmt: skip
 LOWER = frozenset({"", "s", "bytes", "FLOP", "count"})  # units of which less is better: perplexity has none
 
 
@@ -25,10 +20,11 @@ class Column:
         key: Its name in files, and in published figures, such as `qa/arc_challenge`.
         title: Its head.
         quantity: What it shows.
-        unit: That of the quantity; see `SHOWN`.
+        unit: That of the quantity; see `results.units`.
         better: `lower`, `higher`, or nothing where none is best.
         derived: Whether it is made of other columns, which say how they were measured.
         interval: Whether cells show the interval that the record holds.
+        metric: The metric whose paired differences tell which numbers are ties.
     """
 
     key: str
@@ -38,11 +34,14 @@ class Column:
     better: str = ""
     derived: bool = False
     interval: bool = False
+    metric: str = ""
 
     @classmethod
-    def of(cls, key: str, title: str, quantity: Quantity, unit: str, *, derived: bool = False) -> Column:
+    def of(
+        cls, key: str, title: str, quantity: Quantity, unit: str, *, derived: bool = False, metric: str = ""
+    ) -> Column:
         """A column in which the unit decides what is better."""
-        return cls(key, title, quantity, unit, "lower" if unit in LOWER else "higher", derived)
+        return cls(key, title, quantity, unit, "lower" if unit in LOWER else "higher", derived, metric=metric)
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,16 @@ class Cell:
         text: As people read it.
         value: The number in the unit of the text; None for a text.
         spread: Standard deviation over seeds, in the same unit.
+        stderr: Standard error over windows or questions, in the same unit.
         key: How it was measured; only equal keys compare.
         mark: Letter of the note that says how, where a column holds several.
-        best: Whether none in its group is better.
+        best: Whether it is set in bold.
     """
 
     text: str = ""
     value: float | None = None
     spread: float | None = None
+    stderr: float | None = None
     key: str = ""
     mark: str = ""
     best: bool = False
@@ -74,13 +75,11 @@ class Line:
         labels: One for each label head.
         cells: One for each column.
         group: What it is compared within; a rule stands between groups.
-        dense: Whether it is the dense model's, which is never the best.
     """
 
     labels: tuple[str, ...]
     cells: tuple[Cell, ...]
     group: tuple[str, ...] = ()
-    dense: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,10 +107,20 @@ class Table:
     all_right: bool = False
 
     @property
-    def seeds_note(self) -> tuple[str, ...]:
+    def spread_notes(self) -> tuple[str, ...]:
         """What ± means, where a number has it."""
-        spread = any(cell.spread is not None for line in self.lines for cell in line.cells)
-        return ("mean ± standard deviation over seeds",) if spread else ()
+        cells = [cell for line in self.lines for cell in line.cells]
+        over_seeds = any(cell.spread is not None for cell in cells)
+        errors = any(cell.stderr is not None for cell in cells)
+        return (
+            *(("mean ± standard deviation over seeds",) if over_seeds else ()),
+            *((f"±{', of a single seed' * over_seeds}: standard error over windows or questions",) if errors else ()),
+        )
+
+    @property
+    def are_right(self) -> list[bool]:
+        """Whether each head and column is aligned right, as numbers and sizes are."""
+        return [head in NUMBER_HEADS for head in self.heads] + self.are_numbers
 
     @property
     def groups(self) -> list[list[Line]]:
@@ -127,17 +136,8 @@ class Table:
         ]
 
 
+NUMBER_HEADS = frozenset({"layers", "seeds"})
 HEADS = ("model", "layers", "pruner", "patch", "distill", "settings", "seeds", "source")
-
-
-def number_text(value: float, unit: str, spread: float | None = None) -> str:
-    """A number in the unit that tables show.
-
-    >>> number_text(0.4625, "share"), number_text(13.221, "", 0.05), number_text(0.012, "s")
-    ('46.25', '13.22 ± 0.05', '12.0')
-    """
-    scale, digits = SHOWN.get(unit, (1, 2 if abs(value) >= 0.1 or value == 0 else 4))
-    return f"{value * scale:,.{digits}f}" + (f" ± {spread * scale:,.{digits}f}" if spread is not None else "")
 
 
 def labels_of(variant: Variant, seeds: str = "", source: str = "", apart: Sequence[str] = ()) -> tuple[str, ...]:

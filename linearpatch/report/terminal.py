@@ -17,10 +17,8 @@ MOST_LINES = 40
 def rich_table(table: Table) -> RichTable:
     """A table with its notes; of a long one the first lines."""
     shown = RichTable(title=escape(table.title), title_justify="left", caption_justify="left")
-    for head in table.heads:
-        shown.add_column(escape(head))
-    for title, numbers in zip(table.columns, table.are_numbers, strict=True):
-        shown.add_column(escape(title), justify="right" if numbers else "left")
+    for head, right in zip((*table.heads, *table.columns), table.are_right, strict=True):
+        shown.add_column(escape(head), justify="right" if right else "left")
     left = MOST_LINES
     for group in table.groups:
         for line in group[:left]:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from linearpatch.report.layouts import perplexity_columns, suite_columns, suites_of
 from linearpatch.report.published import Published
 from linearpatch.report.quantities import Entry, all_metrics
-from linearpatch.report.tables import SHOWN, Cell, Column, Line, Table, labels_of, number_text, without_empty_heads
+from linearpatch.report.tables import Cell, Column, Line, Table, labels_of, without_empty_heads
+from linearpatch.results.units import number_text, unit_of
 
 
 def beside_table(entries: Sequence[Entry], published: Sequence[Published]) -> Table | None:
@@ -33,7 +34,7 @@ def beside_table(entries: Sequence[Entry], published: Sequence[Published]) -> Ta
     keys = ("measured", "published", "difference")
     title = "Measured beside published"
     table = Table("published", title, heads, keys, tuple(lines), (), keys)
-    return without_empty_heads(replace(table, notes=(*table.seeds_note, *notes)))
+    return without_empty_heads(replace(table, notes=(*table.spread_notes, *notes)))
 
 
 def matches(entry: Entry, published: Published) -> bool:
@@ -76,13 +77,13 @@ def _line(entry: Entry, column: Column | None, figure: float) -> Line | None:
     value = entry.value(column.quantity) if column else None
     if column is None or value is None:
         return None
-    scale, digits = SHOWN.get(column.unit, (1, 2))
-    measured = value.mean * scale
-    spread = None if value.spread is None else value.spread * scale
+    unit = unit_of(column.unit)
+    measured = value.mean * unit.factor
+    spread = None if value.spread is None else value.spread * unit.factor
     cells = (
         Cell(number_text(value.mean, column.unit, value.spread), measured, spread),
-        Cell(f"{figure:,.{digits}f}", figure),
-        Cell(f"{measured - figure:+,.{digits}f}", measured - figure),
+        Cell(f"{figure:,.{unit.digits}f}", figure),
+        Cell(f"{measured - figure:+,.{unit.digits}f}", measured - figure),
     )
     seeds = str(len(entry.rows)) if len(entry.rows) > 1 else ""
     labels = labels_of(entry.variant, seeds)

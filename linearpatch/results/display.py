@@ -6,16 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from linearpatch.results.metric import Metric
 from linearpatch.results.record import Record
-
-# Factor, digits and sign in which each unit is shown.
-UNITS = {
-    "share": (100, 1, ""),
-    "bytes": (2**-20, 0, " MiB"),
-    "s": (1000, 1, " ms"),
-    "1/s": (1, 1, ""),
-    "FLOP": (1e-9, 1, " GFLOP"),
-    "count": (1e-6, 1, " M"),
-}
+from linearpatch.results.units import number_text
 
 # An evaluation with more metrics than this (MMLU has 57 subjects) shows only its averages.
 MOST_SHOWN = 24
@@ -52,16 +43,13 @@ def value_text(metric: Metric | None) -> str:
     """A metric's value with its standard error, in its unit; shares in percent.
 
     >>> value_text(Metric(0.5, 0.012, 100, "p", "", unit="share"))
-    '50.0 ± 1.2'
+    '50.00 ± 1.20'
     """
     if metric is None:
         return ""
     if metric.value is None:
         return "not finite" if str(metric.reason).startswith("the value is") else "not known"
-    default = (1, 2 if abs(metric.value) >= 0.1 else 4, "")
-    scale, digits, suffix = UNITS.get(metric.unit, default)
-    spread = f" ± {metric.stderr * scale:,.{digits}f}" if metric.stderr is not None else ""
-    return f"{metric.value * scale:,.{digits}f}{suffix}{spread}"
+    return number_text(metric.value, metric.unit, metric.stderr, suffix=True)
 
 
 def versus_text(metric: Metric | None, dense: Metric | None) -> str:

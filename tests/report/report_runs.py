@@ -1,5 +1,10 @@
 """Records to compare, made by hand."""
 
+from dataclasses import replace
+
+import numpy
+from safetensors.numpy import save_file
+
 from linearpatch.report.quantities import entries_of
 from linearpatch.report.rows import merged, rows_of_run, told_apart
 from linearpatch.results.files import write_record
@@ -87,3 +92,44 @@ def line(table, *labels):
 
 def best(table):
     return [cell.text for one in table.lines for cell in one.cells if cell.best]
+
+
+def write_grid(folder, pruners=("shortgpt", "sleb", "streamline"), patches=("none", "rotate", "lstsq"), sizes=(3, 5, 7),
+               windows=24):  # fmt: skip
+    """Records as a sweep leaves them, with the loss of each window of text beside them; made by formulas."""
+    text = numpy.sin(numpy.arange(windows)) / 2  # some windows are harder, whichever the model
+    for at, pruner in enumerate(pruners):
+        for number, patch in enumerate(patches):
+            for size in sizes:
+                harm = {"dense": 0.0, "pruned": 0.1 * size * (1 + 0.2 * at)}
+                if patch != "none":
+                    harm["patched"] = harm["pruned"] * (1 - 0.25 * number)
+                losses = {
+                    stage: 2.5 + text + value * (1 + 0.3 * numpy.cos(numpy.arange(windows) * (2 + at + turn)))
+                    for stage, value in harm.items()
+                    for turn in [number if stage == "patched" else 0]
+                }
+                stages = {
+                    stage: {
+                        "ppl/wikitext2": metric(
+                            float(numpy.exp(own.mean())),
+                            stderr=float(numpy.exp(own.mean()) * own.std(ddof=1) / windows**0.5),
+                            n=windows * 511, protocol="joined text, disjoint windows of 512 tokens",
+                        ),
+                        "speed/decode_step_s": metric(
+                            0.02 * (1 - size / 30 * (stage != "dense")), unit="s", stderr=None
+                        ),
+                        "speed/peak_memory_bytes": metric(
+                            2**28 * (1 - size / 40 * (stage != "dense")), unit="bytes", stderr=None
+                        ),
+                    }
+                    for stage, own in losses.items()
+                }  # fmt: skip
+                first = 2 + at
+                one = record(pruner, patch, range(first, first + size), **stages)
+                one.pruning = replace(one.pruning, interfaces=[(first, first + size)],
+                                      num_parameters_removed=650_000 * size)  # fmt: skip
+                write_record(one, folder / one.run_id)
+                arrays = {f"{stage}/ppl/wikitext2/windows": own for stage, own in losses.items()}
+                save_file(arrays, folder / one.run_id / "diagnostics.safetensors")
+    return folder

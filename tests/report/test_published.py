@@ -69,13 +69,13 @@ def test_seeds_stand_beside_published_figures_with_their_spread(tmp_path):
 def test_published_lines_stand_in_the_papers_tables_marked_as_such(tmp_path):
     tables = {table.name: table for table in paper_tables(measured(), published(tmp_path, *LINES))}
     table = tables["perplexity"]
-    assert table.columns == ("WikiText-2", "C4", "Avg.")
+    assert table.columns == ("WikiText-2", "C4", "Avg.", "Parameters, M")
     assert line(table, "taylor", "published")[0] == "40.00"
-    assert line(table, "rotate", "published") == ["14.50", "25.50", "20.00"]
+    assert line(table, "rotate", "published") == ["14.50", "25.50", "20.00", ""]
     places = [one.labels[2:] for one in table.lines if one.labels[0] == "tiny"]
     assert places.index(("sleb", "rotate", "published")) == places.index(("sleb", "rotate", "")) + 1
     best = [cell.text for one in table.lines for cell in one.cells[:1] if cell.best]
-    assert best == ["15.00", "14.50"]  # measured with measured, published with published
+    assert best == ["15.00 ± 0.50", "14.50"]  # measured with measured, published with published
 
 
 def test_published_figures_alone_make_the_papers_tables(tmp_path):

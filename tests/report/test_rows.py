@@ -65,7 +65,7 @@ def test_settings_that_vary_become_columns():
     assert [e.variant.settings_text for e in found] == ["ridge=0.001", "ridge=0.1"]
     table = ablation_table(found)
     assert "patch.ridge" in table.heads
-    assert line(table, "0.001") == ["12.00"]
+    assert line(table, "0.001") == ["12.00 ± 0.50"]
     assert ablation_table(entries(record(), record(patch="lstsq"))) is None
 
 
@@ -109,10 +109,41 @@ def test_what_patches_were_fitted_on_is_named_also_where_it_is_the_runs_own_corp
     ]
 
 
+def test_settings_that_vary_over_sizes_enter_the_name_at_all_sizes():
+    def fitted(size, ridge):
+        return record(removed=range(3, 3 + size), config={"patch": {"ridge": ridge}}, patched=15.0)
+
+    found = entries(fitted(2, 0.1), fitted(4, 0.1), fitted(4, 0.2))
+    assert [e.name for e in found] == ["SLEB + rotate (ridge=0.1)", "SLEB + rotate (ridge=0.1)",
+                                       "SLEB + rotate (ridge=0.2)"]  # fmt: skip
+
+
+def test_other_calibration_texts_enter_the_names_also_of_different_pruners():
+    configs = {"sleb": {"corpus": {"name": "c4"}}, "shortgpt": {"corpus": {"name": "pile"}}}
+    found = entries(*(record(pruner, config=config, patched=15.0) for pruner, config in configs.items()))
+    assert [e.name for e in found] == ["ShortGPT + rotate (corpus=pile)", "SLEB + rotate (corpus=c4)"]
+
+
+def test_recipes_are_called_by_the_titles_of_their_components():
+    distilled = record("shortgpt", "lstsq", distilled=12.0)
+    plain, strange = record("mine", "theirs", patched=15.0), record("tail", "none", pruned=20.0)
+    assert [e.name for e in entries(distilled, plain, strange)] == [
+        "mine + theirs", "ShortGPT + least squares + top-K KL", "Tail",
+    ]  # fmt: skip
+
+
+def test_runs_alike_in_all_that_is_recorded_are_told_apart_by_their_layers_or_ids():
+    one, other = record(patched=15.0), record(removed=(1, 2, 3), patched=16.0)
+    assert {e.name for e in entries(one, replace(other, run_id="other"))} == {
+        "SLEB + rotate [layers 3-4, 9]", "SLEB + rotate [layers 1-3]",
+    }  # fmt: skip
+
+
 def test_removed_layers_are_ranges_and_seeds_that_differ_are_named():
     table = layers_table(entries(record(seed=0), record(seed=1), record(seed=2, removed=(5, 6, 7))))
-    assert line(table, "0, 1") == ["3-4, 9"]
-    assert line(table, "2") == ["5-7"]
+    assert line(table, "SLEB, seed 0, SLEB, seed 1") == ["3-4, 9"]
+    assert line(table, "SLEB, seed 2") == ["5-7"]
+    assert line(layers_table(entries(record(), record("shortgpt"))), "ShortGPT, SLEB") == ["3-4, 9"]
 
 
 def test_records_are_found_at_any_depth_but_not_in_hidden_folders(tmp_path):

@@ -50,9 +50,9 @@ def test_a_sweep_shows_each_model_once_and_its_layers():
     ]
     text = printed(*sweep_tables(records))
     assert text.count("20.00") == 1
-    assert row(text, "15.00") == ["tiny", "3/12", "sleb", "rotate", "15.00", "1.50", "8.5"]
-    assert row(text, "40.00") == ["tiny", "3/12", "tail", "none", "40.00", "4.00", "8.0"]
-    assert row(text, "8-10") == ["tiny", "3/12", "tail", "8-10"]
+    assert row(text, "15.00") == ["tiny", "3/12", "sleb", "rotate", "15.00 ± 0.50", "1.50", "8.5"]
+    assert row(text, "40.00") == ["tiny", "3/12", "tail", "none", "40.00 ± 0.50", "4.00", "8.0"]
+    assert row(text, "8-10") == ["tiny", "3/12", "Tail", "8-10"]
     assert "a note" in text
     assert "another note" in text
 
@@ -93,15 +93,15 @@ def test_accuracies_are_shown_in_percent_with_differences_and_what_is_retained()
         }
     }
     text = printed(run_table(answered))
-    assert row(text, "  a/acc %")[1] == "25.0 ± 1.0"
-    assert row(text, "  paper %")[:4] == ["paper %", "50.0 ± 1.0", "50.0 ± 1.0", "-5.0 [-8.0, -2.0]"]
+    assert row(text, "  a/acc %")[1] == "25.00 ± 1.00"
+    assert row(text, "  paper %")[:4] == ["paper %", "50.00 ± 1.00", "50.00 ± 1.00", "-5.0 [-8.0, -2.0]"]
     assert row(text, "mean of ratios")[1:4] == ["100", "", "90.0 [85.0, 95.0]"]
     assert row(text, "ratio of means")[1:4] == ["100", "", "88.0"]
     assert "qa/a: windows of 8 tokens, 10 questions" in text
 
     text = printed(*sweep_tables([answered]))
     assert "Question answering Avg." in text
-    assert row(text, "20.00")[6:8] == ["50.00", "90.00"]
+    assert row(text, "20.00")[6:8] == ["50.00 ± 1.00", "90.00"]
 
 
 def test_an_evaluation_with_very_many_metrics_shows_its_averages():
@@ -125,7 +125,7 @@ def test_tasks_without_data_are_named_and_not_shown():
 @pytest.mark.parametrize(
     ("unit", "value", "shown"),
     [
-        ("share", 0.5, "50.0"), ("bytes", 3 * 2**20, "3 MiB"), ("s", 0.0123, "12.3 ms"), ("1/s", 71.23, "71.2"),
+        ("share", 0.5, "50.00"), ("bytes", 3 * 2**20, "3 MiB"), ("s", 0.0123, "12.3 ms"), ("1/s", 71.23, "71.2"),
         ("FLOP", 2.5e9, "2.5 GFLOP"), ("count", 134_515_008, "134.5 M"), ("", 12.345, "12.35"), ("", 0.0123, "0.0123"),
     ],
 )  # fmt: skip

@@ -3,15 +3,23 @@
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy
 import pytest
-from report_runs import entries, metric, record, write
+from matplotlib.figure import Figure
+from report_runs import entries, metric, record, write, write_grid
 from rich.console import Console
 from safetensors.numpy import save_file
 
 from linearpatch.errors import DataError, StorageError
+from linearpatch.report.figures.costs import against_costs, pareto
+from linearpatch.report.figures.layers import layer_scores
+from linearpatch.report.figures.patches import fits
 from linearpatch.report.figures.quality import against_layers
+from linearpatch.report.figures.style import log_scale, look
+from linearpatch.report.layouts import layer_sets
+from linearpatch.report.reading import Run, read_runs
 from linearpatch.report.report import MANIFEST, write_report
 from linearpatch.results.scores import LayerScores, SearchStep
 
@@ -154,7 +162,7 @@ def test_names_that_are_paths_stay_inside(tmp_path):
 
 def test_a_line_joins_sizes_with_the_same_settings():
     def lines(*records):
-        (drawing,) = against_layers(entries(*records))
+        (drawing,) = against_layers(entries(*records), "pruner")
         drawn = [line.get_xydata()[:, 1].tolist() for line in drawing.figure.axes[0].get_lines()]
         return sorted(values for values in drawn if len(set(values)) > 1)
 
@@ -164,3 +172,98 @@ def test_a_line_joins_sizes_with_the_same_settings():
     alone = [fitted(14.0, (3, 4)), fitted(16.0, (3, 4, 5))]
     assert lines(*alone) == [[14.0, 16.0]]
     assert lines(*alone, fitted(13.0, (3, 4), 0.2), fitted(15.0, (3, 4, 5), 0.2)) == [[13.0, 15.0], [14.0, 16.0]]
+
+
+def test_one_axis_has_a_line_for_each_recipe_and_panels_only_on_request():
+    runs = [record(pruner, removed=range(3, 3 + n), dense=10.0, pruned=12.0 + n, patched=11.0 + n)
+            for pruner in ("sleb", "tail") for n in (2, 4)]  # fmt: skip
+    (drawing,) = against_layers(entries(*runs))
+    (axis,) = drawing.figure.axes
+    drawn = [one for one in axis.get_lines() if len(one.get_xdata()) == 2 and len(set(one.get_ydata())) == 2]
+    assert len(drawn) == 4
+    assert len({(one.get_color(), one.get_marker()) for one in drawn}) == 4
+    assert [tick for tick in axis.get_xticks() if tick != int(tick)] == []
+    assert 10.0 in [one.get_ydata()[0] for one in axis.get_lines()]  # dense
+    names = {text.get_text() for text in drawing.figure.legends[0].get_texts()}
+    assert names == {"SLEB", "SLEB + rotate", "Tail", "Tail + rotate", "dense"}
+    (faceted,) = against_layers(entries(*runs), "pruner")
+    assert [axis.get_title() for axis in faceted.figure.axes] == ["sleb", "tail"]
+
+
+def test_recipes_of_one_size_are_dots_the_best_on_top():
+    (drawing,) = against_layers(entries(record("sleb"), record("tail", pruned=30.0, patched=12.0)))
+    (axis,) = drawing.figure.axes
+    assert [one.get_text() for one in axis.get_yticklabels()] == ["Tail + rotate", "SLEB + rotate", "SLEB", "Tail"]
+    assert axis.get_ylim()[0] > axis.get_ylim()[1]
+
+
+def test_of_very_many_recipes_the_best_have_colours_and_the_others_are_said_to_be_grey():
+    runs = [record(f"p{at}", "none", removed=range(n), dense=10.0, pruned=11.0 + at + n)
+            for at in range(20) for n in (2, 3)]  # fmt: skip
+    (drawing,) = against_layers(entries(*runs))
+    assert len(drawing.figure.legends[0].get_texts()) == 13
+    assert "grey: 8 more recipes" in drawing.caption
+    assert len({(one.color, one.marker) for one in map(look, range(64))}) == 64
+
+
+def test_logarithmic_axes_have_two_numbers_however_little_they_span():
+    for low, high in ((500.1, 500.9), (10.0, 11.0), (10.0, 40.0), (1.0, 1e5), (0.002, 0.009)):
+        axis = Figure().subplots()
+        axis.plot([0, 1], [low, high])
+        log_scale(axis, "y")
+        bottom, top = axis.get_ylim()
+        shown = [tick for tick in axis.yaxis.get_major_locator()() if bottom <= tick <= top]
+        assert len(shown) >= 2, (low, high)
+
+
+def test_the_front_is_what_nothing_beats_in_both():
+    generator = numpy.random.default_rng(0)
+    points = [tuple(point) for point in generator.integers(0, 30, (60, 2)).tolist()]
+
+    def is_beaten(point):
+        return any(o != point and o[0] <= point[0] and o[1] <= point[1] for o in points)
+
+    front = pareto(points, lower_is_better=True)
+    assert {points[at] for at in front} == {point for point in points if not is_beaten(point)}
+
+
+def test_quality_is_drawn_against_each_cost_that_differs(tmp_path):
+    write_grid(tmp_path / "runs", pruners=("sleb", "shortgpt"), patches=("none", "rotate"))
+    report = write_report([tmp_path / "runs"], tmp_path / "report")
+    assert "figures/costs_perplexity_wikitext2_tiny.png" in report.files
+    found = entries(*(run.record for run in read_runs([tmp_path / "runs"]).runs))
+    (drawing,) = against_costs(found)
+    assert [axis.get_xlabel() for axis in drawing.figure.axes] == ["Parameters, M", "Decode, ms a token", "Memory, MiB"]
+
+
+def test_a_row_of_the_map_is_a_set_of_layers_with_all_that_remove_it():
+    found = entries(
+        record("sleb", "rotate"), record("sleb", "lstsq"), record("shortgpt"), record("tail", removed=(8, 9, 10)),
+        record("random", seed=0, removed=(1, 2, 3)), record("random", seed=1, removed=(2, 3, 4)),
+    )  # fmt: skip
+    assert layer_sets(found) == [
+        ((1, 2, 3), "Random, seed 0"),
+        ((2, 3, 4), "Random, seed 1"),
+        ((3, 4, 9), "ShortGPT, SLEB"),
+        ((8, 9, 10), "Tail"),
+    ]
+
+
+def test_scores_whose_finalists_were_ranked_again_say_so():
+    one = record("patch_aware")
+    finalists = [{"removed": [3, 4, 5]}, {"removed": [7, 8, 9]}]
+    scores = LayerScores("held-out NLL when patched", "window", [1.0 + at for at in range(10)], finalists=finalists)
+    one = replace(one, pruning=replace(one.pruning, scores=scores))
+    (drawing,) = layer_scores([Run(one, Path("x"), ())])
+    assert "ringed: finalists" in drawing.caption
+    (axis,) = drawing.figure.axes
+    assert "finalists ranked again" in axis.get_title()
+    assert list(axis.get_lines()[0].get_xdata()) == [3, 7]
+
+
+def test_fits_have_titled_axes_and_a_line_at_one():
+    (drawing,) = fits([Run(record(patch="lstsq"), Path("x"), ())])
+    (axis,) = drawing.figure.axes
+    assert axis.get_xlabel()
+    assert axis.get_ylabel()
+    assert [1, 1] in [list(one.get_xdata()) for one in axis.get_lines()]

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from linearpatch.report.figures.costs import against_costs
 from linearpatch.report.figures.layers import layer_maps, layer_scores
 from linearpatch.report.figures.patches import fits, profiles, training_curves
-from linearpatch.report.figures.quality import against_layers, against_speed
+from linearpatch.report.figures.quality import against_layers
 from linearpatch.report.figures.style import Drawing, house_style
 from linearpatch.report.quantities import Entry
 from linearpatch.report.reading import Run
@@ -19,13 +20,18 @@ log = logging.getLogger(__name__)
 MOST_CHARACTERS = 120  # of a file's name; systems take 255 bytes
 
 
-def draw(entries: Sequence[Entry], runs: Sequence[Run]) -> list[Drawing]:
-    """Draw what there is something to show of."""
+def draw(entries: Sequence[Entry], runs: Sequence[Run], facet: str | None = None) -> list[Drawing]:
+    """Draw what there is something to show of.
+
+    Args:
+        entries: All of the report.
+        runs: Those they are of.
+        facet: What figures of quality against layers have a panel for, see `against_layers`.
+    """
     pruned = [run for run in runs if run.record.pruning and run.record.patch]
     found: list[Drawing] = []
     with house_style():
-        for function in (against_layers, against_speed, layer_maps):
-            found += function(entries)
+        found += [*against_layers(entries, facet), *against_costs(entries), *layer_maps(entries)]
         for of_runs in (layer_scores, fits, profiles, training_curves):
             try:
                 found += of_runs(pruned)

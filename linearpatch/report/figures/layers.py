@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy
 from matplotlib.axes import Axes
@@ -12,8 +12,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from linearpatch.report.figures.quality import by_model
-from linearpatch.report.figures.style import COLOURS, FAINT, GRID, Drawing, panels, plain_powers, short
+from linearpatch.registry import title_of
+from linearpatch.report.figures.series import by_model
+from linearpatch.report.figures.style import COLOURS, FAINT, GREY, GRID, Drawing, log_scale, panels, short
+from linearpatch.report.layouts import layer_sets
 from linearpatch.report.quantities import Entry
 from linearpatch.report.reading import Run
 from linearpatch.results.scores import LayerScores
@@ -26,40 +28,33 @@ WIDEST = 40.0  # inches
 
 
 def layer_maps(entries: Sequence[Entry]) -> list[Drawing]:
-    """For each model a line for each pruner and number of layers; dark layers are removed, pale ones in some runs."""
+    """For each model a row for each distinct set of removed layers, labelled with all recipes that remove it."""
     drawings = []
     for model, own in by_model(entries).items():
-        lines: dict[tuple[str, int], set[tuple[int, ...]]] = {}
-        for entry in own:
-            if entry.variant.stage != "dense":
-                removed = {tuple(sorted(row.removed)) for row in entry.rows}
-                lines.setdefault((entry.variant.pruner, entry.variant.num_removed), set()).update(removed)
-        if lines:
-            shown = dict(sorted(lines.items())[:MOST_LINES])
-            drawings.append(_map(model, own[0].variant.num_layers, shown, len(lines)))
+        rows = layer_sets(own)
+        if rows:
+            drawings.append(_map(model, own[0].variant.num_layers, rows[:MOST_LINES], len(rows)))
     return drawings
 
 
-def _map(model: str, num_layers: int, lines: Mapping[tuple[str, int], set[tuple[int, ...]]], total: int) -> Drawing:
-    figure = Figure(figsize=(min(max(4.0, 0.17 * num_layers + 1.6), WIDEST), 0.24 * len(lines) + 0.9))
+def _map(model: str, num_layers: int, rows: Sequence[tuple[tuple[int, ...], str]], total: int) -> Drawing:
+    figure = Figure(figsize=(min(max(5.0, 0.17 * num_layers + 3.2), WIDEST), 0.24 * len(rows) + 0.9))
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    shares = numpy.array(
-        [[sum(layer in s for s in sets) / len(sets) for layer in range(num_layers)] for sets in lines.values()]
-    )
+    removed = numpy.array([[float(layer in layers) for layer in range(num_layers)] for layers, _ in rows])
     colours = LinearSegmentedColormap.from_list("removed", ["#f3f3f3", COLOURS[0]])
-    edges = [numpy.arange(count + 1) - 0.5 for count in (num_layers, len(lines))]
-    axis.pcolormesh(*edges, shares, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1.2)
-    axis.set_ylim(len(lines) - 0.5, -0.5)
-    axis.set_yticks(range(len(lines)), [f"{short(pruner)}  {n}" for pruner, n in lines])
+    edges = [numpy.arange(count + 1) - 0.5 for count in (num_layers, len(rows))]
+    axis.pcolormesh(*edges, removed, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1.2)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_yticks(range(len(rows)), [f"{short(name, 60)}   {len(layers)}" for layers, name in rows])
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
     axis.set_xlabel("layer")
     axis.grid(visible=False)
     axis.tick_params(length=0)
     for side in ("left", "bottom"):
         axis.spines[side].set_visible(False)
-    rest = f" (the first {len(lines)} of {total})" if total > len(lines) else ""
-    caption = f"{model}: layers that each pruner removes, by number of layers{rest}; pale: in some runs only"
+    rest = f" (the first {len(rows)} of {total})" if total > len(rows) else ""
+    caption = f"{model}: layers removed, a row for each distinct set{rest}; behind the recipes their number"
     return Drawing(f"layers_{model}", caption, figure)
 
 
@@ -86,13 +81,19 @@ def layer_scores(runs: Sequence[Run]) -> list[Drawing]:
             searches = [bool(scores.steps) for _, scores in chosen.values()]
             marks = "" if all(searches) else "; dark bars: removed"
             marks += "; ×: what a step of the search removes, grey: no candidate" if any(searches) else ""
+            if any(scores.finalists for _, scores in chosen.values()):
+                marks += (
+                    "; ringed: finalists, the best by this score, which were fitted on all calibration tokens and "
+                    "ranked again by their held-out loss, so that the best score need not be the one removed"
+                )
             caption = f"{model}: scores of each pruner at the largest number of layers{marks}"
             drawings.append(Drawing(f"scores_{model}", caption, figure))
     return drawings
 
 
 def _scores(figure: Figure, axis: Axes, pruner: str, removed: Sequence[int], scores: LayerScores) -> None:
-    axis.set_title(f"{short(pruner)}, {counted(len(removed), 'layer')}")
+    again = "\n(finalists ranked again)" if scores.finalists else ""
+    axis.set_title(f"{short(title_of('pruner', pruner))}, {counted(len(removed), 'layer')}{again}")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     if scores.steps:
         _search(figure, axis, scores)
@@ -100,12 +101,14 @@ def _scores(figure: Figure, axis: Axes, pruner: str, removed: Sequence[int], sco
     values = [float("nan") if value is None else value for value in scores.values or ()]
     window = scores.unit == "window"
     chosen = {min(removed, default=0)} if window else set(removed)
-    colours = [COLOURS[0] if at in chosen else "#c9ced6" for at in range(len(values))]
+    colours = [COLOURS[0] if at in chosen else GREY for at in range(len(values))]
     axis.bar(range(len(values)), values, color=colours, width=0.8)
+    finalists = [min(one["removed"]) for one in scores.finalists or () if one.get("removed")] if window else []
+    ringed = [at for at in finalists if 0 <= at < len(values)]
+    axis.plot(ringed, [values[at] for at in ringed], "o", markerfacecolor="none", markeredgecolor=COLOURS[1])
     known = [value for value in values if value == value]
     if known and min(known) > 0 and max(known) / min(known) > 50:
-        axis.set_yscale("log")
-        plain_powers(axis.yaxis)
+        log_scale(axis, "y")
     axis.set_xlabel("first layer of the window" if window else "layer")
     axis.set_ylabel(short(scores.criterion, 40))
     axis.grid(visible=False, axis="x")

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from linearpatch.report.figures.style import FAINT, Drawing, legend, look, panels, plain_powers, short
+from linearpatch.registry import title_of
+from linearpatch.report.figures.style import FAINT, GREY, INK, Drawing, legend, log_scale, look, panels, short
 from linearpatch.report.reading import Run
 from linearpatch.results.fields import plain
 from linearpatch.results.questions import ARRAYS
-from linearpatch.text import layer_list
+from linearpatch.text import counted, layer_list
 
 log = logging.getLogger(__name__)
 
@@ -64,18 +65,26 @@ def fits(runs: Sequence[Run]) -> list[Drawing]:
                 axis.plot(values["error_after"], rows, "s", color=look(0).color)
             else:
                 means, spreads = numpy.array(values["scale_mean"]), numpy.array(values["scale_std"])
-                axis.hlines(rows, values["scale_min"], values["scale_max"], color="#c9ced6", linewidth=1)
+                axis.hlines(rows, values["scale_min"], values["scale_max"], color=GREY, linewidth=1)
                 axis.hlines(rows, means - spreads, means + spreads, color=look(0).color, linewidth=3, alpha=0.5)
                 axis.plot(means, rows, "o", color=look(0).color)
             axis.set_yticks(range(len(sites)), [name for name, _ in sites])
             axis.set_ylim(len(sites) - 0.4, -0.6)
             axis.grid(visible=False, axis="y")
-            title = "error at the interface: ○ without, ■ with patch" if kind == "error" else "scale: mean, ± sd, range"
-            axis.set_title(title)
-            if kind == "error" and min(site["error_after"] for _, site in sites) > 0:
-                axis.set_xscale("log")
-                plain_powers(axis.xaxis)
-        caption = f"{model}: how each patch fits its sites, on the calibration tokens, at the largest number of layers"
+            axis.set_ylabel("recipe: removed layers")
+            axis.axvline(1, color=INK, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
+            if kind == "error":
+                axis.set_title("error: ○ without, ■ with patch")
+                axis.set_xlabel("squared error, relative")
+                if min(value for ends in values.values() for value in ends) > 0:
+                    log_scale(axis, "x")
+            else:
+                axis.set_title("scale: mean, ± sd, range")
+                axis.set_xlabel("factor of a channel")
+        caption = (
+            f"{model}: how each patch fits its sites, on the calibration tokens, at the largest number of layers; "
+            "dashed at 1: an error as large as what is expected there, and a scale that changes nothing"
+        )
         drawings.append(Drawing(f"fits_{model}", caption, figure))
     return drawings
 
@@ -145,11 +154,13 @@ def _sites(run: Run) -> list[dict[str, float]]:
 
 def _site_name(run: Run, site: Mapping[str, float]) -> str:
     layers = layer_list(range(int(site["start"]), int(site["end"])))
-    return f"{short(run.pruning.method, 20)}, {short(run.patch.method, 20)}: {layers}"
+    recipe = f"{title_of('pruner', run.pruning.method)} + {title_of('patch', run.patch.method)}"
+    return f"{short(recipe, 40)}: {layers}"
 
 
 def _run_name(run: Run) -> str:
-    return f"{run.model.name}, {run.pruning.method} {len(run.pruning.removed_layers)}, {run.patch.method}"
+    recipe = f"{title_of('pruner', run.pruning.method)} + {title_of('patch', run.patch.method)}"
+    return f"{run.model.name}, {recipe}, {counted(len(run.pruning.removed_layers), 'layer')}"
 
 
 def _arrays(run: Run) -> dict[str, NDArray[numpy.float32]]:

@@ -1,215 +1,170 @@
-"""Quality against layers removed, and against speed."""
+"""Quality against layers removed: one axis, one line for each recipe; of a single size, a dot for each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from linearpatch.report.figures.series import (
+    MOST_RECIPES,
+    Quality,
+    by_model,
+    looks_of,
+    measured_alike,
+    measured_how,
+    qualities,
+)
 from linearpatch.report.figures.style import (
+    COLOURS,
     FAINT,
+    GREY,
     INK,
     Drawing,
+    Look,
     legend,
-    look,
+    log_scale,
     panels,
-    panels_in_row,
-    plain_powers,
     short,
 )
-from linearpatch.report.layouts import perplexity_columns
-from linearpatch.report.quantities import Entry, Quantity, all_metrics, metric, retained
-from linearpatch.report.rows import PATCHES
+from linearpatch.report.quantities import Entry
 
-MOST_LABELS = 40
-SPEEDS = {"speed/prefill_tokens_per_s": "prefill tokens/s", "speed/decode_tokens_per_s": "decode tokens/s"}
+MOST_DOTS = 60
+BARS = "bars: 95 % interval over the data, or the standard deviation over seeds"
 
 
-def against_layers(entries: Sequence[Entry]) -> list[Drawing]:
-    """Perplexity of each corpus, and what is retained of each average, against layers removed: one panel a pruner."""
+def against_layers(entries: Sequence[Entry], facet: str | None = None) -> list[Drawing]:
+    """Each perplexity, and what is retained of each average, of each model.
+
+    Args:
+        entries: All of the report.
+        facet: Draw a panel for each value of this, one of `FACETS`; None draws all into one.
+    """
     drawings = []
     for model, own in by_model(entries).items():
-        known = all_metrics([row for entry in own for row in entry.rows])
-        for name in (name for name in known if name.startswith("ppl/")):
-            title = f"perplexity of {name[4:]}"
-            for alike in measured_alike(own, metric(name)):
-                drawings.append(_lines(own, alike, metric(name), f"perplexity_{name[4:]}_{model}", title, log=True))
-        kept = {name for entry in own for row in entry.rows for values in row.retained.values() for name in values}
-        for name in (name for name, measure in known.items() if measure.headline and name in kept):
-            quantity, title = _percent(retained(name)), f"retained performance of {name} (mean of ratios), %"
-            for alike in measured_alike(own, quantity):
-                drawings.append(_lines(own, alike, quantity, f"retained_{name}_{model}", title))
+        looks = looks_of(own)
+        for quality in qualities(own):
+            for alike in measured_alike(own, quality.quantity):
+                single = len({entry.variant.num_removed for entry in alike if not entry.is_dense}) == 1
+                if single and facet is None:
+                    drawings.append(_dots(model, quality, alike))
+                else:
+                    drawings.append(_lines(model, quality, alike, looks, facet))
     return drawings
 
 
-def against_speed(entries: Sequence[Entry]) -> list[Drawing]:
-    """Perplexity of the first corpus against speed."""
-    drawings = []
-    for model, own in by_model(entries).items():
-        known = all_metrics([row for entry in own for row in entry.rows])
-        corpora = [column.key for column in perplexity_columns(known)][:1]
-        points = {
-            (corpus, speed): found
-            for corpus in corpora
-            for speed in SPEEDS
-            for alike in measured_alike(own, metric(corpus))[:1]
-            if len(found := max(measured_alike(alike, metric(speed)), key=len, default=[])) > 1
-        }
-        if not points:
-            continue
-        patches = names_of_patches(own)
-        used = {patch_name(entry) for found in points.values() for entry in found}
-        figure, axes = panels(len(points), size=(3.6, 2.9))
-        for axis, ((corpus, speed), found) in zip(axes, points.items(), strict=True):
-            for entry in found:
-                _point(axis, entry, corpus, speed, patches, labelled=len(found) <= MOST_LABELS)
-            axis.set_yscale("log")
-            plain_powers(axis.yaxis)
-            axis.set_xlabel(SPEEDS[speed])
-            axis.set_ylabel(f"perplexity of {corpus[4:]}")
-            axis.margins(0.12)
-        samples = [look(at).line(linestyle="") for at, patch in enumerate(patches) if patch in used]
-        labels = [patch for patch in patches if patch in used]
-        legend(figure, [*samples, look(6).line(linestyle="", markersize=6)], [*labels, "dense"])
-        caption = f"{model}: perplexity against speed; numbers are layers removed, lower right is better"
-        drawings.append(Drawing(f"speed_{model}", caption, figure))
-    return drawings
-
-
-def by_model(entries: Sequence[Entry]) -> Mapping[str, list[Entry]]:
-    """Entries of each model."""
-    found: dict[str, list[Entry]] = {}
-    for entry in entries:
-        found.setdefault(entry.variant.model, []).append(entry)
-    return found
-
-
-def measured_alike(entries: Sequence[Entry], quantity: Quantity) -> list[list[Entry]]:
-    """Entries with a quantity, apart where it was measured in another way; the most first, none with dense alone."""
-    found: dict[tuple[str, str], list[Entry]] = {}
-    for entry in entries:
-        value = entry.value(quantity)
-        if value:
-            found.setdefault((value.reading.protocol, value.reading.data), []).append(entry)
-    groups = [group for group in found.values() if any(entry.variant.stage != "dense" for entry in group)]
-    return sorted(groups, key=len, reverse=True)
-
-
-def with_same_settings(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """Entries apart by the settings that tell them apart; all together where each number of layers has but one."""
-    if len({entry.variant.num_removed for entry in entries}) == len(entries):
-        return [list(entries)]
-    found: dict[tuple[tuple[str, str], ...], list[Entry]] = {}
-    for entry in entries:
-        found.setdefault(entry.variant.settings, []).append(entry)
-    return list(found.values())
-
-
-def patch_name(entry: Entry) -> str:
-    """The patch, with its distillation."""
-    variant = entry.variant
-    return variant.patch + (f" + {variant.distill}" if variant.distill not in ("", "none") else "")
-
-
-def names_of_patches(entries: Sequence[Entry]) -> list[str]:
-    """All patches among some entries, the plainest first, so that each keeps its look."""
-    names = {patch_name(entry) for entry in entries if entry.variant.stage != "dense"}
-    return sorted(names, key=lambda name: (PATCHES.index(name) if name in PATCHES else len(PATCHES), name))
-
-
-def label(axis: Axes, text: str, place: tuple[float, float], shift: tuple[float, float], **more: Any) -> None:
-    """A small text beside a point."""
-    axis.annotate(text, place, xytext=shift, textcoords="offset points", fontsize=6.5, color=FAINT, **more)
+def highlighted(quality: Quality, entries: Sequence[Entry]) -> list[str]:
+    """The recipes with looks of their own, the best at the largest size first."""
+    ordered: list[Entry] = []
+    for size in sorted({entry.variant.num_removed for entry in entries}, reverse=True):
+        ordered += quality.best_first([one for one in entries if one.variant.num_removed == size])
+    return list(dict.fromkeys(entry.name for entry in ordered if not entry.is_dense))[:MOST_RECIPES]
 
 
 def _lines(
-    model: Sequence[Entry], entries: Sequence[Entry], quantity: Quantity, name: str, title: str, *, log: bool = False
+    model: str, quality: Quality, entries: Sequence[Entry], looks: dict[str, Look], facet: str | None
 ) -> Drawing:
-    """One panel for each pruner, one line for each patch.
-
-    Args:
-        model: All entries of the model, whose patches keep their looks.
-        entries: Those to draw; all were measured in the same way.
-        quantity: What to draw.
-        name: Of the drawing.
-        title: Of the vertical axis.
-        log: Whether that is logarithmic.
-    """
-    shown = [entry for entry in entries if entry.variant.stage != "dense"]
-    pruners = sorted({entry.variant.pruner for entry in shown})
-    patches = names_of_patches(model)
-    used = {patch_name(entry) for entry in shown}
-    dense = next((value for e in entries if e.variant.stage == "dense" and (value := e.value(quantity))), None)
-    figure, axes = panels(len(pruners), sharey=True)
-    for axis, pruner in zip(axes, pruners, strict=True):
-        for at, patch in enumerate(patches):
-            own = [entry for entry in shown if entry.variant.pruner == pruner and patch_name(entry) == patch]
-            for same in with_same_settings(own):
-                _series(axis, same, quantity, look(at), shift=(at - (len(patches) - 1) / 2) * 0.06)
+    pruned = [entry for entry in entries if not entry.is_dense]
+    facets = list(dict.fromkeys(_facet_of(entry, facet) for entry in pruned))
+    names = highlighted(quality, pruned)
+    every = list(dict.fromkeys(entry.name for entry in pruned))
+    figure, axes = panels(len(facets), sharey=True, size=(6.2, 3.9) if len(facets) == 1 else (3.1, 2.5))
+    dense = next((value for entry in entries if entry.is_dense and (value := quality.of(entry))), None)
+    for axis, called in zip(axes, facets, strict=True):
+        own = [entry for entry in pruned if _facet_of(entry, facet) == called]
+        recipes = list(dict.fromkeys(entry.name for entry in own))
+        step = min(0.07, 0.5 / max(1, len([name for name in recipes if name in names])))
+        for name in sorted(recipes, key=lambda name: name in names):  # grey ones below
+            line = [entry for entry in own if entry.name == name]
+            part = f"recipe-{every.index(name)}-"
+            if name in names:
+                shift = (names.index(name) - (len(names) - 1) / 2) * step
+                _series(axis, quality, line, looks[name], shift, part)
+            else:
+                _series(axis, quality, line, Look(GREY, "", "-"), 0.0, part)
         if dense:
-            axis.axhline(dense.mean, color=FAINT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
-            label(axis, "dense", (0, dense.mean), (2, 2), xycoords=("axes fraction", "data"))
-        axis.set_title(short(pruner))
+            axis.axhline(dense.mean, color=INK, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
+        axis.set_title(short(called))
         axis.set_xlabel("layers removed")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, min_n_ticks=1))
-        axis.margins(x=0.12)
-        if log:
-            axis.set_yscale("log")
-    if len({entry.variant.num_removed for entry in shown}) == 1:  # a single place on the axis
-        only = shown[0].variant.num_removed
-        for axis in axes:
-            axis.set_xlim(only - 1, only + 1)
-    for axis in axes if log else ():
-        plain_powers(axis.yaxis)
-    for axis in axes[:: panels_in_row(len(axes))]:
-        axis.set_ylabel(title.replace(" of ", "\nof ", 1))
-    legend(
-        figure,
-        [look(at).line() for at, patch in enumerate(patches) if patch in used],
-        [patch for patch in patches if patch in used],
-    )
-    value = entries[0].value(quantity)
-    protocol = f" ({value.reading.protocol}, {value.reading.data})" if value else ""
-    bars = "bars: standard deviation over seeds, or the 95 % interval of a single seed"
-    return Drawing(name, f"{entries[0].variant.model}: {title}{protocol} against layers removed; {bars}", figure)
+        integer_axis(axis, [entry.variant.num_removed for entry in pruned])
+        if quality.lower_is_better:
+            log_scale(axis, "y")
+    axes[0].set_ylabel(short(quality.title, 60))
+    samples = [looks[name].line() for name in names]
+    if dense:
+        samples.append(Line2D([], [], color=INK, linewidth=1, linestyle=(0, (2, 2))))
+    legend(figure, samples, [*names, *(["dense"] if dense else [])], beside=len(facets) == 1)
+    more = len(every) - len(names)
+    rest = f"; grey: {more} more recipes, worse at the largest size" if more else ""
+    caption = f"{model}: {quality.title}{measured_how(quality, entries)} against layers removed; {BARS}{rest}"
+    return Drawing(f"{quality.name}_{model}", caption, figure, model, tuple(every))
 
 
-def _series(axis: Axes, entries: Sequence[Entry], quantity: Quantity, style: Any, *, shift: float) -> None:
+def _facet_of(entry: Entry, facet: str | None) -> str:
+    if facet is None:
+        return ""
+    return entry.variant.settings_text if facet == "settings" else str(getattr(entry.variant, facet))
+
+
+def integer_axis(axis: Axes, values: Sequence[int]) -> None:
+    """Whole numbers alone along the horizontal axis, and room on both sides."""
+    low, high = min(values), max(values)
+    room = max(0.4, 0.06 * (high - low))
+    axis.set_xlim(low - room, high + room)
+    sizes = sorted(set(values))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
+    if len(sizes) <= 10:
+        axis.set_xticks(sizes)
+
+
+def _series(axis: Axes, quality: Quality, entries: Sequence[Entry], look: Look, shift: float, part: str) -> None:
     """Points with bars, one for each number of layers, joined."""
-    values = [(entry.variant.num_removed, value) for entry in entries if (value := entry.value(quantity))]
-    bars = [(x + shift, *value.interval, value.mean) for x, value in values if value.interval]
-    lows = [max(low, mean * 0.01) for _, low, _, mean in bars]  # a logarithmic axis has no place below zero
-    axis.vlines([x for x, *_ in bars], lows, [high for _, _, high, _ in bars], style.color, linewidth=0.8, alpha=0.7)
-    points = sorted((x + shift, value.mean) for x, value in values)
+    values = sorted(
+        ((entry.variant.num_removed + shift, value) for entry in entries if (value := quality.of(entry))),
+        key=lambda pair: pair[0],
+    )
+    grey = look.color == GREY
+    bars = [] if grey else [(x, *value.interval, value.mean) for x, value in values if value.interval]
+    lows = [max(low, mean * 0.01) if quality.lower_is_better else low for _, low, _, mean in bars]  # log has no zero
+    highs = [high for _, _, high, _ in bars]
+    axis.vlines([x for x, *_ in bars], lows, highs, look.color, linewidth=0.9, alpha=0.7, gid=f"{part}bars")
     axis.plot(
-        [x for x, _ in points], [y for _, y in points], color=style.color, marker=style.marker,
-        linestyle=style.linestyle, markeredgecolor="white", markeredgewidth=0.5, zorder=3,
+        [x for x, _ in values], [value.mean for _, value in values], color=look.color, marker=look.marker or ".",
+        linestyle=look.linestyle, markeredgecolor=GREY if grey else "white", markeredgewidth=0.5,
+        linewidth=0.7 if grey else 1.4, markersize=2 if grey else 5, zorder=2 if grey else 3,
+        gid=f"{part}line",
     )  # fmt: skip
 
 
-def _point(axis: Axes, entry: Entry, corpus: str, speed: str, patches: Sequence[str], *, labelled: bool) -> None:
-    x, y = entry.value(metric(speed)), entry.value(metric(corpus))
-    if x is None or y is None:
-        return
-    if entry.variant.stage == "dense":
-        axis.plot([x.mean], [y.mean], color=INK, marker="X", markersize=6, linestyle="")
-        return
-    style = look(patches.index(patch_name(entry)))
-    axis.plot([x.mean], [y.mean], color=style.color, marker=style.marker, linestyle="", markeredgecolor="white")
-    if labelled:
-        label(axis, str(entry.variant.num_removed), (x.mean, y.mean), (4, 3))
-
-
-def _percent(quantity: Quantity) -> Quantity:
-    """A quantity times 100."""
-
-    def read(row: Any) -> Any:
-        found = quantity(row)
-        if found is None:
-            return None
-        low, high = (None if end is None else 100 * end for end in (found.low, found.high))
-        return type(found)(100 * found.value, found.protocol, found.data, low, high)
-
-    return read
+def _dots(model: str, quality: Quality, entries: Sequence[Entry]) -> Drawing:
+    """Recipes of one size, the best on top."""
+    ordered = quality.best_first([entry for entry in entries if not entry.is_dense])
+    shown = ordered[:MOST_DOTS]
+    figure, (axis,) = panels(1, size=(6.0, 0.24 * len(shown) + 0.6))
+    for at, entry in enumerate(shown):
+        value = quality.of(entry)
+        if value is None:
+            continue
+        if value.interval:
+            low = max(value.interval[0], value.mean * 0.01) if quality.lower_is_better else value.interval[0]
+            axis.hlines(at, low, value.interval[1], FAINT, linewidth=1.4, gid=f"recipe-{at}-bar")
+        axis.plot([value.mean], [at], "o", color=COLOURS[0], markersize=5, gid=f"recipe-{at}-dot")
+    dense = next((value for entry in entries if entry.is_dense and (value := quality.of(entry))), None)
+    if dense:
+        axis.axvline(dense.mean, color=INK, linewidth=1, linestyle=(0, (2, 2)), label="dense", zorder=1)
+    axis.set_yticks(range(len(shown)), [short(entry.name, 60) for entry in shown])
+    axis.set_ylim(len(shown) - 0.4, -0.6)
+    axis.grid(visible=False, axis="y")
+    axis.set_xlabel(short(quality.title, 80))
+    if quality.lower_is_better:
+        log_scale(axis, "x")
+    if dense:
+        legend(figure, [Line2D([], [], color=INK, linewidth=1, linestyle=(0, (2, 2)))], ["dense"])
+    variant = shown[0].variant
+    rest = f"; the best {len(shown)} of {len(ordered)} recipes" if len(ordered) > len(shown) else ""
+    what = f"{quality.title}{measured_how(quality, entries)}"
+    size = f"{variant.num_removed} of {variant.num_layers} layers removed"
+    caption = f"{model}, {size}: {what}, the best first; {BARS}{rest}"
+    return Drawing(f"{quality.name}_{model}", caption, figure, model, tuple(entry.name for entry in shown))

@@ -40,11 +40,12 @@
   report.showDetails = (line) => {
     runs ??= JSON.parse(document.getElementById("runs").textContent);
     const dialog = document.getElementById("details");
-    const what = [line.model, `${line.n} of ${line.numLayers} layers removed`, line.pruner, line.patch];
+    const what = [line.model, `${line.n} of ${line.numLayers} layers removed`, line.name];
     document.getElementById("details-title").textContent = what.filter(Boolean).join(", ");
     const measured = Object.entries(line.values).map(([at, value]) => {
       const column = data.columns[Number(at)];
-      const spread = value.s === undefined ? "" : ` ± ${value.s.toFixed(column.digits)}`;
+      const error = value.s ?? value.e;
+      const spread = error === undefined ? "" : ` ± ${error.toFixed(column.digits)}`;
       const bare = value.v.toFixed(column.digits);
       return element("tr", {},
         element("th", { scope: "row" }, column.title), element("td", { className: "number" }, bare + spread),

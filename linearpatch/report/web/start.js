@@ -1,8 +1,8 @@
-// Draw everything: filters and table at once; plotly takes a second to read, and comes once they can be seen.
+// Draw everything: filters, matrix and table at once, figures once those can be seen.
 "use strict";
 
 (() => {
-  const { data, element, counted } = report;
+  const { data, counted } = report;
   const dialog = document.getElementById("details");
   document.getElementById("title").textContent = data.title;
   const models = new Set(data.lines.map((line) => line.model)).size;
@@ -15,16 +15,15 @@
     if (event.target === dialog) dialog.close(); // beside the dialog
   });
   report.drawFilters(document.getElementById("filters"));
+  report.drawMatrix(document.getElementById("matrix"));
   report.drawTable();
   report.drawTables(document.getElementById("tables"));
   report.drawLeftOut(document.getElementById("left-out"));
   report.changed();
   performance.mark("lines");
   requestAnimationFrame(() => setTimeout(() => {
-    document.body.append(element("script", { textContent: document.getElementById("plotly").textContent }));
-    const before = report.listeners.length;
-    report.drawPlots(document.getElementById("plots"));
-    for (const listener of report.listeners.slice(before)) listener();
+    report.drawFigures(document.getElementById("figures"), document.getElementById("more-figures"));
+    report.changed();
     performance.mark("all");
     document.body.dataset.ready = "all";
   }));

@@ -10,7 +10,8 @@ report.drawTable = (() => {
   // Columns of words, before those of numbers; `hidden` ones can be chosen.
   const words = [
     { key: "model", title: "model", of: (line) => line.model },
-    { key: "n", title: "layers", of: (line) => line.n, text: (line) => `${line.n}/${line.numLayers}` },
+    { key: "n", title: "layers", of: (line) => line.n, text: (line) => `${line.n}/${line.numLayers}`,
+      number: true },
     { key: "pruner", title: "pruner", of: (line) => line.pruner },
     { key: "patch", title: "patch", of: (line) => line.patch },
     { key: "distill", title: "distill", of: (line) => (line.distill === "none" ? "" : line.distill) },
@@ -18,7 +19,6 @@ report.drawTable = (() => {
     { key: "stage", title: "stage", of: (line) => line.stage, hidden: true },
     { key: "seeds", title: "seeds", of: (line) => line.seeds.length, number: true, digits: 0, hidden: single },
     { key: "removed", title: "removed layers", of: (line) => ranges(line.removed), hidden: true, wide: true },
-    { key: "parameters", title: "parameters M", of: (line) => line.parameters / 1e6, digits: 1, number: true },
   ].filter((column) => filled(data.lines.map(column.of)));
   const numbers = data.columns.map((column, at) => ({
     ...column,
@@ -54,7 +54,8 @@ report.drawTable = (() => {
     const full = column.full?.(line);
     if (!full) return td;
     td.title = data.protocols[full.p];
-    if (full.s !== undefined) td.append(element("span", { className: "spread" }, ` ± ${shown(full.s, column.digits)}`));
+    const error = full.s ?? full.e;
+    if (error !== undefined) td.append(element("span", { className: "spread" }, ` ± ${shown(error, column.digits)}`));
     if (full.m) td.append(element("sup", {}, full.m));
     return td;
   }
@@ -108,7 +109,7 @@ report.drawTable = (() => {
       );
       const rows = lines.map((line) => {
         const open = element("button", { type: "button", className: "open" }, String(line.runs.length));
-        open.setAttribute("aria-label", `Details of ${line.model}, ${line.pruner}, ${line.patch || "dense"}`);
+        open.setAttribute("aria-label", `Details of ${line.model}, ${line.name}`);
         const row = element("tr", {}, ...chosen.map((column) => cell(column, line)), element("td", {}, open));
         row.className = line.stage === "dense" ? "dense" : "";
         row.addEventListener("click", () => report.showDetails(line));

@@ -1,0 +1,107 @@
+"""Differences as tables: a matrix of recipes for each metric and size, and every pair in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pandas
+
+from linearpatch.report.differences import Difference, Differences
+from linearpatch.report.layouts import metric_title
+from linearpatch.report.quantities import Entry, metric
+from linearpatch.report.tables import Cell, Line, Table
+from linearpatch.text import letter
+
+LEVEL = 0.05
+MOST_RECIPES = 12  # of a matrix: the best; all pairs are in the file of differences
+
+
+def matrix_tables(entries: Sequence[Entry], found: Sequence[Differences]) -> list[Table]:
+    """For each metric and number of removed layers, how far each recipe (row) is from each other one (column)."""
+    tables = []
+    for differences in found:
+        indices = sorted({at for pair in differences.pairs for at in pair})
+        for size in sorted({entries[at].variant.num_removed for at in indices} - {0}):
+            members = [at for at in indices if entries[at].variant.num_removed == size]
+            if len(members) > 1:
+                tables.append(_matrix(entries, differences, size, ranked(entries, members, differences)))
+    return tables
+
+
+def ranked(entries: Sequence[Entry], members: Sequence[int], differences: Differences) -> list[int]:
+    """Entries by their value in a metric, the best first."""
+    values = {at: entries[at].value(metric(differences.metric)) for at in members}
+    sign = 1 if differences.logarithm else -1
+    return sorted(members, key=lambda at: sign * value.mean if (value := values[at]) else float("inf"))
+
+
+def _matrix(entries: Sequence[Entry], differences: Differences, size: int, members: Sequence[int]) -> Table:
+    shown = members[:MOST_RECIPES]
+    pairs = [found for row in shown for column in shown if row < column and (found := differences.between(row, column))]
+    reasons = list(dict.fromkeys(pair.reason for pair in pairs if pair.reason))
+    letters = {reason: letter(at) for at, reason in enumerate(reasons)}
+    lines = tuple(
+        Line(
+            (f"{at}. {entries[row].name}",), tuple(_cell(differences.between(row, column), letters) for column in shown)
+        )
+        for at, row in enumerate(shown, 1)
+    )
+    unit = "%" if differences.logarithm else "points"
+    variant = entries[members[0]].variant
+    tests = sum(one.p is not None for at, row in enumerate(members) for column in members[at + 1 :]
+                if (one := differences.between(row, column)))  # fmt: skip
+    notes = [
+        f"row minus column, in {unit}; the best recipe first; [95 % interval of this one comparison]",
+        f"bold: p < {LEVEL:g} by Holm's method over all {tests} comparisons of this size "
+        "(paired t-test): the chance of a single false one among them is at most 5 %",
+        *_bases(pairs),
+        *(f"({mark}) {reason}" for reason, mark in letters.items()),
+    ]
+    if len(members) > len(shown):
+        notes.append(f"the best {len(shown)} of {len(members)} recipes; all pairs are in differences.csv")
+    if not differences.across_sizes:
+        notes.append("of so many recipes, those of different sizes aren't compared")
+    names = tuple(entries[at].name for at in shown)
+    numbers = tuple(f"{at}." for at in range(1, len(shown) + 1))
+    title = f"{metric_title(differences.metric)} of {variant.model}, {size} of {variant.num_layers} layers removed"
+    return Table(
+        f"matrix_{differences.metric}_{variant.model}_{size}", f"Recipes compared: {title}",
+        ("recipe",), numbers, lines, tuple(notes), names, all_right=True,
+    )  # fmt: skip
+
+
+def _bases(pairs: Sequence[Difference]) -> list[str]:
+    bases = list(dict.fromkeys(pair.basis for pair in pairs if pair.basis))
+    return [f"paired over {'; '.join(bases)}"] if bases else []
+
+
+def _cell(found: Difference | None, letters: dict[str, str]) -> Cell:
+    if found is None:
+        return Cell("")
+    mark = letters.get(found.reason, "")
+    if found.value is None:
+        return Cell("not comparable", mark=mark)
+    if found.low == found.high == 0:
+        return Cell("identical", found.value)
+    interval = "" if found.low is None or found.high is None else f" [{found.low:+,.1f}, {found.high:+,.1f}]"
+    telling = found.adjusted is not None and found.adjusted < LEVEL
+    return Cell(f"{found.value:+,.1f}{interval}", found.value, mark=mark, best=telling)
+
+
+def differences_frame(entries: Sequence[Entry], found: Sequence[Differences]) -> pandas.DataFrame:
+    """Every pair of every metric, at any two sizes, one a line; those that can't be compared with the reason."""
+    return pandas.DataFrame(list(_pair_lines(entries, found)))
+
+
+def _pair_lines(entries: Sequence[Entry], found: Sequence[Differences]) -> Iterator[dict[str, object]]:
+    for differences in found:
+        for pair in differences.pairs.values():
+            first, second = entries[pair.first], entries[pair.second]
+            yield {
+                "model": differences.model, "metric": differences.metric,
+                "recipe": first.name, "num_pruned_layers": first.variant.num_removed,
+                "against": second.name, "against_num_pruned_layers": second.variant.num_removed,
+                "difference": pair.value, "unit": "%" if differences.logarithm else "points",
+                "low": pair.low, "high": pair.high, "p": pair.p, "p_holm": pair.adjusted,
+                "paired_over": pair.basis, "reason": pair.reason,
+            }  # fmt: skip
