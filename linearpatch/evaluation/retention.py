@@ -66,7 +66,7 @@ def above_chance(dense: Sequence[Any], other: Sequence[Any], weights: Sequence[f
     return sum(weight * (value - chance) / (base - chance) for weight, value, base, chance in parts)
 
 
-DEFINITIONS: Mapping[str, Formula] = {
+FORMULAS: Mapping[str, Formula] = {  # of `results.metric.DEFINITIONS`
     "mean_of_ratios": mean_of_ratios,
     "ratio_of_means": ratio_of_means,
     "above_chance": above_chance,
@@ -212,7 +212,7 @@ def retained(dense: Results, other: Results, aggregates: Sequence[Aggregate]) ->
 
     That above chance is left out where no task is a choice, or the dense model is no better than guessing at one.
     """
-    found: RetainedBy = {definition: {} for definition in DEFINITIONS}
+    found: RetainedBy = {definition: {} for definition in FORMULAS}
     for aggregate in aggregates:
         names, weights = list(aggregate.weights), list(aggregate.weights.values())
         if not aggregate.retained or not _same_questions(names, dense, other):
@@ -225,7 +225,7 @@ def retained(dense: Results, other: Results, aggregates: Sequence[Aggregate]) ->
         drawn = _paired(names, dense, other) and all(len(dense.answers[name]) > 1 for name in names)
         generator = numpy.random.default_rng(SEED)  # one for all tasks: their draws are independent
         draws = [resampled_means(dense.answers[n], other.answers[n], generator) for n in names] if drawn else []
-        for definition, formula in DEFINITIONS.items():
+        for definition, formula in FORMULAS.items():
             if formula is above_chance and not is_above:
                 continue
             interval = {}

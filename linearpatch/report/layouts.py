@@ -24,7 +24,7 @@ from linearpatch.report.quantities import (
 )
 from linearpatch.report.rows import Row, Variant
 from linearpatch.report.tables import Cell, Column, Line, Table
-from linearpatch.results.metric import Metric
+from linearpatch.results.metric import DEFINITIONS, Metric
 from linearpatch.results.settings import telling
 from linearpatch.text import layer_list
 
@@ -36,7 +36,6 @@ TASKS = {
 }  # fmt: skip
 SUITES = {"qa": "Question answering", "mmlu": "MMLU", "smoke": "Smoke suite", "generation": "Generation"}
 RATES = ("speed/prefill_tokens_per_s", "speed/decode_tokens_per_s")
-DEFINITIONS = {"mean_of_ratios": "mean of ratios", "ratio_of_means": "ratio of means"}
 SPEED = {
     "prefill_tokens_per_s": "Prefill tokens/s", "decode_tokens_per_s": "Decode tokens/s", "prefill_s": "Prefill ms",
     "decode_step_s": "Decode ms/token", "peak_memory_bytes": "Memory MiB", "num_parameters": "Parameters M",

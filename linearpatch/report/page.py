@@ -15,11 +15,12 @@ from typing import Any
 from linearpatch.report.compare import letters
 from linearpatch.report.differences import Differences
 from linearpatch.report.figures.style import Drawing
-from linearpatch.report.layouts import DEFINITIONS, PARAMETERS, headline_columns, metric_title, speed_columns
+from linearpatch.report.layouts import PARAMETERS, headline_columns, metric_title, speed_columns
 from linearpatch.report.matrices import LEVEL
 from linearpatch.report.quantities import Dense, Entry, Value, all_metrics, metric, retained
 from linearpatch.report.reading import Found, Run
 from linearpatch.report.tables import Column, Table, labels_of
+from linearpatch.results.metric import DEFINITIONS
 from linearpatch.results.units import unit_of
 from linearpatch.text import printable, printable_values
 

@@ -20,6 +20,7 @@ from linearpatch.results.display import (
     value_text,
     versus_text,
 )
+from linearpatch.results.metric import DEFINITIONS
 from linearpatch.results.record import Record
 from linearpatch.results.stages import STAGES
 from linearpatch.text import layer_list
@@ -62,19 +63,19 @@ def sweep_tables(records: Sequence[Record]) -> list[Table]:
 
 
 def _metric_lines(record: Record, stages: Sequence[str], name: str, text: str) -> list[Line]:
-    """A metric's line; below an average that stands for its evaluation what is retained, in both definitions."""
+    """A metric's line; below an average that stands for its evaluation what is retained, in each definition."""
     group = name.partition("/")[0]
     cells = []
     for stage in stages:
         metric, dense = (record.metrics.get(which, {}).get(name) for which in (stage, "dense"))
         cells += [value_text(metric)] + ([versus_text(metric, dense)] if stage != "dense" else [])
     lines = [_line(text, cells, group)]
-    for definition in ("mean_of_ratios", "ratio_of_means") if name in headline_names([record]) else ():
+    for definition, title in DEFINITIONS.items() if name in headline_names([record]) else ():
         if any(name in kept.get(definition, {}) for kept in record.retained.values()):
             cells = []
             for stage in stages:
                 cells += ["100"] if stage == "dense" else ["", retained_text(record, stage, name, definition)]
-            lines.append(_line(f"  retained, {definition.replace('_', ' ')} %", cells, group))
+            lines.append(_line(f"  retained, {title} %", cells, group))
     return lines
 
 

@@ -10,6 +10,13 @@ from pydantic import with_config
 
 from linearpatch.results.fields import CHECKED, LARGEST, Count, Name, Number, Positive, Words
 
+# The definitions of retained performance (`evaluation.retention`), in words.
+DEFINITIONS: Mapping[str, str] = {
+    "mean_of_ratios": "mean of ratios",
+    "ratio_of_means": "ratio of means",
+    "above_chance": "above chance",
+}
+
 
 @with_config(CHECKED)
 @dataclass(frozen=True)

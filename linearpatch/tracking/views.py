@@ -101,7 +101,7 @@ def figures(record: Record, folder: Path) -> dict[str, bytes]:
     from linearpatch.report.reading import Run
 
     drawings = draw((), [Run(record, folder, ())])
-    return {drawing.name: drawing.files()[f"{drawing.name}.png"] for drawing in drawings}
+    return {drawing.name: drawing.png for drawing in drawings}
 
 
 def _layers(record: Record) -> Table:

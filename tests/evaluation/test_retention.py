@@ -9,6 +9,7 @@ from scipy import stats
 
 from linearpatch.evaluation.evaluation import Aggregate
 from linearpatch.evaluation.retention import (
+    FORMULAS,
     Results,
     average,
     compare,
@@ -18,7 +19,7 @@ from linearpatch.evaluation.retention import (
     resampled_means,
     retained,
 )
-from linearpatch.results.metric import Metric
+from linearpatch.results.metric import DEFINITIONS, Metric
 
 
 def accuracies(row) -> list[float]:
@@ -140,6 +141,10 @@ def test_retained_performance_is_told_in_both_definitions_with_intervals():
     assert found["ratio_of_means"]["mean"].value == pytest.approx(ratio_of_means(*means, [0.5, 0.5]))
     for kept in found.values():
         assert kept["mean"].low < kept["mean"].value < kept["mean"].high
+
+
+def test_every_definition_has_a_formula():
+    assert list(FORMULAS) == list(DEFINITIONS)
 
 
 def with_chance(results, chance):
