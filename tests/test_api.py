@@ -64,6 +64,16 @@ def test_from_a_model_in_memory_to_a_saved_one(model, tokenizer, data, tmp_path)
         lp.save(tmp_path, model, tokenizer, edit)
 
 
+def test_a_patch_before_the_final_norm_is_measured(model, tokenizer, data):
+    edit = lp.prune(model, data, num_layers=2, pruner="tail", protect_last=0)
+    small = lp.repair(model, edit, data, patch="scalar", compare=False).apply(model)
+    value = lp.perplexity(small, tokenizer, TEXT, length=64, blocks=4)
+    ids = lp.tokens(TEXT, tokenizer, blocks=4, length=64, sampling="first", held_out=0).blocks.ids
+    with torch.no_grad():
+        losses = torch.nn.functional.cross_entropy(small(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert value == pytest.approx(losses.exp().item(), rel=1e-4)
+
+
 def test_functions_do_what_a_run_does(tmp_path, monkeypatch):
     """The same tokens, layers and operators as `linearpatch run` of the same settings."""
     monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "cache"))

@@ -226,8 +226,8 @@ def check_logits(decoder: Decoder) -> None:
         )
     streams: list[Tensor] = []
     handle = decoder.final_norm.register_forward_pre_hook(
-        lambda _, args, kwargs: streams.append(split_call(args, kwargs)[0]), with_kwargs=True
-    )
+        lambda _, args, kwargs: streams.append(split_call(args, kwargs)[0]), with_kwargs=True, prepend=True
+    )  # before a patch that stands there, which acts in the call of the norm below as well
     try:
         hidden = decoder.hidden_states(decoder.forward(tokens, use_cache=False))
     finally:
