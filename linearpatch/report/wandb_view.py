@@ -136,10 +136,15 @@ def _tracked(runs: Sequence[Run], key: str) -> str | None:
     Raises:
         ConfigError: they differ.
     """
-    found = {tracker.get(key) for run in runs if isinstance(tracker := run.record.config.get("tracker"), dict)}
-    named = sorted(str(value) for value in found if value)
+    trackers = [run.record.config.get("tracker") for run in runs]
+    # Records of earlier versions hold the settings of the one tracker that a run had, not those of several by name.
+    chosen = [tracker.get("wandb", tracker) for tracker in trackers if isinstance(tracker, dict)]
+    values = {settings.get(key) for settings in chosen if isinstance(settings, dict)}
+    named = sorted(str(value) for value in values if value)
     if len(named) > 1:
-        raise ConfigError(f"The runs were tracked with several values of tracker.{key}: {', '.join(named)}. Name one.")
+        raise ConfigError(
+            f"The runs were tracked with several values of tracker.wandb.{key}: {', '.join(named)}. Name one."
+        )
     return named[0] if named else None
 
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_worksp
 
 @pytest.fixture
 def runs(tmp_path):
-    tracked = {"tracker": {"project": "mine", "entity": None}}
+    tracked = {"tracker": {"wandb": {"project": "mine", "entity": None}}}
     distilled = record(patch="lstsq", config=tracked, dense=10.0, pruned=20.0, patched=14.0, distilled=12.0)
     return write(tmp_path / "runs", record(config=tracked), distilled)
 
@@ -37,7 +37,7 @@ def test_a_report_holds_plots_over_these_runs_and_the_tables(runs):
 def test_runs_of_several_projects_need_one_named(runs):
     pytest.importorskip("wandb_workspaces")
     write(runs, record(patch="diag", config={"tracker": {"project": "other one"}}))
-    with pytest.raises(ConfigError, match=r"several values of tracker\.project: mine, other one"):
+    with pytest.raises(ConfigError, match=r"several values of tracker\.wandb\.project: mine, other one"):
         push_wandb_report([runs])
 
 
