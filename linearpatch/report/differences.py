@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -105,9 +105,34 @@ def compare_all(entries: Sequence[Entry], samples: Samples) -> list[Differences]
                 if not across:
                     sizes = {at: entries[at].variant.num_removed for at in having}
                     chosen = [(a, b) for a, b in chosen if sizes[a] == sizes[b] or not (sizes[a] and sizes[b])]
-                pairs = [_compare(entries, pair, name, logarithm, samples) for pair in chosen]
+                seeds = {at: _over_seeds(entries[at], name, logarithm=logarithm) for at in having}
+                pairs = [
+                    _paired_over_seeds(pair, seeds) or _compare(entries, pair, name, logarithm, samples)
+                    for pair in chosen
+                ]
                 found.append(Differences(model, name, logarithm, _tested(entries, pairs, logarithm), across))
     return [one for one in found if one.pairs]
+
+
+def _over_seeds(entry: Entry, name: str, *, logarithm: bool) -> tuple[object, Floats] | None:
+    """Values of an entry's seeds, and what those of another must share to be paired; None of too few."""
+    metrics = [row.metrics.get(name) for row in entry.rows]
+    values = [metric.value for metric in metrics if metric and metric.value is not None]
+    if len(values) < max(LEAST_SEEDS, len(metrics)) or (logarithm and min(values) <= 0):
+        return None
+    key = [(row.seed, one.protocol, one.token_hash, one.n) for row, one in zip(entry.rows, metrics, strict=True) if one]
+    return key, numpy.log(values) if logarithm else numpy.array(values)
+
+
+def _paired_over_seeds(
+    pair: tuple[int, int], seeds: Mapping[int, tuple[object, Floats] | None]
+) -> tuple[Difference, Moments] | None:
+    """The difference of two entries with the same seeds; None where they have others, or seeds change nothing."""
+    first, second = seeds[pair[0]], seeds[pair[1]]
+    if first is None or second is None or first[0] != second[0]:
+        return None
+    found = moments([(1.0, first[1] - second[1])])
+    return (Difference(*pair, basis=f"{len(first[1])} seeds"), found) if found.stderr else None
 
 
 def _compare(
