@@ -22,7 +22,7 @@ class Variant:
         model: Name of the dense model.
         num_layers: That it has.
         stage: `dense`, `pruned`, `patched` or `distilled`.
-        num_removed: Layers that were removed.
+        num_removed: Layers that were removed, or as many as have the parameters that a narrowed model lost.
         pruner: Empty for dense, as are the next two.
         patch: `none` at stage pruned.
         distill: `none` but at stage distilled.
@@ -102,7 +102,7 @@ def rows_of_run(record: Record) -> Iterator[Row]:
             training = record.distillation if stage == "distilled" else None
             variant = replace(
                 variant,
-                num_removed=len(removed),
+                num_removed=record.size,
                 pruner=pruning.method,
                 patch="none" if stage == "pruned" else fitted.method,
                 distill=training.method if training else "none",

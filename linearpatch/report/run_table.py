@@ -33,6 +33,9 @@ def run_table(record: Record) -> Table:
         f"{model.name}: {len(pruning.removed_layers)} of {model.num_layers} layers removed by {pruning.method} "
         f"({layer_list(pruning.removed_layers)}), patch {patch.method}"
     )
+    if pruning.narrowed:
+        share = f"{len(pruning.narrowed)} of {model.num_layers} layers narrowed by {pruning.method}"
+        title = f"{model.name}: {share}, by as many parameters as {record.size} layers have"
     names = metric_names([record])
     stages = [stage for stage in STAGES if stage in record.metrics]
     columns = [column for stage in stages for column in (stage, *(["against dense"] if stage != "dense" else []))]

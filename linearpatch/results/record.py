@@ -129,6 +129,15 @@ class Record:
             raise ValueError(f"the run completed, and its record has no {' and no '.join(missing)}")
         return self.model, self.pruning, self.patch
 
+    @property
+    def size(self) -> int:
+        """Layers removed, or of a narrowed model as many as have the parameters that it lost."""
+        if self.pruning is None:
+            return 0
+        if self.pruning.narrowed:
+            return int(self.config.get("num_pruned_layers", 0))
+        return len(self.pruning.removed_layers)
+
     def to_plain(self) -> dict[str, Any]:
         """The record as values of JSON; numbers that aren't finite become null."""
         content: dict[str, Any] = plain(self)

@@ -74,7 +74,7 @@ def against_layers(record: Record) -> dict[int, dict[str, float]]:
     """
     if record.pruning is None:
         return {}
-    shown, last = set(metric_names([record])), len(record.pruning.removed_layers)
+    shown, last = set(metric_names([record])), record.size
     points: dict[int, dict[str, float | None]] = {0: {}, last: {}}
     for stage, metrics in record.metrics.items():
         for name, metric in metrics.items():

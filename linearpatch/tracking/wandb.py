@@ -108,7 +108,7 @@ class WandbTracker(Tracker):
             run.log({NUM_REMOVED: count, **metrics})
         run.summary.update({"run_id": record.run_id, "status": record.status, **scalars(record)})
         if record.pruning:
-            run.summary["num_removed"] = len(record.pruning.removed_layers)  # as `linearpatch report --wandb` reads it
+            run.summary["num_removed"] = record.size  # as `linearpatch report --wandb` reads it
         media: dict[str, Any] = {}
         for name, table in tables(record, folder).items():
             if len(table.rows) > MOST_ROWS:
