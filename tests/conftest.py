@@ -1,10 +1,12 @@
 """Tiny models of every family, a byte tokenizer and the composed configuration: what most tests start from."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -174,6 +176,20 @@ def datasets_dir() -> Path:
     if not DATASETS:
         pytest.skip("LINEARPATCH_DATASETS is not set: no local data sets")
     return Path(DATASETS).resolve()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium by playwright; tests that need it are skipped where either is missing."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    file = next((path for name in names if (path := shutil.which(name))), None)
+    if file is None:
+        pytest.skip("there is no Chromium")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=file, args=["--no-sandbox"], timeout=120_000)
+        yield opened
+        opened.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

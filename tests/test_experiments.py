@@ -28,7 +28,7 @@ RUNS = {  # at full and at small scale
     "paper_perplexity": (16, 8),
     "paper_qa": (56, 12),
     "per_layer_patches": (24, 12),
-    "pruned_layers": (16, 12),
+    "pruned_layers": (20, 12),
     "pruner_comparison": (48, 48),
     "recommended": (6, 6),
     "recommended_distilled": (6, 6),

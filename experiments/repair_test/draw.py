@@ -14,7 +14,7 @@ from statistics import mean
 
 from matplotlib.figure import Figure
 
-from linearpatch.report.figures.style import FAINT, Drawing, house_style, legend, look, panels, plain_powers
+from linearpatch.report.figures.style import FAINT, Drawing, house_style, legend, log_scale, look, panels
 
 PANELS = {"ppl/wikitext2_v1": "WikiText-2, as calibrated on", "ppl/pydoc": "Python's documentation"}
 RECIPES = {  # pruner, patch and the corpus that they were calibrated on
@@ -34,7 +34,7 @@ def main(report: Path) -> None:
     with (report / "tables" / "measurements.csv").open() as file:
         rows = list(csv.DictReader(file))
     drawing = Drawing("recipes", "Perplexity of recipes by layers removed.", draw(rows))
-    (report / "figures" / "recipes.png").write_bytes(drawing.files()["recipes.png"])
+    (report / "figures" / "recipes.png").write_bytes(drawing.png)
 
 
 def draw(rows: list[dict[str, str]]) -> Figure:
@@ -49,9 +49,9 @@ def draw(rows: list[dict[str, str]]) -> Figure:
             for index, recipe in enumerate(RECIPES.values()):
                 curve = curves[metric, recipe]
                 axis.plot(sorted(curve), [mean(curve[size]) for size in sorted(curve)], **asdict(look(index)))
-            axis.set(title=title, xlabel="layers removed, of 30", yscale="log", ylim=(dense[metric] * 0.7, MOST))
+            axis.set(title=title, xlabel="layers removed, of 30", ylim=(dense[metric] * 0.7, MOST))
             axis.set_xticks(sorted(curve))
-            plain_powers(axis.yaxis)
+            log_scale(axis, "y")
         axes[0].set_ylabel("perplexity")
         legend(figure, [look(index).line() for index in range(len(RECIPES))], list(RECIPES.values()))
     return figure

@@ -38,11 +38,11 @@ def weight_files(folder: Path, *, allow_bin: bool) -> list[Path]:
 
 
 def bin_not_allowed(source: str) -> ModelError:
-    """The refusal to read pickled weights without being told to."""
+    """The error for pickled weights that the user has not allowed."""
     return ModelError(
         f"The weights of {source} come as {PICKLED}, which are pickles, not as safetensors. If you trust where they "
-        "come from, set model.allow_bin=true: they are then read by torch.load(weights_only=True), which accepts "
-        "nothing but tensors and plain containers."
+        "come from, set model.allow_bin=true: they are then read as "
+        "tensors and plain containers alone, and anything else in them is rejected."
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from linearpatch.cli import main
 from linearpatch.evaluation.harness.model import HarnessModel
 from linearpatch.results.files import read_record
-from linearpatch.tracking.wandb import summary
+from linearpatch.tracking.views import scalars
 
 DENSE = 12  # layers of model=random
 SMALL = ("debug=tiny", "model=random", "num_pruned_layers=3", "tracker=none")
@@ -59,7 +59,7 @@ def test_the_record_holds_tasks_averages_differences_and_what_is_retained(tmp_pa
     assert (tmp_path / "D" / "diagnostics.safetensors").exists()
     assert set(found["retained"]) <= {"pruned", "patched"}
     record = read_record(tmp_path / "D")
-    shown = summary(record)  # what W&B gets
+    shown = scalars(record)  # what W&B gets
     assert shown["patched/smoke/acc"] == record.metrics["patched"]["smoke/acc"].value
     for name, kept in record.retained.get("patched", {}).get("mean_of_ratios", {}).items():
         assert shown[f"patched/retained/mean_of_ratios/{name}"] == kept.value
