@@ -20,6 +20,7 @@ def test_every_choice_composes(group, choice):
         pytest.importorskip("mlflow")
     value = f"[{choice}]" if group in LIST_GROUPS else choice
     needed = ["tasks=[arc_easy]"] if choice == "tasks" else []
+    needed += ["patch=none"] if choice == "llm_pruner" else []  # no layer is removed
     compose_experiment([f"{group}={value}", *needed])
 
 

@@ -86,7 +86,8 @@ def execute(arguments, tmp_path, monkeypatch, session_cache, planned=()):
     command, *rest = arguments
     if "hydra/launcher=ray" in rest:
         pytest.importorskip("ray")
-    composed_only = re.search(r"llama\d|experiment=(?!demo)", " ".join(rest))  # sweeps: see test_experiments.py
+    # Sweeps: see test_experiments.py. Trackers' settings: see tests/tracking; nothing is uploaded from here.
+    composed_only = re.search(r"llama\d|experiment=(?!demo)|tracker\.", " ".join(rest))
     if command == "run" and composed_only:
         overrides = [re.sub(r"^([\w.]+)=(\w+),.*", r"\1=\2", word) for word in rest if not word.startswith("-")]
         compose_experiment(overrides)

@@ -45,6 +45,7 @@ def run(folder, *command):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_readme_alone_leads_to_a_repaired_model(folder):
     own = section("Prune your own model, with your own text")
     (commands,) = re.findall(r"```bash\n(.*?)```", own, re.DOTALL)

@@ -68,9 +68,9 @@ def chip(page, facet, value):
 
 
 def shown_in_figures(page):
-    """Names of the recipes that the first figure shows, not faded."""
-    return set(page.locator("#figures svg").first.evaluate(
-        "svg => [...svg.querySelectorAll('[id^=recipe-]')].filter(part => part.style.opacity === '')"
+    """Names of the recipes that the figures show, not faded."""
+    return set(page.evaluate(
+        "[...document.querySelectorAll('svg [id^=recipe-]')].filter(part => part.style.opacity === '')"
         ".map(part => part.querySelector('title').textContent)"
     ))  # fmt: skip
 
@@ -155,7 +155,7 @@ def test_details_lead_to_the_runs_command_and_configuration_by_keyboard(page):
 
 
 def test_tables_of_the_report_and_what_was_left_out_are_there(page):
-    page.locator("#tables summary", has_text="Perplexity").click()
+    page.locator("#tables summary").get_by_text("Perplexity", exact=True).click()
     page.locator("#table-perplexity strong").first.wait_for()
     assert EVIL in page.locator("#failures").inner_text()
 

@@ -16,7 +16,7 @@ from linearpatch.report.report import write_report
 
 REFERENCES = Path(__file__).parent / "screenshots"
 CELLS = 40  # of a side, over which differences are averaged
-MOST_APART = 0.05  # mean difference of the cells' grey, of 1
+MOST_APART = 0.03  # mean difference of the cells' grey, of 1
 MOST_HIGHER = 1.2  # ratio of heights
 PARTS = ("#figures", "#matrix", "#comparison")
 
