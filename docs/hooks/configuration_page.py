@@ -204,7 +204,7 @@ def _shown(value: Any) -> str:
     if value == "":
         return '""'
     if isinstance(value, list | dict):
-        return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000).strip()
+        return str(yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000)).strip()
     return str(value)
 
 
