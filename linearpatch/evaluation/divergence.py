@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -11,23 +10,20 @@ import torch
 from torch import Tensor
 
 from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
-from linearpatch.data.corpus import Corpus, require_corpus
-from linearpatch.data.reader import Reader, Text
 from linearpatch.errors import require_range, settings_of
-from linearpatch.evaluation.evaluation import Evaluation, Measured, Measurement, Preparation, Subject
+from linearpatch.evaluation.evaluation import Measured, Measurement, Subject
+from linearpatch.evaluation.of_texts import OfTexts
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.loss import logit_rows
 from linearpatch.registry import component
 from linearpatch.results.metric import Metric
-
-log = logging.getLogger(__name__)
 
 QUANTILES = {"kl_median": 0.5, "kl_p90": 0.9, "kl_p99": 0.99}
 
 
 @component("eval", "divergence")
 @dataclass(frozen=True)
-class Divergence(Evaluation):
+class Divergence(OfTexts):
     """KL divergence from the dense model on the same tokens, and how often both predict the same token.
 
     At every position of every window: KL(dense ‖ model) over the whole vocabulary in nats, its mean (`kl`), median and
@@ -36,7 +32,6 @@ class Divergence(Evaluation):
     text better than the dense model does, and it needs few tokens: every position counts, not only what the text says.
 
     Attributes:
-        corpora: Corpora by name; empty reads the run's evaluation corpus.
         seq_len: Tokens in a window.
         num_blocks: Only the first so many windows; null takes all.
         bos: `tokenizer`, `each` or `none`; see `BlockSpec`.
@@ -45,7 +40,6 @@ class Divergence(Evaluation):
 
     version: ClassVar[int] = 1
 
-    corpora: dict[str, Any] = field(default_factory=dict)
     seq_len: int = 1024
     num_blocks: int | None = 16
     bos: str = "tokenizer"
@@ -54,8 +48,7 @@ class Divergence(Evaluation):
     def __post_init__(self) -> None:
         require_range("eval.divergence.batch_size", self.batch_size, low=1)
         require_range("eval.divergence.seq_len", self.seq_len, low=2)
-        for name, corpus in self.corpora.items():
-            require_corpus(f"eval.divergence.corpora.{name}", corpus, f"+corpus@eval.divergence.corpora.{name}")
+        self.check_corpora("divergence")
         with settings_of("eval.divergence"):
             self.spec("divergence")  # checks the rest
 
@@ -65,39 +58,24 @@ class Divergence(Evaluation):
         part = "" if self.num_blocks is None else f", first {self.num_blocks}"
         return f"against the dense model, disjoint windows of {self.seq_len} tokens{part}, bos={self.bos}"
 
-    def readers(self, reader: Reader) -> tuple[Reader, ...]:
-        """One reader for each corpus."""
-        named: Mapping[str, Corpus] = self.corpora
-        return tuple(replace(reader, corpus=corpus) for corpus in named.values()) or (reader,)
-
-    def prepare(self, name: str, reader: Reader) -> Preparation:
-        """Read each corpus; cut into windows, each is a measurement of its own."""
-        texts = [each.open() for each in self.readers(reader)]
-
-        def measurements(tokenizer: Any) -> list[Measurement]:
-            return [self._measurement(name, text, tokenizer) for text in texts]
-
-        return measurements
-
     def spec(self, name: str) -> BlockSpec:
         """How texts become windows, for the evaluation of that name."""
         names = SettingNames(f"eval.{name}", "seq_len", overlap="")
         return BlockSpec(self.num_blocks, self.seq_len, "first", self.bos, names=names)
 
-    def _measurement(self, name: str, text: Text, tokenizer: Any) -> Measurement:
-        spec = self.spec(name)
-        blocks = text.cut(spec, tokenizer)
-        number, length = blocks.ids.shape
-        if shortage := spec.shortage(blocks):
-            log.warning("evaluation text %s: %s; the protocol of the result says so", text.source, shortage)
-        settings = replace(self, num_blocks=self.num_blocks and number, seq_len=length)
-        label = f"{name}/{text.name}"
+    def with_windows(self, number: int, length: int) -> Divergence:
+        """The same with the windows that a short text gave."""
+        return replace(self, num_blocks=self.num_blocks and number, seq_len=length)
+
+    def measurement(self, name: str, corpus: str, blocks: TokenBlocks) -> Measurement:
+        """The divergence on a corpus."""
+        label = f"{name}/{corpus}"
 
         def run(subjects: Sequence[Subject], on_step: Callable[[float], None]) -> list[Measured]:
-            return [settings._measure(subject, label, blocks, on_step) for subject in subjects]
+            return [self._measure(subject, label, blocks, on_step) for subject in subjects]
 
-        key = {"version": self.version, "protocol": settings.protocol, "tokens": {label: blocks.hash}}
-        return Measurement(label, key, number, run)
+        key = {"version": self.version, "protocol": self.protocol, "tokens": {label: blocks.hash}}
+        return Measurement(label, key, len(blocks.ids), run)
 
     def _measure(self, subject: Subject, label: str, blocks: TokenBlocks, on_step: Callable[[float], None]) -> Measured:
         if subject.decoder is subject.dense:  # by definition

@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
-from linearpatch.data.corpus import Corpus, require_corpus
-from linearpatch.data.reader import Reader, Text
+from linearpatch.data.reader import Reader
 from linearpatch.errors import require_choice, require_range, settings_of
 from linearpatch.evaluation.evaluation import (
-    Evaluation,
     Measured,
     Measurement,
-    Preparation,
     Subject,
 )
+from linearpatch.evaluation.of_texts import OfTexts
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.loss import next_token_nll
 from linearpatch.registry import component
 from linearpatch.results.metric import Metric
 
-log = logging.getLogger(__name__)
-
 
 @component("eval", "ppl")
 @dataclass(frozen=True)
-class Perplexity(Evaluation):
+class Perplexity(OfTexts):
     """Perplexity on joined text in disjoint windows, or on crops of documents, each read by itself.
 
     The exponential of the mean next-token loss over all windows; a window of `seq_len` tokens predicts
     `seq_len − 1`. The standard error is that of the windows' mean losses, carried through the exponential.
 
     Attributes:
-        corpora: Corpora by name; empty reads the run's evaluation corpus.
         seq_len: Tokens in a window; perplexities at different lengths don't compare.
         num_blocks: Only the first so many windows, or so many crops; null takes all windows.
         sampling: `first` joins the documents and takes windows from the start, `document_crops` draws places in
@@ -50,7 +44,6 @@ class Perplexity(Evaluation):
 
     version: ClassVar[int] = 2  # since then the mean loss of each window is kept as an array
 
-    corpora: dict[str, Any] = field(default_factory=dict)
     seq_len: int = 2048
     num_blocks: int | None = None
     sampling: str = "first"
@@ -62,8 +55,7 @@ class Perplexity(Evaluation):
         require_range("eval.ppl.batch_size", self.batch_size, low=1)
         require_range("eval.ppl.seq_len", self.seq_len, low=2)
         require_choice("eval.ppl.sampling", self.sampling, ("first", "document_crops"))
-        for name, corpus in self.corpora.items():
-            require_corpus(f"eval.ppl.corpora.{name}", corpus, f"+corpus@eval.ppl.corpora.{name}")
+        self.check_corpora("ppl")
         with settings_of("eval.ppl"):
             self.spec("ppl")  # checks the rest
 
@@ -75,38 +67,23 @@ class Perplexity(Evaluation):
         part = "" if self.num_blocks is None else f", first {self.num_blocks}"
         return f"joined text, disjoint windows of {self.seq_len} tokens{part}, bos={self.bos}"
 
-    def readers(self, reader: Reader) -> tuple[Reader, ...]:
-        """One reader for each corpus."""
-        named: Mapping[str, Corpus] = self.corpora
-        return tuple(replace(reader, corpus=corpus) for corpus in named.values()) or (reader,)
-
     def metrics_of_texts(self, reader: Reader) -> tuple[str, ...]:
         """One for each corpus."""
         return tuple(f"ppl/{each.corpus.name}" for each in self.readers(reader))
 
-    def prepare(self, name: str, reader: Reader) -> Preparation:
-        """Read each corpus; cut into windows, each is a measurement of its own."""
-        texts = [each.open() for each in self.readers(reader)]
+    def with_windows(self, number: int, length: int) -> Perplexity:
+        """The same with the windows that a short text gave."""
+        return replace(self, num_blocks=number, seq_len=length)
 
-        def measurements(tokenizer: Any) -> list[Measurement]:
-            return [self._measurement(text, self.spec(name), tokenizer) for text in texts]
+    def measurement(self, name: str, corpus: str, blocks: TokenBlocks) -> Measurement:
+        """The perplexity of a corpus, called after it alone."""
+        label = f"ppl/{corpus}"
 
-        return measurements
-
-    def _measurement(self, text: Text, spec: BlockSpec, tokenizer: Any) -> Measurement:
-        blocks = text.cut(spec, tokenizer)
-        if shortage := spec.shortage(blocks):
-            log.warning("evaluation text %s: %s; the protocol of the result says so", text.source, shortage)
-            number, length = blocks.ids.shape
-            return replace(self, num_blocks=number, seq_len=length)._measured_on(f"ppl/{text.name}", blocks)
-        return self._measured_on(f"ppl/{text.name}", blocks)
-
-    def _measured_on(self, name: str, blocks: TokenBlocks) -> Measurement:
         def run(subjects: Sequence[Subject], on_step: Callable[[float], None]) -> list[Measured]:
-            return [self._measure(subject.decoder, name, blocks, on_step) for subject in subjects]
+            return [self._measure(subject.decoder, label, blocks, on_step) for subject in subjects]
 
-        key = {"version": self.version, "protocol": self.protocol, "tokens": {name: blocks.hash}}
-        return Measurement(name, key, len(blocks.ids), run)
+        key = {"version": self.version, "protocol": self.protocol, "tokens": {label: blocks.hash}}
+        return Measurement(label, key, len(blocks.ids), run)
 
     def spec(self, name: str) -> BlockSpec:
         """How texts become windows, for the evaluation of that name."""

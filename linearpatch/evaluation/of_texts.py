@@ -1,0 +1,67 @@
+"""Evaluations on texts: one measurement for each corpus, cut into windows."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from linearpatch.data.blocks import BlockSpec, TokenBlocks
+from linearpatch.data.corpus import Corpus, require_corpus
+from linearpatch.data.reader import Reader, Text
+from linearpatch.evaluation.evaluation import Evaluation, Measurement, Preparation
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OfTexts(Evaluation):
+    """Measures on windows of texts.
+
+    Attributes:
+        corpora: Corpora by name; empty reads the run's evaluation corpus.
+    """
+
+    corpora: dict[str, Any] = field(default_factory=dict)
+
+    @abstractmethod
+    def spec(self, name: str) -> BlockSpec:
+        """How texts become windows, for the evaluation of that name."""
+
+    @abstractmethod
+    def measurement(self, name: str, corpus: str, blocks: TokenBlocks) -> Measurement:
+        """The measurement on the windows of a corpus."""
+
+    @abstractmethod
+    def with_windows(self, number: int, length: int) -> OfTexts:
+        """The same with the windows that a short text gave."""
+
+    def check_corpora(self, name: str) -> None:
+        """Reject what is no corpus, for the evaluation of that name."""
+        for each, corpus in self.corpora.items():
+            require_corpus(f"eval.{name}.corpora.{each}", corpus, f"+corpus@eval.{name}.corpora.{each}")
+
+    def readers(self, reader: Reader) -> tuple[Reader, ...]:
+        """One reader for each corpus."""
+        named: Mapping[str, Corpus] = self.corpora
+        return tuple(replace(reader, corpus=corpus) for corpus in named.values()) or (reader,)
+
+    def prepare(self, name: str, reader: Reader) -> Preparation:
+        """Read each corpus; cut into windows, each is a measurement of its own."""
+        texts = [each.open() for each in self.readers(reader)]
+
+        def measurements(tokenizer: Any) -> list[Measurement]:
+            return [self._on_text(name, text, tokenizer) for text in texts]
+
+        return measurements
+
+    def _on_text(self, name: str, text: Text, tokenizer: Any) -> Measurement:
+        spec = self.spec(name)
+        blocks = text.cut(spec, tokenizer)
+        settings = self
+        if shortage := spec.shortage(blocks):
+            log.warning("evaluation text %s: %s; the protocol of the result says so", text.source, shortage)
+            settings = self.with_windows(*blocks.ids.shape)
+        return settings.measurement(name, text.name, blocks)
