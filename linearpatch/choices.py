@@ -20,6 +20,12 @@ CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "con
 # Groups whose choices are YAML files alone.
 PRESET_GROUPS = ("experiment", "scale", "debug", "hydra/launcher")
 
+# Names that people will try and that can't work, with the reason.
+NOT_SUPPORTED = {
+    "model=baichuan2_13b": "Its attention uses ALiBi instead of rotary embeddings, so it can't become a Llama, and "
+    "transformers has no model of that kind. Use model=baichuan2_7b, or model=llama2_13b for that size.",
+}
+
 NAME = r"[\w-]+"
 CHOICE = re.compile(rf"\+{{0,2}}([\w/]+)(?:@[\w.]+)?=(\[)?({NAME}(?:,{NAME})*)(?(2)\])")
 
@@ -41,6 +47,8 @@ def choices(group: str) -> dict[str, str]:
 
 def unknown_choice(group: str, choice: str) -> ConfigError:
     """The error for a name that a group doesn't have."""
+    if reason := NOT_SUPPORTED.get(f"{group}={choice}"):
+        return ConfigError(f"{group}={choice} is not supported. {reason}")
     return ConfigError(f"{group}={choice} is not a choice. {suggest(choice, choices(group))}")
 
 

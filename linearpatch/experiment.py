@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from linearpatch.data.corpus import Corpus, require_corpus
 from linearpatch.data.reader import Calibration, DistillationText, Reader, check_disjoint
 from linearpatch.distillation.training import Distillation, Training
 from linearpatch.errors import ConfigError, require_choice, require_path, require_range, require_seed
-from linearpatch.evaluation.evaluation import Evaluation
+from linearpatch.evaluation.evaluation import Evaluation, check_metrics
 from linearpatch.evaluation.harness.task_settings import MISSING_DATA
 from linearpatch.models.edit import interfaces_of
 from linearpatch.models.model import Model
@@ -27,10 +25,10 @@ from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import identity, name_of
 from linearpatch.results.stages import STAGES
 from linearpatch.storage.cache import canonical, default_cache_dir
-from linearpatch.tracking.tracker import Tracker
+from linearpatch.storage.stamps import stamps
+from linearpatch.tracking.tracker import Tracker, check_trackers
 
 MOST_CHARACTERS = 100  # of a model's name in a run id, which is the name of a folder
-MOST_FILES = 10_000  # of a folder, that are looked at for changes
 
 
 @dataclass(frozen=True)
@@ -233,7 +231,7 @@ class Experiment:
     def asked(self) -> dict[str, str]:
         """What a record must answer to be complete: a digest for each measurement of each stage and the checkpoint."""
         read = (self.model, self.corpus, self.calibration, self.evaluation, self.distillation, self.eval)
-        files = _stamps([self.datasets_dir, *map(_plain, read)])
+        files = stamps([self.datasets_dir, *map(_plain, read)])
         asked = {
             f"{stage}/{name}": digest([files, measured])
             for stage in self.asked_stages
@@ -345,44 +343,6 @@ def check_group(group: str | None) -> None:
         )
 
 
-def check_metrics(evaluations: Mapping[str, Evaluation], reader: Reader) -> None:
-    """Reject two evaluations of which one would overwrite a metric of the other.
-
-    Raises:
-        ConfigError: they measure the same text under the same name.
-    """
-    owners: dict[str, str] = {}
-    for name, evaluation in evaluations.items():
-        for metric in evaluation.metrics_of_texts(reader):
-            if metric in owners:
-                raise ConfigError(
-                    f"eval.{owners[metric]} and eval.{name} both measure {metric}. Leave one of them out of "
-                    f"eval=[{','.join(evaluations)}], or give one a corpus of another name."
-                )
-            owners[metric] = name
-
-
-def check_trackers(trackers: Mapping[str, Any]) -> None:
-    """Reject `none` beside other trackers, and settings of a tracker that aren't below its name.
-
-    Raises:
-        ConfigError: a YAML of the user's sets them as if a run had one tracker, or `none` isn't alone.
-    """
-    for name, chosen in trackers.items():
-        if not isinstance(chosen, Tracker | Mapping):
-            raise ConfigError(
-                f"tracker.{name} is {chosen!r}, a setting without its tracker's name. Write tracker.NAME.{name}; the "
-                "YAML of a tracker of your own begins with the line `# @package tracker.NAME`."
-            )
-    names = [name for name, chosen in trackers.items() if isinstance(chosen, Tracker)]
-    if "none" in names and len(names) > 1:
-        others = [name for name in names if name != "none"]
-        raise ConfigError(
-            f"tracker=[{','.join(names)}] asks for no tracker and for {', '.join(others)}. Leave none out, or use "
-            "tracker=none."
-        )
-
-
 def digest(value: Any) -> str:
     """A short name for a value: 8 hexadecimal digits."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:8]
@@ -406,19 +366,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-
-
-def _stamps(value: Any) -> dict[str, list[Any]]:
-    """Sizes and times of the files and folders that a configuration names, so that changed ones are noticed."""
-    if isinstance(value, dict):
-        return {path: stamp for item in value.values() for path, stamp in _stamps(item).items()}
-    if isinstance(value, (list, tuple)):
-        return {path: stamp for item in value for path, stamp in _stamps(item).items()}
-    if not isinstance(value, str) or not value:
-        return {}
-    try:
-        path = Path(value).expanduser()
-        files = islice(path.rglob("*"), MOST_FILES) if path.is_dir() else [path]
-        return {value: sorted([str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files)}
-    except (OSError, RuntimeError, ValueError):  # most texts name no file
-        return {}

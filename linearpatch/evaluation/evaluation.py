@@ -11,6 +11,7 @@ from torch import Tensor
 
 from linearpatch.data.blocks import BlockSpec
 from linearpatch.data.reader import Reader
+from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder
 from linearpatch.results.metric import Metric
 
@@ -123,3 +124,20 @@ class Evaluation(ABC):
     def aggregates(self, name: str, metrics: Mapping[str, Metric]) -> Sequence[Aggregate]:
         """Means over what it measured, given the metrics of one stage as the record holds them."""
         return ()
+
+
+def check_metrics(evaluations: Mapping[str, Evaluation], reader: Reader) -> None:
+    """Reject two evaluations of which one would overwrite a metric of the other.
+
+    Raises:
+        ConfigError: they measure the same text under the same name.
+    """
+    owners: dict[str, str] = {}
+    for name, evaluation in evaluations.items():
+        for metric in evaluation.metrics_of_texts(reader):
+            if metric in owners:
+                raise ConfigError(
+                    f"eval.{owners[metric]} and eval.{name} both measure {metric}. Leave one of them out of "
+                    f"eval=[{','.join(evaluations)}], or give one a corpus of another name."
+                )
+            owners[metric] = name

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from linearpatch.errors import ConfigError, ModelError, require_path
 from linearpatch.models.auto import auto_class
@@ -15,7 +15,7 @@ from linearpatch.models.fingerprint import fingerprint_folder
 from linearpatch.models.layer_config import already_patched
 from linearpatch.models.loaded_weights import check_weights
 from linearpatch.models.model import NO_SDPA, LoadedModel, Model, ready
-from linearpatch.registry import component
+from linearpatch.registry import component, components
 
 CONFIG = "config.json"
 CARD = "README.md"
@@ -135,12 +135,27 @@ class HubModel(Model):
                 f"model {self.name or self.path} has no sdpa attention in this version of transformers. Use "
                 "model.attn_implementation=eager."
             )
+        if (family := self._source_family()) is not None:
+            return ModelError(
+                f"{self.path} is a model of type {family}, which transformers doesn't load without the repository's own "
+                f"code. linearpatch converts it exactly: use model={family} model.path={self.path}."
+            )
         return ModelError(
             f"model {self.name or self.path}: {self.path} can't be loaded as a causal language model: "
             f"{' '.join(str(error).split())[:400] or type(error).__name__} Check the id and your access to it (a "
             "folder needs config.json, *.safetensors and the tokenizer's files), or use model=smollm2_135m, which "
             "needs no hub."
         )
+
+    def _source_family(self) -> str | None:
+        """The type of the model, where it is one that a component of its own converts (`ConvertedRepository`)."""
+        try:
+            content, _ = PreTrainedConfig.get_config_dict(self._location, revision=self.revision)
+        except Exception:  # what can't be read is named by the error that is being made
+            return None
+        families = {getattr(cls, "family", None) for cls in components("model").values()}
+        family = content.get("model_type")
+        return family if family in families else None
 
 
 def check_tokenizer(tokenizer: Any) -> None:

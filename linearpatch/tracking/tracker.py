@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from linearpatch.errors import ConfigError
 from linearpatch.registry import component
@@ -57,3 +58,24 @@ def require_package(name: str, *, needed_by: str, install: str) -> None:
     """
     if find_spec(name) is None:
         raise ConfigError(f"{needed_by} needs the package {name}. Run: {install} — or leave {needed_by} out.")
+
+
+def check_trackers(trackers: Mapping[str, Any]) -> None:
+    """Reject `none` beside other trackers, and settings of a tracker that aren't below its name.
+
+    Raises:
+        ConfigError: a YAML of the user's sets them as if a run had one tracker, or `none` isn't alone.
+    """
+    for name, chosen in trackers.items():
+        if not isinstance(chosen, Tracker | Mapping):
+            raise ConfigError(
+                f"tracker.{name} is {chosen!r}, a setting without its tracker's name. Write tracker.NAME.{name}; the "
+                "YAML of a tracker of your own begins with the line `# @package tracker.NAME`."
+            )
+    names = [name for name, chosen in trackers.items() if isinstance(chosen, Tracker)]
+    if "none" in names and len(names) > 1:
+        others = [name for name in names if name != "none"]
+        raise ConfigError(
+            f"tracker=[{','.join(names)}] asks for no tracker and for {', '.join(others)}. Leave none out, or use "
+            "tracker=none."
+        )

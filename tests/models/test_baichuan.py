@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from small_runs import result, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from linearpatch.errors import ModelError
+from linearpatch.choices import check_names
+from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.baichuan import BaichuanModel
+from linearpatch.models.hub import HubModel
 from linearpatch.models.sentencepiece_tokenizer import converted_tokenizer
 
 sentencepiece = pytest.importorskip("sentencepiece")
@@ -305,3 +307,15 @@ def test_a_llama_is_no_baichuan(tmp_path):
     tiny_model().save_pretrained(tmp_path / "llama")
     with pytest.raises(ModelError, match="model=hub"):
         BaichuanModel(path=str(tmp_path / "llama")).load(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_the_hub_model_names_the_component_that_converts_it(tmp_path, trusted):
+    folder = write(tmp_path / "model")
+    with pytest.raises(ModelError, match=f"model=baichuan model.path={folder}"):
+        HubModel(path=str(folder), trust_remote_code=trusted).config(tmp_path)
+
+
+def test_the_13b_is_rejected_by_name_with_its_reason():
+    with pytest.raises(ConfigError, match="ALiBi.*baichuan2_7b"):
+        check_names(["model=baichuan2_13b"])
