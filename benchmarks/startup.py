@@ -19,7 +19,7 @@ QUICK = {
     "the error for a misspelt choice": ["run", "pruner=slebb"],
 }
 LIMIT_S = 1.5
-PLANNED = ("pruner=sleb,shortgpt,taylor,streamline", "patch=none,diag,rotate,lstsq", "seed=range(0,8)")
+PLANNED = ("model=random", "pruner=sleb,shortgpt,taylor,streamline", "patch=none,diag,rotate,lstsq", "seed=range(0,8)")
 PLANNED_RUNS = 4 * 4 * 8
 PLAN_LIMIT_MS = 20.0
 

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from linearpatch.errors import ModelError
 from linearpatch.models.converted import ConvertedModel
 from linearpatch.registry import component
+from linearpatch.storage.cache_folder import MODELS
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,10 @@ class EmbeddedModel(ConvertedModel):
         return f"dequantised from the package {self.package} {self.package_version}"
 
     def config(self, cache_dir: Path) -> Any:
-        """The configuration, from the header of the file: nothing is converted for it."""
+        """The converted checkpoint's, or else from the header of the file (seconds): nothing is converted for it."""
+        folder = cache_dir / MODELS / self.checkpoint_name(cache_dir)
+        if folder.is_dir():
+            return self._as_folder(folder).config(cache_dir)
         try:
             return AutoConfig.from_pretrained(**_source(self.package_file()))
         except (ImportError, OSError, ValueError, KeyError) as error:

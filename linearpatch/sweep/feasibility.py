@@ -91,12 +91,14 @@ class Feasibility:
         needed = replace(spec, short_text=text.short_text).fewest_tokens(held_out)
         if needed <= size * FEWEST_TOKENS_PER_BYTE:
             return
-        tokenizer = self._once(
-            ("tokenizer", digest(identity(experiment.model))),
-            lambda: experiment.model.tokenizer(experiment.cache_path),
-        )
+        model = digest(identity(experiment.model))
+        tokenizer = self._once(("tokenizer", model), lambda: experiment.model.tokenizer(experiment.cache_path))
         if tokenizer is not None:  # as the run would, which says what is wrong
-            text.cut_apart(spec, tokenizer, held_out) if held_out else text.cut(spec, tokenizer)
+            cut = partial(text.cut_apart, spec, tokenizer, held_out) if held_out else partial(text.cut, spec, tokenizer)
+            enough = (*key, "cut", model, replace(spec, seed=0), held_out)  # which blocks they are doesn't matter
+            failure = self._once(enough, lambda: _failure_of(cut))
+            if failure is not None:
+                raise failure
         elif needed > size + len(text.documents):
             raise DataError(
                 f"{text.source} has {size:,} bytes and so fewer tokens than that, and {needed:,} are needed. "
@@ -152,6 +154,11 @@ def may_be_downloaded(model: Model) -> bool:
 
 def _bytes(document: Any) -> int:
     return len((document if isinstance(document, str) else repr(document)).encode("utf-8", "replace"))
+
+
+def _failure_of(attempt: Callable[[], Any]) -> LinearPatchError | None:
+    found = _attempt(attempt)
+    return found if isinstance(found, LinearPatchError) else None
 
 
 def _attempt(read: Callable[[], Any]) -> Any:
