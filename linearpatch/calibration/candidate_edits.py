@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import nn
 
 from linearpatch.calibration.candidate_losses import CandidateLoss
+from linearpatch.calibration.finite import require_finite
+from linearpatch.calibration.race import Standing, race
 from linearpatch.calibration.statistics import Statistic
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.edit import Edit, Interface, PlacedOperator, Site, interfaces_of
+from linearpatch.models.edit import DENSE, Edit, Interface, PlacedOperator, Site, interfaces_of
 from linearpatch.registry import identity
+from linearpatch.runtime.progress import steps
 from linearpatch.storage.cache import Entry
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSION = 2  # of the losses below; raise it when their numbers change
+RACE_VERSION = 1  # of a race's standings
 GRAM_BYTES = 8 * 2**30  # of Gram matrices that exist at a time
 
 
@@ -112,6 +116,33 @@ class CandidateEdits:
         key = {"removed": sorted(removed), "removals": removals, "survivors": survivors}
         return _kept(workspace, self.patch, key, compute)
 
+    def race(self, removals: Sequence[Sequence[int]], *, noise: float) -> list[Standing]:
+        """How the repaired models without each of some sets of layers stand to the best of them; cached.
+
+        Args:
+            removals: Sets of layers.
+            noise: Standard errors by which a candidate drops out (`calibration.race`).
+
+        Raises:
+            ConfigError: no calibration tokens are held out.
+            NumericsError: no candidate has a finite loss.
+        """
+        workspace = self.workspace
+        removals = [sorted(candidate) for candidate in removals]
+
+        def compute() -> Entry:
+            edits = self.edits(removals)
+            search = workspace.search(workspace.held_out)
+            search.move(DENSE)
+            with steps(f"race of {len(edits)} candidates", len(edits)) as on_step:
+                standings = race(search, edits, noise=noise, on_step=on_step)
+            require_finite([standing.loss for standing in standings], removals)
+            return Entry(facts={"standings": [asdict(standing) for standing in standings]})
+
+        asked = {"removals": removals, "noise": noise, "race": RACE_VERSION}
+        entry = workspace.cache.get("patched_race", {**_same(workspace, self.patch), **asked}, compute)
+        return [Standing(**standing) for standing in entry.facts["standings"]]
+
     def _fit(self, interfaces: Iterable[Interface]) -> None:
         sites = {interface: self.patch.place([interface]) for interface in interfaces}
         missing = [site for at_one in sites.values() for site in at_one]
@@ -135,12 +166,16 @@ def _kept(
     workspace: Workspace, patch: Repairer, asked: Mapping[str, Any], compute: Callable[[], list[CandidateLoss]]
 ) -> list[CandidateLoss]:
     """Held-out losses from the cache, or computed."""
-    held_out = workspace.held_out.hash
-    key = {**workspace.key, "version": VERSION, "held_out": held_out, "patch": identity(patch), **asked}
+    key = {**_same(workspace, patch), **asked}
     entry = workspace.cache.get(
         "patched_loss", key, lambda: Entry(facts={"losses": [asdict(loss) for loss in compute()]})
     )
     return [CandidateLoss(**loss) for loss in entry.facts["losses"]]
+
+
+def _same(workspace: Workspace, patch: Repairer) -> dict[str, Any]:
+    """What decides held-out losses beside the candidates."""
+    return {**workspace.key, "version": VERSION, "held_out": workspace.held_out.hash, "patch": identity(patch)}
 
 
 def ready(operators: Iterable[PlacedOperator], decoder: Decoder) -> tuple[PlacedOperator, ...]:

@@ -74,6 +74,15 @@ class CandidateSearch:
                 streams.append(self._kept(hidden))
         self._steps = steps
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether it stands at the dense model."""
+        return self._steps == self._steps_of(DENSE)
+
+    def streams(self, index: int) -> list[Tensor]:
+        """What reaches each step of the model that the search stands at, on one of the batches, where layers run."""
+        return [self._restored(stream) for stream in self._streams[index]]
+
     @torch.no_grad()
     def losses(
         self,
@@ -126,6 +135,12 @@ class CandidateSearch:
         steps = self._steps_of(edit)
         return self._loss(steps, self._shared_with(steps), index)
 
+    @torch.no_grad()
+    def token_losses(self, edit: Edit, index: int) -> Tensor:
+        """Loss of an edited model at each token of one of the batches, `[batch, tokens - 1]` in fp32."""
+        steps = self._steps_of(edit)
+        return self._token_losses(steps, self._shared_with(steps), index)
+
     def tokens_of(self, batches: Iterable[int]) -> int:
         """Tokens of some batches on which losses are measured."""
         return sum(self.batches[index][:, 1:].numel() for index in batches)
@@ -135,13 +150,16 @@ class CandidateSearch:
         return survivors is not None and len(complete) >= survivors and total > sorted(complete)[survivors - 1]
 
     def _loss(self, steps: Sequence[Step], start: int, index: int) -> float:
-        """Summed loss of one batch, from the first step that isn't that of the model the search stands at."""
+        """Summed loss of one batch."""
+        value = self._token_losses(steps, start, index).sum(dtype=torch.float64).item()
+        return value if isfinite(value) else inf  # a broken model is the worst candidate, not an error
+
+    def _token_losses(self, steps: Sequence[Step], start: int, index: int) -> Tensor:
+        """Losses of one batch, from the first step that isn't that of the model the search stands at."""
         hidden, calls = self._restored(self._streams[index][start]), self._calls[index]
         for step in steps[start:-1]:
             hidden = self._run(hidden, calls, step)
-        total = stream_nll(self.decoder, steps[-1].read(hidden), self.batches[index])
-        value = total.sum(dtype=torch.float64).item()
-        return value if isfinite(value) else inf  # a broken model is the worst candidate, not an error
+        return stream_nll(self.decoder, steps[-1].read(hidden), self.batches[index])
 
     def _kept(self, hidden: Tensor) -> Tensor:
         """A stream where it is kept."""

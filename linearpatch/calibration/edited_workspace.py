@@ -69,9 +69,15 @@ class SequentialWorkspace(Workspace):
             offload_streams=dense.offload_streams,
             base=edit,
         )
+        self._dense = dense
+        self._edit = edit
         self._view = edit.decoder(dense.decoder)
         self._site = site
         self._kept = [layer for layer in range(dense.num_layers + 1) if layer not in edit.removed_layers]
+
+    def on_held_out(self, *, keep_streams: bool = False) -> Workspace:
+        """The same stream replaced on the held-out tokens."""
+        return SequentialWorkspace(self._dense.on_held_out(), self._edit, self._site)
 
     def _replaced(self, batch: Tensor, mlp_layers: Collection[int], products: Collection[int]) -> dict[int, LayerInput]:
         start = self._site.interface.start

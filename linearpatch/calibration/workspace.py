@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
-from math import isfinite
 from typing import Any
 
 import torch
@@ -17,11 +16,12 @@ from torch import Tensor
 from linearpatch.calibration.candidate_edits import CandidateEdits, Repairer
 from linearpatch.calibration.candidate_losses import CandidateLoss, CandidateSearch
 from linearpatch.calibration.comparison import Comparison, compare
+from linearpatch.calibration.finite import finite, require_finite
 from linearpatch.calibration.gradients import first_order_importance, layer_weights
 from linearpatch.calibration.part_importance import part_importance
-from linearpatch.calibration.statistics import LayerInput, Statistic
+from linearpatch.calibration.statistics import Accumulator, LayerInput, Statistic
 from linearpatch.data.blocks import TokenBlocks
-from linearpatch.errors import ConfigError, NumericsError
+from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.models.edit import DENSE, Edit
 from linearpatch.models.passes import mlp_inputs, mlp_outputs, walk
@@ -75,6 +75,7 @@ class Workspace:
         self._candidate_edits: CandidateEdits | None = None
         self._batches = self._on_device(blocks)
         self._searches: dict[str, CandidateSearch] = {}
+        self._keeps_streams = False  # whether a pass over the tokens makes a search that keeps the streams
         self.repaired: dict[tuple[str, tuple[int, ...], str], Edit] = {}  # fits that comparisons kept
 
     def scratch(self) -> Workspace:
@@ -105,14 +106,19 @@ class Workspace:
         """
         return compare(self, self.patch, removals)
 
-    def part(self, share: float) -> Workspace:
-        """The same with the first blocks alone, of both kinds; for a first look. At least one of each."""
-        if share == 1:
+    def part(self, share: float, *, held_out: float = 1.0) -> Workspace:
+        """The same with the first blocks alone, at least one of each kind.
+
+        Args:
+            share: Of the blocks that are fitted on.
+            held_out: Of those held out.
+        """
+        if share == held_out == 1:
             return self
-        return Workspace(
+        part = Workspace(
             self.decoder,
             self.blocks.part(share),
-            held_out=self._held_out and self._held_out.part(share),
+            held_out=self._held_out and self._held_out.part(held_out),
             patch=self._patch,
             cache=self.cache,
             model_key=self.key["model"],
@@ -120,6 +126,29 @@ class Workspace:
             offload_streams=self.offload_streams,
             base=self.base,
         )
+        part._searches = self._searches  # so that the streams of held-out tokens are recorded once
+        return part
+
+    def on_held_out(self, *, keep_streams: bool = False) -> Workspace:
+        """The same on the held-out tokens, for statistics of them; streams that a search keeps aren't run again.
+
+        Args:
+            keep_streams: A search of them will follow, so that a pass keeps the streams for it.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        workspace = Workspace(
+            self.decoder,
+            self.held_out,
+            cache=self.cache,
+            model_key=self.key["model"],
+            batch_size=self.batch_size,
+            base=self.base,
+        )
+        workspace._searches = self._searches
+        workspace._keeps_streams = keep_streams
+        return workspace
 
     @property
     def patch(self) -> Repairer:
@@ -235,9 +264,7 @@ class Workspace:
         search.move(base)
         with steps(f"losses of {len(edits)} candidates", len(edits)) as on_step:
             losses = search.losses(edits, survivors=survivors, on_step=on_step)
-        if not any(isfinite(loss.loss) for loss in losses):
-            tried = [list(edit.removed_layers) for edit in edits]
-            raise NumericsError(_not_finite("the calibration loss", f"each of the layers {tried} removed"))
+        require_finite([loss.loss for loss in losses], [edit.removed_layers for edit in edits])
         return losses
 
     def search(self, blocks: TokenBlocks) -> CandidateSearch:
@@ -272,7 +299,7 @@ class Workspace:
             total = len(self._batches) * self.num_layers
             with steps("gradients", total) as on_step:
                 values = first_order_importance(self.decoder, self._batches, on_step=on_step)
-            return Entry({"importance": _finite(values, "the first-order importance", "layer")})
+            return Entry({"importance": finite(values, "the first-order importance", "layer")})
 
         # Batches decide where absolute values are taken, so their size is part of the key.
         sizes = [len(batch) for batch in self._batches]
@@ -287,7 +314,7 @@ class Workspace:
             with steps("gradients", total) as on_step:
                 heads, channels = part_importance(self.decoder, self._batches, layers, kind, on_step=on_step)
             what = "the first-order importance"
-            return Entry({"heads": _finite(heads, what, "layer"), "channels": _finite(channels, what, "layer")})
+            return Entry({"heads": finite(heads, what, "layer"), "channels": finite(channels, what, "layer")})
 
         sizes = [len(batch) for batch in self._batches]
         asked = {"layers": list(layers), "kind": kind, "batches": sizes}
@@ -302,7 +329,7 @@ class Workspace:
                 sum(w.detach().float().abs().pow(power).sum(dtype=torch.float64).cpu() for w in layer_weights(layer))
                 for layer in self.decoder.layers
             ]
-            return Entry({"norm": _finite(torch.stack([torch.as_tensor(n) for n in norms]), "the weights", "layer")})
+            return Entry({"norm": finite(torch.stack([torch.as_tensor(n) for n in norms]), "the weights", "layer")})
 
         key = {"model": self.key["model"], "version": WEIGHT_NORM_VERSION, "power": power}
         return self.cache.get("weight_norm", key, compute).tensors["norm"]
@@ -316,6 +343,16 @@ class Workspace:
 
         mlp_layers = {layer for statistic in statistics for layer in statistic.mlp_layers()}
         products = {layer for statistic in statistics for layer in statistic.mlp_products()}
+
+        search = self.search(self.blocks) if self._keeps_streams else self._searches.get(self.blocks.hash)
+        if search is not None and search.is_dense and not mlp_layers and not products:
+            for number in range(len(search.batches)):
+                for index, hidden in enumerate(search.streams(number)):
+                    known = LayerInput(index, hidden)
+                    for accumulator in accumulators:
+                        accumulator.observe(known)
+            self._keep(statistics, accumulators)
+            return
 
         def visit(index: int, hidden: Tensor, _: LayerCall) -> None:
             stream = replaced.get(index) or LayerInput(index, hidden, added.get(index - 1), read.get(index - 1))
@@ -331,10 +368,13 @@ class Workspace:
                 replaced = self._replaced(batch, mlp_layers, products)
                 walk(self.decoder, batch, visit, stop=deepest)
                 on_step()
+        self._keep(statistics, accumulators)
+
+    def _keep(self, statistics: Sequence[Statistic], accumulators: Sequence[Accumulator]) -> None:
         for statistic, accumulator in zip(statistics, accumulators, strict=True):
             tensors = accumulator.result()
             for name, tensor in tensors.items():
-                _finite(tensor, f"{type(statistic).__name__} ({name})", "entry")
+                finite(tensor, f"{type(statistic).__name__} ({name})", "entry")
             self.cache.put("statistic", self._statistic_key(statistic), Entry(tensors))
 
     def _replaced(self, batch: Tensor, mlp_layers: Collection[int], products: Collection[int]) -> dict[int, LayerInput]:
@@ -347,17 +387,3 @@ class Workspace:
 
     def _on_device(self, blocks: TokenBlocks) -> list[Tensor]:
         return [batch.to(self.decoder.input_device) for batch in blocks.ids.split(self.batch_size)]
-
-
-def _finite(values: Tensor, what: str, unit: str) -> Tensor:
-    bad = (~values.isfinite()).nonzero()
-    if len(bad):
-        raise NumericsError(_not_finite(what, f"{unit} {bad[0].tolist()} ({len(bad)} of {values.numel()})"))
-    return values
-
-
-def _not_finite(what: str, where: str) -> str:
-    return (
-        f"{what} is not finite at {where}. In fp16 large activations overflow: use model.dtype=bfloat16 or "
-        "float32; otherwise check that the weights are intact."
-    )

@@ -137,8 +137,8 @@ class HubModel(Model):
             )
         if (family := self._source_family()) is not None:
             return ModelError(
-                f"{self.path} is a model of type {family}, which transformers doesn't load without the repository's own "
-                f"code. linearpatch converts it exactly: use model={family} model.path={self.path}."
+                f"{self.path} is a model of type {family}, which transformers doesn't load without the repository's "
+                f"own code. linearpatch converts it exactly: use model={family} model.path={self.path}."
             )
         return ModelError(
             f"model {self.name or self.path}: {self.path} can't be loaded as a causal language model: "

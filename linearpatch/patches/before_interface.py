@@ -16,6 +16,7 @@ from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import Interface, Site
 from linearpatch.models.places import InProjection, Place
 from linearpatch.patches.least_squares import LeastSquaresPatch
+from linearpatch.patches.penalty import Penalty
 from linearpatch.registry import name_of
 
 
@@ -50,16 +51,15 @@ class RefitPatch(BeforeInterfacePatch):
     """Base of the patches that fit the output projection of that MLP again.
 
     Attributes:
-        ridge: Holds back each entry of the new weight by this fraction of the energy of what it multiplies. `auto`
-            tries several, and no patch at all, on held-out calibration tokens.
+        ridge: Holds back each entry of the new weight by this fraction of the energy of what it multiplies. `auto`:
+            the one with the lowest error on held-out calibration tokens.
         weighting: `capped`, `none` or `relative`; see `LeastSquaresPatch`.
     """
 
     find: ClassVar[Callable[[Decoder, int], nn.Module]] = staticmethod(InProjection.projection_of)
-    # Where there are fewer tokens than unknowns, the largest are best; from 16,000 tokens on, all below 0.3 are alike.
-    ridges: ClassVar[Sequence[float]] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+    first: ClassVar[Penalty] = Penalty(0.3)  # with twenty tokens an unknown; with fewer, more is best
     larger: ClassVar[Sequence[float]] = (10, 100)
-    version: ClassVar[int] = 2  # of those, which `auto` tries
+    version: ClassVar[int] = 3  # of what `auto` and `matched` are
 
     ridge: Any = 0.03  # a number or `auto`
     weighting: str = "capped"

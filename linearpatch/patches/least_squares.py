@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, ClassVar
@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from linearpatch.calibration.candidate_edits import ready
 from linearpatch.calibration.gram import PairGram
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import NumericsError, require_choice, require_number
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import PlacedOperator, Site
 from linearpatch.patches.patch import Patch
+from linearpatch.patches.penalty import Penalty, best_penalty
 from linearpatch.registry import name_of
 
 log = logging.getLogger(__name__)
@@ -48,16 +48,18 @@ class LeastSquaresPatch(Patch):
     W₀ leaves the stream as it is.
 
     Attributes:
-        ridge: λ as a fraction of the mean of the diagonal of Σ w xᵀx. At 0 the map is free. `auto` tries
-            several, and no patch at all, and takes what has the lowest loss on held-out calibration tokens.
+        ridge: λ as a fraction of the mean of the diagonal of Σ w xᵀx. At 0 the map is free. `auto`: that with the
+            lowest error Σ w ‖x W + b − y‖² on held-out calibration tokens, at each interface (`patches.penalty`); where
+            none is better than W₀, the fit is W₀.
         weighting: Of tokens. `none`: all count alike, and those of massive norm own the fit. `capped`: a token counts
             at most as one of three times its block's median norm past the interface. `relative`: w is 1 over the
             squared norm there. Whatever reads the stream normalises it first, so that an error matters by its share of
             the token's norm.
     """
 
-    ridges: ClassVar[Sequence[float]] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # what `auto` tries
+    version: ClassVar[int] = 2  # of what `auto` and `matched` are
 
+    first: ClassVar[Penalty] = Penalty(1e-3)  # that `auto` tries
     larger: ClassVar[Sequence[float]] = (1e3, 1e5)  # times the ridge as set: what it is compared with
 
     ridge: Any = 1e-6  # a number or `auto`
@@ -72,6 +74,11 @@ class LeastSquaresPatch(Patch):
     def needs_held_out(self) -> bool:
         """A ridge is chosen on tokens that the map wasn't fitted to."""
         return bool(self.ridge == "auto")
+
+    @property
+    def penalty(self) -> Penalty:
+        """As set; of `auto`, where its search begins."""
+        return self.first if self.ridge == "auto" else Penalty(self.ridge)
 
     def draft(self) -> Patch:
         """With a ridge that needs no choice."""
@@ -98,8 +105,23 @@ class LeastSquaresPatch(Patch):
         """The sums of products that the fit at a site needs."""
 
     @abstractmethod
-    def operators(self, gram: Mapping[str, Tensor], ridge: float) -> tuple[list[nn.Module], Solution]:
+    def regression(self, gram: Mapping[str, Tensor], penalty: Penalty) -> Solution:
+        """The map of the rows x of `gram` that least squares gives; its error on other tokens decides the ridge.
+
+        Raises:
+            NumericsError: there is no unique solution.
+        """
+
+    @abstractmethod
+    def operators(
+        self, gram: Mapping[str, Tensor], penalty: Penalty, check: Mapping[str, Tensor] | None = None
+    ) -> tuple[list[nn.Module], Solution]:
         """Operators for the sites that are fitted together, and what they come to: a map of the rows x of `gram`.
+
+        Args:
+            gram: Sums of products of the tokens that are fitted on.
+            penalty: Holds the map back.
+            check: Sums of products of held-out tokens, where there are any; a gain is matched on them.
 
         Raises:
             NumericsError: there is no unique solution.
@@ -116,78 +138,75 @@ class LeastSquaresPatch(Patch):
             NumericsError: there is no unique solution.
         """
         groups = self.together(sites)
-        grams = workspace.collect(*(self.gram(group[0]) for group in groups), description="fit")
+        wanted = [self.gram(group[0]) for group in groups]
+        grams = workspace.collect(*wanted, description="fit")
+        checks: Sequence[Mapping[str, Tensor] | None] = [None] * len(groups)
+        if self.ridge == "auto" or (getattr(self, "gain", 1) == "matched" and workspace.has_held_out):
+            checks = workspace.on_held_out().collect(*wanted, description="held-out tokens")
         device = solving_device(workspace.decoder)
-
-        def fitted(ridge: float) -> list[PlacedOperator]:
-            solved = [self._solve(group, gram, ridge, device) for group, gram in zip(groups, grams, strict=True)]
-            return [patch for patches in solved for patch in patches]
-
-        return fitted(choose_ridge(self, workspace, sites, fitted) if self.ridge == "auto" else self.ridge)
+        solved = [self._solve(*one, device) for one in zip(groups, grams, checks, strict=True)]
+        return [patch for patches in solved for patch in patches]
 
     def _solve(
-        self, sites: Sequence[Site], gram: Mapping[str, Tensor], ridge: float, device: torch.device
+        self,
+        sites: Sequence[Site],
+        gram: Mapping[str, Tensor],
+        check: Mapping[str, Tensor] | None,
+        device: torch.device,
     ) -> list[PlacedOperator]:
         gram = {name: sums.to(device) for name, sums in gram.items()}
+        check = check and {name: sums.to(device) for name, sums in check.items()}
+        penalty = self.penalty
+        if self.ridge == "auto":
+            assert check is not None
+            penalty = self._best_penalty(gram, check)
+            log.info("patch=%s at %s: %s", name_of(self), sites[0].interface, penalty)
         try:
-            operators, solution = self.operators(gram, ridge)
+            operators, solution = self.operators(gram, penalty, check)
         except NumericsError as error:
             raise NumericsError(
                 f"The least-squares fit at {sites[0].interface} has no unique solution: "
-                f"{int(gram['count'])} tokens for {len(gram['xx'])} unknowns per channel, patch.ridge={ridge}. "
+                f"{int(gram['count'])} tokens for {len(gram['xx'])} unknowns per channel, patch.ridge={self.ridge}. "
                 "Give it more calibration tokens or a larger ridge."
             ) from error
         diagnostics = {
             "error_before": _relative_error(Solution(self.prior(gram)), gram),
             "error_after": _relative_error(solution, gram),
             "tokens": gram["count"].item(),
-            "ridge": ridge,
+            "ridge": penalty.ridge,
             "gain": solution.gain,
         }
+        if penalty.stream is not None:
+            diagnostics["stream_ridge"] = penalty.stream
+        if check is not None:
+            diagnostics["error_held_out"] = _relative_error(solution, check)
         warning = ""
-        if gram["count"] <= len(gram["xx"]):
+        if gram["count"] <= len(gram["xx"]) and self.ridge != "auto":
             warning = (
                 f"patch={name_of(self)}: {int(gram['count'])} tokens for {len(gram['xx'])} unknowns per channel; the "
-                "fit follows its own tokens and may do harm elsewhere. Give it more calibration tokens"
-                f"{'' if self.ridge == 'auto' else ', or set patch.ridge=auto'}."
+                "fit follows its own tokens and may do harm elsewhere. Give it more calibration tokens, or set "
+                "patch.ridge=auto."
             )
         return [
             PlacedOperator(site, operator.cpu(), diagnostics, warning)
             for site, operator in zip(sites, operators, strict=True)
         ]
 
+    def _best_penalty(self, gram: Mapping[str, Tensor], check: Mapping[str, Tensor]) -> Penalty:
+        """The penalty with the lowest error on other tokens; infinite where W₀ has a lower one."""
+
+        def error(penalty: Penalty) -> float:
+            return _relative_error(self.regression(gram, penalty), check)
+
+        best = best_penalty(self.penalty, error)
+        nothing = Penalty(inf, None if best.stream is None else inf)
+        return min(best, nothing, key=error)
+
 
 def solving_device(decoder: Decoder) -> torch.device:
     """Where fits are solved: on the model's GPU, whose fp64 is faster than a CPU's at large widths, else on the CPU."""
     device = decoder.input_device
     return device if device.type == "cuda" else torch.device("cpu")  # other accelerators have no fp64
-
-
-def choose_ridge(
-    patch: LeastSquaresPatch,
-    workspace: Workspace,
-    sites: Sequence[Site],
-    fit: Callable[[float], Sequence[PlacedOperator]],
-) -> float:
-    """The ridge whose patches have the lowest held-out loss; infinity where none is better than no patch.
-
-    Args:
-        patch: Says which are tried, beside no patch.
-        workspace: The model and the held-out tokens.
-        sites: Where the patches are; the layers between are removed.
-        fit: The patches with some ridge.
-    """
-    bridged = {layer for site in sites for layer in range(site.interface.start, site.interface.end)}
-    base = workspace.base.without_layers(sorted(bridged - set(workspace.base.removed_layers)))
-    models = {inf: base}
-    for ridge in patch.ridges:
-        models[ridge] = base.with_operators((*base.operators, *ready(fit(ridge), workspace.decoder)))
-    losses = workspace.losses(workspace.held_out, workspace.base, list(models.values()), survivors=1)
-    found = {ridge: loss.loss for ridge, loss in zip(models, losses, strict=True) if not loss.is_bound}
-    best = min(found, key=lambda ridge: (found[ridge], -ridge))
-    interfaces = ", ".join(dict.fromkeys(str(site.interface) for site in sites))
-    log.info("patch=%s at %s: held-out loss %.4f with patch.ridge=%g", name_of(patch), interfaces, found[best], best)
-    return best
 
 
 def penalty_of(gram: Mapping[str, Tensor], ridge: float) -> float:
@@ -221,7 +240,9 @@ def solve(gram: Mapping[str, Tensor], penalty: float | Tensor, prior: Tensor) ->
     return Solution(matrix, None if mean_x is None or mean_y is None else mean_y - mean_x @ matrix)
 
 
-def unshrunk(solution: Solution, gram: Mapping[str, Tensor], gain: float | str) -> Solution:
+def unshrunk(
+    solution: Solution, gram: Mapping[str, Tensor], gain: float | str, check: Mapping[str, Tensor] | None = None
+) -> Solution:
     """The map with its differences from the mean enlarged: x ↦ ȳ + g (x W + b − ȳ).
 
     What a least-squares map can't foresee it leaves out, so that its outputs vary less from token to token than the
@@ -231,15 +252,23 @@ def unshrunk(solution: Solution, gram: Mapping[str, Tensor], gain: float | str) 
         solution: A map with the b that was solved for, so that the mean of its outputs is ȳ.
         gram: The sums of products that it was solved from; rows y are the stream past the interface.
         gain: g, or `matched`: the g with which outputs vary as much as rows y do.
+        check: Sums of products of held-out tokens, on which that is measured where there are any: on the tokens that
+            it was fitted on a map follows noise, too, and varies more.
     """
-    xx, _, mean_x, mean_y = centred(gram)
+    _, _, mean_x, mean_y = centred(gram)
     assert mean_x is not None
     assert mean_y is not None
-    if gain == "matched":
-        target = gram["yy"] - gram["xx"][-1, -1] * mean_y.square().sum()
-        gain = (target / (solution.matrix * (xx @ solution.matrix)).sum()).sqrt().item()
-    matrix = float(gain) * solution.matrix
-    return Solution(matrix, mean_y - mean_x @ matrix, float(gain))
+    factor = matched_gain(solution, check or gram) if gain == "matched" else float(gain)
+    matrix = factor * solution.matrix
+    return Solution(matrix, mean_y - mean_x @ matrix, factor)
+
+
+def matched_gain(solution: Solution, gram: Mapping[str, Tensor]) -> float:
+    """The g with which the outputs of a map vary as much from token to token as the rows y do."""
+    xx, _, _, mean_y = centred(gram)
+    assert mean_y is not None
+    target = gram["yy"] - gram["xx"][-1, -1] * mean_y.square().sum()
+    return float((target / (solution.matrix * (xx @ solution.matrix)).sum()).sqrt())
 
 
 def factor_of(xx: Tensor, penalty: float | Tensor) -> Tensor:

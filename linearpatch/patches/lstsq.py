@@ -25,6 +25,7 @@ from linearpatch.patches.least_squares import (
     unshrunk,
 )
 from linearpatch.patches.patch import Patch, StreamPatch
+from linearpatch.patches.penalty import Penalty
 from linearpatch.registry import component
 
 log = logging.getLogger(__name__)
@@ -114,17 +115,24 @@ class LeastSquares(StreamPatch, LeastSquaresPatch):
         identity = super().prior(gram)
         return torch.zeros_like(identity) if self.normalised else identity
 
-    def operators(self, gram: Mapping[str, Tensor], ridge: float) -> tuple[list[nn.Module], Solution]:
+    def regression(self, gram: Mapping[str, Tensor], penalty: Penalty) -> Solution:
+        """In the form asked for."""
+        if self.form != "full" and penalty.ridge < inf:
+            return self._thin(gram, penalty_of(gram, penalty.ridge), self.prior(gram))[1]
+        return solve(gram, penalty_of(gram, penalty.ridge), self.prior(gram))
+
+    def operators(
+        self, gram: Mapping[str, Tensor], penalty: Penalty, check: Mapping[str, Tensor] | None = None
+    ) -> tuple[list[nn.Module], Solution]:
         """Solve in the form asked for."""
-        prior, penalty = self.prior(gram), penalty_of(gram, ridge)
-        if self.form != "full" and ridge < inf:
-            operator, solution = self._thin(gram, penalty, prior)
+        if self.form != "full" and penalty.ridge < inf:
+            operator, solution = self._thin(gram, penalty_of(gram, penalty.ridge), self.prior(gram))
             return [operator], solution
-        solution = solve(gram, penalty, prior)
+        solution = self.regression(gram, penalty)
         if self.normalised:
             return [FeatureMap([solution.matrix], True, bias=solution.bias)], solution
-        if self.gain != 1 and ridge < inf:
-            solution = unshrunk(solution, gram, self.gain)
+        if self.gain != 1 and penalty.ridge < inf:
+            solution = unshrunk(solution, gram, self.gain, check)
         return [LinearMap(solution.matrix, solution.bias)], solution
 
     def _thin(self, gram: Mapping[str, Tensor], penalty: float, prior: Tensor) -> tuple[nn.Module, Solution]:

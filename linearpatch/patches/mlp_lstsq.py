@@ -15,6 +15,7 @@ from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.places import OnOutput, Place
 from linearpatch.patches.before_interface import BeforeInterfacePatch
 from linearpatch.patches.least_squares import Solution, penalty_of, solve
+from linearpatch.patches.penalty import Penalty
 from linearpatch.registry import component
 
 
@@ -40,7 +41,13 @@ class MlpLeastSquares(BeforeInterfacePatch):
         """What the MLP adds, and what it would have to add."""
         return MlpGram(site.interface.start, site.interface.end, self.weighting)
 
-    def operators(self, gram: Mapping[str, Tensor], ridge: float) -> tuple[list[nn.Module], Solution]:
+    def regression(self, gram: Mapping[str, Tensor], penalty: Penalty) -> Solution:
         """A map of the MLP's output."""
-        solution = solve(gram, penalty_of(gram, ridge), self.prior(gram))
+        return solve(gram, penalty_of(gram, penalty.ridge), self.prior(gram))
+
+    def operators(
+        self, gram: Mapping[str, Tensor], penalty: Penalty, check: Mapping[str, Tensor] | None = None
+    ) -> tuple[list[nn.Module], Solution]:
+        """That map."""
+        solution = self.regression(gram, penalty)
         return [LinearMap(solution.matrix)], solution

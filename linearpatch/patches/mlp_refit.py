@@ -14,6 +14,7 @@ from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.places import InProjection, Place
 from linearpatch.patches.before_interface import RefitPatch
 from linearpatch.patches.least_squares import Solution, energies, solve
+from linearpatch.patches.penalty import Penalty
 from linearpatch.registry import component
 
 
@@ -34,8 +35,8 @@ class MlpRefit(RefitPatch):
         """In the output projection of the MLP before it."""
         return [InProjection(interface.start - 1)]
 
-    def operators(self, gram: Mapping[str, Tensor], ridge: float) -> tuple[list[nn.Module], Solution]:
-        """Regress what the interface adds on what the product reads."""
+    def regression(self, gram: Mapping[str, Tensor], penalty: Penalty) -> Solution:
+        """What the interface adds, regressed on what the product reads."""
         size = gram["xy"].shape[1]
         read = slice(size, -1)
         rest = {
@@ -43,5 +44,12 @@ class MlpRefit(RefitPatch):
             "xy": gram["xy"][read] - gram["xx"][read, :size],
             "bias": torch.zeros(()),
         }
-        weight = solve(rest, ridge * energies(rest["xx"]), torch.zeros_like(rest["xy"])).matrix
-        return [LinearMap(weight)], Solution(torch.cat([torch.eye(size).to(weight), weight]))
+        weight = solve(rest, penalty.ridge * energies(rest["xx"]), torch.zeros_like(rest["xy"])).matrix
+        return Solution(torch.cat([torch.eye(size).to(weight), weight]))
+
+    def operators(
+        self, gram: Mapping[str, Tensor], penalty: Penalty, check: Mapping[str, Tensor] | None = None
+    ) -> tuple[list[nn.Module], Solution]:
+        """The part of it that goes into the weight."""
+        solution = self.regression(gram, penalty)
+        return [LinearMap(solution.matrix[gram["xy"].shape[1] :])], solution

@@ -18,6 +18,7 @@ from linearpatch.models.places import InProjection, OnStream, Place
 from linearpatch.patches.before_interface import RefitPatch
 from linearpatch.patches.least_squares import Solution, energies, solve, unshrunk
 from linearpatch.patches.patch import Patch
+from linearpatch.patches.penalty import Penalty
 from linearpatch.registry import component, components
 
 STREAM_SHARE = 0.01  # of the ridge holds back the map: it has a fraction of the unknowns and does most of the work
@@ -67,12 +68,27 @@ class Refit(RefitPatch):
         """Both sites of an interface."""
         return [list(pair) for _, pair in groupby(sites, key=lambda site: site.interface)]
 
-    def operators(self, gram: Mapping[str, Tensor], ridge: float) -> tuple[list[nn.Module], Solution]:
+    @property
+    def penalty(self) -> Penalty:
+        """Beside the ridge, that of the map."""
+        ridge = super().penalty.ridge
+        return Penalty(ridge, STREAM_SHARE * ridge)
+
+    def regression(self, gram: Mapping[str, Tensor], penalty: Penalty) -> Solution:
+        """W over V, solved for together."""
+        size = gram["xy"].shape[1]
+        assert penalty.stream is not None
+        energy = energies(gram["xx"][:-1, :-1])
+        held_back = torch.cat([penalty.stream * energy[:size], penalty.ridge * energy[size:]])
+        return solve(gram, held_back, self.prior(gram))
+
+    def operators(
+        self, gram: Mapping[str, Tensor], penalty: Penalty, check: Mapping[str, Tensor] | None = None
+    ) -> tuple[list[nn.Module], Solution]:
         """Solve for both, move V before the map, and solve for the map again."""
         size = gram["xy"].shape[1]
-        penalty = ridge * energies(gram["xx"][:-1, :-1])
-        penalty[:size] *= STREAM_SHARE
-        joint = solve(gram, penalty, self.prior(gram)).matrix
+        assert penalty.stream is not None
+        joint = self.regression(gram, penalty).matrix
         weight = before_the_map(joint[size:], joint[:size])
 
         # Rows [x, h, 1] times this are [x + h Δ, 1]: sums of products with the new weight follow from those at hand.
@@ -80,13 +96,18 @@ class Refit(RefitPatch):
         rows[:size, :size].fill_diagonal_(1)
         rows[size:-1, :size] = weight
         rows[-1, -1] = 1
-        moved = {**gram, "xx": rows.T @ gram["xx"] @ rows, "xy": rows.T @ gram["xy"]}
-        penalty = ridge * STREAM_SHARE * energies(moved["xx"][:-1, :-1])
-        mapped = solve(moved, penalty, torch.eye(size).to(penalty))
-        if ridge < inf:
-            mapped = unshrunk(mapped, moved, self.gain)
+        moved = _moved(gram, rows)
+        held_back = penalty.stream * energies(moved["xx"][:-1, :-1])
+        mapped = solve(moved, held_back, torch.eye(size).to(held_back))
+        if penalty.stream < inf:
+            mapped = unshrunk(mapped, moved, self.gain, None if check is None else _moved(check, rows))
         whole = torch.cat([mapped.matrix, weight @ mapped.matrix])
         return [LinearMap(weight), LinearMap(mapped.matrix, mapped.bias)], replace(mapped, matrix=whole)
+
+
+def _moved(gram: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """The sums of products of rows x times a matrix."""
+    return {**gram, "xx": rows.T @ gram["xx"] @ rows, "xy": rows.T @ gram["xy"]}
 
 
 def before_the_map(behind: Tensor, matrix: Tensor) -> Tensor:

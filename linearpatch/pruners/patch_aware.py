@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import ClassVar
 
 from linearpatch.calibration.candidate_losses import CandidateLoss
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.models.edit import Edit
+from linearpatch.pruners.iterative import RankingPruner
 from linearpatch.pruners.pruner import Pruner
-from linearpatch.registry import component, name_of
+from linearpatch.registry import component, components, name_of
 from linearpatch.results.scores import LayerScores, SearchStep
 
 log = logging.getLogger(__name__)
@@ -39,10 +41,16 @@ class PatchAware(Pruner):
         width: Sets that a beam keeps.
         stop_early: Give up on a candidate once it can't be among the best. The same layers are removed
             either way; the recorded loss of such a candidate is a lower bound.
-        draft_share: The search looks at this share of the calibration blocks and of those held out.
-        finalists: So many of the best sets are fitted the patch itself on all blocks, and compared with its draft, with
-            other simpler fits and with no patch (`patch.compare`); the set with the best of these is taken.
+        draft_share: The search fits on this share of the calibration blocks, and looks at this share of those held out
+            (at all of them where candidates race).
+        finalists: So many of the best sets, at most, are fitted the patch itself on all blocks, and compared with its
+            draft, with other simpler fits and with no patch (`patch.compare`); the set with the best of these is taken.
             With 1 the search has the last word.
+        noise: Candidates of a window search race on the held-out tokens: one drops out once its loss is so many
+            standard errors above the leader's, by paired differences (`calibration.race`), and only those that can't be
+            told from the best become finalists. Null: losses are exact, and finalists are the best, however far apart.
+        rivals: Pruners whose choices are candidates of a window search, too, so that it never does worse than they do
+            by choosing worse.
     """
 
     needs_held_out: ClassVar[bool] = True
@@ -52,6 +60,8 @@ class PatchAware(Pruner):
     stop_early: bool = True
     draft_share: float = 1.0
     finalists: int = 1
+    noise: float | None = None
+    rivals: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +71,15 @@ class PatchAware(Pruner):
         if self.draft_share == 0:
             raise ConfigError("pruner.draft_share is 0, and a search needs some tokens. Allowed: more than 0, up to 1.")
         require_range("pruner.finalists", self.finalists, low=1)
+        if self.noise is not None:
+            require_range("pruner.noise", self.noise, low=0)
+        if self.search != "window" and (self.noise is not None or self.rivals):
+            raise ConfigError(
+                f"pruner.noise={self.noise} and pruner.rivals={list(self.rivals)} belong to pruner.search=window, and "
+                f"pruner.search is {self.search}. Set pruner.noise=null 'pruner.rivals=[]', or pruner.search=window."
+            )
+        for name in self.rivals:
+            require_choice("pruner.rivals", name, rankings())
 
     @property
     def sees_whole_patches(self) -> bool:
@@ -70,8 +89,9 @@ class PatchAware(Pruner):
     def select(self, workspace: Workspace, n: int) -> Edit:
         """Search as asked, then hold the final."""
         search = {"window": self._window, "greedy": self._greedy, "beam": self._beam}[self.search]
-        best, scores = search(workspace.part(self.draft_share), n)
-        if self.finalists == 1:
+        held_out = self.draft_share if self.noise is None else 1.0
+        best, scores = search(workspace.part(self.draft_share, held_out=held_out), n)
+        if self.finalists == 1 or len(best) == 1:
             return Edit.of_layers(best[0], scores=scores)
         finalists = best[: self.finalists]
         comparisons = dict(zip(finalists, workspace.comparisons(finalists), strict=True))
@@ -85,12 +105,41 @@ class PatchAware(Pruner):
         return Edit.of_layers(taken, scores=replace(scores, finalists=results))
 
     def _window(self, workspace: Workspace, n: int) -> tuple[list[Layers], LayerScores]:
-        losses = self._losses(workspace, (), self._windows(workspace, n), self.finalists)
+        tried = list(dict.fromkeys([*self._windows(workspace, n), *self._rivals(workspace, n)]))
+        if self.noise is not None:
+            return self._raced(workspace, tried, n)
+        losses = self._losses(workspace, (), tried, self.finalists)
         values: list[float | None] = [None] * (workspace.num_layers - n + 1)
-        for window, loss in losses.items():
+        windows = {layers: loss for layers, loss in losses.items() if _is_window(layers)}
+        for window, loss in windows.items():
             values[window[0]] = loss.loss
-        bounds = [window[0] for window, loss in losses.items() if loss.is_bound]
+        bounds = [window[0] for window, loss in windows.items() if loss.is_bound]
         return _best(losses), LayerScores(CRITERION, "window", values, bounds)
+
+    def _raced(self, workspace: Workspace, tried: Sequence[Layers], n: int) -> tuple[list[Layers], LayerScores]:
+        assert self.noise is not None
+        standings = dict(zip(tried, workspace.candidate_edits.race(tried, noise=self.noise), strict=True))
+        contenders = sorted(
+            (layers for layers, one in standings.items() if one.is_contender),
+            key=lambda layers: (standings[layers].loss, layers),
+        )
+        for layers in contenders:
+            one = standings[layers]
+            log.info("in the race to its end: %s, held-out loss %.4f ± %.4f", list(layers), one.loss, one.stderr)
+        values: list[float | None] = [None] * (workspace.num_layers - n + 1)
+        stderrs = list(values)
+        for layers, one in standings.items():
+            if _is_window(layers) and isfinite(one.loss):
+                values[layers[0]], stderrs[layers[0]] = one.loss, one.stderr
+        return contenders, LayerScores(CRITERION, "window", values, stderrs=stderrs)
+
+    def _rivals(self, workspace: Workspace, n: int) -> list[Layers]:
+        """The layers that other pruners would choose on the held-out tokens, whose streams are at hand."""
+        found = []
+        for name in self.rivals:
+            pruner = replace(rankings()[name](), protect_first=self.protect_first, protect_last=self.protect_last)
+            found.append(tuple(sorted(pruner.select(workspace.on_held_out(keep_streams=True), n).removed_layers)))
+        return found
 
     def _greedy(self, workspace: Workspace, n: int) -> tuple[list[Layers], LayerScores]:
         removed: Layers = ()
@@ -137,6 +186,15 @@ class PatchAware(Pruner):
             return {}
         losses = workspace.candidate_edits.losses(base, tried, survivors=survivors if self.stop_early else None)
         return dict(zip(tried, losses, strict=True))
+
+
+def rankings() -> dict[str, type[RankingPruner]]:
+    """Pruners that rank layers or windows by statistics, by name: those that can be rivals."""
+    return {name: cls for name, cls in components("pruner").items() if issubclass(cls, RankingPruner)}
+
+
+def _is_window(layers: Layers) -> bool:
+    return layers[-1] - layers[0] == len(layers) - 1
 
 
 def _best(losses: Mapping[Layers, CandidateLoss]) -> list[Layers]:

@@ -1,0 +1,102 @@
+"""A race of candidates on held-out tokens: who is worse than the leader beyond noise drops out.
+
+All candidates are measured on the same tokens, so that what makes one text harder than another cancels out in the
+difference of two of them. After each batch a candidate drops out whose mean difference from the leader exceeds so many
+of its standard errors (Maron and Moore 1994: Hoeffding races, here with paired differences). Those that are left have
+been measured on all tokens and can't be told from the best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+
+import torch
+from torch import Tensor
+
+from linearpatch.calibration.candidate_losses import CandidateSearch
+from linearpatch.models.edit import Edit
+
+PIECE = 64  # tokens whose mean loss is one observation: losses of neighbouring tokens aren't independent
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a candidate stands to the one with the lowest loss.
+
+    Attributes:
+        loss: Mean next-token loss: the best one's, and the mean difference from it on the tokens that both were
+            measured on. Infinite where a loss isn't finite.
+        stderr: Standard error of that difference; 0 for the best one.
+        share: The share of the held-out batches that it was measured on. Below 1 it dropped out.
+    """
+
+    loss: float
+    stderr: float
+    share: float
+
+    @property
+    def is_contender(self) -> bool:
+        """Whether it can't be told from the best."""
+        return self.share == 1
+
+
+def race(
+    search: CandidateSearch, edits: Sequence[Edit], *, noise: float, on_step: Callable[[], None] = lambda: None
+) -> list[Standing]:
+    """Measure candidates until each is worse than the best beyond noise, or has been measured on all tokens.
+
+    Args:
+        search: The held-out tokens and the model whose streams are kept.
+        edits: Candidates.
+        noise: Standard errors of its difference from the leader by which a candidate drops out.
+        on_step: Called as each candidate drops out, and at the end for each that is left.
+
+    Returns:
+        One for each edit.
+    """
+    losses: list[list[Tensor]] = [[] for _ in edits]  # for each edit and batch that it ran, the means of its pieces
+    running = list(range(len(edits)))
+    leader = 0
+    for batch in range(len(search.batches)):
+        for index in running:
+            losses[index].append(_pieces(search.token_losses(edits[index], batch)))
+        leader = min(running, key=lambda index: (_mean(losses[index]), index))
+        left = [index for index in running if not _is_behind(losses[index], losses[leader], noise)]
+        for _ in range(len(running) - len(left)):
+            on_step()
+        running = left
+    for _ in running:
+        on_step()
+    best = _mean(losses[leader])
+    standings = []
+    for mine in losses:
+        difference, stderr = _difference(mine, losses[leader])
+        standings.append(Standing(best + difference, stderr, len(mine) / len(search.batches)))
+    return standings
+
+
+def _pieces(token_losses: Tensor) -> Tensor:
+    """Mean losses of consecutive pieces of each block; the last piece of a block takes what is left."""
+    pieces = [piece.mean(dim=1) for piece in token_losses.double().split(PIECE, dim=1)]
+    return torch.stack(pieces, dim=1).flatten().cpu()
+
+
+def _mean(losses: Sequence[Tensor]) -> float:
+    mean = torch.cat(list(losses)).mean().item()
+    return mean if isfinite(mean) else inf
+
+
+def _difference(losses: Sequence[Tensor], leader: Sequence[Tensor]) -> tuple[float, float]:
+    """Mean of the paired differences and its standard error."""
+    differences = torch.cat(list(losses)) - torch.cat(list(leader[: len(losses)]))
+    if not differences.isfinite().all():
+        return inf, 0.0
+    error = differences.std(correction=1) / len(differences) ** 0.5 if len(differences) > 1 else torch.tensor(inf)
+    return differences.mean().item(), error.item()
+
+
+def _is_behind(losses: Sequence[Tensor], leader: Sequence[Tensor], noise: float) -> bool:
+    difference, stderr = _difference(losses, leader)
+    return difference > noise * stderr

@@ -1,0 +1,75 @@
+"""How strongly a least-squares fit is held back, and the choice of that by its error on tokens it wasn't fitted to.
+
+From Gram matrices of held-out tokens the error of any map there follows in closed form, so that many penalties are
+tried at the price of solving for each: no model is run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import inf, isclose
+
+from linearpatch.errors import NumericsError
+
+log = logging.getLogger(__name__)
+
+STEP = 10**0.5  # between penalties that are tried
+LARGEST = 1e4
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """Fractions of the energy of what a map reads; infinite: the map stays at what it is pulled toward.
+
+    Attributes:
+        ridge: For all that is fitted, or for all but `stream`.
+        stream: For the map of the stream, where something else is fitted beside it; None: nothing is.
+    """
+
+    ridge: float
+    stream: float | None = None
+
+    @property
+    def neighbours(self) -> Iterator[Penalty]:
+        """A step up and down for each number; no less than 1e-6 is tried, since that is as good as none."""
+        for factor in (STEP, 1 / STEP):
+            yield replace(self, ridge=min(max(self.ridge * factor, 1e-6), LARGEST))
+            if self.stream is not None:
+                yield replace(self, stream=min(max(self.stream * factor, 1e-6), LARGEST))
+
+
+def best_penalty(start: Penalty, error_of: Callable[[Penalty], float]) -> Penalty:
+    """The penalty with the lowest error, found by steps downhill on a logarithmic scale.
+
+    The error has one minimum along each number as a rule: too little follows the noise of the tokens, too much leaves
+    out what they say.
+
+    Args:
+        start: Where to begin.
+        error_of: The error on held-out tokens; a NumericsError counts as infinite.
+    """
+    errors: dict[Penalty, float] = {}
+
+    def error(penalty: Penalty) -> float:
+        known = next((value for one, value in errors.items() if _same(one, penalty)), None)
+        if known is None:
+            try:
+                known = error_of(penalty)
+            except NumericsError:
+                known = inf
+            errors[penalty] = known
+        return known
+
+    best = start
+    while True:
+        candidate = min(best.neighbours, key=error)
+        if not error(candidate) < error(best):
+            return best
+        best = candidate
+
+
+def _same(one: Penalty, other: Penalty) -> bool:
+    """Equal up to rounding: steps up and down lead back to where they began."""
+    return isclose(one.ridge, other.ridge, rel_tol=1e-6) and isclose(one.stream or 0, other.stream or 0, rel_tol=1e-6)
