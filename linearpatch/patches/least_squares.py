@@ -170,8 +170,8 @@ class LeastSquaresPatch(Patch):
                 "Give it more calibration tokens or a larger ridge."
             ) from error
         diagnostics = {
-            "error_before": _relative_error(Solution(self.prior(gram)), gram),
-            "error_after": _relative_error(solution, gram),
+            "error_before": relative_error(Solution(self.prior(gram)), gram),
+            "error_after": relative_error(solution, gram),
             "tokens": gram["count"].item(),
             "ridge": penalty.ridge,
             "gain": solution.gain,
@@ -179,13 +179,13 @@ class LeastSquaresPatch(Patch):
         if penalty.stream is not None:
             diagnostics["stream_ridge"] = penalty.stream
         if check is not None:
-            diagnostics["error_held_out"] = _relative_error(solution, check)
+            diagnostics["error_held_out"] = relative_error(solution, check)
         warning = ""
-        if gram["count"] <= len(gram["xx"]) and self.ridge != "auto":
+        if gram["count"] <= len(gram["xx"]):
             warning = (
                 f"patch={name_of(self)}: {int(gram['count'])} tokens for {len(gram['xx'])} unknowns per channel; the "
-                "fit follows its own tokens and may do harm elsewhere. Give it more calibration tokens, or set "
-                "patch.ridge=auto."
+                "fit follows its own tokens and may do harm elsewhere. Give it more calibration tokens"
+                f"{'' if self.ridge == 'auto' else ', or set patch.ridge=auto'}."
             )
         return [
             PlacedOperator(site, operator.cpu(), diagnostics, warning)
@@ -196,7 +196,7 @@ class LeastSquaresPatch(Patch):
         """The penalty with the lowest error on other tokens; infinite where W₀ has a lower one."""
 
         def error(penalty: Penalty) -> float:
-            return _relative_error(self.regression(gram, penalty), check)
+            return relative_error(self.regression(gram, penalty), check)
 
         best = best_penalty(self.penalty, error)
         nothing = Penalty(inf, None if best.stream is None else inf)
@@ -299,7 +299,7 @@ def centred(gram: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None, 
     )
 
 
-def _relative_error(solution: Solution, gram: Mapping[str, Tensor]) -> float:
+def relative_error(solution: Solution, gram: Mapping[str, Tensor]) -> float:
     """Σ w ‖x W + b − y‖² from the Gram matrices, over the weighted energy of the stream past the interface."""
     bias = solution.bias if solution.bias is not None else torch.zeros_like(solution.matrix[0])
     matrix = torch.cat([solution.matrix, bias[None]]) if gram["bias"] else solution.matrix

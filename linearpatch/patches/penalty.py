@@ -16,7 +16,7 @@ from linearpatch.errors import NumericsError
 log = logging.getLogger(__name__)
 
 STEP = 10**0.5  # between penalties that are tried
-LARGEST = 1e4
+SMALLEST, LARGEST = 1e-6, 1e4  # as good as none, and as no fit
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,12 @@ class Penalty:
 
     @property
     def neighbours(self) -> Iterator[Penalty]:
-        """A step up and down for each number; no less than 1e-6 is tried, since that is as good as none."""
+        """A step up and down for each number, and for both together."""
         for factor in (STEP, 1 / STEP):
-            yield replace(self, ridge=min(max(self.ridge * factor, 1e-6), LARGEST))
+            yield replace(self, ridge=_within(self.ridge * factor))
             if self.stream is not None:
-                yield replace(self, stream=min(max(self.stream * factor, 1e-6), LARGEST))
+                yield replace(self, stream=_within(self.stream * factor))
+                yield Penalty(_within(self.ridge * factor), _within(self.stream * factor))
 
 
 def best_penalty(start: Penalty, error_of: Callable[[Penalty], float]) -> Penalty:
@@ -68,6 +69,10 @@ def best_penalty(start: Penalty, error_of: Callable[[Penalty], float]) -> Penalt
         if not error(candidate) < error(best):
             return best
         best = candidate
+
+
+def _within(value: float) -> float:
+    return min(max(value, SMALLEST), LARGEST)
 
 
 def _same(one: Penalty, other: Penalty) -> bool:

@@ -317,5 +317,5 @@ def test_the_hub_model_names_the_component_that_converts_it(tmp_path, trusted):
 
 
 def test_the_13b_is_rejected_by_name_with_its_reason():
-    with pytest.raises(ConfigError, match="ALiBi.*baichuan2_7b"):
+    with pytest.raises(ConfigError, match=r"ALiBi.*baichuan2_7b"):
         check_names(["model=baichuan2_13b"])

@@ -15,6 +15,7 @@ from linearpatch.models.decoder import decoder_of
 from linearpatch.models.random import byte_tokenizer
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.mlp_refit import MlpRefit
+from linearpatch.patches.penalty import Penalty
 from linearpatch.patches.refit import Refit
 from linearpatch.patches.rotate import Rotate
 
@@ -76,6 +77,6 @@ def test_a_few_massive_tokens_do_not_bend_the_map_of_the_others(weighting, most)
     sums = Gram(1, 3, weighting, bias=True).start(num_layers=3)
     sums.observe(LayerInput(1, before))
     sums.observe(LayerInput(3, after))
-    ((operator,), _) = LeastSquares(bias=True, weighting=weighting).operators(sums.result(), ridge=0.0)
+    ((operator,), _) = LeastSquares(bias=True, weighting=weighting).operators(sums.result(), Penalty(0.0))
     error = (operator(before) - expected).norm() / expected.norm()
     assert error > 1 if most is None else error < most

@@ -19,6 +19,7 @@ from linearpatch.models.passes import mlp_inputs, record
 from linearpatch.models.random import byte_tokenizer
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.mlp_refit import MlpRefit
+from linearpatch.patches.penalty import Penalty
 from linearpatch.patches.refit import SMALLEST, STREAM_SHARE, Refit, before_the_map
 from linearpatch.pruners.patch_aware import PatchAware
 
@@ -151,7 +152,7 @@ def test_dead_units_and_a_ridge_that_allows_nothing():
     weight, _ = repaired(Refit(ridge=0.1), workspace, REMOVED)
     assert weight.module.weight.isfinite().all()
     (gram,) = workspace.collect(*Refit().interface_statistics(Refit().place(interfaces_of(REMOVED))))
-    (weight, stream), _ = Refit().operators(gram, inf)  # as `auto` tries, too
+    (weight, stream), _ = Refit().operators(gram, Penalty(inf, inf))  # as `auto` tries, too
     values = torch.randn(3, 32)
     assert not weight.weight.any()
     assert torch.equal(stream(values), values)

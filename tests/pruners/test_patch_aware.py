@@ -78,6 +78,62 @@ def test_window_takes_the_window_that_is_best_when_patched(patch, stop_early):
             assert found == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.parametrize("patch", PATCHES, ids=repr)
+def test_a_race_takes_the_same_window_where_it_is_clear(patch):
+    exact = PatchAware().select(workspace_for(patch), 2)
+    workspace = workspace_for(patch)
+    raced = PatchAware(noise=4.0).select(workspace, 2)
+    assert raced.removed_layers == exact.removed_layers
+    assert min(raced.scores.values) == pytest.approx(min(exact.scores.values), rel=1e-5)
+    assert raced.scores.stderrs[raced.removed_layers[0]] == 0
+    assert all(error is not None for error in raced.scores.stderrs)
+
+
+def test_only_those_that_cannot_be_told_from_the_best_become_finalists():
+    patch = LeastSquares(ridge=0.1)
+    everyone = PatchAware(noise=1e9, finalists=NUM_LAYERS).select(workspace_for(patch), 2)
+    assert len(everyone.scores.finalists) == NUM_LAYERS - 1
+    nobody_else = PatchAware(noise=0.0, finalists=NUM_LAYERS).select(workspace_for(patch), 2)
+    assert nobody_else.scores.finalists is None  # who is alone needs no final
+    assert nobody_else.removed_layers == PatchAware().select(workspace_for(patch), 2).removed_layers
+
+
+@pytest.mark.parametrize("noise", [None, 3.0])
+def test_rivals_are_candidates_wherever_their_layers_are(noise):
+    workspace = workspace_for(NoPatch())
+    rival = tuple(sorted(ShortGPT(protect_first=1).select(workspace.on_held_out(), 2).removed_layers))
+    assert rival[1] - rival[0] > 1  # no window of the search
+    losses = {pair: held_out_loss(workspace, NoPatch(), pair) for pair in (rival, (1, 2), (2, 3), (3, 4), (4, 5))}
+    pruner = PatchAware(protect_first=1, rivals=["shortgpt", "streamline"], noise=noise)
+    taken = pruner.select(workspace, 2)
+    assert taken.removed_layers == min(losses, key=lambda layers: losses[layers])
+    assert len(taken.scores.values) == NUM_LAYERS - 1
+
+
+def test_held_out_tokens_are_run_once_for_rivals_and_the_race():
+    workspace = workspace_for(NoPatch())
+    PatchAware(rivals=["shortgpt", "streamline"], noise=1e9).select(workspace, 2)
+    sets = NUM_LAYERS - 1 + 1  # windows, and ShortGPT's layers
+    after = sum(NUM_LAYERS - 2 - start for start in range(NUM_LAYERS - 1))
+    assert workspace.layer_forwards <= 6 * (NUM_LAYERS + after + NUM_LAYERS - 2)
+    assert workspace.layer_forwards > 6 * after
+    assert sets == NUM_LAYERS
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"search": "greedy", "noise": 3.0}, r"pruner.noise=3.0 .* belong to pruner.search=window"),
+        ({"search": "beam", "rivals": ["sleb"]}, "belong to pruner.search=window"),
+        ({"rivals": ["shortgtp"]}, "Did you mean 'shortgpt'"),
+        ({"noise": -1.0}, "pruner.noise is -1.0"),
+    ],
+)
+def test_a_race_that_cannot_be_is_rejected(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        PatchAware(**settings)
+
+
 @pytest.mark.parametrize("stop_early", [False, True])
 @pytest.mark.parametrize("patch", PATCHES, ids=repr)
 def test_greedy_removes_and_patches_layer_by_layer(patch, stop_early):

@@ -1,0 +1,68 @@
+"""A race of candidates against measuring all of them on all tokens."""
+
+from math import inf
+
+import pytest
+import torch
+from conftest import NUM_LAYERS, tiny_model
+
+from linearpatch.calibration.candidate_losses import CandidateSearch
+from linearpatch.calibration.race import PIECE, race
+from linearpatch.models.decoder import decoder_of
+from linearpatch.models.edit import Edit
+
+EDITS = [Edit.of_layers([layer]) for layer in range(NUM_LAYERS)]
+
+
+@pytest.fixture
+def search():
+    tokens = torch.randint(3, 300, (8, 1, 40), generator=torch.Generator().manual_seed(5))
+    return CandidateSearch(decoder_of(tiny_model()), list(tokens))
+
+
+def exact(search):
+    return [torch.cat([search.token_losses(edit, batch).double().flatten() for batch in range(8)]) for edit in EDITS]
+
+
+def test_without_a_limit_all_are_measured_on_all_tokens(search):
+    losses = exact(search)
+    best = min(losses, key=torch.mean)
+    for standing, mine in zip(race(search, EDITS, noise=inf), losses, strict=True):
+        assert standing.share == 1
+        assert standing.loss == pytest.approx(mine.mean().item(), rel=1e-6)
+        pieces = (mine - best).view(8, -1).mean(dim=1)  # blocks are shorter than a piece
+        assert standing.stderr == pytest.approx((pieces.std() / 8**0.5).item(), rel=1e-6)
+
+
+def test_who_is_behind_beyond_noise_drops_out_and_the_best_stays(search):
+    ran = []
+    token_losses = search.token_losses
+    search.token_losses = lambda edit, batch: ran.append((EDITS.index(edit), batch)) or token_losses(edit, batch)
+    standings = race(search, EDITS, noise=2.0)
+    losses = exact(search)
+    best = min(range(NUM_LAYERS), key=lambda index: losses[index].mean())
+    assert standings[best].share == 1
+    assert standings[best].stderr == 0
+    assert any(one.share < 1 for one in standings)
+    for index, one in enumerate(standings):
+        difference = (losses[index] - losses[best]).view(8, -1).mean(dim=1)[: round(8 * one.share)]
+        assert one.loss == pytest.approx(losses[best].mean().item() + difference.mean().item(), rel=1e-6)
+        assert (one.share == 1) == (index == best or difference.mean() <= 2 * difference.std() / 8**0.5)
+    assert len([one for one in ran[: -NUM_LAYERS * 8] if one[0] == best]) == 8  # of `exact` the rest
+
+
+def test_a_candidate_whose_loss_is_not_finite_drops_out_at_once(search):
+    search.token_losses = lambda edit, batch: torch.full((1, 39), inf if edit is EDITS[0] else 2.0)
+    standings = race(search, EDITS[:3], noise=3.0)
+    assert [one.share for one in standings] == [1 / 8, 1, 1]
+    assert standings[0].loss == inf
+    assert [one.loss for one in standings[1:]] == [2.0, 2.0]
+
+
+def test_pieces_are_of_one_block(search):
+    """A block's last piece takes what is left."""
+    seen = torch.arange(2 * (PIECE + 3)).view(2, -1).float()
+    search.token_losses = lambda edit, batch: seen
+    (one,) = race(search, EDITS[:1], noise=3.0)
+    pieces = [seen[block, part].mean() for block in (0, 1) for part in (slice(0, PIECE), slice(PIECE, None))]
+    assert one.loss == pytest.approx(torch.stack(pieces).mean().item())
