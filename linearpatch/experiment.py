@@ -12,6 +12,7 @@ from omegaconf import MISSING
 
 from linearpatch.checkpoint.hub import check_repository
 from linearpatch.checkpoint.saving import check_format
+from linearpatch.data.blocks import BlockSpec
 from linearpatch.data.corpus import Corpus, require_corpus
 from linearpatch.data.reader import Calibration, DistillationText, Reader, check_disjoint
 from linearpatch.distillation.training import Distillation, Training
@@ -184,6 +185,15 @@ class Experiment:
     def num_held_out(self) -> int:
         """Calibration blocks on which nothing is fitted."""
         return self.calibration.num_held_out(self.pruner.needs_held_out or self.patch.needs_held_out)
+
+    def calibration_blocks(self, unknowns: int = 0) -> BlockSpec:
+        """The cut of the calibration text; where its size depends on the patch, as much of it as there is.
+
+        Args:
+            unknowns: Of the patch's fit, for each output channel; 0 where that isn't known yet.
+        """
+        spec = self.calibration.sized(unknowns).blocks(self.seed)
+        return replace(spec, short_text="adapt") if self.calibration.is_sized_by_patch else spec
 
     @property
     def spares_blocks(self) -> bool:

@@ -20,6 +20,7 @@ from linearpatch.calibration.comparison import repair
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.checkpoint.hub import push
 from linearpatch.checkpoint.saving import check_target, save_checkpoint
+from linearpatch.data.blocks import BlockSpec
 from linearpatch.distillation.distill import Distilled, TrainingFailed, distill
 from linearpatch.errors import NumericsError, StorageError
 from linearpatch.evaluation.measure import measure
@@ -42,6 +43,7 @@ from linearpatch.runtime.distributed import Workers
 from linearpatch.runtime.signals import Terminated
 from linearpatch.storage.cache import Cache
 from linearpatch.storage.leftovers import tidied
+from linearpatch.text import counted
 from linearpatch.tracking.following import following
 
 log = logging.getLogger(__name__)
@@ -162,8 +164,15 @@ def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, wor
     return record
 
 
-def prepare(experiment: Experiment, record: Record) -> Prepared:
-    """Read the texts, load the model, cut the tokens."""
+def prepare(experiment: Experiment, record: Record, *, sized_for: Patch | None = None) -> Prepared:
+    """Read the texts, load the model, cut the tokens.
+
+    Args:
+        experiment: The run.
+        record: Its record.
+        sized_for: The patch whose fit decides how much text there is with `calibration.num_blocks=auto`; None: the
+            experiment's own.
+    """
     training = experiment.training
     experiment.check_model(experiment.model.config(experiment.cache_path))
     with record.step("read"):
@@ -186,7 +195,7 @@ def prepare(experiment: Experiment, record: Record) -> Prepared:
         calibration = cut_calibration(
             texts.calibration,
             model,
-            experiment.calibration.blocks(experiment.seed),
+            _calibration_blocks(experiment, sized_for or experiment.patch, model),
             num_held_out=experiment.num_held_out,
             spare=experiment.spares_blocks,
             is_patched=name_of(experiment.patch) != "none",
@@ -198,6 +207,19 @@ def prepare(experiment: Experiment, record: Record) -> Prepared:
             lessons = cut_training(texts.training, model, spec, number)
     record.calibration = calibration.section(texts.notes)
     return Prepared(model, calibration, lessons, measurements)
+
+
+def _calibration_blocks(experiment: Experiment, patch: Patch, model: LoadedModel) -> BlockSpec:
+    unknowns = patch.unknowns(model.decoder)
+    spec = experiment.calibration_blocks(unknowns)
+    if experiment.calibration.is_sized_by_patch:
+        assert spec.num_blocks is not None
+        log.info(
+            "calibration.num_blocks=auto: %s of %d tokens, %.3g for each of the %s of patch=%s",
+            counted(spec.num_blocks, "block"), spec.block_length, spec.num_blocks * spec.block_length / unknowns,
+            counted(unknowns, "unknown"), name_of(patch),
+        )  # fmt: skip
+    return spec
 
 
 def workspace_of(experiment: Experiment, prepared: Prepared, cache: Cache) -> Workspace:

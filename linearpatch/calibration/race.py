@@ -29,17 +29,14 @@ class Standing:
         loss: Mean next-token loss: the best one's, and the mean difference from it on the tokens that both were
             measured on. Infinite where a loss isn't finite.
         stderr: Standard error of that difference; 0 for the best one.
-        share: The share of the held-out batches that it was measured on. Below 1 it dropped out.
+        share: The share of the held-out batches that it was measured on.
+        is_contender: Whether it can't be told from the best, even on all of them.
     """
 
     loss: float
     stderr: float
     share: float
-
-    @property
-    def is_contender(self) -> bool:
-        """Whether it can't be told from the best."""
-        return self.share == 1
+    is_contender: bool
 
 
 def race(
@@ -71,9 +68,9 @@ def race(
         on_step()
     best = _mean(losses[leader])
     standings = []
-    for mine in losses:
+    for index, mine in enumerate(losses):
         difference, stderr = _difference(mine, losses[leader])
-        standings.append(Standing(best + difference, stderr, len(mine) / len(search.batches)))
+        standings.append(Standing(best + difference, stderr, len(mine) / len(search.batches), index in running))
     return standings
 
 

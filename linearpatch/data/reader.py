@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,12 +52,20 @@ class BlocksOfText:
         )
 
 
+AUTO = "auto"
+TOKENS_PER_UNKNOWN = 20  # of a fit, for each output channel; with 5, perplexity is 4 % higher, with 2 11 %
+FEWEST_BLOCKS = 16  # that `auto` takes, since rankings and scales need text, too
+
+
 @component("calibration", "blocks")
 @dataclass(frozen=True)
 class Calibration(BlocksOfText):
     """The text from which layers are chosen and patches fitted.
 
     Attributes:
+        num_blocks: Number of token blocks; null takes all disjoint ones (`sampling=first`). `auto`: 20 tokens for each
+            unknown of the patch's fit for an output channel (the stream's width, for `refit` also the MLP's), and at
+            least 16 blocks; where the text has less, all of it, and a warning.
         batch_size: Blocks in one forward pass.
         held_out_blocks: Blocks at the end of the text on which nothing is fitted, for those who choose by a loss
             (pruner=patch_aware, patch.ridge=auto) and for comparing a fit with no patch (`patch.compare`); the others
@@ -69,6 +78,7 @@ class Calibration(BlocksOfText):
     purpose: ClassVar[str] = "calibration"
     names: ClassVar[SettingNames] = SettingNames("calibration")
 
+    num_blocks: Any = 16  # a whole number, null or `auto`
     batch_size: int = 1
     held_out_blocks: int | None = None
     offload_streams: bool = field(default=False, metadata={"identity": False})
@@ -77,7 +87,35 @@ class Calibration(BlocksOfText):
         require_range("calibration.batch_size", self.batch_size, low=1)
         if self.held_out_blocks is not None:
             require_range("calibration.held_out_blocks", self.held_out_blocks, low=0)
+        if self.num_blocks not in (None, AUTO) and not _is_whole(self.num_blocks):
+            raise ConfigError(
+                f"calibration.num_blocks is {self.num_blocks!r}. Allowed: a whole number of at least 1, auto, or null."
+            )
+        if self.is_sized_by_patch and self.sampling == "first":
+            raise ConfigError(
+                "calibration.num_blocks=auto takes blocks from all over the text, and calibration.sampling is first. "
+                "Use calibration.sampling=windows, or calibration.num_blocks=null for all blocks."
+            )
         super().__post_init__()
+
+    @property
+    def is_sized_by_patch(self) -> bool:
+        """Whether the patch and the model decide how many blocks there are."""
+        return bool(self.num_blocks == AUTO)
+
+    def sized(self, unknowns: int) -> Calibration:
+        """With the number of blocks that a fit needs, where it is `auto`.
+
+        Args:
+            unknowns: Of the fit, for each output channel.
+        """
+        if not self.is_sized_by_patch:
+            return self
+        return replace(self, num_blocks=max(FEWEST_BLOCKS, ceil(TOKENS_PER_UNKNOWN * unknowns / self.block_length)))
+
+    def blocks(self, seed: int) -> BlockSpec:
+        """The cut, with the run's seed; of `auto`, the least."""
+        return super().blocks(seed) if not self.is_sized_by_patch else self.sized(0).blocks(seed)
 
     def num_held_out(self, needed: bool) -> int:
         """How many blocks are held out.
@@ -93,7 +131,7 @@ class Calibration(BlocksOfText):
                 "holds no text out, and this run chooses by a loss on text that nothing was fitted on, as "
                 "pruner=patch_aware and patch.ridge=auto do. Set calibration.held_out_blocks to at least 1, such as 8."
             )
-        return self.held_out_blocks or max(1, (self.num_blocks or 0) // 2)
+        return self.held_out_blocks or max(1, (self.sized(0).num_blocks or 0) // 2)
 
 
 @dataclass(frozen=True)
@@ -142,7 +180,7 @@ class Text:
 
     def cut(self, spec: BlockSpec, tokenizer: Any) -> TokenBlocks:
         """Token blocks of the text."""
-        return self._allowed(spec).cut(self.texts(tokenizer), self.separator, tokenizer, self.source)
+        return self.allowed(spec).cut(self.texts(tokenizer), self.separator, tokenizer, self.source)
 
     def look(self, blocks: TokenBlocks, spec: BlockSpec, tokenizer: Any) -> list[str]:
         """What makes blocks of this text unfit to calibrate on, in sentences with figures."""
@@ -150,14 +188,15 @@ class Text:
 
     def cut_apart(self, spec: BlockSpec, tokenizer: Any, held_out: int) -> tuple[TokenBlocks, TokenBlocks]:
         """Token blocks of the text but its end, and so many of its end."""
-        return self._allowed(spec).cut_apart(self.texts(tokenizer), self.separator, tokenizer, self.source, held_out)
+        return self.allowed(spec).cut_apart(self.texts(tokenizer), self.separator, tokenizer, self.source, held_out)
 
     def cut_beside(self, spec: BlockSpec, tokenizer: Any) -> tuple[TokenBlocks, TokenBlocks | None]:
         """Token blocks of the text, and a few more of what they leave; None where there are none."""
-        return self._allowed(spec).cut_beside(self.texts(tokenizer), self.separator, tokenizer, self.source)
+        return self.allowed(spec).cut_beside(self.texts(tokenizer), self.separator, tokenizer, self.source)
 
-    def _allowed(self, spec: BlockSpec) -> BlockSpec:
-        return replace(spec, short_text=self.short_text)
+    def allowed(self, spec: BlockSpec) -> BlockSpec:
+        """The cut, with what happens where this text is too short for it."""
+        return spec if spec.short_text == "adapt" else replace(spec, short_text=self.short_text)
 
 
 @dataclass(frozen=True)
@@ -182,6 +221,10 @@ class Reader:
     def read(self, spec: BlockSpec, tokenizer: Any) -> TokenBlocks:
         """Read the documents and cut them into blocks."""
         return self.open().cut(spec, tokenizer)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_disjoint(first: Reader, second: Reader) -> None:

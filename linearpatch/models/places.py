@@ -297,6 +297,13 @@ class InProjection(AtLayer):
             )
         return projection
 
+    @staticmethod
+    def width(decoder: Decoder, index: int) -> int:
+        """How many hidden units that projection reads."""
+        projection = InProjection.projection_of(decoder, index)
+        outputs, inputs = read_parameter(projection, "weight").shape
+        return int(outputs if isinstance(projection, Conv1D) else inputs)
+
 
 @contextmanager
 def _hooked(module: nn.Module, after_forward: Callable[..., Any]) -> Iterator[None]:

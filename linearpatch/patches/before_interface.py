@@ -69,6 +69,11 @@ class RefitPatch(BeforeInterfacePatch):
         """A matrix beside a weight."""
         return False
 
+    def unknowns(self, decoder: Decoder) -> int:
+        """A row for each channel of the stream, and for each hidden unit of the widest MLP."""
+        widths = (InProjection.width(decoder, index) for index in range(decoder.num_layers))
+        return decoder.hidden_size + max(widths)
+
     def gram(self, site: Site) -> RefitGram:
         """The stream before the interface and what the last MLP's product reads, and the stream after."""
         return RefitGram(site.interface.start, site.interface.end, self.weighting)

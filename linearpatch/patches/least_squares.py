@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import inf
 from typing import Any, ClassVar
 
@@ -19,7 +19,8 @@ from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import PlacedOperator, Site
 from linearpatch.patches.patch import Patch
 from linearpatch.patches.penalty import Penalty, best_penalty
-from linearpatch.registry import name_of
+from linearpatch.registry import identity, name_of
+from linearpatch.storage.cache import Entry
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,10 @@ class LeastSquaresPatch(Patch):
             simpler |= {f"{prefix}ridge={ridge:.3g}": replace(plain, ridge=ridge) for ridge in ridges}
         return simpler
 
+    def unknowns(self, decoder: Decoder) -> int:
+        """A row of W for each channel of the stream."""
+        return decoder.hidden_size
+
     def interface_statistics(self, sites: Sequence[Site]) -> Sequence[PairGram]:
         """The sums of products at each site."""
         return [self.gram(group[0]) for group in self.together(sites)]
@@ -144,23 +149,21 @@ class LeastSquaresPatch(Patch):
         if self.ridge == "auto" or (getattr(self, "gain", 1) == "matched" and workspace.has_held_out):
             checks = workspace.on_held_out().collect(*wanted, description="held-out tokens")
         device = solving_device(workspace.decoder)
-        solved = [self._solve(*one, device) for one in zip(groups, grams, checks, strict=True)]
-        return [patch for patches in solved for patch in patches]
+        fitted: list[PlacedOperator] = []
+        for group, spec, gram, check in zip(groups, wanted, grams, checks, strict=True):
+            gram = {name: sums.to(device) for name, sums in gram.items()}
+            check = check and {name: sums.to(device) for name, sums in check.items()}
+            penalty = self.penalty if check is None else self._penalty(workspace, spec, gram, check)
+            fitted += self._solve(group, gram, check, penalty)
+        return fitted
 
     def _solve(
         self,
         sites: Sequence[Site],
         gram: Mapping[str, Tensor],
         check: Mapping[str, Tensor] | None,
-        device: torch.device,
+        penalty: Penalty,
     ) -> list[PlacedOperator]:
-        gram = {name: sums.to(device) for name, sums in gram.items()}
-        check = check and {name: sums.to(device) for name, sums in check.items()}
-        penalty = self.penalty
-        if self.ridge == "auto":
-            assert check is not None
-            penalty = self._best_penalty(gram, check)
-            log.info("patch=%s at %s: %s", name_of(self), sites[0].interface, penalty)
         try:
             operators, solution = self.operators(gram, penalty, check)
         except NumericsError as error:
@@ -191,6 +194,22 @@ class LeastSquaresPatch(Patch):
             PlacedOperator(site, operator.cpu(), diagnostics, warning)
             for site, operator in zip(sites, operators, strict=True)
         ]
+
+    def _penalty(
+        self, workspace: Workspace, spec: PairGram, gram: Mapping[str, Tensor], check: Mapping[str, Tensor]
+    ) -> Penalty:
+        """As set, or the best one; cached, since fits that differ in their gain alone share it."""
+        if self.ridge != "auto":
+            return self.penalty
+
+        def compute() -> Entry:
+            best = self._best_penalty(gram, check)
+            return Entry(facts={name: value if value != inf else "inf" for name, value in asdict(best).items()})
+
+        same = {**identity(self), "gain": None}
+        asked = {"held_out": workspace.held_out.hash, "patch": same, "gram": repr(spec)}
+        facts = workspace.cache.get("penalty", {**workspace.key, **asked}, compute).facts
+        return Penalty(**{name: inf if value == "inf" else value for name, value in facts.items()})
 
     def _best_penalty(self, gram: Mapping[str, Tensor], check: Mapping[str, Tensor]) -> Penalty:
         """The penalty with the lowest error on other tokens; infinite where W₀ has a lower one."""

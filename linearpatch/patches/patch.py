@@ -73,6 +73,10 @@ class Patch(ABC):
         """Whether the fit chooses something by its loss on tokens that nothing was fitted on."""
         return False
 
+    def unknowns(self, decoder: Decoder) -> int:
+        """Unknowns of the fit for each output channel, which decide how much text it needs."""
+        return 1
+
     def statistics(self) -> Sequence[Statistic]:
         """Statistics wanted whichever layers are removed; they share one pass with those of the pruner."""
         return ()

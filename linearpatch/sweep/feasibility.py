@@ -63,7 +63,7 @@ class Feasibility:
         if config is not None:
             experiment.check_model(config)
         with offline():
-            spec = experiment.calibration.blocks(experiment.seed)
+            spec = experiment.calibration_blocks()
             self._check_text(experiment, experiment.calibration_reader, spec, experiment.num_held_out)
             if experiment.training is not None:
                 spec = experiment.distillation.blocks(experiment.seed)
@@ -88,7 +88,7 @@ class Feasibility:
         if text is None:
             return
         size = self._once((*key, "bytes"), lambda: sum(map(_bytes, text.documents)))
-        needed = replace(spec, short_text=text.short_text).fewest_tokens(held_out)
+        needed = text.allowed(spec).fewest_tokens(held_out)
         if needed <= size * FEWEST_TOKENS_PER_BYTE:
             return
         model = digest(identity(experiment.model))

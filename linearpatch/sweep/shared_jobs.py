@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 def measure_dense(experiment: Experiment, cache: Cache, record: Record, folder: Path) -> None:
     """Measure the dense model."""
     with _working(record, folder):
-        prepared = prepare(_plain(experiment), record)
+        prepared = prepare(_plain(experiment), record, sized_for=experiment.patch)
         _measure(experiment, prepared, {"dense": DENSE}, cache, record, folder)
 
 
 def collect_statistics(experiments: Sequence[Experiment], cache: Cache, record: Record, folder: Path) -> None:
     """One pass over the calibration tokens for all that pruners and patches of several runs will ask."""
     with _working(record, folder):
-        prepared = prepare(replace(_plain(experiments[0]), eval={}), record)
+        prepared = prepare(replace(_plain(experiments[0]), eval={}), record, sized_for=experiments[0].patch)
         with record.step("rank"):
             wanted = [
                 statistic
@@ -49,7 +49,7 @@ def measure_pruned(experiment: Experiment, cache: Cache, record: Record, folder:
     """Choose the layers that go, and measure the model without them."""
     with _working(record, folder):
         plain = _plain(experiment)
-        prepared = prepare(plain, record)
+        prepared = prepare(plain, record, sized_for=experiment.patch)
         with record.step("rank"):
             workspace = workspace_of(plain, prepared, cache)
             edit = rank(plain.pruner, plain.patch, workspace, plain.num_pruned_layers)

@@ -28,6 +28,7 @@ def test_without_a_limit_all_are_measured_on_all_tokens(search):
     losses = exact(search)
     best = min(losses, key=torch.mean)
     for standing, mine in zip(race(search, EDITS, noise=inf), losses, strict=True):
+        assert standing.is_contender
         assert standing.share == 1
         assert standing.loss == pytest.approx(mine.mean().item(), rel=1e-6)
         pieces = (mine - best).view(8, -1).mean(dim=1)  # blocks are shorter than a piece
@@ -41,13 +42,15 @@ def test_who_is_behind_beyond_noise_drops_out_and_the_best_stays(search):
     standings = race(search, EDITS, noise=2.0)
     losses = exact(search)
     best = min(range(NUM_LAYERS), key=lambda index: losses[index].mean())
-    assert standings[best].share == 1
+    assert standings[best].is_contender
     assert standings[best].stderr == 0
     assert any(one.share < 1 for one in standings)
     for index, one in enumerate(standings):
         difference = (losses[index] - losses[best]).view(8, -1).mean(dim=1)[: round(8 * one.share)]
         assert one.loss == pytest.approx(losses[best].mean().item() + difference.mean().item(), rel=1e-6)
-        assert (one.share == 1) == (index == best or difference.mean() <= 2 * difference.std() / 8**0.5)
+        number = len(difference)
+        assert one.is_contender == (index == best or (difference.mean() <= 2 * difference.std() / number**0.5).item())
+        assert one.share == 1 or not one.is_contender
     assert len([one for one in ran[: -NUM_LAYERS * 8] if one[0] == best]) == 8  # of `exact` the rest
 
 
@@ -55,6 +58,7 @@ def test_a_candidate_whose_loss_is_not_finite_drops_out_at_once(search):
     search.token_losses = lambda edit, batch: torch.full((1, 39), inf if edit is EDITS[0] else 2.0)
     standings = race(search, EDITS[:3], noise=3.0)
     assert [one.share for one in standings] == [1 / 8, 1, 1]
+    assert [one.is_contender for one in standings] == [False, True, True]
     assert standings[0].loss == inf
     assert [one.loss for one in standings[1:]] == [2.0, 2.0]
 
