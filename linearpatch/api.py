@@ -147,6 +147,7 @@ def prune(
     chosen = resolve("pruner", pruner, Pruner, settings)  # type: ignore[type-abstract]
     repairer = resolve("patch", patch, Patch, {})  # type: ignore[type-abstract]
     with _evaluating(model) as dense:
+        repairer = repairer.for_model(dense)
         chosen.check(dense.num_layers, num_layers)
         workspace = _workspace(dense, data, repairer)
         edit = chosen.chooser.select(workspace, num_layers)
@@ -176,6 +177,7 @@ def repair(model: PreTrainedModel, edit: Edit, data: Tokens, *, patch: str | Pat
     chosen = resolve("patch", patch, Patch, settings)  # type: ignore[type-abstract]
     with _evaluating(model) as dense:
         check_removed(edit.removed_layers, dense.num_layers)
+        chosen = chosen.for_model(dense)
         chosen.check(dense)
         repaired = repair_compared(_workspace(dense, data, chosen), chosen, edit.with_operators(()))
     for warning in repaired.warnings(name_of(chosen)):

@@ -19,6 +19,7 @@ from linearpatch.distillation.training import Distillation, Training
 from linearpatch.errors import ConfigError, require_choice, require_path, require_range, require_seed
 from linearpatch.evaluation.evaluation import Evaluation, check_metrics
 from linearpatch.evaluation.harness.task_settings import MISSING_DATA
+from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import interfaces_of
 from linearpatch.models.model import Model
 from linearpatch.patches.patch import Patch
@@ -276,6 +277,11 @@ class Experiment:
             "patch": name_of(self.patch),
             "distill": name_of(self.distill),
         }
+
+    def for_model(self, decoder: Decoder) -> Experiment:
+        """The same with the patch that is fitted to a model (`Patch.for_model`)."""
+        patch = self.patch.for_model(decoder)
+        return self if patch is self.patch else replace(self, patch=patch)
 
     def check_model(self, config: Any) -> None:
         """Reject what can't be done with a model, as far as its configuration shows that.

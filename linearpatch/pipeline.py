@@ -122,6 +122,7 @@ def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, wor
             check_target(folder / "model")
         prepared = prepare(experiment, record)
         dense = prepared.model.decoder
+        experiment = experiment.for_model(dense)
         edits = {"dense": DENSE}
 
         with record.step("rank"):
@@ -210,6 +211,7 @@ def prepare(experiment: Experiment, record: Record, *, sized_for: Patch | None =
 
 
 def _calibration_blocks(experiment: Experiment, patch: Patch, model: LoadedModel) -> BlockSpec:
+    patch = patch.for_model(model.decoder)
     unknowns = patch.unknowns(model.decoder)
     spec = experiment.calibration_blocks(unknowns)
     if experiment.calibration.is_sized_by_patch:

@@ -117,7 +117,7 @@ def load_model(
         ModelError: it can't be loaded, or can't have what is planned for it.
     """
     loaded = model.load(cache_dir)
-    patch.check(loaded.decoder)
+    patch.for_model(loaded.decoder).check(loaded.decoder)
     if training:
         training.check(loaded.decoder)
     if save_format == "plain" and name_of(patch) != "none":

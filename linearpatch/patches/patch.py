@@ -59,6 +59,10 @@ class Patch(ABC):
     def check_size(self, hidden_size: int) -> None:  # noqa: B027 — most patches fit every size
         """Reject settings that don't fit the stream's width, before a model is loaded."""
 
+    def for_model(self, decoder: Decoder) -> Patch:
+        """What is fitted to a model: itself, unless its settings name another patch for families like this one."""
+        return self
+
     @abstractmethod
     def place(self, interfaces: Sequence[Interface]) -> list[Site]:
         """The sites at some interfaces."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linearpatch.errors import require_number
+from linearpatch.errors import ModelError, require_number
+from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import Interface, Site
 from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.places import InProjection, OnStream, Place
@@ -20,6 +22,8 @@ from linearpatch.patches.least_squares import Solution, energies, solve, unshrun
 from linearpatch.patches.patch import Patch
 from linearpatch.patches.penalty import Penalty
 from linearpatch.registry import component, components
+
+log = logging.getLogger(__name__)
 
 STREAM_SHARE = 0.01  # of the ridge holds back the map: it has a fraction of the unknowns and does most of the work
 SMALLEST = 0.03  # what the map shrinks by more than that isn't asked of the weight before it
@@ -38,18 +42,37 @@ class Refit(RefitPatch):
 
     Attributes:
         ridge: Holds back each entry of V by this fraction of the energy of what it multiplies; a hundredth of it
-            pulls W toward the identity. `auto` tries several, and no patch at all, on held-out calibration tokens.
+            pulls W toward the identity. `auto`: both, each for itself, with the lowest error on held-out calibration
+            tokens.
         gain: Enlarges how outputs differ from their mean, from which a regression falls short: a number, or `matched`,
             as much as the stream past the interface does (with weighting=none a few massive tokens decide that). 1
             leaves the least-squares solution as it is. 1.15 was best on WikiText-2's validation text for 5, 7 and 9
             removed layers.
+        fall_back: Where the MLPs of a family don't end in one output projection that writes to the stream (mixtures of
+            experts; a norm behind it, as Gemma 2 and 3 have), fit the map alone: `lstsq` with a bias and these
+            settings. false: such a model is rejected.
     """
 
     gain: Any = 1.15
+    fall_back: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_number("patch.gain", self.gain, "matched", zero=False)
+
+    def for_model(self, decoder: Decoder) -> Patch:
+        """The map alone, where it falls back."""
+        if not self.fall_back:
+            return self
+        try:
+            self.check(decoder)
+        except ModelError as error:
+            ridge = self.ridge if self.ridge == "auto" else STREAM_SHARE * self.ridge
+            shared = {name: getattr(self, name) for name in ("gain", "weighting", "sequential", "compare")}
+            log.info("patch=lstsq in place of refit: %s", error)
+            alone: Patch = components("patch")["lstsq"](bias=True, ridge=ridge, **shared)
+            return alone
+        return self
 
     def places(self, interface: Interface) -> Sequence[Place]:
         """In the output projection of the MLP before it, and on the stream behind it."""

@@ -73,11 +73,6 @@ class PatchAware(Pruner):
         require_range("pruner.finalists", self.finalists, low=1)
         if self.noise is not None:
             require_range("pruner.noise", self.noise, low=0)
-        if self.search != "window" and (self.noise is not None or self.rivals):
-            raise ConfigError(
-                f"pruner.noise={self.noise} and pruner.rivals={list(self.rivals)} belong to pruner.search=window, and "
-                f"pruner.search is {self.search}. Set pruner.noise=null 'pruner.rivals=[]', or pruner.search=window."
-            )
         for name in self.rivals:
             require_choice("pruner.rivals", name, rankings())
 
@@ -89,7 +84,8 @@ class PatchAware(Pruner):
     def select(self, workspace: Workspace, n: int) -> Edit:
         """Search as asked, then hold the final."""
         search = {"window": self._window, "greedy": self._greedy, "beam": self._beam}[self.search]
-        held_out = self.draft_share if self.noise is None else 1.0
+        races = self.search == "window" and self.noise is not None
+        held_out = 1.0 if races else self.draft_share
         best, scores = search(workspace.part(self.draft_share, held_out=held_out), n)
         if self.finalists == 1 or len(best) == 1:
             return Edit.of_layers(best[0], scores=scores)

@@ -40,7 +40,8 @@ def collect_statistics(experiments: Sequence[Experiment], cache: Cache, record: 
             wanted = [
                 statistic
                 for one in experiments
-                for statistic in (*one.pruner.chooser.statistics(one.num_pruned_layers), *one.patch.statistics())
+                for patch in [one.patch.for_model(prepared.model.decoder)]
+                for statistic in (*one.pruner.chooser.statistics(one.num_pruned_layers), *patch.statistics())
             ]
             workspace_of(experiments[0], prepared, cache).collect(*wanted)
 
@@ -50,6 +51,7 @@ def measure_pruned(experiment: Experiment, cache: Cache, record: Record, folder:
     with _working(record, folder):
         plain = _plain(experiment)
         prepared = prepare(plain, record, sized_for=experiment.patch)
+        plain = plain.for_model(prepared.model.decoder)
         with record.step("rank"):
             workspace = workspace_of(plain, prepared, cache)
             edit = rank(plain.pruner, plain.patch, workspace, plain.num_pruned_layers)

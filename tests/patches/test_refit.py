@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import NUM_LAYERS, tiny_model
 from edits import edit_of, repaired, view_of
+from small_runs import result, run
 
 import linearpatch
 from linearpatch.calibration.workspace import Workspace
@@ -156,6 +157,28 @@ def test_dead_units_and_a_ridge_that_allows_nothing():
     values = torch.randn(3, 32)
     assert not weight.weight.any()
     assert torch.equal(stream(values), values)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "qwen3_moe"])
+def test_where_nothing_can_be_refitted_the_map_alone_is_fitted(family):
+    decoder = decoder_of(tiny_model(family))
+    patch = Refit(ridge="auto", gain="matched", fall_back=True)
+    alone = patch.for_model(decoder)
+    assert alone == LeastSquares(bias=True, ridge="auto", gain="matched", weighting="capped")
+    with pytest.raises(ModelError):
+        Refit().for_model(decoder).check(decoder)
+    llama = decoder_of(tiny_model())
+    assert patch.for_model(llama) is patch
+
+
+@pytest.mark.parametrize("settings", [{"family": "gemma2"}, {"family": "llama"}], ids=lambda one: one["family"])
+def test_a_run_falls_back_and_says_what_it_fitted(tmp_path, settings, said):
+    over = [f"model.{name}={value}" for name, value in settings.items()] + ["model.attn_implementation=eager"]
+    words = ("patch=refit", "patch.fall_back=true", "pruner.protect_first=1")
+    assert run(*words, *over, f"output_dir={tmp_path}/D") == 0
+    method = "refit" if settings["family"] == "llama" else "lstsq"
+    assert result(tmp_path / "D")["patch"]["method"] == method
+    assert ("patch=lstsq in place of refit" in said()) == (method == "lstsq")
 
 
 @pytest.mark.parametrize("save_format", ["custom", "adapter"])

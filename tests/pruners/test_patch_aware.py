@@ -123,8 +123,6 @@ def test_held_out_tokens_are_run_once_for_rivals_and_the_race():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"search": "greedy", "noise": 3.0}, r"pruner.noise=3.0 .* belong to pruner.search=window"),
-        ({"search": "beam", "rivals": ["sleb"]}, "belong to pruner.search=window"),
         ({"rivals": ["shortgtp"]}, "Did you mean 'shortgpt'"),
         ({"noise": -1.0}, "pruner.noise is -1.0"),
     ],
