@@ -233,6 +233,7 @@ def in_package(environment, program):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_what_the_extension_guide_adds_works(my_package, tmp_path):
     """Pruner, operator, place and tracker, in a run that saves its model and in one that distills."""
     (yaml,) = code(GUIDE, "yaml")
