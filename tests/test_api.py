@@ -236,6 +236,7 @@ def test_a_value_of_another_type_is_a_sentence(call, message):
         call(model, tokenizer, data)
 
 
+@pytest.mark.slow
 def test_a_sweep_does_not_run_the_script_that_started_it(tmp_path, session_cache):
     script = tmp_path / "script.py"
     words = [

@@ -1,6 +1,7 @@
 """Every YAML composes, says what it is for, and every mistake has a sentence."""
 
 import re
+import shlex
 
 import pytest
 from conftest import tiny_model  # noqa: F401
@@ -11,17 +12,6 @@ from linearpatch.errors import ConfigError
 from linearpatch.registry import GROUPS, LIST_GROUPS, components
 
 YAMLS = sorted(CONF_DIR.rglob("*.yaml"))
-CHOICES = [(str(file.parent.relative_to(CONF_DIR)), file.stem) for file in YAMLS if file.parent != CONF_DIR]
-
-
-@pytest.mark.parametrize(("group", "choice"), CHOICES)
-def test_every_choice_composes(group, choice):
-    if (group, choice) == ("tracker", "mlflow"):
-        pytest.importorskip("mlflow")
-    value = f"[{choice}]" if group in LIST_GROUPS else choice
-    needed = ["tasks=[arc_easy]"] if choice == "tasks" else []
-    needed += ["patch=none"] if choice == "llm_pruner" else []  # no layer is removed
-    compose_experiment([f"{group}={value}", *needed])
 
 
 @pytest.mark.parametrize("file", YAMLS, ids=lambda f: str(f.relative_to(CONF_DIR)))
@@ -32,15 +22,18 @@ def test_every_yaml_starts_with_its_purpose_and_the_command_that_runs_it(file):
 
 
 @pytest.mark.parametrize("file", YAMLS, ids=lambda f: str(f.relative_to(CONF_DIR)))
-def test_the_command_in_every_yaml_composes(file):
-    import shlex
-
+def test_every_choice_composes_by_the_command_in_its_yaml(file):
     if file == CONF_DIR / "tracker" / "mlflow.yaml":
         pytest.importorskip("mlflow")
     command = next(line for line in file.read_text().splitlines() if line.startswith("#   linearpatch run"))
     words = shlex.split(command.removeprefix("#   linearpatch run").replace("FOLDER", ".").replace("-m ", ""))
     words = [word for word in words if not word.startswith("sweep=")]
-    compose_experiment([re.sub(r"^(pruner|patch|num_pruned_layers|seed)=(\w+),.*", r"\1=\2", word) for word in words])
+    words = [re.sub(r"^(pruner|patch|num_pruned_layers|seed)=(\w+),.*", r"\1=\2", word) for word in words]
+    group, choice = str(file.parent.relative_to(CONF_DIR)), file.stem
+    is_chosen = any(re.match(rf"\+?{group}(@[\w.]+)?=(\[|\[.*,)?{choice}\b", word) for word in words)
+    if group != "." and not is_chosen:  # the command shows settings of a choice that is made by default
+        words.append(f"{group}=[{choice}]" if group in LIST_GROUPS else f"{group}={choice}")
+    compose_experiment(words)
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from configuration_page import INTRODUCTION
 from conftest import lm_eval_task
+from covering import covering
 
 from linearpatch.choices import CONF_DIR
 from linearpatch.cli import main
@@ -54,10 +55,16 @@ def commands():
     return lines.values()
 
 
+def planned_runs():
+    """As few commands as show all that any of them sets."""
+    runs = [command.values[0] for command in commands() if command.values[0][0] == "run"]
+    return covering(sorted(runs, key=len, reverse=True))
+
+
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("arguments", [command for command in commands() if command.values[0][0] == "run"])
-def test_every_run_is_planned(arguments, tmp_path, monkeypatch, session_cache):
-    """`make test-slow` runs them."""
+@pytest.mark.parametrize("arguments", planned_runs(), ids=" ".join)
+def test_every_setting_of_a_run_is_planned(arguments, tmp_path, monkeypatch, session_cache):
+    """`make test-slow` runs all of the commands."""
     execute(arguments, tmp_path, monkeypatch, session_cache, planned=["--dry-run"])
 
 
@@ -233,6 +240,7 @@ def in_package(environment, program):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_what_the_extension_guide_adds_works(my_package, tmp_path):
     """Pruner, operator, place and tracker, in a run that saves its model and in one that distills."""
     (yaml,) = code(GUIDE, "yaml")

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from covering import covering
 from published import COLUMNS, EXPERIMENTS, FILES, LAYERS, lines, name, rows
 
 from linearpatch.choices import CONF_DIR, choices
 from linearpatch.cli import main
 from linearpatch.cli.jobs import Jobs
-from linearpatch.config import compose_config, compose_experiment, resolved
+from linearpatch.config import compose_config, compose_experiment, resolved, to_experiment
 from linearpatch.data.pydoc import SHARES
 
 NAMES = sorted(file.stem for file in (CONF_DIR / "experiment").glob("*.yaml"))
@@ -44,17 +45,6 @@ RUNS = {  # at full and at small scale
 
 # Published, but nothing of this package: a trained replacement.
 FOREIGN = {"patch": "ffn"}
-
-
-def covering(combinations: Sequence[Sequence[str]]) -> list[Sequence[str]]:
-    """As few combinations as show every setting: composing all would take minutes."""
-    seen: set[str] = set()
-    chosen = []
-    for combination in combinations:
-        if not seen.issuperset(combination):
-            seen |= set(combination)
-            chosen.append(combination)
-    return chosen
 
 
 @pytest.fixture
@@ -124,9 +114,10 @@ def test_without_combinations_for_small_scale_the_others_stay(plan):
 
 def settings(experiment: str, combinations: Sequence[Sequence[str]]) -> list[dict[str, str]]:
     """What each run of a sweep would be, without composing it: the shared settings, and its own over them."""
-    config = resolved(compose_config([f"experiment={experiment}"]))
+    composed = compose_config([f"experiment={experiment}"])
+    config = resolved(composed)
     shared = {"model": config["model"]["name"], "pruner": "streamline", "patch": "rotate", "distill": "none"}
-    shared |= compose_experiment([f"experiment={experiment}"]).choices
+    shared |= to_experiment(composed).choices
     shared["num_pruned_layers"] = str(config["num_pruned_layers"])
     parser = OverridesParser.create()
     found = []
@@ -140,9 +131,11 @@ def settings(experiment: str, combinations: Sequence[Sequence[str]]) -> list[dic
 
 
 @pytest.mark.parametrize("experiment", [file.parent.name for file in FILES])
-def test_every_published_row_is_a_run_of_the_bare_command(experiment, plan, monkeypatch):
-    monkeypatch.setattr("test_experiments.covering", lambda combinations: combinations[:1])  # all else is planned above
-    combinations, _ = plan(f"experiment={experiment}")
+def test_every_published_row_is_a_run_of_the_bare_command(experiment, monkeypatch):
+    monkeypatch.setattr(Jobs, "sweep", lambda jobs, launcher, settings, combinations, **_: asked.append(combinations))
+    asked = []
+    main(["run", "-m", f"experiment={experiment}", "--dry-run"])
+    (combinations,) = asked
     runs = settings(experiment, combinations)
     wanted = lines(LAYERS) if experiment == LAYERS.parent.name else rows([EXPERIMENTS / experiment / "published.csv"])
     keys = set(wanted[0]) - {"table", "experiment", "values", "source", "layers"}

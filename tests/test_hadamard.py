@@ -8,7 +8,7 @@ SIZES = (1, 2, 4, 12, 20, 28, 36, 576, 640, 768, 896, 960, 1152, 1536, 2048, 230
 LARGE_SIZES = (3840, 4096, 5120, 5376, 8192)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [pytest.param(n, marks=[pytest.mark.slow] if n > 2048 else []) for n in SIZES])
 def test_entries_are_signs_and_rows_orthogonal(size):
     signs = hadamard_matrix(size) * size**0.5
     assert torch.allclose(signs.abs(), torch.ones_like(signs))

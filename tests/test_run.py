@@ -276,6 +276,20 @@ def test_nothing_need_be_evaluated(tmp_path):
     assert result(tmp_path / "D")["metrics"] == {"dense": {}, "pruned": {}, "patched": {}}
 
 
+def test_force_computes_all_again(tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(cache))
+    assert run(f"output_dir={tmp_path}/D") == 0
+    first = result(tmp_path / "D")
+    before = {file: file.stat().st_mtime_ns for file in cache.rglob("*.safetensors")}
+    assert run(f"output_dir={tmp_path}/D", "force=true") == 0
+    assert before
+    assert all(file.stat().st_mtime_ns > stamp for file, stamp in before.items())
+    second = result(tmp_path / "D")
+    assert second["metrics"] == first["metrics"]
+    assert second["pruning"] == first["pruning"]
+
+
 def test_a_second_run_reads_what_the_first_computed(tmp_path, monkeypatch):
     import linearpatch.calibration.workspace as module
 
@@ -299,11 +313,11 @@ def test_no_wandb_is_needed_without_it(tmp_path):
     code = (
         "import sys; sys.modules['wandb'] = None\n"
         "from linearpatch.cli import main\n"
-        f"sys.exit(main(['run', *{list(FAST)!r}, 'output_dir={tmp_path}/D']))"
+        f"assert main(['run', *{list(FAST)!r}, 'output_dir={tmp_path}/D']) == 0\n"
+        f"sys.exit(main(['run', *{list(FAST[:-1])!r}, 'tracker=wandb', 'output_dir={tmp_path}/E']))"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    code = code.replace("tracker=none", "tracker=wandb").replace("/D'", "/E'")
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert result(tmp_path / "D")["status"] == "completed"
     assert done.returncode == 1
     assert "pip install wandb" in done.stderr
     assert not (tmp_path / "E").exists()  # it is known before the run

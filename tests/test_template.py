@@ -7,6 +7,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / "examples" / "component-template"
 
@@ -24,6 +26,7 @@ def installed(folder, session_cache):
     return {**os.environ, "PYTHONPATH": paths, "LINEARPATCH_CACHE": str(session_cache)}
 
 
+@pytest.mark.slow
 def test_its_own_tests_pass(tmp_path, session_cache):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TEMPLATE)]
     done = subprocess.run(

@@ -1,6 +1,7 @@
 """Text from checkpoints, as `linearpatch generate` gives it."""
 
 import io
+from contextlib import redirect_stdout
 
 import pytest
 import torch
@@ -15,16 +16,21 @@ FAST = ["debug=tiny", "model=random", "num_pruned_layers=3", "tracker=none"]
 PROMPT = "Once upon a time"
 
 
-@pytest.fixture(autouse=True)
-def _cache(session_cache, monkeypatch):
-    monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))
+@pytest.fixture(autouse=True, scope="module")
+def _cache(session_cache):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LINEARPATCH_CACHE", str(session_cache))
+        yield
 
 
-@pytest.fixture
-def run_folder(tmp_path, capsys):
-    assert main(["run", *FAST, "save_model=true", f"output_dir={tmp_path}/D"]) == 0
-    assert f"{tmp_path}/D/model (custom)" in capsys.readouterr().out
-    return tmp_path / "D"
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """The folder of a run with its model; tests only read it."""
+    folder = tmp_path_factory.mktemp("generation")
+    with redirect_stdout(io.StringIO()) as printed:
+        assert main(["run", *FAST, "save_model=true", f"output_dir={folder}/D"]) == 0
+    assert f"{folder}/D/model (custom)" in printed.getvalue()
+    return folder / "D"
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ def test_a_checkpoint_asked_for_later_joins_the_record(tmp_path):
     assert found["run_id"] in card
 
 
+@pytest.mark.slow
 def test_the_code_of_a_card_loads_the_model_and_asks_nothing(tmp_path):
     """In a process of its own: the tokenizer needs no remote code, and transformers warns of nothing."""
     assert run("patch=lstsq", "save_model=true", f"output_dir={tmp_path}/D") == 0
@@ -141,9 +142,9 @@ def test_a_model_that_would_load_as_another_is_rejected_before_the_long_work(tmp
             "+model.settings.interleave_moe_layer_step=1",
             "+model.settings.num_local_experts=2",
         ],
-        ["model.family=mamba", "+model.settings.state_size=4"],
+        pytest.param(["model.family=mamba", "+model.settings.state_size=4"], marks=pytest.mark.slow),
     ],
-    ids=lambda overrides: overrides[0].partition("=")[2],
+    ids=["gpt_neo", "llama4_text", "mamba"],
 )
 def test_families_with_names_of_their_own_decode_and_are_measured(family, tmp_path):
     evaluations = ["eval=[ppl,smoke,speed]", "eval.speed.rounds=2", "eval.speed.warmup=0", "eval.speed.lengths=[8]"]

@@ -62,7 +62,7 @@ def test_nothing_is_said_of_clean_text(tokenizer, sampling, block_length):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("split", ["validation", pytest.param("test", marks=pytest.mark.slow)])
 def test_nothing_is_said_of_wikitext(datasets_dir, tokenizer, split):
     corpus = HubCorpus(name="w", path="Salesforce/wikitext", config="wikitext-2-v1")
     documents = corpus.documents(split, datasets_dir)
@@ -71,7 +71,7 @@ def test_nothing_is_said_of_wikitext(datasets_dir, tokenizer, split):
 
 
 @pytest.mark.embedded
-@pytest.mark.parametrize("corpus", ["pydoc", "wikitext2_v1"])
+@pytest.mark.parametrize("corpus", ["pydoc", pytest.param("wikitext2_v1", marks=pytest.mark.slow)])
 def test_nothing_is_said_of_clean_text_with_the_embedded_models_tokenizer(corpus, request):
     from linearpatch.config import compose_experiment
 

@@ -66,6 +66,7 @@ def test_evaluations_asked_for_later_train_nothing(tmp_path, monkeypatch):
     assert set(result(tmp_path / "D")["metrics"]["distilled"]) > {"ppl/pydoc"}
 
 
+@pytest.mark.slow
 def test_targets_kept_on_disk_are_no_other_run(tmp_path):
     for name in ("online", "cached"):
         own = [f"distill.targets={name}", f"cache_dir={tmp_path}/{name}_cache", f"output_dir={tmp_path}/{name}"]
@@ -76,6 +77,7 @@ def test_targets_kept_on_disk_are_no_other_run(tmp_path):
     assert result(tmp_path / "online")["run_id"] == result(tmp_path / "cached")["run_id"]
 
 
+@pytest.mark.slow
 def test_a_sweep_over_distillations_tells_them_apart(tmp_path, capsys):
     assert main(["run", "-m", *FAST, "distill=none,output_kl", f"output_dir={tmp_path}/D"]) == 0
     shown = capsys.readouterr().out

@@ -65,6 +65,7 @@ def test_the_record_holds_tasks_averages_differences_and_what_is_retained(tmp_pa
         assert shown[f"patched/retained/mean_of_ratios/{name}"] == kept.value
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_dense_and_each_pruned_model_once(tmp_path):
     overrides = [*SMALL, f"output_dir={tmp_path}/D", f"cache_dir={tmp_path}/cache", "eval=[smoke]", "pruner=tail"]
     assert main(["run", "-m", *overrides, "patch=rotate,lstsq", "patch.sites=one_per_interface"]) == 0

@@ -214,14 +214,15 @@ def test_large_models_are_fitted_in_parts(monkeypatch, caplog):
     assert f"3 of {NUM_LAYERS - 1} interfaces fit into memory at once" in caplog.text
 
 
-@pytest.mark.parametrize("search", ["window", "greedy", "beam"])
 @pytest.mark.parametrize(
-    "patch",
+    ("search", "patch"),
     [
-        Refit(compare=False),
-        Refit(ridge="auto", compare=False),
-        LeastSquares(ridge="auto", compare=False),
-        LeastSquares(ridge=0.1, sequential=True, compare=False),
+        ("window", Refit(compare=False)),
+        ("greedy", Refit(ridge="auto", compare=False)),
+        ("beam", Refit(compare=False)),
+        ("window", LeastSquares(ridge="auto", compare=False)),
+        ("greedy", LeastSquares(ridge=0.1, sequential=True, compare=False)),
+        ("beam", LeastSquares(ridge="auto", compare=False)),
     ],
     ids=repr,
 )

@@ -1,7 +1,9 @@
 """Control characters in records reach neither the terminal nor a file of the report."""
 
+import io
 import json
 import re
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 from report_runs import record, write
@@ -14,19 +16,20 @@ pytestmark = pytest.mark.filterwarnings("error:Glyph")  # of figures
 HOSTILE = "evil\x1b]0;title\x07\x1b[2J\r\x9b31m\u202etxt.exe\u2066\u200f\x00\x7f"
 
 
-@pytest.fixture
-def report(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
     """What is printed of hostile records, and the report that is written."""
     hostile = record(model=HOSTILE, pruner=HOSTILE, patch=HOSTILE)
     hostile.remark = HOSTILE
     hostile.run_id = "hostile"
     failed = record(seed=1)
     failed.run_id, failed.status, failed.error = "failed", "failed", HOSTILE
-    write(tmp_path, hostile, record(), failed)
-    main(["report", str(tmp_path)])
-    main(["status", str(tmp_path), "--once"])
-    captured = capsys.readouterr()
-    return captured.out + captured.err, tmp_path / "report"
+    folder = tmp_path_factory.mktemp("hostile")
+    write(folder, hostile, record(), failed)
+    with redirect_stdout(io.StringIO()) as printed, redirect_stderr(printed):
+        main(["report", str(folder), "--output", str(folder / "report")])
+        main(["status", str(folder), "--once"])
+    return printed.getvalue(), folder / "report"
 
 
 def test_the_terminal_gets_none(report):

@@ -105,6 +105,7 @@ def test_a_finished_sweep_is_not_run_again(grid, capsys, monkeypatch):
     assert changed == []
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_added_and_force_recomputes_all(tmp_path, capsys):
     assert sweep("patch=none", "output_dir=S") == 0
     capsys.readouterr()
@@ -340,6 +341,7 @@ def test_two_sweeps_at_once_wait_for_each_other():
     assert list(states("S").values()) == ["completed"] * 2
 
 
+@pytest.mark.slow
 def test_evaluations_in_two_ways_are_two_runs(capsys):
     assert sweep("patch=none", "eval.ppl.seq_len=64,128", "output_dir=S") == 0
     sizes = {record["metrics"]["dense"]["ppl/pydoc"]["n"] for record in records("S").values()}

@@ -158,6 +158,7 @@ def test_runs_of_an_experiment_have_its_name_as_group():
     assert compose_experiment([]).group is None
 
 
+@pytest.mark.slow
 def test_a_sweep_takes_a_list_of_trackers(tmp_path, session_cache, monkeypatch):
     """In a file of combinations and on the command line."""
     monkeypatch.setenv("LINEARPATCH_CACHE", str(session_cache))

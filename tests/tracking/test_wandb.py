@@ -130,6 +130,7 @@ def test_what_is_added_later_belongs_to_the_same_run(tmp_path):
     assert len(set(ids)) == 1
 
 
+@pytest.mark.slow
 def test_the_runs_of_a_sweep_share_their_group(tmp_path):
     words = ["run", "-m", *TINY[1:], "patch=none,rotate", "group=mine", "tracker.wandb.tags=[night]"]
     assert main([*words, f"output_dir={tmp_path}/S"]) == 0

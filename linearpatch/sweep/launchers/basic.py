@@ -102,7 +102,7 @@ class BasicLauncher(Launcher):
         running: set[BaseProcess] = set()
         stopping = threading.Event()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["linearpatch.sweep.worker", "linearpatch.checkpoint.loading"])
+        context.set_forkserver_preload(["linearpatch.sweep.preload"])
 
         def run(request: Request) -> Ending:
             if stopping.is_set():
