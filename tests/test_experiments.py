@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from covering import covering
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from published import COLUMNS, EXPERIMENTS, FILES, LAYERS, lines, name, rows
 
 from linearpatch.choices import CONF_DIR, choices

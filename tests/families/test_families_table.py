@@ -7,7 +7,8 @@ from verdicts import families, verdict_on
 PECULIAR = ("bamba", "diffllama", "ernie4_5_moe", "gpt2", "llama4_text", "nanochat")
 COMMON = (
     "cohere2", "deepseek_v3", "gemma3_text", "gemma4_text", "glm4_moe", "gpt_neo", "gpt_oss", "granitemoehybrid",
-    "lfm2", "llama", "mamba2", "mistral3", "mixtral", "olmo2", "openai-gpt", "phi3", "qwen2_vl", "qwen3_moe", "qwen3_next",
+    "lfm2", "llama", "mamba2", "mistral3", "mixtral", "olmo2", "openai-gpt", "phi3", "qwen2_vl", "qwen3_moe",
+    "qwen3_next",
 )  # fmt: skip
 
 
