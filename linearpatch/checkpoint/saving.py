@@ -11,7 +11,6 @@ from packaging.version import Version
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from linearpatch.checkpoint.card import model_card
 from linearpatch.checkpoint.folding import folded_view
 from linearpatch.checkpoint.manifest import (
     CARD_NAME,
@@ -161,6 +160,8 @@ def save_checkpoint(
         else:
             view.save_pretrained(temporary)
             model.tokenizer.save_pretrained(temporary)
+            from linearpatch.checkpoint.card import model_card  # its tables import scipy, which takes seconds
+
             (temporary / CARD_NAME).write_text(model_card(manifest, record), encoding="utf-8")
         manifest = replace(manifest, files=hash_files(temporary))
         manifest.write(temporary)
