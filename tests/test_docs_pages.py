@@ -102,7 +102,7 @@ def yaml_keys(file):
 def test_a_default_in_the_reference_is_what_the_yaml_sets():
     """Not what its dataclass does."""
     rows = {row.key: row.default for row in dict(sections())["pruner: patch_aware"]}
-    assert rows["finalists"] == "2"
+    assert rows["finalists"] == "3"
     assert rows["protect_last"] == "0"
 
 

@@ -94,7 +94,7 @@ class Calibration(BlocksOfText):
         if self.is_sized_by_patch and self.sampling == "first":
             raise ConfigError(
                 "calibration.num_blocks=auto takes blocks from all over the text, and calibration.sampling is first. "
-                "Use calibration.sampling=windows, or calibration.num_blocks=null for all blocks."
+                "Use calibration.sampling=windows, or a number of blocks."
             )
         super().__post_init__()
 
