@@ -165,7 +165,8 @@ def repair(model: PreTrainedModel, edit: Edit, data: Tokens, *, patch: str | Pat
         model: The dense model.
         edit: What is removed.
         data: Calibration tokens.
-        patch: Its name or itself; `linearpatch list patch` shows all.
+        patch: Its name or itself; `linearpatch list patch` shows all. What `experiment=recommended` fits is
+            `patch="refit", ridge="auto", gain="matched", fall_back=True`, which needs held-out tokens.
         settings: Of the patch, where it is named.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from linearpatch.results.stages import STAGES
 from linearpatch.storage.cache import canonical, default_cache_dir
 from linearpatch.storage.stamps import stamps
 from linearpatch.tracking.tracker import Tracker, check_trackers
+
+log = logging.getLogger(__name__)
 
 MOST_CHARACTERS = 100  # of a model's name in a run id, which is the name of a folder
 
@@ -200,9 +203,10 @@ class Experiment:
     def spares_blocks(self) -> bool:
         """Whether a few blocks beside those for calibration are held out to compare the patch with none.
 
-        Runs with and without a patch read the same blocks.
+        Runs with and without a patch read the same blocks, unless the patch decides how many there are
+        (`calibration.num_blocks=auto`).
         """
-        return self.patch.compare and self.calibration.held_out_blocks is None and not self.num_held_out
+        return self.patch.uses_held_out and self.calibration.held_out_blocks is None and not self.num_held_out
 
     @property
     def calibration_reader(self) -> Reader:
@@ -281,7 +285,13 @@ class Experiment:
     def for_model(self, decoder: Decoder) -> Experiment:
         """The same with the patch that is fitted to a model (`Patch.for_model`)."""
         patch = self.patch.for_model(decoder)
-        return self if patch is self.patch else replace(self, patch=patch)
+        if patch is self.patch:
+            return self
+        log.info(
+            "patch=%s in place of %s, which has nothing to fit in models of this family", name_of(patch),
+            name_of(self.patch),
+        )  # fmt: skip
+        return replace(self, patch=patch)
 
     def check_model(self, config: Any) -> None:
         """Reject what can't be done with a model, as far as its configuration shows that.

@@ -60,6 +60,9 @@ class Repairer(Protocol):
     def interface_statistics(self, sites: Sequence[Site]) -> Sequence[Statistic]:
         """Statistics that `fit` asks for at some sites."""
 
+    def check_statistics(self, sites: Sequence[Site]) -> Sequence[Statistic]:
+        """Statistics of held-out tokens that `fit` asks for at some sites."""
+
     def draft(self) -> Repairer:
         """What stands in for it where many interfaces are fitted."""
 

@@ -266,6 +266,14 @@ class _Contest:
             for statistic in setting.interface_statistics(setting.place(interfaces_of(removed)))
         ]
         self.workspace.collect(*wanted, description="fit")
+        checks = [
+            statistic
+            for removed in self.removals
+            for setting in self.settings.values()
+            for statistic in setting.check_statistics(setting.place(interfaces_of(removed)))
+        ]
+        if checks:
+            self.workspace.on_held_out().collect(*checks, description="held-out tokens")
         for index in range(len(self.removals)):
             self._screen(index)
         contenders = sorted(self.models, key=lambda key: sum(self.losses[key].values()))

@@ -1,7 +1,7 @@
 """A race of candidates on held-out tokens: who is worse than the leader beyond noise drops out.
 
 All candidates are measured on the same tokens, so that what makes one text harder than another cancels out in the
-difference of two of them. After each batch a candidate drops out whose mean difference from the leader exceeds so many
+difference of two of them. After each block a candidate drops out whose mean difference from the leader exceeds so many
 of its standard errors (Maron and Moore 1994: Hoeffding races, here with paired differences). Those that are left have
 been measured on all tokens and can't be told from the best.
 """
@@ -29,7 +29,7 @@ class Standing:
         loss: Mean next-token loss: the best one's, and the mean difference from it on the tokens that both were
             measured on. Infinite where a loss isn't finite.
         stderr: Standard error of that difference; 0 for the best one.
-        share: The share of the held-out batches that it was measured on.
+        share: The share of the held-out blocks that it was measured on.
         is_contender: Whether it can't be told from the best, even on all of them.
     """
 
@@ -53,31 +53,34 @@ def race(
     Returns:
         One for each edit.
     """
-    losses: list[list[Tensor]] = [[] for _ in edits]  # for each edit and batch that it ran, the means of its pieces
+    losses: list[list[Tensor]] = [[] for _ in edits]  # for each edit and block that counts, the means of its pieces
     running = list(range(len(edits)))
     leader = 0
     for batch in range(len(search.batches)):
-        for index in running:
-            losses[index].append(_pieces(search.token_losses(edits[index], batch)))
-        leader = min(running, key=lambda index: (_mean(losses[index]), index))
-        left = [index for index in running if not _is_behind(losses[index], losses[leader], noise)]
-        for _ in range(len(running) - len(left)):
-            on_step()
-        running = left
+        measured = {index: search.token_losses(edits[index], batch) for index in running}
+        for block in range(len(search.batches[batch])):  # one by one, so that the size of batches doesn't matter
+            for index in running:
+                losses[index].append(_pieces(measured[index][block]))
+            leader = min(running, key=lambda index: (_mean(losses[index]), index))
+            left = [one for one in running if one == leader or not _is_behind(losses[one], losses[leader], noise)]
+            for _ in range(len(running) - len(left)):
+                on_step()
+            running = left
     for _ in running:
         on_step()
     best = _mean(losses[leader])
+    blocks = sum(map(len, search.batches))
     standings = []
     for index, mine in enumerate(losses):
-        difference, stderr = _difference(mine, losses[leader])
-        standings.append(Standing(best + difference, stderr, len(mine) / len(search.batches), index in running))
+        difference, stderr = (0.0, 0.0) if index == leader else _difference(mine, losses[leader])
+        standings.append(Standing(best + difference, stderr, len(mine) / blocks, index in running))
     return standings
 
 
 def _pieces(token_losses: Tensor) -> Tensor:
-    """Mean losses of consecutive pieces of each block; the last piece of a block takes what is left."""
-    pieces = [piece.mean(dim=1) for piece in token_losses.double().split(PIECE, dim=1)]
-    return torch.stack(pieces, dim=1).flatten().cpu()
+    """Mean losses of consecutive pieces of a block, `[tokens]` in; the last piece takes what is left."""
+    whole = max(1, len(token_losses) // PIECE)
+    return torch.stack([piece.mean() for piece in token_losses.double().tensor_split(whole)]).cpu()
 
 
 def _mean(losses: Sequence[Tensor]) -> float:

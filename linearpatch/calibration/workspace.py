@@ -144,6 +144,7 @@ class Workspace:
             cache=self.cache,
             model_key=self.key["model"],
             batch_size=self.batch_size,
+            offload_streams=self.offload_streams,
             base=self.base,
         )
         workspace._searches = self._searches
@@ -237,7 +238,7 @@ class Workspace:
         if self._held_out is None:
             raise ConfigError(
                 "No calibration tokens are held out, and a choice by loss needs some that nothing was fitted on. "
-                "Set calibration.held_out_blocks."
+                "Set calibration.held_out_blocks, or in Python give linearpatch.tokens a longer text or fewer blocks."
             )
         return self._held_out
 

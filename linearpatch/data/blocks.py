@@ -135,7 +135,8 @@ class BlockSpec:
         """The cut and the number of held-out blocks that a text of so many tokens allows.
 
         Unchanged where the text is long enough, and with `short_text=error`. Else the blocks become fewer, in the
-        same proportion to those held out; where that would leave fewer than four, they become shorter first.
+        same proportion to those held out, of which at least one for eight stays; where that would leave fewer than
+        four, they become shorter first.
         """
         is_enough = num_tokens >= self._num_needed(held_out) * self._body
         if is_enough or self.short_text == "error" or self.sampling == "document_crops":
@@ -147,7 +148,8 @@ class BlockSpec:
         if self.num_blocks is None:
             return shorter, min(held_out, max(1, available // FEWEST_BLOCKS))
         if held_out:
-            held_out = max(1, round(available * held_out / (self.num_blocks + held_out)))
+            in_proportion = round(available * held_out / (self.num_blocks + held_out))
+            held_out = max(1, in_proportion, min(held_out, available // HELD_OUT_ONE_IN))
         readings = MOST_READINGS if self.sampling == "crops" else 1
         num_blocks = max(1, min(self.num_blocks, readings * (available - held_out)))
         return replace(shorter, num_blocks=num_blocks), held_out

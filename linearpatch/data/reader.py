@@ -65,11 +65,12 @@ class Calibration(BlocksOfText):
     Attributes:
         num_blocks: Number of token blocks; null takes all disjoint ones (`sampling=first`). `auto`: 20 tokens for each
             unknown of the patch's fit for an output channel (the stream's width, for `refit` also the MLP's), and at
-            least 16 blocks; where the text has less, all of it, and a warning.
+            least 16 blocks; where the text has less, all of it, and a warning. Runs with other patches then read other
+            numbers of blocks.
         batch_size: Blocks in one forward pass.
         held_out_blocks: Blocks at the end of the text on which nothing is fitted, for those who choose by a loss
             (pruner=patch_aware, patch.ridge=auto) and for comparing a fit with no patch (`patch.compare`); the others
-            come from the rest of the text. Null: half as many as `num_blocks` where something chooses by a loss,
+            come from the rest of the text. Null: half as many as `num_blocks` (8 with `auto`) where something chooses,
             else one for eight, from text that the others leave, so that they are the same with and without. 0: none.
         offload_streams: Keep the hidden states of a search in CPU memory, where the model is on a GPU: one stream for
             each layer and token, 17 GiB at 7B and 64k tokens. Results are the same; a search takes longer.

@@ -24,6 +24,7 @@ from linearpatch.storage.cache import Entry
 
 log = logging.getLogger(__name__)
 
+DRAFT_RIDGE = 1e-4  # where one that is chosen has a stand-in
 WEIGHTINGS = ("none", "capped", "relative")
 
 
@@ -82,8 +83,11 @@ class LeastSquaresPatch(Patch):
         return self.first if self.ridge == "auto" else Penalty(self.ridge)
 
     def draft(self) -> Patch:
-        """With a ridge that needs no choice."""
-        return replace(self, sequential=False, ridge=type(self).ridge if self.ridge == "auto" else self.ridge)
+        """With a ridge and a gain that need no choice."""
+        settings: dict[str, Any] = {"ridge": DRAFT_RIDGE} if self.ridge == "auto" else {}
+        if getattr(self, "gain", 1) == "matched":
+            settings["gain"] = 1
+        return replace(self, sequential=False, **settings)
 
     def simpler(self) -> Mapping[str, Patch]:
         """With larger ridges; where there is a gain, without it, too."""
@@ -101,9 +105,19 @@ class LeastSquaresPatch(Patch):
         """A row of W for each channel of the stream."""
         return decoder.hidden_size
 
+    @property
+    def uses_held_out(self) -> bool:
+        """A matched gain is measured on them, too."""
+        return super().uses_held_out or getattr(self, "gain", 1) == "matched"
+
     def interface_statistics(self, sites: Sequence[Site]) -> Sequence[PairGram]:
         """The sums of products at each site."""
         return [self.gram(group[0]) for group in self.together(sites)]
+
+    def check_statistics(self, sites: Sequence[Site]) -> Sequence[PairGram]:
+        """The same on held-out tokens, where a ridge or a gain follows from them."""
+        is_chosen = self.ridge == "auto" or getattr(self, "gain", 1) == "matched"
+        return self.interface_statistics(sites) if is_chosen else ()
 
     @abstractmethod
     def gram(self, site: Site) -> PairGram:
@@ -146,7 +160,7 @@ class LeastSquaresPatch(Patch):
         wanted = [self.gram(group[0]) for group in groups]
         grams = workspace.collect(*wanted, description="fit")
         checks: Sequence[Mapping[str, Tensor] | None] = [None] * len(groups)
-        if self.ridge == "auto" or (getattr(self, "gain", 1) == "matched" and workspace.has_held_out):
+        if self.check_statistics(sites) and (self.ridge == "auto" or workspace.has_held_out):
             checks = workspace.on_held_out().collect(*wanted, description="held-out tokens")
         device = solving_device(workspace.decoder)
         fitted: list[PlacedOperator] = []
@@ -217,9 +231,9 @@ class LeastSquaresPatch(Patch):
         def error(penalty: Penalty) -> float:
             return relative_error(self.regression(gram, penalty), check)
 
-        best = best_penalty(self.penalty, error)
+        best, lowest = best_penalty(self.penalty, error)
         nothing = Penalty(inf, None if best.stream is None else inf)
-        return min(best, nothing, key=error)
+        return best if lowest <= error(nothing) else nothing
 
 
 def solving_device(decoder: Decoder) -> torch.device:

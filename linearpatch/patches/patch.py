@@ -81,6 +81,11 @@ class Patch(ABC):
         """Unknowns of the fit for each output channel, which decide how much text it needs."""
         return 1
 
+    @property
+    def uses_held_out(self) -> bool:
+        """Whether it is compared or measured on held-out tokens where there are some; it needs none."""
+        return self.compare
+
     def statistics(self) -> Sequence[Statistic]:
         """Statistics wanted whichever layers are removed; they share one pass with those of the pruner."""
         return ()
@@ -108,6 +113,10 @@ class Patch(ABC):
 
     def interface_statistics(self, sites: Sequence[Site]) -> Sequence[Statistic]:
         """Statistics that `fit` asks for at some sites; asked for together, many interfaces share a pass."""
+        return ()
+
+    def check_statistics(self, sites: Sequence[Site]) -> Sequence[Statistic]:
+        """Statistics of held-out tokens that `fit` asks for at some sites."""
         return ()
 
     @abstractmethod

@@ -41,8 +41,8 @@ class Penalty:
                 yield Penalty(_within(self.ridge * factor), _within(self.stream * factor))
 
 
-def best_penalty(start: Penalty, error_of: Callable[[Penalty], float]) -> Penalty:
-    """The penalty with the lowest error, found by steps downhill on a logarithmic scale.
+def best_penalty(start: Penalty, error_of: Callable[[Penalty], float]) -> tuple[Penalty, float]:
+    """The penalty with the lowest error and that error, found by steps downhill on a logarithmic scale.
 
     The error has one minimum along each number as a rule: too little follows the noise of the tokens, too much leaves
     out what they say.
@@ -67,7 +67,7 @@ def best_penalty(start: Penalty, error_of: Callable[[Penalty], float]) -> Penalt
     while True:
         candidate = min(best.neighbours, key=error)
         if not error(candidate) < error(best):
-            return best
+            return best, error(best)
         best = candidate
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -22,8 +21,6 @@ from linearpatch.patches.least_squares import Solution, energies, solve, unshrun
 from linearpatch.patches.patch import Patch
 from linearpatch.patches.penalty import Penalty
 from linearpatch.registry import component, components
-
-log = logging.getLogger(__name__)
 
 STREAM_SHARE = 0.01  # of the ridge holds back the map: it has a fraction of the unknowns and does most of the work
 SMALLEST = 0.03  # what the map shrinks by more than that isn't asked of the weight before it
@@ -66,10 +63,9 @@ class Refit(RefitPatch):
             return self
         try:
             self.check(decoder)
-        except ModelError as error:
+        except ModelError:
             ridge = self.ridge if self.ridge == "auto" else STREAM_SHARE * self.ridge
             shared = {name: getattr(self, name) for name in ("gain", "weighting", "sequential", "compare")}
-            log.info("patch=lstsq in place of refit: %s", error)
             alone: Patch = components("patch")["lstsq"](bias=True, ridge=ridge, **shared)
             return alone
         return self

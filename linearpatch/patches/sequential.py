@@ -52,6 +52,10 @@ class Sequential:
         """None in advance: what each fit needs depends on those before it."""
         return ()
 
+    def check_statistics(self, sites: Sequence[Site]) -> Sequence[Statistic]:
+        """None in advance, either."""
+        return ()
+
     def draft(self) -> Repairer:
         """The other's draft, which costs no pass for each interface."""
         return self.wraps.draft()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import isfinite
+from dataclasses import asdict, dataclass, field, replace
+from math import inf, isfinite
 from typing import ClassVar
 
 from linearpatch.calibration.candidate_losses import CandidateLoss
@@ -39,8 +39,8 @@ class PatchAware(Pruner):
             that touch share a patch, which is fitted again. `beam` keeps the `width` best sets of each size,
             grows each by every layer, and tries every window of that size as well.
         width: Sets that a beam keeps.
-        stop_early: Give up on a candidate once it can't be among the best. The same layers are removed
-            either way; the recorded loss of such a candidate is a lower bound.
+        stop_early: Where candidates don't race, give up on one once it can't be among the best. The same layers are
+            removed either way; the recorded loss of such a candidate is a lower bound.
         draft_share: The search fits on this share of the calibration blocks, and looks at this share of those held out
             (at all of them where candidates race).
         finalists: So many of the best sets, at most, are fitted the patch itself on all blocks, and compared with its
@@ -48,9 +48,9 @@ class PatchAware(Pruner):
             With 1 the search has the last word.
         noise: Candidates of a window search race on the held-out tokens: one drops out once its loss is so many
             standard errors above the leader's, by paired differences (`calibration.race`), and only those that can't be
-            told from the best become finalists. Null: losses are exact, and finalists are the best, however far apart.
-        rivals: Pruners whose choices are candidates of a window search, too, so that it never does worse than they do
-            by choosing worse.
+            told from the best become finalists. Null: nothing drops out by chance, and finalists are the best, however
+            far apart. Other searches don't race.
+        rivals: Pruners whose choices, made on the held-out tokens, are candidates of a window search, too.
     """
 
     needs_held_out: ClassVar[bool] = True
@@ -121,13 +121,16 @@ class PatchAware(Pruner):
         )
         for layers in contenders:
             one = standings[layers]
-            log.info("in the race to its end: %s, held-out loss %.4f ± %.4f", list(layers), one.loss, one.stderr)
+            log.info("finished the race: %s, held-out loss %.4f ± %.4f", list(layers), one.loss, one.stderr)
         values: list[float | None] = [None] * (workspace.num_layers - n + 1)
-        stderrs = list(values)
         for layers, one in standings.items():
             if _is_window(layers) and isfinite(one.loss):
-                values[layers[0]], stderrs[layers[0]] = one.loss, one.stderr
-        return contenders, LayerScores(CRITERION, "window", values, stderrs=stderrs)
+                values[layers[0]] = one.loss
+        raced = [
+            {"removed": list(layers), **{key: value if value != inf else None for key, value in asdict(one).items()}}
+            for layers, one in standings.items()
+        ]
+        return contenders, LayerScores(CRITERION, "window", values, race=raced)
 
     def _rivals(self, workspace: Workspace, n: int) -> list[Layers]:
         """The layers that other pruners would choose on the held-out tokens, whose streams are at hand."""
@@ -185,7 +188,7 @@ class PatchAware(Pruner):
 
 
 def rankings() -> dict[str, type[RankingPruner]]:
-    """Pruners that rank layers or windows by statistics, by name: those that can be rivals."""
+    """Pruners that score layers or windows of the dense model, by name: those that can be rivals."""
     return {name: cls for name, cls in components("pruner").items() if issubclass(cls, RankingPruner)}
 
 

@@ -43,12 +43,13 @@ class LayerScores:
         unit: `layer`, or `window`, which has the number of its first layer.
         values: One for each layer or window; None where it wasn't measured.
         bounds: Windows of which the value is a lower bound only.
-        stderrs: Standard errors of the differences from the lowest value, where candidates raced.
+        race: Where candidates raced, each set of layers with its loss, the standard error of its difference from the
+            best, and the share of the held-out blocks that it was measured on (`calibration.race.Standing`).
         steps: Of a search.
         finalists: What was compared at its end, as `calibration.comparison.Comparison` describes it.
     """
 
-    OPTIONAL: ClassVar[tuple[str, ...]] = ("values", "bounds", "stderrs", "steps", "finalists")
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("values", "bounds", "race", "steps", "finalists")
 
     criterion: Name = "score"
     unit: Name = "layer"
@@ -56,7 +57,7 @@ class LayerScores:
     bounds: list[Layer] | None = None
     steps: Annotated[list[SearchStep], Field(max_length=MAX_LAYERS)] | None = None
     finalists: list[dict[str, Any]] | None = None
-    stderrs: Annotated[list[Number | None], Field(max_length=MAX_LAYERS)] | None = None
+    race: list[dict[str, Any]] | None = None
 
     @property
     def by_step(self) -> list[Mapping[str, float | None]]:

@@ -95,7 +95,14 @@ class Feasibility:
         tokenizer = self._once(("tokenizer", model), lambda: experiment.model.tokenizer(experiment.cache_path))
         if tokenizer is not None:  # as the run would, which says what is wrong
             cut = partial(text.cut_apart, spec, tokenizer, held_out) if held_out else partial(text.cut, spec, tokenizer)
-            enough = (*key, "cut", model, replace(spec, seed=0), held_out)  # which blocks they are doesn't matter
+            enough = (
+                *key,
+                "cut",
+                model,
+                replace(spec, seed=0),
+                spec.names,
+                held_out,
+            )  # which blocks they are doesn't matter
             failure = self._once(enough, lambda: _failure_of(cut))
             if failure is not None:
                 raise failure

@@ -227,7 +227,7 @@ def _dense_key(experiment: Experiment) -> Hashable:
 def _statistics_key(experiment: Experiment) -> Hashable:
     calibration = replace(experiment.calibration, corpus=experiment.calibration_reader.corpus)
     cut = (experiment.num_held_out, experiment.spares_blocks, experiment.seed)
-    sized_for = identity(experiment.patch) if calibration.is_sized_by_patch else None
+    sized_for = name_of(experiment.patch) if calibration.is_sized_by_patch else None
     return digest([identity(experiment.model), identity(calibration), *cut, sized_for])
 
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 def measure_dense(experiment: Experiment, cache: Cache, record: Record, folder: Path) -> None:
     """Measure the dense model."""
     with _working(record, folder):
-        prepared = prepare(_plain(experiment), record, sized_for=experiment.patch)
+        prepared = prepare(_plain(experiment), record)
         _measure(experiment, prepared, {"dense": DENSE}, cache, record, folder)
 
 
@@ -51,7 +51,7 @@ def measure_pruned(experiment: Experiment, cache: Cache, record: Record, folder:
     with _working(record, folder):
         plain = _plain(experiment)
         prepared = prepare(plain, record, sized_for=experiment.patch)
-        plain = plain.for_model(prepared.model.decoder)
+        plain = _plain(experiment.for_model(prepared.model.decoder))
         with record.step("rank"):
             workspace = workspace_of(plain, prepared, cache)
             edit = rank(plain.pruner, plain.patch, workspace, plain.num_pruned_layers)

@@ -63,10 +63,25 @@ def test_a_candidate_whose_loss_is_not_finite_drops_out_at_once(search):
     assert [one.loss for one in standings[1:]] == [2.0, 2.0]
 
 
-def test_pieces_are_of_one_block(search):
-    """A block's last piece takes what is left."""
-    seen = torch.arange(2 * (PIECE + 3)).view(2, -1).float()
-    search.token_losses = lambda edit, batch: seen
-    (one,) = race(search, EDITS[:1], noise=3.0)
-    pieces = [seen[block, part].mean() for block in (0, 1) for part in (slice(0, PIECE), slice(PIECE, None))]
-    assert one.loss == pytest.approx(torch.stack(pieces).mean().item())
+def test_pieces_are_of_one_block_and_the_last_takes_what_is_left():
+    length = 2 * PIECE + 11
+    losses = torch.rand(2, length, generator=torch.Generator().manual_seed(1))
+    search = CandidateSearch(decoder_of(tiny_model()), [torch.ones(2, length + 1, dtype=torch.long)])
+    search.token_losses = lambda edit, batch: losses if edit is EDITS[0] else losses + 1
+    best, other = race(search, EDITS[:2], noise=inf)
+    assert best.loss == pytest.approx(losses.mean().item(), rel=1e-2)  # pieces differ by a token
+    assert other.loss == pytest.approx(best.loss + 1)
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_the_size_of_batches_does_not_matter(search, size):
+    blocks = torch.cat(search.batches)
+    batched = CandidateSearch(search.decoder, blocks.split(size))
+    for one, other in zip(race(search, EDITS, noise=1.0), race(batched, EDITS, noise=1.0), strict=True):
+        assert (one.share, one.is_contender) == (other.share, other.is_contender)
+        assert one.loss == pytest.approx(other.loss, rel=1e-4)
+
+
+def test_without_a_finite_loss_all_are_infinite(search):
+    search.token_losses = lambda edit, batch: torch.full((1, 39), inf)
+    assert [one.loss for one in race(search, EDITS[:3], noise=3.0)] == [inf] * 3

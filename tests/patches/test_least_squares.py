@@ -181,7 +181,8 @@ def test_a_penalty_is_found_from_either_side(start):
             raise NumericsError("singular")
         return (log10(penalty.ridge) + 1.1) ** 2 + (log10(penalty.stream) - log10(penalty.ridge) + 1.6) ** 2
 
-    best = best_penalty(Penalty(start, start), error)
+    best, lowest = best_penalty(Penalty(start, start), error)
+    assert lowest == error(best)
     assert log10(best.ridge) == pytest.approx(-1, abs=0.01)
     assert log10(best.stream) == pytest.approx(-2.5, abs=0.01)
 

@@ -13,6 +13,7 @@ from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import decoder_of
+from linearpatch.patches.least_squares import DRAFT_RIDGE
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.mlp_lstsq import MlpLeastSquares
 from linearpatch.patches.none import NoPatch
@@ -85,8 +86,9 @@ def test_a_race_takes_the_same_window_where_it_is_clear(patch):
     raced = PatchAware(noise=4.0).select(workspace, 2)
     assert raced.removed_layers == exact.removed_layers
     assert min(raced.scores.values) == pytest.approx(min(exact.scores.values), rel=1e-5)
-    assert raced.scores.stderrs[raced.removed_layers[0]] == 0
-    assert all(error is not None for error in raced.scores.stderrs)
+    standings = {tuple(one["removed"]): one for one in raced.scores.race}
+    assert standings[raced.removed_layers]["stderr"] == 0
+    assert len(standings) == NUM_LAYERS - 1
 
 
 def test_only_those_that_cannot_be_told_from_the_best_become_finalists():
@@ -110,14 +112,15 @@ def test_rivals_are_candidates_wherever_their_layers_are(noise):
     assert len(taken.scores.values) == NUM_LAYERS - 1
 
 
-def test_held_out_tokens_are_run_once_for_rivals_and_the_race():
+@pytest.mark.parametrize("offload", [False, True])
+def test_held_out_tokens_are_run_once_for_rivals_and_the_race(offload):
     workspace = workspace_for(NoPatch())
+    workspace.offload_streams = offload
     PatchAware(rivals=["shortgpt", "streamline"], noise=1e9).select(workspace, 2)
-    sets = NUM_LAYERS - 1 + 1  # windows, and ShortGPT's layers
     after = sum(NUM_LAYERS - 2 - start for start in range(NUM_LAYERS - 1))
-    assert workspace.layer_forwards <= 6 * (NUM_LAYERS + after + NUM_LAYERS - 2)
+    assert workspace.layer_forwards <= 6 * (NUM_LAYERS + after + NUM_LAYERS - 2)  # and ShortGPT's layers
     assert workspace.layer_forwards > 6 * after
-    assert sets == NUM_LAYERS
+    assert {search._offload for search in workspace._searches.values()} == {offload}
 
 
 @pytest.mark.parametrize(
@@ -267,8 +270,8 @@ def test_the_final_leaves_what_the_run_will_need(tmp_path, monkeypatch):
 
 
 def test_a_search_draws_on_drafts():
-    patch = LeastSquares(ridge="auto", sequential=True)
-    assert patch.draft() == LeastSquares()
+    patch = LeastSquares(ridge="auto", sequential=True, bias=True, gain="matched")
+    assert patch.draft() == LeastSquares(ridge=DRAFT_RIDGE, bias=True)  # nothing in it reads held-out tokens
     workspace = workspace_for(patch.draft())
     assert len(PatchAware(search="greedy").select(workspace, 2).removed_layers) == 2
 
