@@ -85,7 +85,7 @@ class LeastSquaresPatch(Patch):
     def draft(self) -> Patch:
         """With a ridge and a gain that need no choice."""
         settings: dict[str, Any] = {"ridge": DRAFT_RIDGE} if self.ridge == "auto" else {}
-        if getattr(self, "gain", 1) == "matched":
+        if self.matches_gain:
             settings["gain"] = 1
         return replace(self, sequential=False, **settings)
 
@@ -106,9 +106,14 @@ class LeastSquaresPatch(Patch):
         return decoder.hidden_size
 
     @property
+    def matches_gain(self) -> bool:
+        """Whether it has a gain and that is measured; not all have one."""
+        return getattr(self, "gain", 1) == "matched"
+
+    @property
     def uses_held_out(self) -> bool:
         """A matched gain is measured on them, too."""
-        return super().uses_held_out or getattr(self, "gain", 1) == "matched"
+        return super().uses_held_out or self.matches_gain
 
     def interface_statistics(self, sites: Sequence[Site]) -> Sequence[PairGram]:
         """The sums of products at each site."""
@@ -116,8 +121,7 @@ class LeastSquaresPatch(Patch):
 
     def check_statistics(self, sites: Sequence[Site]) -> Sequence[PairGram]:
         """The same on held-out tokens, where a ridge or a gain follows from them."""
-        is_chosen = self.ridge == "auto" or getattr(self, "gain", 1) == "matched"
-        return self.interface_statistics(sites) if is_chosen else ()
+        return self.interface_statistics(sites) if self.ridge == "auto" or self.matches_gain else ()
 
     @abstractmethod
     def gram(self, site: Site) -> PairGram:

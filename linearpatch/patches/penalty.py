@@ -6,14 +6,11 @@ tried at the price of solving for each: no model is run.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import inf, isclose
 
 from linearpatch.errors import NumericsError
-
-log = logging.getLogger(__name__)
 
 STEP = 10**0.5  # between penalties that are tried
 SMALLEST, LARGEST = 1e-6, 1e4  # as good as none, and as no fit
