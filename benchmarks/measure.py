@@ -87,16 +87,24 @@ def time_ratio(
     return mine / other, mine, other
 
 
-def command_seconds(words: Sequence[str], cache: Path) -> float:
+def command_seconds(words: Sequence[str], cache: Path, *, threads: int | None = None) -> float:
     """Seconds that a `linearpatch` command takes, start-up included, with a cache of its own.
+
+    Args:
+        words: After `linearpatch`.
+        cache: Folder of its cache.
+        threads: Of its process on the CPU; None: what a run would use.
 
     Raises:
         RuntimeError: it failed.
     """
+    environment = {**os.environ, "LINEARPATCH_CACHE": str(cache)}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "linearpatch.cli", *words], capture_output=True, text=True, check=False,
-        env={**os.environ, "LINEARPATCH_CACHE": str(cache)},
+        env=environment,
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"linearpatch {' '.join(words)} ended with {done.returncode}: {done.stderr[-300:]}")
