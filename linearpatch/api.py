@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
 
@@ -27,7 +27,7 @@ from linearpatch.calibration.comparison import repair as repair_compared
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.checkpoint.loading import apply, load, load_tokenizer
 from linearpatch.checkpoint.saving import save_checkpoint
-from linearpatch.choices import choices, unknown_choice
+from linearpatch.choices import choices, component_of, unknown_choice
 from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
 from linearpatch.data.in_memory import corpus_of
 from linearpatch.data.pydoc import PydocCorpus
@@ -47,11 +47,13 @@ from linearpatch.models.rebuilding import check_removal, check_tables
 from linearpatch.patches.none import NoPatch
 from linearpatch.patches.patch import Patch
 from linearpatch.pruners.pruner import Pruner
-from linearpatch.registry import components, name_of, resolve, setting_names
+from linearpatch.registry import components, name_of, resolve
 from linearpatch.results.metric import Metric
 from linearpatch.storage.cache import Cache
 
 log = logging.getLogger(__name__)
+
+C = TypeVar("C")
 
 __all__ = [
     "Tokens", "apply", "distill", "evaluate", "load", "load_tokenizer", "perplexity", "prune", "repair", "save",
@@ -122,7 +124,7 @@ def prune(
     num_layers: int,
     *,
     pruner: str | Pruner = "patch_aware",
-    patch: str | Patch = "refit",
+    patch: str | Patch = "refit_auto",
     **settings: Any,
 ) -> Edit:
     """Choose the layers to remove; the model doesn't change.
@@ -133,19 +135,16 @@ def prune(
         num_layers: How many layers to remove.
         pruner: Its name or itself; `linearpatch list pruner` shows all.
         patch: What will repair the model, for pruners that measure patched models (`patch_aware`).
-        settings: Of the pruner, where it is named; `protect_first=1` unless they say otherwise, since most patches
-            need a layer before the interface.
+        settings: Of the pruner; where it is named, others are those of its YAML, as on the command line.
 
     Raises:
         ConfigError: there is no such pruner or setting, or so many layers can't be removed.
         ModelError: the model can't be pruned.
     """
-    if isinstance(pruner, str) and "protect_first" in setting_names("pruner", pruner):
-        settings = {"protect_first": 1, **settings}
     require_whole("num_layers", num_layers)
     _require_tokens(data)
-    chosen = resolve("pruner", pruner, Pruner, settings)  # type: ignore[type-abstract]
-    repairer = resolve("patch", patch, Patch, {})  # type: ignore[type-abstract]
+    chosen = _component("pruner", pruner, Pruner, settings)  # type: ignore[type-abstract]
+    repairer = _component("patch", patch, Patch, {})  # type: ignore[type-abstract]
     with _evaluating(model) as dense:
         repairer = repairer.for_model(dense)
         chosen.check(dense.num_layers, num_layers)
@@ -156,7 +155,7 @@ def prune(
     return edit
 
 
-def repair(model: PreTrainedModel, edit: Edit, data: Tokens, *, patch: str | Patch = "refit", **settings: Any) -> Edit:
+def repair(model: PreTrainedModel, edit: Edit, data: Tokens, *, patch: str | Patch = "refit_auto", **settings: Any) -> Edit:
     """Fit a patch at each interface; the model doesn't change.
 
     Where tokens are held out, the fit is compared on them with simpler ones and with no patch, and the best is kept.
@@ -165,9 +164,9 @@ def repair(model: PreTrainedModel, edit: Edit, data: Tokens, *, patch: str | Pat
         model: The dense model.
         edit: What is removed.
         data: Calibration tokens.
-        patch: Its name or itself; `linearpatch list patch` shows all. What `experiment=recommended` fits is
-            `patch="refit", ridge="auto", gain="matched", fall_back=True`, which needs held-out tokens.
-        settings: Of the patch, where it is named.
+        patch: Its name or itself; `linearpatch list patch` shows all. `refit_auto`, which `experiment=recommended`
+            fits, needs held-out tokens.
+        settings: Of the patch; where it is named, others are those of its YAML, as on the command line.
 
     Raises:
         ConfigError: there is no such patch or setting, or it can't be here.
@@ -175,7 +174,7 @@ def repair(model: PreTrainedModel, edit: Edit, data: Tokens, *, patch: str | Pat
         NumericsError: the fit has no unique solution.
     """
     _require_tokens(data)
-    chosen = resolve("patch", patch, Patch, settings)  # type: ignore[type-abstract]
+    chosen = _component("patch", patch, Patch, settings)  # type: ignore[type-abstract]
     with _evaluating(model) as dense:
         check_removed(edit.removed_layers, dense.num_layers)
         chosen = chosen.for_model(dense)
@@ -212,7 +211,7 @@ def distill(
         TrainingFailed: the loss isn't finite any more.
     """
     _require_tokens(data)
-    chosen = resolve("distill", loss, Training, settings)  # type: ignore[type-abstract]
+    chosen = _component("distill", loss, Training, settings)  # type: ignore[type-abstract]
     if data.held_out is None:
         raise ConfigError("No tokens are held out to decide which patches are kept. Give tokens(…, held_out=16).")
     with _evaluating(model) as dense:
@@ -326,6 +325,18 @@ def save(
     with _evaluating(model) as dense:
         loaded = LoadedModel(dense, tokenizer, weights_hash(model))
         save_checkpoint(folder, loaded, edit, save_format=save_format, name=source, source=source)
+
+
+def _component(group: str, choice: str | C, kind: type[C], settings: Mapping[str, Any]) -> C:
+    """A component from its name and settings, or one that is given already, with settings changed.
+
+    Raises:
+        ConfigError: there is no such component or setting, or it is of another group.
+    """
+    if not isinstance(choice, str):
+        return resolve(group, choice, kind, settings)
+    name, preset = component_of(group, choice)
+    return resolve(group, name, kind, {**preset, **settings})
 
 
 def _require_tokens(data: Any) -> None:

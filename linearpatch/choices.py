@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from linearpatch.errors import ConfigError, suggest
 from linearpatch.registry import GROUPS, declared
@@ -25,6 +28,8 @@ NOT_SUPPORTED = {
     "model=baichuan2_13b": "Its attention uses ALiBi instead of rotary embeddings, so it can't become a Llama, and "
     "transformers has no model of that kind. Use model=baichuan2_7b, or model=llama2_13b for that size.",
 }
+
+SCHEMA = "_schema"  # what a structured config is called behind the name of its component
 
 NAME = r"[\w-]+"
 CHOICE = re.compile(rf"\+{{0,2}}([\w/]+)(?:@[\w.]+)?=(\[)?({NAME}(?:,{NAME})*)(?(2)\])")
@@ -43,6 +48,26 @@ def choices(group: str) -> dict[str, str]:
         if name not in found and not is_base_of_yaml:
             found[name] = purpose
     return dict(sorted(found.items()))
+
+
+def component_of(group: str, choice: str) -> tuple[str, dict[str, Any]]:
+    """The component behind a choice, and the settings that its YAML gives it.
+
+    So a name means the same in Python as on the command line. What a YAML takes from the rest of a configuration
+    (`${seed}`) stays as the component has it.
+
+    Raises:
+        ConfigError: there is no such choice.
+    """
+    if choice not in choices(group):
+        raise unknown_choice(group, choice)
+    file = CONF_DIR / group / f"{choice}.yaml"
+    if not file.is_file():  # of a plug-in, which has no YAML
+        return choice, {}
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    (schema,) = (entry for entry in content.pop("defaults") if str(entry).endswith(SCHEMA))
+    settings = {name: value for name, value in content.items() if not str(value).startswith("${")}
+    return schema.removesuffix(SCHEMA), settings
 
 
 def unknown_choice(group: str, choice: str) -> ConfigError:

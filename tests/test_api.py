@@ -11,10 +11,12 @@ import torch
 from conftest import NUM_LAYERS, tiny_model
 
 import linearpatch as lp
+from linearpatch.choices import choices, component_of
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError, DataError, StorageError
 from linearpatch.models.edit import Edit
 from linearpatch.models.random import byte_tokenizer
+from linearpatch.registry import resolve
 
 WORDS = ["a ruler", "two seas", "old maps", "new roads", "tall trees", "cold rain", "late trains"]
 TEXT = [f"{index}: {WORDS[index % 7]} and {WORDS[index % 5]} near {index * index}." for index in range(600)]
@@ -133,16 +135,26 @@ def test_what_is_no_text_is_rejected(tokenizer, text, words):
 def test_components_come_by_name_or_as_they_are(model, data):
     assert lp.prune(model, data, 2, pruner="tail").removed_layers == (NUM_LAYERS - 2, NUM_LAYERS - 3)
     by_name = lp.prune(model, data, 2, pruner="patch_aware", search="greedy", patch="lstsq")
-    itself = lp.prune(model, data, 2, pruner=lp.pruners.PatchAware(search="greedy", protect_first=1), patch="lstsq")
+    settings = {"protect_first": 1, "draft_share": 0.25, "finalists": 3}  # of its YAML
+    itself = lp.prune(model, data, 2, pruner=lp.pruners.PatchAware(search="greedy", **settings), patch="lstsq")
     assert by_name.removed_layers == itself.removed_layers
     edit = lp.repair(model, by_name, data, patch=lp.patches.Rotate())
     assert [placed.site.interface for placed in edit.operators] == edit.interfaces
 
 
+@pytest.mark.parametrize("group", ["pruner", "patch", "distill"])
+def test_a_name_means_in_python_what_it_means_on_the_command_line(group):
+    others = ["patch=none"] if group == "pruner" else []  # which every pruner goes with
+    for name in choices(group):
+        component, settings = component_of(group, name)
+        composed = getattr(lp.compose(f"{group}={name}", *others), group)
+        assert resolve(group, component, object, settings) == composed, name
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda m, d: lp.prune(m, d, 2, pruner="slebb"), "pruner is 'slebb'. Did you mean 'sleb'?"),
+        (lambda m, d: lp.prune(m, d, 2, pruner="slebb"), "pruner=slebb is not a choice. Did you mean 'sleb'?"),
         (lambda m, d: lp.prune(m, d, 2, pruner="sleb", stop_erly=True), "has no setting 'stop_erly'. Did you mean"),
         (lambda m, d: lp.prune(m, d, 2, pruner="sleb", protect_first=-1), "protect_first is -1"),
         (lambda m, d: lp.prune(m, d, 2, pruner=lp.patches.Rotate()), "pruner is a Rotate"),
