@@ -81,19 +81,19 @@ def claims() -> list[Claim]:
         "distillation": bench.distillation_claims,
         "two jobs on one device": sharing_claims,
     }
-    found: list[Claim] = []
+    claims_so_far: list[Claim] = []
     for name, step in steps.items():
         started = time.perf_counter()
         try:
-            found += step()
+            claims_so_far += step()
         except (LinearPatchError, RuntimeError, OSError, subprocess.SubprocessError) as error:
             log.exception("%s", name)
-            found.append(Claim(f"{name}: failed", 1, 0, "", " ".join(str(error).split())[:200]))
+            claims_so_far.append(Claim(f"{name}: failed", 1, 0, "", " ".join(str(error).split())[:200]))
         log.info("%s: %.0f s", name, time.perf_counter() - started)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        write_table(found, shape)
-    return found
+        write_table(claims_so_far, shape)
+    return claims_so_far
 
 
 class GpuBench:
@@ -169,8 +169,8 @@ class GpuBench:
             body(input_ids=self.ids, use_cache=False)
 
         with_statistics = lambda: collect(self.model, self.ids)  # noqa: E731
-        ratio, mine, other = time_ratio(with_statistics, bare, repeats=self.shape.repeats)
-        detail = f"1 × {self.shape.length:,} tokens: {1000 * mine:.0f} ms / {1000 * other:.0f} ms"
+        ratio, ours, other = time_ratio(with_statistics, bare, repeats=self.shape.repeats)
+        detail = f"1 × {self.shape.length:,} tokens: {1000 * ours:.0f} ms / {1000 * other:.0f} ms"
         return [Claim("all statistics of a ranking pass / bare forward pass", ratio, 1.15, "", detail)]
 
     def taylor_claims(self) -> list[Claim]:
@@ -182,14 +182,14 @@ class GpuBench:
 
         weights = sum(p.numel() * p.element_size() for p in self.model.decoder.model.parameters())
         started = time.perf_counter()
-        mine = peak_growth(lambda: first_order_importance(self.model.decoder, [self.ids]), self.device)
+        ours = peak_growth(lambda: first_order_importance(self.model.decoder, [self.ids]), self.device)
         seconds = time.perf_counter() - started
         other = peak_growth(forward, self.device)
-        if mine is None or other is None:
+        if ours is None or other is None:
             return []
-        detail = f"1 × {self.shape.length:,} tokens, {seconds:.1f} s; beside the weights {_gib(mine)} / {_gib(other)}"
+        detail = f"1 × {self.shape.length:,} tokens, {seconds:.1f} s; beside the weights {_gib(ours)} / {_gib(other)}"
         return [
-            Claim("Taylor: peak memory / forward pass", (mine + weights) / (other + weights), 1.3, "", detail),
+            Claim("Taylor: peak memory / forward pass", (ours + weights) / (other + weights), 1.3, "", detail),
         ]
 
     def speed_claims(self) -> list[Claim]:
@@ -204,15 +204,15 @@ class GpuBench:
             subject.stage: measured.metrics
             for subject, measured in zip(subjects, measurement.run(subjects, lambda _: None), strict=True)
         }
-        found = []
+        claims = []
         for what, limits in {"prefill_s": (0.85, 1.01), "decode_step_s": (0.85, 1.01)}.items():
             times = {stage: metrics[f"speed/{what}"] for stage, metrics in results.items()}
             values = " / ".join(f"{1000 * (times[stage].value or 0):.2f} ms" for stage in results)
             for (stage, base), limit in zip((("pruned", "dense"), ("patched", "pruned")), limits, strict=True):
                 versus = times[stage].versus[base]
                 detail = f"dense / pruned / patched {values}; quartiles {versus['low']:.3f} to {versus['high']:.3f}"
-                found.append(Claim(f"speed: {what}, {stage} / {base}", versus["ratio"], limit, "", detail))
-        return found
+                claims.append(Claim(f"speed: {what}, {stage} / {base}", versus["ratio"], limit, "", detail))
+        return claims
 
     def distillation_claims(self) -> list[Claim]:
         """A step, an epoch, and the time that the published training would take."""
@@ -232,7 +232,7 @@ def marked_tests() -> list[Claim]:
     return [Claim("tests marked gpu that fail", wrong, 0, "", detail)]
 
 
-def write_table(found: Sequence[Claim], shape: Shape) -> Path:
+def write_table(claims: Sequence[Claim], shape: Shape) -> Path:
     """Write a Markdown table named after the card; the answer is its file."""
     cuda = torch.cuda.is_available()
     card = torch.cuda.get_device_name() if cuda else "no GPU"
@@ -247,7 +247,7 @@ def write_table(found: Sequence[Claim], shape: Shape) -> Path:
         "",
         "| claim | measured | limit | measured / limit | on |",
         "|---|---:|---:|---:|---|",
-        *(_row(claim) for claim in found),
+        *(_row(claim) for claim in claims),
         "",
     ]
     file.parent.mkdir(parents=True, exist_ok=True)

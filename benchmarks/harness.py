@@ -30,15 +30,15 @@ def claims() -> list[Claim]:
     folder = Path(os.environ["LINEARPATCH_DATASETS"]) if "LINEARPATCH_DATASETS" in os.environ else None
     model = embedded_model()
     four = Tasks(list(TASKS) if folder else ["smoke"], num_fewshot=0, limit=QUESTIONS, batch_size=BATCH)
-    mine, answers = _mine(four, model, folder)
-    theirs, expected = _theirs(four, model, folder)
-    found = [
+    ours, answers = _mine(four, model, folder)
+    lm_eval_seconds, expected = _theirs(four, model, folder)
+    claims = [
         Claim(
             f"{len(answers)} tasks, {sum(map(len, answers.values()))} questions: time / lm_eval",
-            mine / theirs,
+            ours / lm_eval_seconds,
             1.1,
             "",
-            f"{mine:.0f} s / {theirs:.0f} s, {', '.join(answers)}, zero-shot, batch size {BATCH}; "
+            f"{ours:.0f} s / {lm_eval_seconds:.0f} s, {', '.join(answers)}, zero-shot, batch size {BATCH}; "
             f"{_differing(answers, expected)} questions answered differently",
         )
     ]
@@ -47,7 +47,7 @@ def claims() -> list[Claim]:
         few_shot = Tasks([task], num_fewshot=shots, limit=questions, batch_size=BATCH)
         shared, with_sharing = _mine(few_shot, model, folder)
         apart, without = _mine(replace(few_shot, share_prefixes=False), model, folder)
-        found.append(
+        claims.append(
             Claim(
                 f"{task}, {shots}-shot, {questions} questions: time with shared prefixes / without",
                 shared / apart,
@@ -56,7 +56,7 @@ def claims() -> list[Claim]:
                 f"{shared:.1f} s / {apart:.1f} s; {_differing(with_sharing, without)} questions answered differently",
             )
         )
-    return found
+    return claims
 
 
 def _mine(settings: Tasks, model: LoadedModel, folder: Path | None) -> tuple[float, dict[str, list[float]]]:
@@ -65,9 +65,9 @@ def _mine(settings: Tasks, model: LoadedModel, folder: Path | None) -> tuple[flo
     reader = Reader(compose_experiment(["corpus=pydoc"]).corpus, "evaluation", folder)
     answers: dict[str, list[float]] = {}
     for measurement in settings.prepare("qa", reader)(model.tokenizer):
-        (found,) = measurement.run([Subject("dense", model.decoder, model.decoder)], lambda count: None)
+        (measured,) = measurement.run([Subject("dense", model.decoder, model.decoder)], lambda count: None)
         task = measurement.name.partition("/")[2]
-        answers[task] = found.questions[f"qa/{task}/acc"].tolist()
+        answers[task] = measured.questions[f"qa/{task}/acc"].tolist()
     return time.perf_counter() - started, answers
 
 
@@ -85,9 +85,9 @@ def _theirs(settings: Tasks, model: LoadedModel, folder: Path | None) -> tuple[f
         entry.name: load(entry, folder, settings.num_fewshot) for entry in select(tuple(settings.tasks)).entries
     }
     lm = HFLM(pretrained=model.decoder.model, tokenizer=model.tokenizer, batch_size=BATCH)
-    found = evaluator.evaluate(lm, {"tasks": tasks}, limit=settings.limit, bootstrap_iters=0)
+    results = evaluator.evaluate(lm, {"tasks": tasks}, limit=settings.limit, bootstrap_iters=0)
     seconds = time.perf_counter() - started
-    return seconds, {task: [sample["acc"] for sample in samples] for task, samples in found["samples"].items()}
+    return seconds, {task: [sample["acc"] for sample in samples] for task, samples in results["samples"].items()}
 
 
 def _differing(first: dict[str, list[float]], second: dict[str, list[float]]) -> int:

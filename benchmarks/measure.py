@@ -83,8 +83,8 @@ def time_ratio(
     work()
     baseline()
     pairs = [(_seconds(work), _seconds(baseline)) for _ in range(repeats)]
-    mine, other = (min(times) for times in zip(*pairs, strict=True))
-    return mine / other, mine, other
+    ours, other = (min(times) for times in zip(*pairs, strict=True))
+    return ours / other, ours, other
 
 
 def command_seconds(words: Sequence[str], cache: Path, *, threads: int | None = None) -> float:

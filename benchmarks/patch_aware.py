@@ -68,9 +68,9 @@ def claims() -> list[Claim]:
 def _recipe(model: LoadedModel) -> Claim:
     """Seconds for layers and patches of `experiment=recommended`, and beside it for recipes that are published."""
     seconds = {name: _time(model, *settings) for name, settings in RECIPES.items()}
-    mine = seconds.pop("recommended")
+    ours = seconds.pop("recommended")
     others = ", ".join(f"{name} {taken:.0f} s" for name, taken in seconds.items())
-    return Claim("layers and patches of the recommended recipe", mine, 120, "s", f"the same text: {others}")
+    return Claim("layers and patches of the recommended recipe", ours, 120, "s", f"the same text: {others}")
 
 
 def _time(model: LoadedModel, *settings: str) -> float:

@@ -24,7 +24,7 @@ def claims() -> list[Claim]:
         for batch in ids.to(model.decoder.input_device).split(BLOCKS):
             model.decoder.model(input_ids=batch, use_cache=False)
 
-    ratio, mine, other = time_ratio(lambda: window_losses(model.decoder, ids, batch_size=BLOCKS), forward)
+    ratio, ours, other = time_ratio(lambda: window_losses(model.decoder, ids, batch_size=BLOCKS), forward)
     short, long = (peak_memory(measure, 1, length) - peak_memory(bare_pass, 1, length) for length in (SHORT, LONG))
     full = (LONG - SHORT) * model.decoder.vocab_size * 4
     return [
@@ -33,7 +33,7 @@ def claims() -> list[Claim]:
             ratio,
             1.05,
             "",
-            f"{mine:.2f} s / {other:.2f} s, {LENGTH} tokens a window",
+            f"{ours:.2f} s / {other:.2f} s, {LENGTH} tokens a window",
         ),
         Claim(
             f"memory for the loss: growth from {SHORT} to {LONG} tokens",

@@ -41,11 +41,11 @@ def claims() -> list[Claim]:
         written = time.perf_counter() - started
         page = report / "report.html"
         detail = f"{len(records)} records, {len(records[-1].metrics['dense'])} metrics a stage"
-        found = [Claim("write the report", written, 10, "s", detail)]
+        claims = [Claim("write the report", written, 10, "s", detail)]
         size = f"{page.stat().st_size / 2**20:.1f} MiB, headless Chromium"
         for what, seconds in seconds_to_open(page).items():
-            found.append(Claim(f"open its page: {what}", seconds, 2, "s", size))
-    return found
+            claims.append(Claim(f"open its page: {what}", seconds, 2, "s", size))
+    return claims
 
 
 def synthetic_records() -> Iterator[Record]:
@@ -115,33 +115,35 @@ def seconds_to_open(page: Path) -> dict[str, float]:
         tab.goto(page.resolve().as_uri())
         tab.wait_for_selector("body[data-ready=all]", timeout=60_000)
         marks = {"filters and table": "lines", "all plots": "all"}
-        found = {
+        seconds = {
             what: tab.evaluate(f"performance.getEntriesByName('{mark}')[0].startTime") / 1000
             for what, mark in marks.items()
         }
         browser.close()
-    return found
+    return seconds
 
 
 def _metrics(harm: float) -> dict[str, Metric]:
-    found: dict[str, Metric] = {}
+    metrics: dict[str, Metric] = {}
     for at, corpus in enumerate(CORPORA):
-        found[f"ppl/{corpus}"] = _metric((5.5 + 2 * at) * math.exp(harm), 0.1, "windows of 2048 tokens", headline=True)
+        metrics[f"ppl/{corpus}"] = _metric(
+            (5.5 + 2 * at) * math.exp(harm), 0.1, "windows of 2048 tokens", headline=True
+        )
     values = []
     for at, task in enumerate(TASKS):
         values.append(0.3 + (0.4 + 0.02 * at) * math.exp(-harm / 3))
         for kind in ("acc", "acc_norm"):
             protocol = f"lm_eval 0.4.13, {task} v1.0, 0-shot"
-            found[f"qa/{task}/{kind}"] = _metric(values[-1], 0.01, protocol, unit="share")
+            metrics[f"qa/{task}/{kind}"] = _metric(values[-1], 0.01, protocol, unit="share")
     parts = [f"qa/{task}/acc_norm" for task in TASKS]
     average = sum(values) / len(values)
-    found["qa/paper"] = _metric(average, 0.004, "mean over 9 tasks", unit="share", headline=True, parts=parts)
+    metrics["qa/paper"] = _metric(average, 0.004, "mean over 9 tasks", unit="share", headline=True, parts=parts)
     ratio = {"ratio": 1 + harm / 10, "low": 1.0, "high": 1.1 + harm / 10}
     for phase in ("prefill", "decode"):
-        found[f"speed/{phase}_tokens_per_s"] = _metric(
+        metrics[f"speed/{phase}_tokens_per_s"] = _metric(
             1000 * (1 + harm / 10), 5.0, "batch 1, 512 tokens", unit="1/s", headline=True, versus={"dense": ratio}
         )
-    return found
+    return metrics
 
 
 def _metric(value: float, stderr: float, protocol: str, **more: Any) -> Metric:

@@ -26,20 +26,20 @@ def claims() -> list[Claim]:
 
     started = time.perf_counter()
     workspace = Workspace(decoder, blocks)
-    found = Sleb().select(workspace, REMOVED).removed_layers
-    mine = time.perf_counter() - started
+    removed = Sleb().select(workspace, REMOVED).removed_layers
+    ours = time.perf_counter() - started
 
     started = time.perf_counter()
     expected, forwards = exhaustive(decoder, batches)
     other = time.perf_counter() - started
 
     detail = f"{REMOVED} of {decoder.num_layers} layers, {BLOCKS} × {LENGTH} tokens"
-    same = float(list(found) != expected)
+    same = float(list(removed) != expected)
     ratio = workspace.layer_forwards / forwards
     return [
         Claim("layer-forwards / exhaustive search", ratio, 0.52, "", f"{detail}, {forwards:,} exhaustive"),
-        Claim("wall clock / exhaustive search", mine / other, 1.0, "", f"{mine:.1f} s / {other:.1f} s"),
-        Claim("different layers removed", same, 1.0, "", f"{list(found)} and {expected}"),
+        Claim("wall clock / exhaustive search", ours / other, 1.0, "", f"{ours:.1f} s / {other:.1f} s"),
+        Claim("different layers removed", same, 1.0, "", f"{list(removed)} and {expected}"),
     ]
 
 

@@ -26,13 +26,13 @@ PLAN_LIMIT_MS = 20.0
 
 def claims() -> list[Claim]:
     """Both in CPU time (user and system), which other work on the machine hardly changes."""
-    found = [
+    claims = [
         Claim(f"CPU time of {what}", min(cpu_seconds(words) for _ in range(3)), LIMIT_S, "s", "fastest of 3 processes")
         for what, words in QUICK.items()
     ]
     planning = min(plan_ms() for _ in range(3))
     on = f"{PLANNED_RUNS} runs, fastest of 3 plans"
-    return [*found, Claim("CPU time of planning, for each run", planning, PLAN_LIMIT_MS, "ms", on)]
+    return [*claims, Claim("CPU time of planning, for each run", planning, PLAN_LIMIT_MS, "ms", on)]
 
 
 def cpu_seconds(words: Sequence[str]) -> float:

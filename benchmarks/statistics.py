@@ -27,12 +27,12 @@ def claims() -> list[Claim]:
         for batch in batches:
             model.decoder.forward(batch, use_cache=False)
 
-    ratio, mine, other = time_ratio(lambda: collect(model, blocks.ids), bare)
+    ratio, ours, other = time_ratio(lambda: collect(model, blocks.ids), bare)
     streams = (model.decoder.num_layers + 1) * BLOCKS * LENGTH * model.decoder.hidden_size * 4
     limit = peak_memory(bare_pass, BLOCKS, LENGTH) + streams
     detail = f"{BLOCKS} × {LENGTH} tokens a batch"
     return [
-        Claim("time / bare forward pass", ratio, 1.15, "", f"{mine:.2f} s / {other:.2f} s, {detail}"),
+        Claim("time / bare forward pass", ratio, 1.15, "", f"{ours:.2f} s / {other:.2f} s, {detail}"),
         Claim("peak memory", peak_memory(collect, BLOCKS, LENGTH) / 2**20, limit / 2**20, "MiB", detail),
     ]
 

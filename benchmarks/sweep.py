@@ -55,5 +55,5 @@ def _time(arguments: list[str], cache: Path) -> float:
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:
     """The runs of a folder by their ids, without what differs from time to time and from place to place."""
-    found = [json.loads(file.read_text()) for file in folder.glob("*/result.json")]
-    return {record["run_id"]: {k: v for k, v in record.items() if k not in PASSING} for record in found}
+    contents = [json.loads(file.read_text()) for file in folder.glob("*/result.json")]
+    return {record["run_id"]: {k: v for k, v in record.items() if k not in PASSING} for record in contents}

@@ -13,13 +13,13 @@ BLOCKS, LENGTH = 10, 128  # as published
 
 def claims() -> list[Claim]:
     """Peak memory at most 1.3 × that of a forward pass on the same batch."""
-    mine, forward, backward = (peak_memory(work, BLOCKS, LENGTH) for work in (importance, forward_pass, full_backward))
-    detail = f"{BLOCKS} × {LENGTH} tokens; {mine / 2**20:,.0f} MiB"
+    ours, forward, backward = (peak_memory(work, BLOCKS, LENGTH) for work in (importance, forward_pass, full_backward))
+    detail = f"{BLOCKS} × {LENGTH} tokens; {ours / 2**20:,.0f} MiB"
     return [
-        Claim("peak memory / forward pass", mine / forward, 1.3, "", f"{detail} / {forward / 2**20:,.0f} MiB"),
+        Claim("peak memory / forward pass", ours / forward, 1.3, "", f"{detail} / {forward / 2**20:,.0f} MiB"),
         Claim(
             "peak memory / full backward pass",
-            mine / backward,
+            ours / backward,
             1.0,
             "",
             f"{detail} / {backward / 2**20:,.0f} MiB",

@@ -155,7 +155,9 @@ def prune(
     return edit
 
 
-def repair(model: PreTrainedModel, edit: Edit, data: Tokens, *, patch: str | Patch = "refit_auto", **settings: Any) -> Edit:
+def repair(
+    model: PreTrainedModel, edit: Edit, data: Tokens, *, patch: str | Patch = "refit_auto", **settings: Any
+) -> Edit:
     """Fit a patch at each interface; the model doesn't change.
 
     Where tokens are held out, the fit is compared on them with simpler ones and with no patch, and the best is kept.

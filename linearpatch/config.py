@@ -154,15 +154,15 @@ def check_choices(overrides: Sequence[str]) -> None:
         removed = re.fullmatch(r"~([\w.]+)(?:=.*)?", word)
         if removed and removed[1] not in (*GROUPS, *PRESET_GROUPS):
             raise ConfigError(f"{word}: settings can't be removed. Leave it out, or set {removed[1]}=VALUE.")
-        found = re.fullmatch(r"\+{0,2}(([\w/]+)(?:@([\w.]+))?)=(?:null|~)?", word)
-        if found and found[2] in (*GROUPS, *PRESET_GROUPS):
-            or_value = f", or set the value {found[3]}=null to have none" if found[3] else ""
-            raise ConfigError(f"{word} chooses nothing. Leave it out{or_value}. {suggest('', choices(found[2]))}")
-        found = re.fullmatch(r"\+{0,2}(([\w/]+)(?:@[\w.]+)?)=\[(.*)\]", word)
-        if found and found[2] in GROUPS and found[2] not in LIST_GROUPS:
+        match = re.fullmatch(r"\+{0,2}(([\w/]+)(?:@([\w.]+))?)=(?:null|~)?", word)
+        if match and match[2] in (*GROUPS, *PRESET_GROUPS):
+            or_value = f", or set the value {match[3]}=null to have none" if match[3] else ""
+            raise ConfigError(f"{word} chooses nothing. Leave it out{or_value}. {suggest('', choices(match[2]))}")
+        match = re.fullmatch(r"\+{0,2}(([\w/]+)(?:@[\w.]+)?)=\[(.*)\]", word)
+        if match and match[2] in GROUPS and match[2] not in LIST_GROUPS:
             raise ConfigError(
-                f"{word} is a list, where a run takes one {found[2]}. For a run with each, sweep (-m) over "
-                f"{found[1]}={found[3]}; in a sweep's file that is {found[1]}: '{found[3]}'."
+                f"{word} is a list, where a run takes one {match[2]}. For a run with each, sweep (-m) over "
+                f"{match[1]}={match[3]}; in a sweep's file that is {match[1]}: '{match[3]}'."
             )
 
 
@@ -220,7 +220,9 @@ def _bad_value(error: OmegaConfBaseException) -> str:
         names = [field.name for field in fields(owner)] + ([] if group else list(PRESET_GROUPS))
         if not names:
             return f"The key {key!r} doesn't exist: this choice of {group} has no settings. Choose another {group}."
-        chosen = next((name for one in GROUPS for name, cls in components(one).items() if cls is owner), None)
+        chosen = next(
+            (name for name_of_group in GROUPS for name, cls in components(name_of_group).items() if cls is owner), None
+        )
         of = f" with {group}={chosen}" if group in GROUPS and chosen else ""
         return f"The key {key!r} doesn't exist{of}. {suggest(str(error.key), names)}"
     reason = str(error).split("\n")[0]

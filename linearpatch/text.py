@@ -56,7 +56,7 @@ def printable(text: str) -> str:
     >>> print(printable("red \x1b[31m, \u202ereversed\u202c, end."))
     red \x1b[31m, \u202ereversed\u202c, end.
     """
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def printable_values(value: Any) -> Any:

@@ -89,10 +89,14 @@ class CandidateEdits:
     def edits(self, removals: Sequence[Sequence[int]]) -> list[Edit]:
         """The repaired edit that removes these layers, for each of some sets of layers."""
         interfaces = [interfaces_of(removed) for removed in removals]
-        self._fit(dict.fromkeys(one for several in interfaces for one in several if one not in self._operators))
+        self._fit(
+            dict.fromkeys(
+                interface for of_edit in interfaces for interface in of_edit if interface not in self._operators
+            )
+        )
         return [
-            Edit.of_layers(removed, (placed for one in several for placed in self._operators[one]))
-            for removed, several in zip(removals, interfaces, strict=True)
+            Edit.of_layers(removed, (placed for interface in of_edit for placed in self._operators[interface]))
+            for removed, of_edit in zip(removals, interfaces, strict=True)
         ]
 
     def losses(

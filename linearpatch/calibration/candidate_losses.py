@@ -102,31 +102,33 @@ class CandidateSearch:
         """
         plans = [self._steps_of(edit) for edit in edits]
         starts = [self._shared_with(steps) for steps in plans]
-        found: list[dict[int, float]] = [{} for _ in edits]  # for each model, the losses of the batches it has seen
+        batch_losses: list[dict[int, float]] = [{} for _ in edits]  # for each model, by batch that it has seen
         complete: list[float] = []
         order = list(range(len(self.batches)))
 
         def total(index: int) -> float:
-            return sum(found[index][batch] for batch in sorted(found[index]))
+            return sum(batch_losses[index][batch] for batch in sorted(batch_losses[index]))
 
         def advance(index: int, batches: Sequence[int]) -> None:
             for batch in batches:
-                if batch not in found[index] and not self._is_hopeless(total(index), complete, survivors):
-                    found[index][batch] = self._loss(plans[index], starts[index], batch)
+                if batch not in batch_losses[index] and not self._is_hopeless(total(index), complete, survivors):
+                    batch_losses[index][batch] = self._loss(plans[index], starts[index], batch)
 
         if survivors is not None:  # the likeliest winners first: low losses early let the others stop early
             for index in range(len(edits)):
                 advance(index, order[:1])
         for index in sorted(range(len(edits)), key=lambda index: (total(index), index)):
             advance(index, order)
-            if len(found[index]) == len(order):
+            if len(batch_losses[index]) == len(order):
                 complete.append(total(index))
-                order.sort(key=lambda batch: -found[index][batch])  # hard text first: sums grow past the best sooner
+                # Hard text first: sums grow past the best sooner.
+                order.sort(key=lambda batch: -batch_losses[index][batch])
             on_step()
         # An early stop divides by all tokens, too: the tokens not seen cost at least nothing.
         tokens = self.tokens_of(order)
         return [
-            CandidateLoss(total(index) / tokens, is_bound=len(found[index]) < len(order)) for index in range(len(edits))
+            CandidateLoss(total(index) / tokens, is_bound=len(batch_losses[index]) < len(order))
+            for index in range(len(edits))
         ]
 
     @torch.no_grad()
@@ -179,7 +181,7 @@ class CandidateSearch:
     def _shared_with(self, steps: Sequence[Step]) -> int:
         """How many steps a model begins with that are those of the model the search stands at."""
         pairs = zip(steps[:-1], self._steps[:-1], strict=False)
-        differs = (index for index, (mine, theirs) in enumerate(pairs) if mine != theirs)
+        differs = (index for index, (step, kept_step) in enumerate(pairs) if step != kept_step)
         return next(differs, min(len(steps), len(self._steps)) - 1)
 
     def _steps_of(self, edit: Edit) -> list[Step]:

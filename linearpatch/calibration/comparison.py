@@ -82,7 +82,7 @@ class Comparison:
     @property
     def as_set(self) -> ComparedFit:
         """The fit as it is set."""
-        return next(one for one in self.candidates if one.name == AS_SET)
+        return next(fit for fit in self.candidates if fit.name == AS_SET)
 
     def describe(self) -> dict[str, Any]:
         """Plain values for a record."""
@@ -90,16 +90,16 @@ class Comparison:
             **asdict(self),
             "removed": list(self.removed),
             "loss": self.loss if isfinite(self.loss) else None,
-            "candidates": [asdict(one) for one in self.candidates],
+            "candidates": [asdict(fit) for fit in self.candidates],
         }
 
     def summary(self) -> str:
         """All losses in a line, the kept one first."""
-        ranked = sorted(self.candidates, key=lambda one: (one.name != self.kept, one.loss is None, one.loss))
+        ranked = sorted(self.candidates, key=lambda fit: (fit.name != self.kept, fit.loss is None, fit.loss))
         parts = [
-            f"{one.name} {'not finite' if one.loss is None else f'{one.loss:.4f}'}"
-            + ("" if one.share == 1 else f" on {one.share:.0%}")
-            for one in ranked
+            f"{fit.name} {'not finite' if fit.loss is None else f'{fit.loss:.4f}'}"
+            + ("" if fit.share == 1 else f" on {fit.share:.0%}")
+            for fit in ranked
         ]
         return f"kept {parts[0]}; {', '.join(parts[1:])}; dense model {self.dense_loss:.4f}"
 
@@ -110,28 +110,28 @@ class Comparison:
             patch: Name of the patch, as it is set.
         """
         where = ", ".join(map(str, interfaces_of(self.removed)))
-        found = []
+        sentences = []
         asked = inf if self.as_set.loss is None else self.as_set.loss
         if self.kept == NO_PATCH:
-            found.append(
+            sentences.append(
                 f"patch={patch} at {where} would do harm: its loss on held-out tokens is {asked:.3f}, without a patch "
                 f"{self.loss:.3f}. Its operators do nothing in this model; patch=none gives one without them."
             )
         elif asked > self.loss + MUCH:
-            found.append(
+            sentences.append(
                 f"patch={patch} at {where} as set has a held-out loss of {asked:.3f}; {self.kept} has {self.loss:.3f} "
                 "and is kept. A fit that fails so far on text it hasn't seen has too few calibration tokens, or a few "
                 "of them own it. Raise calibration.num_blocks, and look at the text for padding and repetition."
             )
         if self.loss > self.dense_loss + log_of(FAR):
             times = exp(min(self.loss - self.dense_loss, 99))
-            found.append(
+            sentences.append(
                 f"On held-out tokens the model without {where} has {times:.3g} times the dense model's perplexity "
                 f"(losses {self.loss:.3f} and {self.dense_loss:.3f}), and nothing tried is better. These layers do "
                 "what no patch here makes up for: remove fewer (num_pruned_layers), or choose them by what is left "
                 "after patching (pruner=patch_aware)."
             )
-        return found
+        return sentences
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ class Repair:
             method=method,
             num_parameters=self.edit.num_added_parameters,
             sites=[
-                section_of(SiteSection, {"start": one.start, "end": one.end, **diagnostics})
-                for one, diagnostics in fits.items()
+                section_of(SiteSection, {"start": interface.start, "end": interface.end, **diagnostics})
+                for interface, diagnostics in fits.items()
             ],
             comparison=self.comparison.describe() if self.comparison else None,
         )
@@ -234,7 +234,7 @@ def compare(workspace: Workspace, patch: Repairer, removals: Sequence[Sequence[i
 
     entry = workspace.cache.get("comparison", {**same, "removals": sets}, compute)
     comparisons = _comparisons(entry)
-    best = min(comparisons, key=lambda one: (one.is_bound, one.loss))
+    best = min(comparisons, key=lambda compared: (compared.is_bound, compared.loss))
     alone = {**same, "removals": [list(best.removed)]}
     if workspace.cache.find("comparison", alone) is None:  # the run that takes these layers needs no more
         workspace.cache.put("comparison", alone, _entry([best]))
@@ -259,13 +259,13 @@ class _Contest:
 
     def result(self) -> list[Comparison]:
         """Measure all of them."""
-        wanted = [
+        to_fit = [
             statistic
             for removed in self.removals
             for setting in self.settings.values()
             for statistic in setting.interface_statistics(setting.place(interfaces_of(removed)))
         ]
-        self.workspace.collect(*wanted, description="fit")
+        self.workspace.collect(*to_fit, description="fit")
         checks = [
             statistic
             for removed in self.removals
@@ -284,7 +284,7 @@ class _Contest:
             self._finish((index, NO_PATCH))
         self.dense = sum(self.search.batch_loss(DENSE, batch) for batch in range(len(self.search.batches)))
         comparisons = [self._comparison(index) for index in range(len(self.removals))]
-        if not any(isfinite(one.loss) for one in comparisons):
+        if not any(isfinite(comparison.loss) for comparison in comparisons):
             raise NumericsError(
                 f"the held-out loss is not finite with any candidate for the layers {self.removals}. In fp16 large "
                 "activations overflow: use model.dtype=bfloat16 or float32; otherwise check the weights."
@@ -330,14 +330,14 @@ class _Contest:
         return sum(self.losses[key].values())
 
     def _comparison(self, index: int) -> Comparison:
-        mine = {name: (index, name) for other, name in self.losses if other == index}
+        keys = {name: (index, name) for other, name in self.losses if other == index}
         # A bound that passed the best sum is no winner; among complete ones the simplest of equals would do, too.
         kept = min(
-            (name for name in mine if self._is_complete(mine[name]) or mine[name] in self.models),
-            key=lambda name: (not self._is_complete(mine[name]), self._total(mine[name])),
+            (name for name in keys if self._is_complete(keys[name]) or keys[name] in self.models),
+            key=lambda name: (not self._is_complete(keys[name]), self._total(keys[name])),
         )
         measured = []
-        for name, key in mine.items():
+        for name, key in keys.items():
             loss = self._total(key) / self.search.tokens_of(self.losses[key])
             share = len(self.losses[key]) / len(self.search.batches)
             measured.append(ComparedFit(name, loss if isfinite(loss) else None, share))
@@ -345,27 +345,27 @@ class _Contest:
         return Comparison(
             removed=tuple(self.removals[index]),
             kept=kept,
-            loss=self._total(mine[kept]) / tokens,
-            is_bound=not self._is_complete(mine[kept]),
+            loss=self._total(keys[kept]) / tokens,
+            is_bound=not self._is_complete(keys[kept]),
             dense_loss=self.dense / tokens,
             candidates=tuple(measured),
         )
 
 
 def _entry(comparisons: Iterable[Comparison]) -> Entry:
-    return Entry(facts={"comparisons": [one.describe() for one in comparisons]})
+    return Entry(facts={"comparisons": [comparison.describe() for comparison in comparisons]})
 
 
 def _comparisons(entry: Entry) -> list[Comparison]:
     return [
         Comparison(
             **{
-                **one,
-                "removed": tuple(one["removed"]),
-                "candidates": tuple(ComparedFit(**candidate) for candidate in one["candidates"]),
+                **values,
+                "removed": tuple(values["removed"]),
+                "candidates": tuple(ComparedFit(**candidate) for candidate in values["candidates"]),
             }
         )
-        for one in entry.facts["comparisons"]
+        for values in entry.facts["comparisons"]
     ]
 
 

@@ -3,7 +3,7 @@
 All candidates are measured on the same tokens, so that what makes one text harder than another cancels out in the
 difference of two of them. After each block a candidate drops out whose mean difference from the leader exceeds so many
 of its standard errors (Maron and Moore 1994: Hoeffding races, here with paired differences). Those that are left have
-been measured on all tokens and can't be told from the best.
+been measured on all tokens and can't be distinguished from the best.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Standing:
             measured on. Infinite where a loss isn't finite.
         stderr: Standard error of that difference; 0 for the best one.
         share: The share of the held-out blocks that it was measured on.
-        is_contender: Whether it can't be told from the best, even on all of them.
+        is_contender: Whether it can't be distinguished from the best, even on all of them.
     """
 
     loss: float
@@ -62,7 +62,11 @@ def race(
             for index in running:
                 losses[index].append(_pieces(measured[index][block]))
             leader = min(running, key=lambda index: (_mean(losses[index]), index))
-            left = [one for one in running if one == leader or not _is_behind(losses[one], losses[leader], noise)]
+            left = [
+                candidate
+                for candidate in running
+                if candidate == leader or not _is_behind(losses[candidate], losses[leader], noise)
+            ]
             for _ in range(len(running) - len(left)):
                 on_step()
             running = left
@@ -71,9 +75,9 @@ def race(
     best = _mean(losses[leader])
     blocks = sum(map(len, search.batches))
     standings = []
-    for index, mine in enumerate(losses):
-        difference, stderr = (0.0, 0.0) if index == leader else _difference(mine, losses[leader])
-        standings.append(Standing(best + difference, stderr, len(mine) / blocks, index in running))
+    for index, pieces in enumerate(losses):
+        difference, stderr = (0.0, 0.0) if index == leader else _difference(pieces, losses[leader])
+        standings.append(Standing(best + difference, stderr, len(pieces) / blocks, index in running))
     return standings
 
 

@@ -187,12 +187,12 @@ class Workspace:
         missing = self._missing(statistics)
         if missing:
             # Another job may be on the same pass; one on other statistics isn't waited for.
-            same = {**self.key, "statistics": [self._statistic_key(wanted) for wanted in missing]}
+            same = {**self.key, "statistics": [self._statistic_key(statistic) for statistic in missing]}
             with self.cache.locked("pass", same):
                 missing = self._missing(statistics)
                 if missing:
                     self._run_pass(missing, description)
-        entries = [self.cache.find("statistic", self._statistic_key(wanted)) for wanted in statistics]
+        entries = [self.cache.find("statistic", self._statistic_key(statistic)) for statistic in statistics]
         return [entry.tensors for entry in entries if entry is not None]
 
     def removal_losses(

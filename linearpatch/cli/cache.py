@@ -72,25 +72,25 @@ def _verify(root: Path) -> int:
     from linearpatch.storage.administration import damaged, entries_to_check, half_written
 
     with steps("entries", len(entries_to_check(root))) as on_step:
-        found = damaged(root, on_step)
-    for path, reason in found[:MOST_SHOWN]:
+        damaged_entries = damaged(root, on_step)
+    for path, reason in damaged_entries[:MOST_SHOWN]:
         out.print(f"{path}: {reason}", soft_wrap=True, markup=False)
-    if len(found) > MOST_SHOWN:
-        out.print(f"… and {len(found) - MOST_SHOWN} more")
+    if len(damaged_entries) > MOST_SHOWN:
+        out.print(f"… and {len(damaged_entries) - MOST_SHOWN} more")
     checked = counted(len(entries_to_check(root)), "entry")
-    out.print(f"{checked}, {len(found)} damaged; those are recomputed when needed")
-    if left := [one for one in half_written(root) if one.is_leftover]:
-        what, mib = counted(len(left), "temporary file"), sum(one.size for one in left) / 2**20
+    out.print(f"{checked}, {len(damaged_entries)} damaged; those are recomputed when needed")
+    if left := [file for file in half_written(root) if file.is_leftover]:
+        what, mib = counted(len(left), "temporary file"), sum(file.size for file in left) / 2**20
         out.print(f"{what} of killed processes, {mib:,.1f} MiB; `linearpatch cache rm temporary` removes them")
-    return 1 if found else 0
+    return 1 if damaged_entries else 0
 
 
-def _kept_table(title: str, found: Sequence[Kept]) -> Table:
+def _kept_table(title: str, entries: Sequence[Kept]) -> Table:
     table = Table(title=escape(title), title_justify="left")
     table.add_column("kind")
     for column in ("entries", "MiB", "oldest", "newest"):
         table.add_column(column, justify="right")
-    for kept in found:
+    for kept in entries:
         days = [time.strftime("%Y-%m-%d", time.localtime(stamp)) for stamp in (kept.oldest, kept.newest)]
         table.add_row(escape(kept.kind), f"{kept.count:,}", f"{kept.size / 2**20:,.1f}", *days)
     return table

@@ -149,7 +149,7 @@ class Jobs:
         pending = sum(job.is_pending for job in self.plan.runs)
         runs = counted(len(self.plan.runs), "run")
         log.info("sweep %s: %s, %d to do, %s", label, runs, pending, launcher.describe())
-        caches = {one.experiment.cache_path for one in asked if one.experiment is not None}
+        caches = {request.experiment.cache_path for request in asked if request.experiment is not None}
         with (
             tidied(caches, [self.plan.folder / FOLDER]),
             listed(self.plan, self._command or ""),

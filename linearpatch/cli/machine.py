@@ -72,7 +72,7 @@ def findings_table(findings: list[Finding]) -> Table:
 def _packages() -> Iterator[Finding]:
     yield Finding("python", "ok", platform.python_version())
     wrong: list[str] = []
-    found: list[str] = []
+    packages: list[str] = []
     for requirement in map(Requirement, requires("linearpatch") or []):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
@@ -82,16 +82,16 @@ def _packages() -> Iterator[Finding]:
             wrong.append(f"{requirement.name} is missing")
             continue
         if requirement.specifier.contains(installed, prereleases=True):
-            found.append(f"{requirement.name} {installed}")
+            packages.append(f"{requirement.name} {installed}")
         else:
             wrong.append(f"{requirement.name} {installed}, needed {requirement.specifier}")
     if wrong:
         yield Finding("packages", "problem", f"{'; '.join(wrong)}. Run: pip install --upgrade linearpatch")
     else:
         main = [
-            name for name in found if name.split()[0] in ("torch", "transformers", "hydra-core", "lm_eval", "wandb")
+            name for name in packages if name.split()[0] in ("torch", "transformers", "hydra-core", "lm_eval", "wandb")
         ]
-        yield Finding("packages", "ok", f"{', '.join(main)} and {len(found) - len(main)} more, all as required")
+        yield Finding("packages", "ok", f"{', '.join(main)} and {len(packages) - len(main)} more, all as required")
     for extra, package in EXTRAS.items():
         try:
             yield Finding(f"extra {extra}", "ok", f"{package} {version(package)}")
@@ -127,7 +127,8 @@ def _cache() -> Iterator[Finding]:
         return
     free = shutil.disk_usage(root).free
     kept = contents(root)
-    text = f"{root}: {counted(sum(one.count for one in kept), 'entry')}, {sum(one.size for one in kept) / GIB:.1f} GiB"
+    count, size = sum(entry.count for entry in kept), sum(entry.size for entry in kept)
+    text = f"{root}: {counted(count, 'entry')}, {size / GIB:.1f} GiB"
     state = "ok" if free > LEAST_FREE else "problem"
     yield Finding("cache", state, f"{text}; {free / GIB:.0f} GiB free" + (" (too little)" if state != "ok" else ""))
 

@@ -87,8 +87,8 @@ class HubCorpus(Corpus):
                 "corpus that is at hand, such as pydoc."
             )
         there = datasets_dir / file.parts[0]
-        found = sorted(one.name for one in there.iterdir()) if there.is_dir() else []
-        holds = f"; {there} holds {', '.join(found)}" if found else ""
+        names = sorted(entry.name for entry in there.iterdir()) if there.is_dir() else []
+        holds = f"; {there} holds {', '.join(names)}" if names else ""
         return (
             f"The local copy, {datasets_dir / file}, doesn't exist{holds}. Put it there, or choose a corpus that is "
             "at hand, such as pydoc."

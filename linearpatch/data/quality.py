@@ -60,12 +60,13 @@ def _shortage(blocks: TokenBlocks, spec: BlockSpec) -> Iterator[str]:
 
 def _repetitions(blocks: TokenBlocks, tokenizer: Any) -> Iterator[str]:
     """One token again and again."""
-    found = blocks.repetitions
-    if found.share > MOST_REPETITIONS and found.token is not None:
+    repetitions = blocks.repetitions
+    if repetitions.share > MOST_REPETITIONS and repetitions.token is not None:
         yield (
-            f"{found.count:,} of its {found.total:,} tokens ({found.share:.0%}) only repeat the tokens before them, "
-            f"most of them {_name(found.token, tokenizer)}. They are left out. Padding that was saved with the text "
-            "looks like this: remove it, and make sure that what is left is what you meant to read."
+            f"{repetitions.count:,} of its {repetitions.total:,} tokens ({repetitions.share:.0%}) only repeat the "
+            f"tokens before them, most of them {_name(repetitions.token, tokenizer)}. They are left out. Padding that "
+            "was saved with the text looks like this: remove it, and make sure that what is left is what you meant to "
+            "read."
         )
     tokens, counts = blocks.ids.unique(return_counts=True)
     share = float(counts.max()) / blocks.ids.numel()

@@ -71,8 +71,8 @@ def _by_question(names: Sequence[str], known: Known) -> dict[str, float]:
     return {name: known[name].n / total for name in names}
 
 
-def _count(found: Sequence[Any] | Mapping[str, float], asked: Sequence[Any]) -> str:
-    return str(len(found)) if len(found) == len(asked) else f"{len(found)} of {len(asked)}"
+def _count(measured: Sequence[Any] | Mapping[str, float], asked: Sequence[Any]) -> str:
+    return str(len(measured)) if len(measured) == len(asked) else f"{len(measured)} of {len(asked)}"
 
 
 def _harness(names: Mapping[str, float], known: Known) -> str:

@@ -132,8 +132,8 @@ class _Profile:
         return Measured(metrics, arrays=arrays)
 
     def _sum(self, key: str, values: Sequence[Tensor]) -> None:
-        found = torch.stack(list(values)).cpu()
-        self._sums[key] = self._sums[key] + found if key in self._sums else found
+        sums = torch.stack(list(values)).cpu()
+        self._sums[key] = self._sums[key] + sums if key in self._sums else sums
 
 
 def _streams(decoder: Decoder, ids: Tensor) -> list[Tensor]:

@@ -80,27 +80,27 @@ def differences(
     yield from _compared(True, "", old_rest, new_rest)
     for new, old in enumerate(kept):
         prefix = f"{layers}.{new}"
-        one, other = old_layers[old], new_layers[new]
-        yield from _compared(True, prefix, _shapes(one), _shapes(other))
-        yield from _compared(True, prefix, _classes(one), _classes(other))
-        yield from _constants(prefix, one, other, kept, new, len(old_layers))
+        old_layer, other = old_layers[old], new_layers[new]
+        yield from _compared(True, prefix, _shapes(old_layer), _shapes(other))
+        yield from _compared(True, prefix, _classes(old_layer), _classes(other))
+        yield from _constants(prefix, old_layer, other, kept, new, len(old_layers))
 
 
 def _constants(
-    prefix: str, one: nn.Module, other: nn.Module, kept: Sequence[int], new: int, depth: int
+    prefix: str, layer: nn.Module, other: nn.Module, kept: Sequence[int], new: int, depth: int
 ) -> Iterator[Difference]:
     """Values beside the weights that a layer computes with, and that a checkpoint doesn't hold."""
     modules = dict(other.named_modules())
     position = {old: index for index, old in enumerate(kept)}
-    for path, module in one.named_modules():
+    for path, module in layer.named_modules():
         twin = modules.get(path)
         if twin is None or type(twin) is not type(module):
             continue
         values, twins = _plain(module), _plain(twin)
         for name in sorted(values.keys() | twins.keys()):
-            mine, its = values.get(name), twins.get(name)
-            if not _follows(mine, its, kept[new] - new, position, (depth, len(kept))):
-                yield Difference(False, ".".join(filter(None, (prefix, path, name))), repr(mine), repr(its))
+            value, its = values.get(name), twins.get(name)
+            if not _follows(value, its, kept[new] - new, position, (depth, len(kept))):
+                yield Difference(False, ".".join(filter(None, (prefix, path, name))), repr(value), repr(its))
         for name, buffer in module.named_buffers(recurse=False):
             peer = dict(twin.named_buffers(recurse=False)).get(name)
             if peer is None or name not in module._non_persistent_buffers_set:
@@ -110,16 +110,16 @@ def _constants(
                 yield Difference(False, where, "a table of its position in the dense model", "another table")
 
 
-def _follows(mine: Any, its: Any, shift: int, position: Mapping[int, int], depth: tuple[int, int]) -> bool:
+def _follows(value: Any, its: Any, shift: int, position: Mapping[int, int], depth: tuple[int, int]) -> bool:
     """Whether two constants are equal, or layer indices, or numbers of layers, as they should be in each model."""
-    if isinstance(mine, float) and isinstance(its, float):
-        return isclose(mine, its, rel_tol=1e-6)
-    if mine == its:
+    if isinstance(value, float) and isinstance(its, float):
+        return isclose(value, its, rel_tol=1e-6)
+    if value == its:
         return True
-    if isinstance(mine, (list, tuple)) and isinstance(its, (list, tuple)) and len(mine) == depth[0]:
-        return [mine[old] for old in position] == list(its)
-    if type(mine) is int and type(its) is int:
-        return mine - its == shift or position.get(mine) == its or (mine, its) == depth
+    if isinstance(value, (list, tuple)) and isinstance(its, (list, tuple)) and len(value) == depth[0]:
+        return [value[old] for old in position] == list(its)
+    if type(value) is int and type(its) is int:
+        return value - its == shift or position.get(value) == its or (value, its) == depth
     return False
 
 
@@ -151,8 +151,8 @@ def _classes(module: nn.Module) -> dict[str, str]:
     return {name: type(part).__name__ for name, part in module.named_modules()}
 
 
-def _compared(structural: bool, prefix: str, mine: Mapping[str, str], its: Mapping[str, str]) -> Iterator[Difference]:
-    for name in sorted(mine.keys() | its.keys()):
-        one, other = mine.get(name, "missing"), its.get(name, "missing")
-        if one != other:
-            yield Difference(structural, ".".join(filter(None, (prefix, name))), one, other)
+def _compared(structural: bool, prefix: str, values: Mapping[str, str], its: Mapping[str, str]) -> Iterator[Difference]:
+    for name in sorted(values.keys() | its.keys()):
+        value, other = values.get(name, "missing"), its.get(name, "missing")
+        if value != other:
+            yield Difference(structural, ".".join(filter(None, (prefix, name))), value, other)

@@ -234,7 +234,7 @@ def check_logits(decoder: Decoder) -> None:
         handle.remove()
     # NanoChat's final norm reads the embeddings, too, before the layers.
     normed = decoder.final_norm(streams[-1]) if streams else hidden
-    if not all(_close(decoder.logits(one), expected) for one in (hidden, normed)):
+    if not all(_close(decoder.logits(states), expected) for states in (hidden, normed)):
         raise ModelError(
             f"{kind} computes its logits in a way this version doesn't know. "
             "Supported: head(norm(stream)), with a factor or a soft cap."

@@ -122,7 +122,7 @@ class Edit:
 
     def first_difference(self, num_layers: int) -> int:
         """The first layer that the edited model lacks or runs otherwise; the number of layers where there is none."""
-        layers = [unit.layer for unit in self.removed] + [one.layer for one in self.narrowed]
+        layers = [unit.layer for unit in self.removed] + [narrowed_layer.layer for narrowed_layer in self.narrowed]
         return min([*layers, *(placed.place.first_layer for placed in self.operators)], default=num_layers)
 
     @property
@@ -148,13 +148,13 @@ class Edit:
         """What of it lies before a layer: neither later layers nor operators."""
         return Edit(
             tuple(unit for unit in self.removed if unit.layer < layer),
-            narrowed=tuple(one for one in self.narrowed if one.layer < layer),
+            narrowed=tuple(narrowed_layer for narrowed_layer in self.narrowed if narrowed_layer.layer < layer),
         )
 
     def with_modules(self, modules: Sequence[nn.Module]) -> Edit:
         """The same with other modules at the places."""
         placed = zip(self.operators, modules, strict=True)
-        return self.with_operators(replace(one, module=module) for one, module in placed)
+        return self.with_operators(replace(operator, module=module) for operator, module in placed)
 
     def identity(self) -> dict[str, Any]:
         """What distinguishes it from other edits of the same weights, as plain values for cache keys."""
@@ -164,7 +164,10 @@ class Edit:
             places = [placed.place.spec() for placed in self.operators]
             key["operators"] = [places, parameter_hash([placed.module for placed in self.operators])]
         if self.narrowed:
-            key["narrowed"] = [[one.layer, list(one.heads), list(one.channels)] for one in sorted(self.narrowed)]
+            key["narrowed"] = [
+                [narrowed_layer.layer, list(narrowed_layer.heads), list(narrowed_layer.channels)]
+                for narrowed_layer in sorted(self.narrowed)
+            ]
         return key
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -193,7 +196,10 @@ class Edit:
     def num_parameters_removed(self, dense: Decoder) -> int:
         """Parameters of the dense model that the edited one lacks; operators may add some."""
         whole = sum(p.numel() for layer in self.removed_layers for p in dense.layers[layer].parameters())
-        return whole + sum(widths_of(dense, one.layer).parameters_removed(one) for one in self.narrowed)
+        return whole + sum(
+            widths_of(dense, narrowed_layer.layer).parameters_removed(narrowed_layer)
+            for narrowed_layer in self.narrowed
+        )
 
     def summary(self) -> str:
         """What is removed, in a line."""

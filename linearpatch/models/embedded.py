@@ -85,10 +85,10 @@ class EmbeddedModel(ConvertedModel):
             raise ModelError(
                 f"model={self.name} is shipped in the package {self.package}, which isn't installed. Run: {install}"
             ) from error
-        found = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
-        if not found or not found[0].is_file():
+        paths = [Path(str(file.locate())) for file in files if file.name.endswith(".gguf")]
+        if not paths or not paths[0].is_file():
             raise ModelError(f"The package {self.package} holds no .gguf file. Run: {install} --force-reinstall")
-        return found[0]
+        return paths[0]
 
 
 def _source(file: Path) -> dict[str, Any]:

@@ -45,15 +45,15 @@ class LogitScale:
         return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
 
 
-def ratio_of(other: Tensor, one: Tensor, config: Any) -> tuple[float, float] | None:
+def ratio_of(other: Tensor, logits: Tensor, config: Any) -> tuple[float, float] | None:
     """Numbers for which `other = one · factor / divisor`, the configuration's where it has them; None without any."""
-    if one.shape != other.shape:
+    if logits.shape != other.shape:
         return None
-    x, y = one.double().flatten().cpu(), other.double().flatten().cpu()
+    x, y = logits.double().flatten().cpu(), other.double().flatten().cpu()
     if not (square := x.square().sum()) > 0:
         return None
     ratio = ((x * y).sum() / square).item()
-    snap = SNAP.get(one.dtype, SNAP_IN_HALF_PRECISION)
+    snap = SNAP.get(logits.dtype, SNAP_IN_HALF_PRECISION)
     if (y - ratio * x).abs().max() > max(snap, 1e-5) * y.abs().max() * 2:
         return None
     nearest = min(_ratios(config), key=lambda pair: abs(pair[0] / pair[1] - ratio))
@@ -83,4 +83,4 @@ def _ratios(config: Any) -> Iterator[tuple[float, float]]:
     yield 1.0, 1.0
     yield from ((number, 1.0) for number in numbers)
     yield from ((1.0, number) for number in numbers)
-    yield from ((one, other) for one in numbers for other in numbers)
+    yield from ((divisor, other) for divisor in numbers for other in numbers)

@@ -87,15 +87,15 @@ def projections_of(layer: nn.Module) -> dict[str, nn.Linear]:
         ModelError: the layer keeps its heads and channels otherwise.
     """
     names = [f"{ATTENTION}.{name}" for name in (QUERY, *KEYS, OUTPUT)] + [f"{MLP}.{name}" for name in (*WIDENING, DOWN)]
-    found = dict(layer.named_modules())
-    missing = [name for name in names if not isinstance(found.get(name), nn.Linear)]
+    modules = dict(layer.named_modules())
+    missing = [name for name in names if not isinstance(modules.get(name), nn.Linear)]
     if missing:
         raise ModelError(
             f"{type(layer).__name__} has no matrix {', '.join(missing)}, so its heads and channels can't be told "
             "apart. Removing them needs a family with separate projections for queries, keys, values, gate and up, "
             "such as Llama, Qwen, Mistral or Gemma; other pruners remove whole layers of any family."
         )
-    return {name: found[name] for name in names}
+    return {name: modules[name] for name in names}
 
 
 def widths_of(decoder: Decoder, index: int) -> LayerWidths:
@@ -159,11 +159,14 @@ def narrow(view: Decoder, index: int, widths: LayerWidths, narrowed: NarrowedLay
 def masked(dense: Decoder, narrowed: Sequence[NarrowedLayer]) -> Iterator[None]:
     """While open, what the removed heads and channels write is zero: the slow way to run a narrowed model."""
     with ExitStack() as stack:
-        for one in narrowed:
-            widths, matrices = widths_of(dense, one.layer), projections_of(dense.layers[one.layer])
+        for narrowed_layer in narrowed:
+            widths, matrices = (
+                widths_of(dense, narrowed_layer.layer),
+                projections_of(dense.layers[narrowed_layer.layer]),
+            )
             for name in (f"{ATTENTION}.{OUTPUT}", f"{MLP}.{DOWN}"):
                 mask = torch.zeros(matrices[name].in_features, device=matrices[name].weight.device)
-                mask[_kept(name, widths, one).to(mask.device)] = 1
+                mask[_kept(name, widths, narrowed_layer).to(mask.device)] = 1
                 handle = matrices[name].register_forward_pre_hook(_masking(mask))
                 stack.callback(handle.remove)
         yield

@@ -30,4 +30,4 @@ def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
 def _offloading_hook(module: nn.Module) -> Any:
     hook: Any = module._hf_hook
     # One of several hooks in a row holds the weights.
-    return next(one for one in (*getattr(hook, "hooks", ()), hook) if hasattr(one, "weights_map"))
+    return next(candidate for candidate in (*getattr(hook, "hooks", ()), hook) if hasattr(candidate, "weights_map"))

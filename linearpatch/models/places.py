@@ -338,15 +338,15 @@ def _output_parameters(output: nn.Module) -> list[tuple[nn.Module, str]]:
     """The parameters in which a sublayer's output is linear: weight and bias, or every expert's last product."""
     if not hasattr(output, "experts"):
         return [(output, name) for name, _ in output.named_parameters(recurse=False)]
-    found = [
+    parameters = [
         (module, name)
         for path, module in output.named_modules()
         for name, _ in module.named_parameters(recurse=False)
         if "down_proj" in f"{path}.{name}"
     ]
-    if not found:
+    if not parameters:
         raise ModelError(
             f"{type(output).__name__} keeps its experts' weights in a way this version doesn't know. Use another "
             "patch, or save_format=custom or adapter."
         )
-    return found
+    return parameters

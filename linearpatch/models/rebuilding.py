@@ -140,13 +140,14 @@ def check_tables(dense: Decoder) -> None:
         return
     kept = list(range(dense.num_layers - 1))
     inside = f"{dense.parts.layers}."
-    for one in _differences(dense, kept, config_changes(dense, kept)):
-        shapes = all(text.startswith(SHAPE) for text in (one.pruned, one.rebuilt))
-        if shapes and not one.where.startswith(inside):
+    for deviation in _differences(dense, kept, config_changes(dense, kept)):
+        shapes = all(text.startswith(SHAPE) for text in (deviation.pruned, deviation.rebuilt))
+        if shapes and not deviation.where.startswith(inside):
             raise ModelError(
-                f"{type(dense.model).__name__} can't lose layers: {one.where} holds a part for each of its "
-                f"{dense.num_layers} layers ({one.pruned}; {one.rebuilt.removeprefix(SHAPE)} with one layer "
-                "fewer), so that removing a layer changes a weight outside it. Choose a model without such a table."
+                f"{type(dense.model).__name__} can't lose layers: {deviation.where} holds a part for each of its "
+                f"{dense.num_layers} layers ({deviation.pruned}; {deviation.rebuilt.removeprefix(SHAPE)} with one "
+                "layer fewer), so that removing a layer changes a weight outside it. Choose a model without such a "
+                "table."
             )
 
 
@@ -161,9 +162,9 @@ def _without_a_cache(model: PreTrainedModel, logits: Tensor) -> tuple[float, str
 
 
 def _message(dense: Decoder, removed: Sequence[int], deviations: Sequence[Difference]) -> str:
-    shown = "; ".join(str(one) for one in deviations[:3])
+    shown = "; ".join(str(deviation) for deviation in deviations[:3])
     more = f"; and {len(deviations) - 3} more" if len(deviations) > 3 else ""
-    structural = any(one.structural for one in deviations)
+    structural = any(deviation.structural for deviation in deviations)
     why = (
         "no configuration of its family describes the layers that are left"
         if structural

@@ -139,15 +139,15 @@ def _decompose(
             distinct.append((name, is_matrix, rows))
         elif not distinct[same][1]:  # the matrix itself, without the dropout after it; else the outermost module
             distinct[same] = (name, is_matrix, rows)
-    best, found, multiplier = tolerance, None, 1.0
+    best, best_terms, multiplier = tolerance, None, 1.0
     for (first, _, one), (second, _, other) in combinations(distinct, 2):
         total = one + other
         factor = _ratio(added, total, known)
         # Of the tokens, the median: where one is massive, rounding is larger than what the layer adds to it.
         error = ((added - factor * total).norm(dim=-1) / added.norm(dim=-1)).median().item()
         if error < best:
-            best, found, multiplier = error, (first, second), factor
-    return found, multiplier
+            best, best_terms, multiplier = error, (first, second), factor
+    return best_terms, multiplier
 
 
 def _ratio(added: Tensor, total: Tensor, known: Sequence[float]) -> float:

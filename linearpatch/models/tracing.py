@@ -211,7 +211,7 @@ def _final_norm(kind: str, layers: str, trace: _Trace, last: Tensor, config: Any
     if not trace.head:
         raise ModelError(f"{kind} makes no logits with its head from a few tokens. Use a causal language model.")
     fed, _ = trace.head[0]
-    outside = [one for one in trace.modules if not layers.startswith(f"{one[0]}.")]
+    outside = [traced for traced in trace.modules if not layers.startswith(f"{traced[0]}.")]
     feeding = [(name, read) for name, read, wrote in outside if _same(wrote, fed)]
     for name, read in feeding:
         if _same(read, last):
@@ -238,8 +238,8 @@ def _final_norm(kind: str, layers: str, trace: _Trace, last: Tensor, config: Any
     )
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _same(tensor: Tensor, other: Tensor) -> bool:
     """Whether two tensors are one value; accelerate may have moved it in between."""
-    if one.shape != other.shape:
+    if tensor.shape != other.shape:
         return False
-    return one.data_ptr() == other.data_ptr() or torch.equal(one.cpu(), other.to(one.dtype).cpu())
+    return tensor.data_ptr() == other.data_ptr() or torch.equal(tensor.cpu(), other.to(tensor.dtype).cpu())

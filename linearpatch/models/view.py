@@ -59,8 +59,10 @@ def view_of(
     pruned = decoder_of(model)
     entries = [place.add_to(pruned, kept, operator) for place, operator in operators]
     sizes: dict[str, tuple[int, int]] = {}
-    for one in narrowed:
-        sizes |= narrow(pruned, kept.index(one.layer), widths_of(dense, one.layer), one)
+    for narrowed_layer in narrowed:
+        sizes |= narrow(
+            pruned, kept.index(narrowed_layer.layer), widths_of(dense, narrowed_layer.layer), narrowed_layer
+        )
     if (attached := [entry for entry in entries if entry is not None]) or sizes:
         become_patched(model, attached, sizes)
     return model.eval()
@@ -78,11 +80,11 @@ def _indices(layers: nn.ModuleList) -> Iterator[tuple[int, nn.Module, str]]:
             for name, value in vars(module).items():
                 if type(value) is int:
                     owners.setdefault((type(module), name), []).append((index, module))
-    for (_, name), found in owners.items():
-        offsets = {vars(module)[name] - index for index, module in found}
-        several = len({index for index, _ in found}) > 1
+    for (_, name), indices in owners.items():
+        offsets = {vars(module)[name] - index for index, module in indices}
+        several = len({index for index, _ in indices}) > 1
         if len(offsets) == 1 and (several or (name.startswith("layer_") and offsets == {0})):
-            yield from ((index, module, name) for index, module in found)
+            yield from ((index, module, name) for index, module in indices)
 
 
 def _renumber(device_map: dict[str, Any], path: str, kept: Sequence[int]) -> dict[str, Any]:

@@ -34,12 +34,12 @@ class BeforeInterfacePatch(LeastSquaresPatch):
 
     def place(self, interfaces: Sequence[Interface]) -> list[Site]:
         """At the MLP of the layer before each interface."""
-        if any(one.start == 0 for one in interfaces):
+        if any(interface.start == 0 for interface in interfaces):
             raise ConfigError(
                 f"patch={name_of(self)} needs a layer before the interface, but layer 0 is removed. Keep it: set "
                 "pruner.protect_first=1 (leave it out of pruner.layers, where you name them), or use another patch."
             )
-        return [Site(one, one.end, place) for one in interfaces for place in self.places(one)]
+        return [Site(interface, interface.end, place) for interface in interfaces for place in self.places(interface)]
 
     @abstractmethod
     def places(self, interface: Interface) -> Sequence[Place]:

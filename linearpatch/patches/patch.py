@@ -142,11 +142,11 @@ class StreamPatch(Patch):
     def place(self, interfaces: Sequence[Interface]) -> list[Site]:
         """On the stream that the layer after each interface reads."""
         if self.sites == "one_per_interface":
-            return [Site(one, one.end, OnStream(one.end)) for one in interfaces]
+            return [Site(interface, interface.end, OnStream(interface.end)) for interface in interfaces]
         return [
-            Site(Interface(layer, layer + 1), one.end, OnStream(one.end))
-            for one in interfaces
-            for layer in range(one.start, one.end)
+            Site(Interface(layer, layer + 1), interface.end, OnStream(interface.end))
+            for interface in interfaces
+            for layer in range(interface.start, interface.end)
         ]
 
 
@@ -192,8 +192,8 @@ class ScalePatch(StreamPatch):
     def _scales(self, workspace: Workspace, sites: Sequence[Site]) -> list[Tensor]:
         if self.estimator == "mean_of_ratios":
             spans = [(site.interface.start, site.interface.end) for site in sites]
-            wanted = [MagnitudeRatio(start, end, self.basis, self.pooled) for start, end in spans]
-            return [found["ratio"] for found in workspace.collect(*wanted, description="fit")]
+            ratios = [MagnitudeRatio(start, end, self.basis, self.pooled) for start, end in spans]
+            return [result["ratio"] for result in workspace.collect(*ratios, description="fit")]
         magnitude = workspace.statistic(Magnitude(self.basis))["magnitude"]
         if self.pooled:
             magnitude = magnitude.sum(dim=-1, keepdim=True)

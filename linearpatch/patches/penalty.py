@@ -51,7 +51,7 @@ def best_penalty(start: Penalty, error_of: Callable[[Penalty], float]) -> tuple[
     errors: dict[Penalty, float] = {}
 
     def error(penalty: Penalty) -> float:
-        known = next((value for one, value in errors.items() if _same(one, penalty)), None)
+        known = next((value for tried, value in errors.items() if _same(tried, penalty)), None)
         if known is None:
             try:
                 known = error_of(penalty)
@@ -72,6 +72,8 @@ def _within(value: float) -> float:
     return min(max(value, SMALLEST), LARGEST)
 
 
-def _same(one: Penalty, other: Penalty) -> bool:
+def _same(penalty: Penalty, other: Penalty) -> bool:
     """Equal up to rounding: steps up and down lead back to where they began."""
-    return isclose(one.ridge, other.ridge, rel_tol=1e-6) and isclose(one.stream or 0, other.stream or 0, rel_tol=1e-6)
+    return isclose(penalty.ridge, other.ridge, rel_tol=1e-6) and isclose(
+        penalty.stream or 0, other.stream or 0, rel_tol=1e-6
+    )

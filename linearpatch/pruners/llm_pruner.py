@@ -68,9 +68,9 @@ class LlmPruner(Pruner):
             for layer, of_heads, of_channels in zip(layers, *importances, strict=True)
         )
         values: list[float | None] = [None] * workspace.num_layers
-        for one, of_heads, of_channels in zip(narrowed, *importances, strict=True):
-            kept = of_heads[list(one.heads)].sum() + of_channels[list(one.channels)].sum()
-            values[one.layer] = 1 - float(kept / (of_heads.sum() + of_channels.sum()))
+        for narrowed_layer, of_heads, of_channels in zip(narrowed, *importances, strict=True):
+            kept = of_heads[list(narrowed_layer.heads)].sum() + of_channels[list(narrowed_layer.channels)].sum()
+            values[narrowed_layer.layer] = 1 - float(kept / (of_heads.sum() + of_channels.sum()))
         return Edit(narrowed=narrowed, scores=LayerScores(CRITERION[self.importance], values=values))
 
     def widths(self, decoder: Decoder) -> LayerWidths:
@@ -79,13 +79,13 @@ class LlmPruner(Pruner):
         Raises:
             ModelError: they differ, or keep their heads and channels in an unknown way.
         """
-        found = {widths_of(decoder, layer) for layer in self.candidates(decoder.num_layers)}
-        if len(found) > 1:
+        widths = {widths_of(decoder, layer) for layer in self.candidates(decoder.num_layers)}
+        if len(widths) > 1:
             raise ModelError(
                 f"pruner=llm_pruner needs layers of one width, and those of {type(decoder.model).__name__} have "
-                f"{len(found)}. Use a pruner that removes whole layers."
+                f"{len(widths)}. Use a pruner that removes whole layers."
             )
-        return found.pop()
+        return widths.pop()
 
     def kept(self, decoder: Decoder, n: int) -> tuple[int, int]:
         """How many key-value heads and MLP channels stay in each layer, so that as many parameters go as n layers have.
@@ -108,7 +108,10 @@ class LlmPruner(Pruner):
 
     def section(self, dense: Decoder, edit: Edit) -> PruningSection:
         """Also how wide the narrowed layers are."""
-        sizes = {str(one.layer): {"heads": len(one.heads), "channels": len(one.channels)} for one in edit.narrowed}
+        sizes = {
+            str(narrowed_layer.layer): {"heads": len(narrowed_layer.heads), "channels": len(narrowed_layer.channels)}
+            for narrowed_layer in edit.narrowed
+        }
         return replace(super().section(dense, edit), narrowed=sizes)
 
 

@@ -43,13 +43,13 @@ class PatchAware(Pruner):
             removed either way; the recorded loss of such a candidate is a lower bound.
         draft_share: The search fits on this share of the calibration blocks, and looks at this share of those held out
             (at all of them where candidates race).
-        finalists: So many of the best sets, at most, are fitted the patch itself on all blocks, and compared with its
-            draft, with other simpler fits and with no patch (`patch.compare`); the set with the best of these is taken.
-            With 1 the search has the last word.
+        finalists: At most so many of the best sets get the patch itself, fitted on all blocks, and are compared with
+            its draft, with other simpler fits and with no patch (`patch.compare`); the set with the best of these is
+            taken. With 1 the search has the last word.
         noise: Candidates of a window search race on the held-out tokens: one drops out once its loss is so many
             standard errors above the leader's, by paired differences (`calibration.race`), and only those that can't be
-            told from the best become finalists. Null: nothing drops out by chance, and finalists are the best, however
-            far apart. Other searches don't race.
+            distinguished from the best become finalists. Null: nothing drops out by chance, and finalists are the
+            best, however far apart. Other searches don't race.
         rivals: Pruners whose choices, made on the held-out tokens, are candidates of a window search, too.
     """
 
@@ -91,13 +91,13 @@ class PatchAware(Pruner):
             return Edit.of_layers(best[0], scores=scores)
         finalists = best[: self.finalists]
         comparisons = dict(zip(finalists, workspace.comparisons(finalists), strict=True))
-        taken = _best({layers: one.candidate_loss for layers, one in comparisons.items()})[0]
-        for layers, one in comparisons.items():
-            log.info("finalist %s: %s", sorted(layers), one.summary())
+        taken = _best({layers: comparison.candidate_loss for layers, comparison in comparisons.items()})[0]
+        for layers, comparison in comparisons.items():
+            log.info("finalist %s: %s", sorted(layers), comparison.summary())
             if layers != taken:  # the fit logs those of the one that is taken
-                for warning in one.warnings(name_of(workspace.patch)):
+                for warning in comparison.warnings(name_of(workspace.patch)):
                     log.warning("finalist: %s", warning)
-        results = [one.describe() for one in comparisons.values()]
+        results = [comparison.describe() for comparison in comparisons.values()]
         return Edit.of_layers(taken, scores=replace(scores, finalists=results))
 
     def _window(self, workspace: Workspace, n: int) -> tuple[list[Layers], LayerScores]:
@@ -116,29 +116,32 @@ class PatchAware(Pruner):
         assert self.noise is not None
         standings = dict(zip(tried, workspace.candidate_edits.race(tried, noise=self.noise), strict=True))
         contenders = sorted(
-            (layers for layers, one in standings.items() if one.is_contender),
+            (layers for layers, standing in standings.items() if standing.is_contender),
             key=lambda layers: (standings[layers].loss, layers),
         )
         for layers in contenders:
-            one = standings[layers]
-            log.info("finished the race: %s, held-out loss %.4f ± %.4f", list(layers), one.loss, one.stderr)
+            standing = standings[layers]
+            log.info("finished the race: %s, held-out loss %.4f ± %.4f", list(layers), standing.loss, standing.stderr)
         values: list[float | None] = [None] * (workspace.num_layers - n + 1)
-        for layers, one in standings.items():
-            if _is_window(layers) and isfinite(one.loss):
-                values[layers[0]] = one.loss
+        for layers, standing in standings.items():
+            if _is_window(layers) and isfinite(standing.loss):
+                values[layers[0]] = standing.loss
         raced = [
-            {"removed": list(layers), **{key: value if value != inf else None for key, value in asdict(one).items()}}
-            for layers, one in standings.items()
+            {
+                "removed": list(layers),
+                **{key: value if value != inf else None for key, value in asdict(standing).items()},
+            }
+            for layers, standing in standings.items()
         ]
         return contenders, LayerScores(CRITERION, "window", values, race=raced)
 
     def _rivals(self, workspace: Workspace, n: int) -> list[Layers]:
         """The layers that other pruners would choose on the held-out tokens, whose streams are at hand."""
-        found = []
+        choices = []
         for name in self.rivals:
             pruner = replace(rankings()[name](), protect_first=self.protect_first, protect_last=self.protect_last)
-            found.append(tuple(sorted(pruner.select(workspace.on_held_out(keep_streams=True), n).removed_layers)))
-        return found
+            choices.append(tuple(sorted(pruner.select(workspace.on_held_out(keep_streams=True), n).removed_layers)))
+        return choices
 
     def _greedy(self, workspace: Workspace, n: int) -> tuple[list[Layers], LayerScores]:
         removed: Layers = ()
@@ -163,7 +166,9 @@ class PatchAware(Pruner):
             for base in kept:
                 layers = [layer for layer in self.candidates(workspace.num_layers) if layer not in base]
                 grown = dict.fromkeys(tuple(sorted((*base, layer))) for layer in layers)
-                losses |= self._losses(workspace, base, [one for one in grown if one not in losses], width)
+                losses |= self._losses(
+                    workspace, base, [candidate for candidate in grown if candidate not in losses], width
+                )
             windows = [window for window in self._windows(workspace, size) if window not in losses]
             losses |= self._losses(workspace, (), windows, width)
             kept = _best(losses)[:width]

@@ -120,7 +120,7 @@ class Pruner(ABC):
         return PruningSection(
             method=name_of(self),
             removed_layers=list(edit.removed_layers),
-            interfaces=[(one.start, one.end) for one in edit.interfaces],
+            interfaces=[(interface.start, interface.end) for interface in edit.interfaces],
             num_parameters_removed=removed,
             ratio=removed / dense.num_parameters,
             sees_patches=self.sees_patches,

@@ -54,22 +54,24 @@ def compare(
     """
     heads = (*HEADS[:5], *(apart or HEADS[5:6]), *HEADS[6:])
     values = [(entry, [entry.value(column.quantity) for column in columns]) for entry in entries]
-    theirs = {key for one in published for key in one.values}
-    shown = [at for at in range(len(columns)) if columns[at].key in theirs or any(found[at] for _, found in values)]
+    published_keys = {key for published_row in published for key in published_row.values}
+    shown = [
+        at for at in range(len(columns)) if columns[at].key in published_keys or any(cells[at] for _, cells in values)
+    ]
     kept = [columns[at] for at in shown]
-    having = [(entry, [found[at] for at in shown]) for entry, found in values]
+    having = [(entry, [cells[at] for at in shown]) for entry, cells in values]
     having = [
-        (entry, found)
-        for entry, found in having
-        if any(value and not column.derived for value, column in zip(found, kept, strict=True))
+        (entry, cells)
+        for entry, cells in having
+        if any(value and not column.derived for value, column in zip(cells, kept, strict=True))
     ]
     best = [
-        _best([(entry, found[at]) for entry, found in having], column, ties or Ties(()))
+        _best([(entry, cells[at]) for entry, cells in having], column, ties or Ties(()))
         for at, column in enumerate(kept)
     ]
     lines = [
-        (entry.variant, _line(entry, list(zip(kept, found, (marks[row] for marks in best), strict=True)), apart))
-        for row, (entry, found) in enumerate(having)
+        (entry.variant, _line(entry, list(zip(kept, cells, (marks[row] for marks in best), strict=True)), apart))
+        for row, (entry, cells) in enumerate(having)
     ]
     others = _published_lines(published, kept, entries)
     if not lines and not others:
@@ -84,7 +86,7 @@ def compare(
 
 
 def _best(values: Sequence[tuple[Entry, Value | None]], column: Column, ties: Ties) -> list[bool]:
-    """Which numbers are the best of their model and size, or can't be told from it; none where that is all of them."""
+    """Which numbers are the best of their model and size, or not distinguishable from it; none where that is all."""
     sign = 1 if column.better == "lower" else -1
     groups: dict[tuple[str, int, str], list[tuple[float, int]]] = {}
     for at, (entry, value) in enumerate(values):
@@ -105,19 +107,19 @@ def _is_tie(best: tuple[Entry, Value | None], other: tuple[Entry, Value | None],
     known = ties.are_tied(best[0], other[0], column.metric)
     if known is not None:
         return known
-    one, two = best[1], other[1]
-    if one is None or two is None:
+    value, other_value = best[1], other[1]
+    if value is None or other_value is None:
         return False
-    if number_text(one.mean, column.unit) == number_text(two.mean, column.unit):
+    if number_text(value.mean, column.unit) == number_text(other_value.mean, column.unit):
         return True
-    if one.error is None or two.error is None:
+    if value.error is None or other_value.error is None:
         return False
-    return abs(one.mean - two.mean) <= Z95 * math.hypot(one.error, two.error)
+    return abs(value.mean - other_value.mean) <= Z95 * math.hypot(value.error, other_value.error)
 
 
-def _line(entry: Entry, found: Sequence[tuple[Column, Value | None, bool]], apart: Sequence[str]) -> Line:
+def _line(entry: Entry, measured: Sequence[tuple[Column, Value | None, bool]], apart: Sequence[str]) -> Line:
     seeds = len(entry.rows)
-    cells = tuple(_cell(column, value, best=best) for column, value, best in found)
+    cells = tuple(_cell(column, value, best=best) for column, value, best in measured)
     variant = entry.variant
     group = (variant.model, str(variant.num_removed))
     labels = labels_of(variant, str(seeds) if seeds > 1 else "", apart=apart)
@@ -133,7 +135,7 @@ def _cell(column: Column, value: Value | None, *, best: bool) -> Cell:
     text = number_text(value.mean, column.unit, stderr if value.spread is None else value.spread)
     if column.interval and value.seeds == 1 and reading.low is not None and reading.high is not None:
         text += f" [{number_text(reading.low, column.unit)}, {number_text(reading.high, column.unit)}]"
-    spread, error = (None if one is None else one * scale for one in (value.spread, stderr))
+    spread, error = (None if number is None else number * scale for number in (value.spread, stderr))
     return Cell(text, value.mean * scale, spread, error, _key(value) if reading.protocol else "", best=best)
 
 
@@ -147,27 +149,34 @@ def _published_lines(
     """Published lines; of models that were measured too under the measured name."""
     names = {name: entry.variant for entry in entries for row in entry.rows for name in row.names}
     lines = []
-    for one in published:
-        if not any(column.key in one.values for column in columns):
+    for published_row in published:
+        if not any(column.key in published_row.values for column in columns):
             continue
-        known = names.get(one.model)
-        variant = one.variant(known.model if known else one.model, known.num_layers if known else 0)
-        alike = [other for other in published if (other.model, other.num_removed) == (one.model, one.num_removed)]
-        cells = tuple(_published_cell(one, alike, column) for column in columns)
+        known = names.get(published_row.model)
+        variant = published_row.variant(known.model if known else published_row.model, known.num_layers if known else 0)
+        alike = [
+            other
+            for other in published
+            if (other.model, other.num_removed) == (published_row.model, published_row.num_removed)
+        ]
+        cells = tuple(_published_cell(published_row, alike, column) for column in columns)
         lines.append(
-            (variant, Line(labels_of(variant, source=PUBLISHED), cells, (variant.model, str(one.num_removed))))
+            (
+                variant,
+                Line(labels_of(variant, source=PUBLISHED), cells, (variant.model, str(published_row.num_removed))),
+            )
         )
     return lines
 
 
-def _published_cell(one: Published, alike: Sequence[Published], column: Column) -> Cell:
+def _published_cell(row: Published, alike: Sequence[Published], column: Column) -> Cell:
     """A published number, bold where it is the best that was published of its model and size."""
-    if column.key not in one.values:
+    if column.key not in row.values:
         return Cell()
-    value = one.values[column.key]
+    value = row.values[column.key]
     rivals = [other.values[column.key] for other in alike if column.key in other.values]
-    wanted = (min if column.better == "lower" else max)(rivals)
-    best = bool(column.better) and one.num_removed > 0 and value == wanted and min(rivals) != max(rivals)
+    best_value = (min if column.better == "lower" else max)(rivals)
+    best = bool(column.better) and row.num_removed > 0 and value == best_value and min(rivals) != max(rivals)
     return Cell(f"{value:,.2f}", value, key=PUBLISHED, best=best)
 
 
@@ -183,7 +192,10 @@ def _explained(table: Table, columns: Sequence[Column]) -> tuple[Table, list[str
     def mark(cell: Cell, index: int) -> Cell:
         return replace(cell, mark=lettered[cell.key]) if cell.key in lettered else cell
 
-    lines = tuple(replace(one, cells=tuple(mark(cell, i) for i, cell in enumerate(one.cells))) for one in table.lines)
+    lines = tuple(
+        replace(table_line, cells=tuple(mark(cell, i) for i, cell in enumerate(table_line.cells)))
+        for table_line in table.lines
+    )
     measured: dict[str, list[str]] = {}
     for index, column in enumerate(columns):
         for key in dict.fromkeys(line.cells[index].key for line in lines):
@@ -205,7 +217,7 @@ def letters(columns: Sequence[Sequence[tuple[str, str]]]) -> dict[str, str]:
         columns: Of each cell the model, and how it was measured on what, as `Cell.key`. Models have tokenizers of
             their own: other data alone is another way only within a model.
     """
-    found: dict[str, str] = {}
+    assigned: dict[str, str] = {}
     for cells in columns:
         by_model: dict[str, list[str]] = {}
         for model, key in dict.fromkeys(cells):
@@ -214,15 +226,15 @@ def letters(columns: Sequence[Sequence[tuple[str, str]]]) -> dict[str, str]:
         words = {key.rpartition(", ")[0] for keys in by_model.values() for key in keys}
         if len(words) > 1 or any(len(keys) > 1 for keys in by_model.values()):
             for key in (key for keys in by_model.values() for key in keys):
-                found.setdefault(key, letter(len(found)))
-    return found
+                assigned.setdefault(key, letter(len(assigned)))
+    return assigned
 
 
 def _versions(entries: Sequence[Entry]) -> list[str]:
-    found: dict[str, set[str]] = {}
+    by_package: dict[str, set[str]] = {}
     for entry in entries:
         for row in entry.rows:
             for package, version in row.packages.items():
-                found.setdefault(package, set()).add(version)
-    texts = [f"{package} {' and '.join(sorted(versions))}" for package, versions in found.items()]
+                by_package.setdefault(package, set()).add(version)
+    texts = [f"{package} {' and '.join(sorted(versions))}" for package, versions in by_package.items()]
     return [", ".join(texts)] if texts else []

@@ -47,12 +47,12 @@ def measurements(rows: Sequence[Row]) -> pandas.DataFrame:
                 for definition, values in row.retained.items()
                 if name in values
             }
-            found = {
+            columns = {
                 "metric": name, "value": measure.value, "stderr": measure.stderr, "n": measure.n,
                 "counted": measure.counted, "unit": measure.unit, "protocol": measure.protocol,
                 "token_hash": measure.token_hash, "reason": measure.reason, **kept, "run": row.runs[0],
             }  # fmt: skip
-            lines.append(what | found)
+            lines.append(what | columns)
     return pandas.DataFrame(lines)
 
 

@@ -86,13 +86,13 @@ class Differences:
         """The first minus the second, whichever was computed."""
         if (first, second) in self.pairs:
             return self.pairs[first, second]
-        found = self.pairs.get((second, first))
-        return found.reversed(logarithm=self.logarithm) if found else None
+        reverse = self.pairs.get((second, first))
+        return reverse.reversed(logarithm=self.logarithm) if reverse else None
 
 
 def compare_all(entries: Sequence[Entry], samples: Samples) -> list[Differences]:
     """Compare any two entries of a model in each of its headline perplexities and shares."""
-    found = []
+    compared = []
     for model in dict.fromkeys(entry.variant.model for entry in entries):
         own = [at for at, entry in enumerate(entries) if entry.variant.model == model]
         known = all_metrics([row for at in own for row in entries[at].rows])
@@ -110,8 +110,8 @@ def compare_all(entries: Sequence[Entry], samples: Samples) -> list[Differences]
                     _paired_over_seeds(pair, seeds) or _compare(entries, pair, name, logarithm, samples)
                     for pair in chosen
                 ]
-                found.append(Differences(model, name, logarithm, _tested(entries, pairs, logarithm), across))
-    return [one for one in found if one.pairs]
+                compared.append(Differences(model, name, logarithm, _tested(entries, pairs, logarithm), across))
+    return [differences for differences in compared if differences.pairs]
 
 
 def _over_seeds(entry: Entry, name: str, *, logarithm: bool) -> tuple[object, Floats] | None:
@@ -120,7 +120,11 @@ def _over_seeds(entry: Entry, name: str, *, logarithm: bool) -> tuple[object, Fl
     values = [metric.value for metric in metrics if metric and metric.value is not None]
     if len(values) < max(LEAST_SEEDS, len(metrics)) or (logarithm and min(values) <= 0):
         return None
-    key = [(row.seed, one.protocol, one.token_hash, one.n) for row, one in zip(entry.rows, metrics, strict=True) if one]
+    key = [
+        (row.seed, measured.protocol, measured.token_hash, measured.n)
+        for row, measured in zip(entry.rows, metrics, strict=True)
+        if measured
+    ]
     return key, numpy.log(values) if logarithm else numpy.array(values)
 
 
@@ -131,8 +135,8 @@ def _paired_over_seeds(
     first, second = seeds[pair[0]], seeds[pair[1]]
     if first is None or second is None or first[0] != second[0]:
         return None
-    found = moments([(1.0, first[1] - second[1])])
-    return (Difference(*pair, basis=f"{len(first[1])} seeds"), found) if found.stderr else None
+    difference = moments([(1.0, first[1] - second[1])])
+    return (Difference(*pair, basis=f"{len(first[1])} seeds"), difference) if difference.stderr else None
 
 
 def _compare(
@@ -141,7 +145,14 @@ def _compare(
     """A difference without its interval, and what that is computed from."""
     first, second = (entries[at] for at in pair)
     rows = _paired_rows(first, second)
-    reason = next((why for one, other in rows if (why := _unlike(one.metrics.get(name), other.metrics.get(name)))), "")
+    reason = next(
+        (
+            why
+            for first_row, second_row in rows
+            if (why := _unlike(first_row.metrics.get(name), second_row.metrics.get(name)))
+        ),
+        "",
+    )
     if reason:
         return Difference(*pair, reason=reason), None
     values = numpy.array([[row.metrics[name].value for row in rows_of_one] for rows_of_one in rows], dtype=float)
@@ -163,7 +174,7 @@ def _compare(
 def _paired_rows(first: Entry, second: Entry) -> list[tuple[Row, Row]]:
     """Rows of the same seeds; dense has none and is compared with all; where none is shared, the first of each."""
     if first.is_dense or second.is_dense:
-        return [(one, other) for one in first.rows for other in second.rows]
+        return [(first_row, second_row) for first_row in first.rows for second_row in second.rows]
     others = {row.seed: row for row in second.rows}
     shared = [(row, others[row.seed]) for row in first.rows if row.seed in others]
     return shared or [(first.rows[0], second.rows[0])]
@@ -187,13 +198,15 @@ def _strata(rows: Sequence[tuple[Row, Row]], name: str, samples: Samples) -> tup
     totals: list[Floats] = []
     weights: tuple[float, ...] = ()
     basis = ""
-    for one, other in rows:
-        first, second = samples.of(one, name), samples.of(other, name)
+    for first_row, second_row in rows:
+        first, second = samples.of(first_row, name), samples.of(second_row, name)
         if isinstance(first, str) or isinstance(second, str):
             return first if isinstance(first, str) else str(second)
         if not _match(first, second):
             return "the windows or questions of the two aren't the same"
-        apart = [mine - theirs for mine, theirs in zip(first.values, second.values, strict=True)]
+        apart = [
+            first_value - second_value for first_value, second_value in zip(first.values, second.values, strict=True)
+        ]
         totals = [total + more for total, more in zip(totals, apart, strict=True)] if totals else list(apart)
         weights, basis = first.weights, f"{first.count:,} {first.counted}"
     return [(weight, total / len(rows)) for weight, total in zip(weights, totals, strict=True)], basis
@@ -225,12 +238,12 @@ def _tested(
             )  # fmt: skip
         sizes = sorted(entries[at].variant.num_removed for at in (difference.first, difference.second))
         families.setdefault((sizes[0], sizes[1]), []).append(difference)
-    found = {}
+    tested = {}
     for family in families.values():
-        adjusted = iter(holm([one.p for one in family if one.p is not None]))
-        for one in family:
-            found[one.first, one.second] = one if one.p is None else replace(one, adjusted=next(adjusted))
-    return found
+        adjusted = iter(holm([pair.p for pair in family if pair.p is not None]))
+        for pair in family:
+            tested[pair.first, pair.second] = pair if pair.p is None else replace(pair, adjusted=next(adjusted))
+    return tested
 
 
 def _shown(value: float | None, logarithm: bool) -> float | None:
@@ -250,9 +263,9 @@ class Ties:
         found: … and how far they are apart.
     """
 
-    def __init__(self, entries: Sequence[Entry], found: Sequence[Differences] = ()) -> None:
+    def __init__(self, entries: Sequence[Entry], compared: Sequence[Differences] = ()) -> None:
         self._places = {id(entry): at for at, entry in enumerate(entries)}
-        self._found = {(one.model, one.metric): one for one in found}
+        self._found = {(differences.model, differences.metric): differences for differences in compared}
 
     def are_tied(self, first: Entry, second: Entry, name: str) -> bool | None:
         """Whether zero lies in the interval of two entries' difference in a metric; None where it isn't known."""

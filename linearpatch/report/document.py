@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 from linearpatch.report.figures.style import Drawing
 from linearpatch.report.markdown import escape, markdown_table
-from linearpatch.report.reading import Found
+from linearpatch.report.reading import ReadRuns
 from linearpatch.report.tables import Table
 from linearpatch.text import counted
 
 MOST_LINES = 60  # of a table in the document; its own file holds them all
 
 
-def document(title: str, found: Found, tables: Sequence[Table], drawings: Sequence[Drawing]) -> str:
+def document(title: str, selected: ReadRuns, tables: Sequence[Table], drawings: Sequence[Drawing]) -> str:
     """`report.md`; tables and figures lie beside it."""
-    models = list(dict.fromkeys(run.model.name for run in found.runs))
+    models = list(dict.fromkeys(run.model.name for run in selected.runs))
     parts = [
         f"# {escape(title)}\n",
-        f"{counted(len(found.runs), 'run')} of {', '.join(escape(model) for model in models) or 'no model'}. "
+        f"{counted(len(selected.runs), 'run')} of {', '.join(escape(model) for model in models) or 'no model'}. "
         "[report.html](report.html) shows them all, to filter, sort and plot; `tables/` holds each table as Markdown, "
         "LaTeX and CSV, and every number in `measurements.csv`; `figures/` holds each figure as PNG and PDF.\n",
     ]
@@ -26,16 +26,19 @@ def document(title: str, found: Found, tables: Sequence[Table], drawings: Sequen
         parts += [f"## {escape(table.title)}\n", _table(table)]
     if drawings:
         parts.append("## Figures\n")
-        parts += [f"![{escape(one.name)}](figures/{one.name}.png)\n\n{escape(one.caption)}\n" for one in drawings]
-    if found.failures:
+        parts += [
+            f"![{escape(drawing.name)}](figures/{drawing.name}.png)\n\n{escape(drawing.caption)}\n"
+            for drawing in drawings
+        ]
+    if selected.failures:
         parts.append("## Left out\n")
         lines = [
-            f"| {escape(one.run_id)} | {escape(one.status)} | {escape(one.reason)} | {escape(str(one.folder))} |"
-            for one in found.failures
+            f"| {' | '.join(map(escape, (left_out.run_id, left_out.status, left_out.reason, str(left_out.folder))))} |"
+            for left_out in selected.failures
         ]
         parts.append("\n".join(["| run | status | reason | folder |", "| --- | --- | --- | --- |", *lines]) + "\n")
-    if found.remarks:
-        parts += ["## Remarks\n", "\n".join(f"- {escape(remark)}" for remark in found.remarks) + "\n"]
+    if selected.remarks:
+        parts += ["## Remarks\n", "\n".join(f"- {escape(remark)}" for remark in selected.remarks) + "\n"]
     return "\n".join(parts)
 
 

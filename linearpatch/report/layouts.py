@@ -54,7 +54,9 @@ def paper_tables(
     averaged = any(row.variant.stage != "dense" and mean(corpora)(row) for row in rows)
     columns = [*perplexity_columns(known, published, dense, averaged=averaged), PARAMETERS]
     tables = [compare("perplexity", "Perplexity", columns, entries, published, ties=ties)]
-    for suite in dict.fromkeys([*suites_of(known), *suites_of(key for one in published for key in one.values)]):
+    for suite in dict.fromkeys(
+        [*suites_of(known), *suites_of(key for published_row in published for key in published_row.values)]
+    ):
         columns = [*suite_columns(suite, known, published), PARAMETERS]
         title = f"{SUITES.get(suite, suite)}, %"
         note = "RP: retained performance, the mean of the tasks' shares of dense, %"
@@ -82,12 +84,14 @@ def perplexity_columns(
         dense: The dense models.
         averaged: Whether some pruned model has all corpora, so that an average stands for them.
     """
-    theirs = {key: None for one in published for key in one.values if key.startswith("ppl/")}
-    names = [name for name in dict.fromkeys([*known, *theirs]) if name.startswith("ppl/") and name != "ppl/average"]
+    published_keys = {key: None for row in published for key in row.values if key.startswith("ppl/")}
+    names = [
+        name for name in dict.fromkeys([*known, *published_keys]) if name.startswith("ppl/") and name != "ppl/average"
+    ]
     names.sort(key=lambda name: _place(CORPORA, name.partition("/")[2]))
     columns = [Column.of(name, CORPORA.get(name[4:], name[4:]), metric(name), "", metric=name) for name in names]
     dense = dense or Dense()
-    if len(names) > 1 and (averaged or "ppl/average" in theirs):
+    if len(names) > 1 and (averaged or "ppl/average" in published_keys):
         columns.append(Column.of("ppl/average", "Avg.", mean(names), "", derived=True))
         columns.append(_times_dense("ppl/times_dense", "Avg. × dense", dense.times(mean(names))))
         return columns
@@ -110,15 +114,15 @@ def suite_columns(suite: str, known: Mapping[str, Metric], published: Sequence[P
     aside = {"average", "retained"}
     tasks |= {
         key.split("/")[1]: None
-        for one in published
-        for key in one.values
+        for row in published
+        for key in row.values
         if key.startswith(f"{suite}/") and key.split("/")[1] not in aside
     }
     columns = [
         Column.of(f"{suite}/{task}", TASKS.get(task, task), first_of(_ordered(suite, task, names, kinds)), "share")
         for task in sorted(tasks, key=lambda task: _place(TASKS, task))
     ]
-    if average or any(f"{suite}/{name}" in one.values for one in published for name in aside):
+    if average or any(f"{suite}/{name}" in row.values for row in published for name in aside):
         columns.append(Column.of(f"{suite}/average", "Avg.", metric(average), "share", metric=average))
         columns.append(Column.of(f"{suite}/retained", "RP", retained(average), "share", metric=average))
     return columns
@@ -252,8 +256,8 @@ def _times_dense(key: str, title: str, quantity: Quantity) -> Column:
 
 def suites_of(names: Iterable[str]) -> list[str]:
     """Evaluations that are questions: all but perplexity, speed and diagnostics."""
-    found = dict.fromkeys(name.partition("/")[0] for name in names)
-    suites = [name for name in found if name not in ("ppl", "speed", "diagnostics")]
+    prefixes = dict.fromkeys(name.partition("/")[0] for name in names)
+    suites = [name for name in prefixes if name not in ("ppl", "speed", "diagnostics")]
     return sorted(suites, key=lambda suite: _place(SUITES, suite))
 
 

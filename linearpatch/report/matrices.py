@@ -16,10 +16,10 @@ LEVEL = 0.05
 MOST_RECIPES = 12  # of a matrix: the best; all pairs are in the file of differences
 
 
-def matrix_tables(entries: Sequence[Entry], found: Sequence[Differences]) -> list[Table]:
+def matrix_tables(entries: Sequence[Entry], compared: Sequence[Differences]) -> list[Table]:
     """For each metric and number of removed layers, how far each recipe (row) is from each other one (column)."""
     tables = []
-    for differences in found:
+    for differences in compared:
         indices = sorted({at for pair in differences.pairs for at in pair})
         for size in sorted({entries[at].variant.num_removed for at in indices} - {0}):
             members = [at for at in indices if entries[at].variant.num_removed == size]
@@ -37,7 +37,12 @@ def ranked(entries: Sequence[Entry], members: Sequence[int], differences: Differ
 
 def _matrix(entries: Sequence[Entry], differences: Differences, size: int, members: Sequence[int]) -> Table:
     shown = members[:MOST_RECIPES]
-    pairs = [found for row in shown for column in shown if row < column and (found := differences.between(row, column))]
+    pairs = [
+        difference_of_pair
+        for row in shown
+        for column in shown
+        if row < column and (difference_of_pair := differences.between(row, column))
+    ]
     reasons = list(dict.fromkeys(pair.reason for pair in pairs if pair.reason))
     letters = {reason: letter(at) for at, reason in enumerate(reasons)}
     lines = tuple(
@@ -48,8 +53,8 @@ def _matrix(entries: Sequence[Entry], differences: Differences, size: int, membe
     )
     unit = "%" if differences.logarithm else "points"
     variant = entries[members[0]].variant
-    tests = sum(one.p is not None for at, row in enumerate(members) for column in members[at + 1 :]
-                if (one := differences.between(row, column)))  # fmt: skip
+    tests = sum(difference.p is not None for at, row in enumerate(members) for column in members[at + 1 :]
+                if (difference := differences.between(row, column)))  # fmt: skip
     notes = [
         f"row minus column, in {unit}; the best recipe first; [95 % interval of this one comparison]",
         f"bold: p < {LEVEL:g} by Holm's method over all {tests} comparisons of this size "
@@ -75,26 +80,30 @@ def _bases(pairs: Sequence[Difference]) -> list[str]:
     return [f"paired over {'; '.join(bases)}"] if bases else []
 
 
-def _cell(found: Difference | None, letters: dict[str, str]) -> Cell:
-    if found is None:
+def _cell(difference: Difference | None, letters: dict[str, str]) -> Cell:
+    if difference is None:
         return Cell("")
-    mark = letters.get(found.reason, "")
-    if found.value is None:
+    mark = letters.get(difference.reason, "")
+    if difference.value is None:
         return Cell("not comparable", mark=mark)
-    if found.low == found.high == 0:
-        return Cell("identical", found.value)
-    interval = "" if found.low is None or found.high is None else f" [{found.low:+,.1f}, {found.high:+,.1f}]"
-    telling = found.adjusted is not None and found.adjusted < LEVEL
-    return Cell(f"{found.value:+,.1f}{interval}", found.value, mark=mark, best=telling)
+    if difference.low == difference.high == 0:
+        return Cell("identical", difference.value)
+    interval = (
+        ""
+        if difference.low is None or difference.high is None
+        else f" [{difference.low:+,.1f}, {difference.high:+,.1f}]"
+    )
+    telling = difference.adjusted is not None and difference.adjusted < LEVEL
+    return Cell(f"{difference.value:+,.1f}{interval}", difference.value, mark=mark, best=telling)
 
 
-def differences_frame(entries: Sequence[Entry], found: Sequence[Differences]) -> pandas.DataFrame:
+def differences_frame(entries: Sequence[Entry], differences: Sequence[Differences]) -> pandas.DataFrame:
     """Every pair of every metric, at any two sizes, one a line; those that can't be compared with the reason."""
-    return pandas.DataFrame(list(_pair_lines(entries, found)))
+    return pandas.DataFrame(list(_pair_lines(entries, differences)))
 
 
-def _pair_lines(entries: Sequence[Entry], found: Sequence[Differences]) -> Iterator[dict[str, object]]:
-    for differences in found:
+def _pair_lines(entries: Sequence[Entry], compared: Sequence[Differences]) -> Iterator[dict[str, object]]:
+    for differences in compared:
         for pair in differences.pairs.values():
             first, second = entries[pair.first], entries[pair.second]
             yield {

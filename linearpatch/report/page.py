@@ -18,7 +18,7 @@ from linearpatch.report.figures.style import Drawing
 from linearpatch.report.layouts import PARAMETERS, headline_columns, metric_title, speed_columns
 from linearpatch.report.matrices import LEVEL
 from linearpatch.report.quantities import Dense, Entry, Value, all_metrics, metric, retained
-from linearpatch.report.reading import Found, Run
+from linearpatch.report.reading import ReadRuns, Run
 from linearpatch.report.tables import Column, Table, labels_of
 from linearpatch.results.metric import DEFINITIONS
 from linearpatch.results.units import unit_of
@@ -31,7 +31,7 @@ SLOT = re.compile(r"<!--slot:(\w+)-->")
 def write_page(
     title: str,
     entries: Sequence[Entry],
-    found: Found,
+    selected: ReadRuns,
     tables: Sequence[Table],
     differences: Sequence[Differences],
     drawings: Sequence[Drawing],
@@ -41,14 +41,14 @@ def write_page(
     Args:
         title: Its head.
         entries: Lines of the table, points of the plots.
-        found: The runs that details show, and those left out.
+        selected: The runs that details show, and those left out.
         tables: Those of the report.
         differences: Between any two entries.
         drawings: The figures of the report.
     """
     shown = columns_of(entries)
     columns = [column for column, _ in shown]
-    runs = found.runs
+    runs = selected.runs
     data = {
         "title": title,
         "columns": [
@@ -58,8 +58,8 @@ def write_page(
         **_lines(entries, columns, {run.record.run_id: at for at, run in enumerate(runs)}),
         **_differences(differences),
         "tables": [_table(table) for table in tables],
-        "failures": [asdict(failure) | {"folder": str(failure.folder)} for failure in found.failures],
-        "remarks": list(found.remarks),
+        "failures": [asdict(failure) | {"folder": str(failure.folder)} for failure in selected.failures],
+        "remarks": list(selected.remarks),
     }
     web = files("linearpatch.report") / "web"
     scripts = [(web / name).read_text(encoding="utf-8") for name in SCRIPTS]
@@ -79,17 +79,17 @@ def columns_of(entries: Sequence[Entry]) -> list[tuple[Column, bool]]:
     """All columns that the page can show, and whether it does so from the start: what stands for each evaluation."""
     rows = [row for entry in entries for row in entry.rows]
     known = all_metrics(rows)
-    found = [(column, True) for column in (*headline_columns(known, Dense.among(rows)), PARAMETERS)]
-    found += [(replace(one, title=f"speed {one.title}"), False) for one in speed_columns("speed", known)]
+    columns = [(column, True) for column in (*headline_columns(known, Dense.among(rows)), PARAMETERS)]
+    columns += [(replace(speed, title=f"speed {speed.title}"), False) for speed in speed_columns("speed", known)]
     kept = dict.fromkeys(name for row in rows for averages in row.retained.values() for name in averages)
-    found += [
+    columns += [
         (Column(f"{name}/{key}", f"{name} retained, {words}", retained(name, key), "share"), False)
         for name in kept
         for key, words in DEFINITIONS.items()
     ]
-    found += [(Column(name, name, metric(name), measure.unit), False) for name, measure in known.items()]
+    columns += [(Column(name, name, metric(name), measure.unit), False) for name, measure in known.items()]
     first: dict[str, tuple[Column, bool]] = {}
-    for column, shown in found:
+    for column, shown in columns:
         first.setdefault(column.key, (column, shown))
     return list(first.values())
 
@@ -103,7 +103,7 @@ def _figure(drawing: Drawing) -> dict[str, Any]:
     return shown | {"png": base64.b64encode(drawing.png).decode()}
 
 
-def _differences(found: Sequence[Differences]) -> dict[str, Any]:
+def _differences(compared: Sequence[Differences]) -> dict[str, Any]:
     """Pairs of lines with all that is known of each; words that many share stand once."""
     words: dict[str, int] = {}
 
@@ -112,19 +112,19 @@ def _differences(found: Sequence[Differences]) -> dict[str, Any]:
 
     content = [
         {
-            "model": one.model, "metric": one.metric, "unit": "%" if one.logarithm else "points",
-            "acrossSizes": one.across_sizes,
-            "title": f"{metric_title(one.metric)}, {one.model}",
+            "model": differences.model, "metric": differences.metric,
+            "unit": "%" if differences.logarithm else "points", "acrossSizes": differences.across_sizes,
+            "title": f"{metric_title(differences.metric)}, {differences.model}",
             "pairs": [
                 [
                     pair.first, pair.second, number(pair.value), number(pair.low), number(pair.high),
                     number(pair.adjusted), words.setdefault(pair.basis, len(words)),
                     words.setdefault(pair.reason, len(words)),
                 ]
-                for pair in one.pairs.values()
+                for pair in differences.pairs.values()
             ],
         }
-        for one in found
+        for differences in compared
     ]  # fmt: skip
     return {"differences": content, "words": list(words), "level": LEVEL}
 
@@ -141,15 +141,15 @@ def script_json(content: Any) -> str:
 
 def _lines(entries: Sequence[Entry], columns: Sequence[Column], run_index: dict[str, int]) -> dict[str, Any]:
     """Lines and how their numbers were measured."""
-    found = [[entry.value(column.quantity) for column in columns] for entry in entries]
+    values_of_entries = [[entry.value(column.quantity) for column in columns] for entry in entries]
     keys = [
-        [(entry.variant.model, _key(values[at])) for entry, values in zip(entries, found, strict=True)]
+        [(entry.variant.model, _key(values[at])) for entry, values in zip(entries, values_of_entries, strict=True)]
         for at in range(len(columns))
     ]
-    marks = [letters([one]) for one in keys]
+    marks = [letters([mark]) for mark in keys]
     protocols: dict[str, int] = {}
     lines = []
-    for entry, values in zip(entries, found, strict=True):
+    for entry, values in zip(entries, values_of_entries, strict=True):
         variant, labels = entry.variant, labels_of(entry.variant)
         lines.append(
             {
@@ -173,16 +173,16 @@ def _number(value: Value, column: Column, protocols: dict[str, int], marks: dict
     """A number in the unit that is shown, with its interval, protocol and letter."""
     scale = unit_of(column.unit).factor
     key = _key(value)
-    found: dict[str, Any] = {"v": value.mean * scale, "p": protocols.setdefault(key, len(protocols))}
+    content: dict[str, Any] = {"v": value.mean * scale, "p": protocols.setdefault(key, len(protocols))}
     if value.spread is not None:
-        found["s"] = value.spread * scale
+        content["s"] = value.spread * scale
     elif value.reading.stderr is not None:
-        found["e"] = value.reading.stderr * scale
+        content["e"] = value.reading.stderr * scale
     if value.interval:
-        found["i"] = [end * scale for end in value.interval]
+        content["i"] = [end * scale for end in value.interval]
     if key in marks:
-        found["m"] = marks[key]
-    return found
+        content["m"] = marks[key]
+    return content
 
 
 def _key(value: Value | None) -> str:

@@ -69,7 +69,7 @@ def _read(file: Path, lines: Iterator[str]) -> list[Published]:
     if missing:
         raise DataError(f"{file}, line 1: no column {', '.join(missing)}. The columns are {','.join(HEAD)}.")
     more = [name for name in reader.fieldnames or () if name not in HEAD]
-    found: dict[Published, dict[str, tuple[float, str]]] = {}
+    rows: dict[Published, dict[str, tuple[float, str]]] = {}
     for line in reader:
         where = f"{file}, line {reader.line_num}"
         if None in line or None in line.values():
@@ -85,7 +85,7 @@ def _read(file: Path, lines: Iterator[str]) -> list[Published]:
         what = ("", "", "") if count == 0 else (line["pruner"], line["patch"] or "none", line["distill"] or "none")
         settings = tuple((name, line[name]) for name in more if line[name])
         model = Published(line["model"], int(count), *what, settings=settings)
-        values = found.setdefault(model, {})
+        values = rows.setdefault(model, {})
         value = _number(where, "value", line["value"])
         earlier = values.setdefault(line["metric"], (value, line["source"] or line["table"]))
         if earlier[0] != value:
@@ -95,7 +95,7 @@ def _read(file: Path, lines: Iterator[str]) -> list[Published]:
             )
     return [
         replace(model, values={name: value for name, (value, _) in values.items()}, sources=_sources(values))
-        for model, values in found.items()
+        for model, values in rows.items()
     ]
 
 

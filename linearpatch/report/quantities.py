@@ -113,14 +113,16 @@ def entries_of(rows: Sequence[Row]) -> list[Entry]:
     groups: dict[Variant, list[list[Row]]] = {}
     for row in rows:
         buckets = groups.setdefault(row.variant, [])
-        fitting = (bucket for bucket in buckets if all(row.seed != one.seed and row.agrees(one) for one in bucket))
+        fitting = (
+            bucket for bucket in buckets if all(row.seed != other.seed and row.agrees(other) for other in bucket)
+        )
         bucket = next(fitting, None)
         if bucket is None:
             buckets.append([row])
         else:
             bucket.append(row)
-    found = [(variant, tuple(bucket)) for variant, buckets in groups.items() for bucket in buckets]
-    return [Entry(variant, own, name) for (variant, own), name in zip(found, names_of(found), strict=True)]
+    variants = [(variant, tuple(bucket)) for variant, buckets in groups.items() for bucket in buckets]
+    return [Entry(variant, own, name) for (variant, own), name in zip(variants, names_of(variants), strict=True)]
 
 
 def metric(name: str) -> Quantity:
@@ -190,23 +192,23 @@ class Dense:
     @classmethod
     def among(cls, rows: Sequence[Row]) -> Dense:
         """Those of some rows."""
-        found: dict[str, list[Row]] = {}
+        by_model: dict[str, list[Row]] = {}
         for row in rows:
             if row.variant.stage == "dense":
-                found.setdefault(row.variant.model, []).append(row)
-        return cls(found)
+                by_model.setdefault(row.variant.model, []).append(row)
+        return cls(by_model)
 
     def times(self, quantity: Quantity) -> Quantity:
         """A quantity as a multiple of dense's, where both were measured in the same way on the same data."""
 
         def read(row: Row) -> Reading | None:
-            mine = quantity(row)
-            if mine is None or row.variant.stage == "dense":
+            value = quantity(row)
+            if value is None or row.variant.stage == "dense":
                 return None
             for other in self.rows.get(row.variant.model, ()):
                 base = quantity(other)
-                if base and base.value and (base.protocol, base.data) == (mine.protocol, mine.data):
-                    return Reading(mine.value / base.value, mine.protocol, mine.data)
+                if base and base.value and (base.protocol, base.data) == (value.protocol, value.data):
+                    return Reading(value.value / base.value, value.protocol, value.data)
             return None
 
         return read
@@ -227,9 +229,9 @@ def ratio_of(name: str) -> Quantity:
 
 def all_metrics(rows: Sequence[Row]) -> dict[str, Metric]:
     """Every metric that some row has a value of, with one of them."""
-    found: dict[str, Metric] = {}
+    metrics: dict[str, Metric] = {}
     for row in rows:
         for name, measure in row.metrics.items():
             if measure.value is not None:
-                found.setdefault(name, measure)
-    return found
+                metrics.setdefault(name, measure)
+    return metrics

@@ -62,7 +62,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Found:
+class ReadRuns:
     """What lies below some folders.
 
     Attributes:
@@ -76,7 +76,7 @@ class Found:
     remarks: tuple[str, ...]
 
 
-def read_runs(folders: Sequence[Path]) -> Found:
+def read_runs(folders: Sequence[Path]) -> ReadRuns:
     """Read every record in some folders and below them; hidden folders are skipped.
 
     Raises:
@@ -85,20 +85,20 @@ def read_runs(folders: Sequence[Path]) -> Found:
     for folder in folders:
         if not folder.is_dir():
             raise StorageError(f"{folder} is not a folder. Name folders of runs, such as outputs.")
-    found = [_read(folder) for folder in dict.fromkeys(_run_folders(folders))]
-    if not found:
+    outcomes = [_read(folder) for folder in dict.fromkeys(_run_folders(folders))]
+    if not outcomes:
         named = ", ".join(str(folder) for folder in folders) or "no folder"
         raise StorageError(f"There is no {FILE_NAME} in {named} or below. Name the folder of a run or of a sweep.")
-    runs, remarks = _newest([one for one in found if isinstance(one, Run)])
+    runs, remarks = _newest([outcome for outcome in outcomes if isinstance(outcome, Run)])
     completed = {run.record.run_id: run.folder for run in runs}
     failures = []
-    for failure in (one for one in found if isinstance(one, Failure)):
+    for failure in (outcome for outcome in outcomes if isinstance(outcome, Failure)):
         if failure.run_id in completed:
             better = completed[failure.run_id]
             remarks.append(f"{failure.run_id} is {failure.status} in {failure.folder} and completed in {better}")
         else:
             failures.append(failure)
-    return Found(tuple(runs), tuple(failures), tuple(remarks))
+    return ReadRuns(tuple(runs), tuple(failures), tuple(remarks))
 
 
 def _run_folders(folders: Sequence[Path]) -> Iterator[Path]:

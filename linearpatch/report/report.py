@@ -26,7 +26,7 @@ from linearpatch.report.matrices import differences_frame, matrix_tables
 from linearpatch.report.page import write_page
 from linearpatch.report.published import Published, read_published
 from linearpatch.report.quantities import Entry, entries_of
-from linearpatch.report.reading import Failure, Found, read_runs
+from linearpatch.report.reading import Failure, ReadRuns, read_runs
 from linearpatch.report.rows import Row, merged, told_apart
 from linearpatch.report.samples import Samples
 from linearpatch.report.tables import Table
@@ -71,14 +71,14 @@ class Comparison:
     """Runs, side by side.
 
     Attributes:
-        found: What was read.
+        selected: What was read.
         rows: One for each model and seed.
         entries: One for each model, all its seeds together.
         tables: The tables that have a number.
         differences: Between any two entries of a model, in each headline metric.
     """
 
-    found: Found
+    selected: ReadRuns
     rows: tuple[Row, ...]
     entries: tuple[Entry, ...]
     tables: tuple[Table, ...]
@@ -116,19 +116,19 @@ def write_report(
     title = title or default_title(comparison)
     files = _files(title, comparison, facet)
     _replace_files(output, files, earlier)
-    left_out = f" ({len(comparison.found.failures)} left out)" if comparison.found.failures else ""
-    log.info("the report of %s%s is in %s", counted(len(comparison.found.runs), "run"), left_out, output)
+    left_out = f" ({len(comparison.selected.failures)} left out)" if comparison.selected.failures else ""
+    log.info("the report of %s%s is in %s", counted(len(comparison.selected.runs), "run"), left_out, output)
     return Report(
-        output, tuple(sorted(files)), len(comparison.found.runs), comparison.found.failures, comparison.tables
+        output, tuple(sorted(files)), len(comparison.selected.runs), comparison.selected.failures, comparison.tables
     )
 
 
-def compare_runs(found: Found, published: Sequence[Published] = ()) -> Comparison:
+def compare_runs(selected: ReadRuns, published: Sequence[Published] = ()) -> Comparison:
     """Put runs side by side."""
-    rows = told_apart(merged(row for run in found.runs for row in run.rows))
+    rows = told_apart(merged(row for run in selected.runs for row in run.rows))
     entries = entries_of(rows)
-    caveats = tuple(remarks([run.record for run in found.runs]))
-    differences = compare_all(entries, Samples(found.runs))
+    caveats = tuple(remarks([run.record for run in selected.runs]))
+    differences = compare_all(entries, Samples(selected.runs))
     ties = Ties(entries, differences)
     tables = [replace(table, notes=(*table.notes, *caveats)) for table in paper_tables(entries, published, ties)]
     tables += matrix_tables(entries, differences)
@@ -139,21 +139,21 @@ def compare_runs(found: Found, published: Sequence[Published] = ()) -> Compariso
         layers_table(entries),
     )
     tables += [table for table in more if table]
-    return Comparison(found, tuple(rows), tuple(entries), tuple(tables), tuple(differences))
+    return Comparison(selected, tuple(rows), tuple(entries), tuple(tables), tuple(differences))
 
 
 def _files(title: str, comparison: Comparison, facet: str | None) -> dict[str, bytes]:
     """Every file of the report, by its path in the folder."""
-    found, tables = comparison.found, _with_file_names(comparison.tables)
-    drawings = draw(comparison.entries, found.runs, facet)
-    page = write_page(title, comparison.entries, found, tables, comparison.differences, drawings)
-    files = {"report.md": document(title, found, tables, drawings), "report.html": page}
+    selected, tables = comparison.selected, _with_file_names(comparison.tables)
+    drawings = draw(comparison.entries, selected.runs, facet)
+    page = write_page(title, comparison.entries, selected, tables, comparison.differences, drawings)
+    files = {"report.md": document(title, selected, tables, drawings), "report.html": page}
     for table in tables:
         files[f"tables/{table.name}.md"] = f"# {escape(table.title)}\n\n{markdown_table(table)}"
         files[f"tables/{table.name}.tex"] = latex_table(table)
         files[f"tables/{table.name}.csv"] = csv_table(table)
     files["tables/measurements.csv"] = to_csv(measurements(comparison.rows))
-    files["tables/costs.csv"] = to_csv(costs(found.runs))
+    files["tables/costs.csv"] = to_csv(costs(selected.runs))
     if comparison.differences:
         files["tables/differences.csv"] = to_csv(differences_frame(comparison.entries, comparison.differences))
     content = {name: text.encode() for name, text in files.items()}
@@ -227,7 +227,7 @@ def _scratch_folder(output: Path) -> Iterator[Path]:
 
 def default_title(comparison: Comparison) -> str:
     """The head of a report: its models."""
-    models = list(dict.fromkeys(run.model.name for run in comparison.found.runs))
+    models = list(dict.fromkeys(run.model.name for run in comparison.selected.runs))
     return f"LinearPatch: {', '.join(models[:3])}{' and more' if len(models) > 3 else ''}" if models else "LinearPatch"
 
 

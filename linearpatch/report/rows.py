@@ -153,14 +153,14 @@ def told_apart(rows: Sequence[Row]) -> list[Row]:
         if row.variant.stage != "dense":
             by_model.setdefault(row.variant.model, []).append(row)
     texts = {model: _telling_texts(own) for model, own in by_model.items()}
-    found = []
+    distinct = []
     for group in alike.values():
         shown = {CHOSEN_FOR, *telling([dict(row.variant.settings) for row in group])}
         for row in group:
             names = shown | texts.get(row.variant.model, set())
             settings = tuple((name, value) for name, value in row.variant.settings if name in names)
-            found.append(replace(row, variant=replace(row.variant, settings=settings)))
-    return sorted(found, key=lambda row: (*row.variant.order, row.seed))
+            distinct.append(replace(row, variant=replace(row.variant, settings=settings)))
+    return sorted(distinct, key=lambda row: (*row.variant.order, row.seed))
 
 
 def _telling_texts(rows: Sequence[Row]) -> set[str]:

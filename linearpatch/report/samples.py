@@ -63,10 +63,10 @@ class Samples:
             answers = self._answers(self._folders[run]) if run in self._folders else None
             if answers is None:
                 continue
-            found = _sample(answers, row.variant.stage, name, row)
-            if isinstance(found, Sample):
-                return found
-            reason = found
+            sample = _sample(answers, row.variant.stage, name, row)
+            if isinstance(sample, Sample):
+                return sample
+            reason = sample
         return reason
 
     def _answers(self, folder: Path) -> Answers | None:
@@ -111,7 +111,10 @@ def _weights(metric: Metric, name: str, row: Row) -> dict[str, float] | None:
         return None
     questions = sum(part.n for part in parts.values())
     alike = dict.fromkeys(parts, 1 / len(parts))
-    for weights in (alike, {part: one.n / questions for part, one in parts.items()} if questions else alike):
+    for weights in (
+        alike,
+        {part: part_metric.n / questions for part, part_metric in parts.items()} if questions else alike,
+    ):
         total = sum(weight * (parts[part].value or 0.0) for part, weight in weights.items())
         if math.isclose(total, metric.value, rel_tol=1e-9, abs_tol=1e-9):
             return weights

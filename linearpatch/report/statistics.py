@@ -55,24 +55,24 @@ def moments(strata: Strata) -> Moments:
     return Moments(mean, math.sqrt(variance), variance**2 / spent)
 
 
-def t_tests(found: Sequence[Moments]) -> list[tuple[float, float, float] | None]:
+def t_tests(moments: Sequence[Moments]) -> list[tuple[float, float, float] | None]:
     """Ends of the 95 % interval and the p-value of each mean difference, by Student's t-distribution.
 
     Of differences that are all zero, `(0, 0, 1)`; None where the spread is unknown or zero.
     """
-    if not found:
+    if not moments:
         return []
-    tested = [one.stderr is not None and one.stderr > 0 for one in found]
-    means = numpy.array([one.mean for one in found])
-    errors = numpy.array([one.stderr if known else 1.0 for one, known in zip(found, tested, strict=True)])
-    degrees = numpy.array([one.degrees if known else 1.0 for one, known in zip(found, tested, strict=True)])
+    tested = [moment.stderr is not None and moment.stderr > 0 for moment in moments]
+    means = numpy.array([moment.mean for moment in moments])
+    errors = numpy.array([moment.stderr if known else 1.0 for moment, known in zip(moments, tested, strict=True)])
+    degrees = numpy.array([moment.degrees if known else 1.0 for moment, known in zip(moments, tested, strict=True)])
     arms = stats.t.ppf((1 + CONFIDENCE) / 2, degrees) * errors
     p = 2 * stats.t.sf(numpy.abs(means) / errors, degrees)
     return [
         (float(mean - arm), float(mean + arm), float(value)) if known
-        else (0.0, 0.0, 1.0) if one.stderr == 0 and one.mean == 0
+        else (0.0, 0.0, 1.0) if moment.stderr == 0 and moment.mean == 0
         else None
-        for one, known, mean, arm, value in zip(found, tested, means, arms, p, strict=True)
+        for moment, known, mean, arm, value in zip(moments, tested, means, arms, p, strict=True)
     ]  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def push_wandb_report(
     """
     _workspaces()
     comparison = compare_runs(read_runs(folders))
-    runs = comparison.found.runs
+    runs = comparison.selected.runs
     project = project or _tracked(runs, "project") or "linearpatch"
     view = build_wandb_report(comparison, project, entity or _tracked(runs, "entity") or "", title)
     try:
@@ -58,7 +58,7 @@ def build_wandb_report(comparison: Comparison, project: str, entity: str = "", t
         ConfigError: wandb-workspaces isn't installed.
     """
     reports, expressions = _workspaces()
-    names = sorted(run.record.run_id for run in comparison.found.runs)
+    names = sorted(run.record.run_id for run in comparison.selected.runs)
     runset = reports.Runset(
         project=project, entity=entity, name="runs", filters=expressions.And(expressions.Metric("Name").isin(names))
     )
@@ -68,8 +68,10 @@ def build_wandb_report(comparison: Comparison, project: str, entity: str = "", t
         for block in (reports.H2(table.title), reports.MarkdownBlock(markdown_table(table)))
     ]
     grid = reports.PanelGrid(runsets=[runset], panels=_panels(comparison, reports))
-    failures = comparison.found.failures
-    left_out = [f"- {escape(one.run_id)} ({escape(one.status)}): {escape(one.reason)}" for one in failures]
+    failures = comparison.selected.failures
+    left_out = [
+        f"- {escape(failure.run_id)} ({escape(failure.status)}): {escape(failure.reason)}" for failure in failures
+    ]
     return reports.Report(
         project=project,
         entity=entity,
@@ -113,7 +115,7 @@ def _panels(comparison: Comparison, reports: Any) -> list[Any]:
         for stage in stages
     ]
     training = []
-    if any(run.record.distillation for run in comparison.found.runs):
+    if any(run.record.distillation for run in comparison.selected.runs):
         losses = ["distill/loss", "distill/validation_loss"]
         training = [reports.LinePlot(title=name, x="distill/step", y=[name]) for name in losses]
     columns = [

@@ -16,13 +16,13 @@ def beside_table(entries: Sequence[Entry], published: Sequence[Published]) -> Ta
     """One line for each published figure of a model that was measured too: both, and how far they are apart."""
     columns = _columns(entries, published)
     lines, sources = [], dict[str, None]()
-    for one in published:
-        for entry in (entry for entry in entries if matches(entry, one)):
-            for key, figure in one.values.items():
+    for row in published:
+        for entry in (entry for entry in entries if matches(entry, row)):
+            for key, figure in row.values.items():
                 line = _line(entry, columns.get(key), figure)
                 if line:
                     lines.append(line)
-                    sources |= dict.fromkeys(one.sources)
+                    sources |= dict.fromkeys(row.sources)
     if not lines:
         return None
     heads = ("model", "layers", "pruner", "patch", "distill", "settings", "seeds", "metric")
@@ -44,8 +44,8 @@ def matches(entry: Entry, published: Published) -> bool:
         return False
     if variant.stage == "dense":
         return True
-    mine = (variant.pruner, variant.patch, variant.distill)
-    return mine == (published.pruner, published.patch, published.distill) and all(
+    recipe = (variant.pruner, variant.patch, variant.distill)
+    return recipe == (published.pruner, published.patch, published.distill) and all(
         _same(row.settings.get(name) or _inherited(row.settings, name), value)
         for name, value in published.settings
         for row in entry.rows
@@ -57,20 +57,20 @@ def _inherited(settings: Mapping[str, str], name: str) -> str | None:
     return settings.get("corpus.name") if name.endswith(".corpus.name") else None
 
 
-def _same(mine: str | None, other: str) -> bool:
+def _same(name: str | None, other: str) -> bool:
     """Whether two settings are the same number or the same word."""
     try:
-        return mine is not None and float(mine) == float(other)
+        return name is not None and float(name) == float(other)
     except ValueError:
-        return mine == other
+        return name == other
 
 
 def _columns(entries: Sequence[Entry], published: Sequence[Published]) -> dict[str, Column]:
     known = all_metrics([row for entry in entries for row in entry.rows])
-    found = perplexity_columns(known, published)
+    columns = perplexity_columns(known, published)
     for suite in suites_of(known):
-        found += suite_columns(suite, known, published)
-    return {column.key: column for column in found}
+        columns += suite_columns(suite, known, published)
+    return {column.key: column for column in columns}
 
 
 def _line(entry: Entry, column: Column | None, figure: float) -> Line | None:

@@ -14,24 +14,24 @@ MOST_SHOWN = 24
 
 def metric_names(records: Sequence[Record]) -> list[str]:
     """Metrics of some stage of some run by evaluation, averages last; of one with very many the averages alone."""
-    found = {name: metric for name, metric in _found(records).items() if metric.has_data}
+    metrics = {name: metric for name, metric in _found(records).items() if metric.has_data}
     by_evaluation: dict[str, list[str]] = {}
-    for name in found:
+    for name in metrics:
         by_evaluation.setdefault(_evaluation(name), []).append(name)
     return [
         name
         for names in by_evaluation.values()
-        for name in sorted(names, key=lambda name: bool(found[name].parts))
-        if len(names) <= MOST_SHOWN or found[name].parts
+        for name in sorted(names, key=lambda name: bool(metrics[name].parts))
+        if len(names) <= MOST_SHOWN or metrics[name].parts
     ]
 
 
 def headline_names(records: Sequence[Record]) -> list[str]:
     """The metrics that stand for each evaluation; all of them where none was chosen to."""
-    found = _found(records)
-    chosen = {_evaluation(name) for name, metric in found.items() if metric.headline}
-    shown = [name for name, metric in found.items() if metric.headline or _evaluation(name) not in chosen]
-    return [name for name in shown if found[name].has_data]
+    metrics = _found(records)
+    chosen = {_evaluation(name) for name, metric in metrics.items() if metric.headline}
+    shown = [name for name, metric in metrics.items() if metric.headline or _evaluation(name) not in chosen]
+    return [name for name in shown if metrics[name].has_data]
 
 
 def label(name: str, records: Sequence[Record]) -> str:
@@ -75,12 +75,12 @@ def _versus_text(versus: Mapping[str, float]) -> str:
 
 def retained_text(record: Record, stage: str, name: str, definition: str = "mean_of_ratios") -> str:
     """Retained performance of an average with its interval; LinearPatch's definition by default."""
-    found = record.retained.get(stage, {}).get(definition, {}).get(name)
-    if found is None:
+    value = record.retained.get(stage, {}).get(definition, {}).get(name)
+    if value is None:
         return ""
-    known = found.low is not None and found.high is not None
-    interval = f" [{100 * found.low:.1f}, {100 * found.high:.1f}]" if known else ""  # type: ignore[operator]
-    return f"{100 * found.value:.1f}{interval}"
+    known = value.low is not None and value.high is not None
+    interval = f" [{100 * value.low:.1f}, {100 * value.high:.1f}]" if known else ""  # type: ignore[operator]
+    return f"{100 * value.value:.1f}{interval}"
 
 
 def how_measured(metric: Metric) -> str:
@@ -95,7 +95,9 @@ def notes(records: Sequence[Record], names: Sequence[str]) -> list[str]:
         for stage in record.metrics.values():
             for name in (name for name in names if name in stage):
                 measured.setdefault(how_measured(stage[name]), []).append(name)
-    lines = [f"{_in_short(list(dict.fromkeys(found)))}: {protocol}" for protocol, found in measured.items()]
+    lines = [
+        f"{_in_short(list(dict.fromkeys(measured_names)))}: {protocol}" for protocol, measured_names in measured.items()
+    ]
     if len(records) == 1:
         lines += _gains(records[0])
     return [*lines, *remarks(records)]

@@ -154,7 +154,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     >>> flat({"patch": {"ridge": 0.1}, "seed": 0})
     {'patch.ridge': 0.1, 'seed': 0}
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in config.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return values

@@ -22,12 +22,12 @@ CORPORA = ("corpus", "calibration.corpus", "distillation.corpus")
 
 def settings(record: Record) -> dict[str, str]:
     """All settings of a run by dotted name; where a purpose has no corpus of its own, with the name of the run's."""
-    found = flat(record.config)
-    shared = found.get("corpus.name")
-    for corpus in (corpus for corpus in CORPORA if corpus in found):  # null: it reads the run's
-        del found[corpus]
-        found[f"{corpus}.name"] = shared
-    return {name: str(value) for name, value in found.items()}
+    values = flat(record.config)
+    shared = values.get("corpus.name")
+    for corpus in (corpus for corpus in CORPORA if corpus in values):  # null: it reads the run's
+        del values[corpus]
+        values[f"{corpus}.name"] = shared
+    return {name: str(value) for name, value in values.items()}
 
 
 def relevant(record: Record, stage: str) -> dict[str, str]:
@@ -35,16 +35,16 @@ def relevant(record: Record, stage: str) -> dict[str, str]:
     model, pruning, patch = record.require_edit()
     foreseen = stage == "pruned" and pruning.sees_patches
     groups = setting_groups("patched" if foreseen else stage)
-    found = {
+    values = {
         name: value
         for name, value in settings(record).items()
         if name.partition(".")[0] in groups and name not in ASIDE and not (name in SEEDS and value == str(record.seed))
     }
     if foreseen:
-        found[CHOSEN_FOR] = patch.method
-    found["model.fingerprint"] = model.fingerprint
-    found["model.dtype"] = model.dtype
-    return found
+        values[CHOSEN_FOR] = patch.method
+    values["model.fingerprint"] = model.fingerprint
+    values["model.dtype"] = model.dtype
+    return values
 
 
 def telling(runs: Sequence[Mapping[str, str]]) -> list[str]:
@@ -54,8 +54,8 @@ def telling(runs: Sequence[Mapping[str, str]]) -> list[str]:
     ...          {"patch.ridge": "0.2", "corpus.name": "b", "corpus.path": "y"}])
     ['corpus.name', 'patch.ridge']
     """
-    names = sorted({name for one in runs for name in one})
-    varied = [name for name in names if len({one.get(name) for one in runs}) > 1]
+    names = sorted({name for run in runs for name in run})
+    varied = [name for name in names if len({run.get(name) for run in runs}) > 1]
     return [name for name in varied if not _follows(name, runs)]
 
 
@@ -65,5 +65,5 @@ def _follows(name: str, runs: Sequence[Mapping[str, str]]) -> bool:
     if corpus is None or name == "corpus.name":
         return False
     leader = "corpus.name" if name == f"{corpus}.name" else f"{corpus}.name"
-    pairs = {(one.get(leader), one.get(name)) for one in runs}
+    pairs = {(run.get(leader), run.get(name)) for run in runs}
     return len({called for called, _ in pairs}) == len(pairs)

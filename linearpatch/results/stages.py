@@ -24,4 +24,4 @@ def stages_before(stage: str) -> tuple[str, ...]:
 
 def setting_groups(stage: str) -> tuple[str, ...]:
     """Groups of settings that make the model of a stage."""
-    return tuple(group for one in (*stages_before(stage), stage) for group in ADDED_SETTINGS[one])
+    return tuple(group for earlier in (*stages_before(stage), stage) for group in ADDED_SETTINGS[earlier])

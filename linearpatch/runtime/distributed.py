@@ -88,9 +88,9 @@ class Workers:
         if self.count == 1:
             return True
         number = int(hashlib.sha256(value.encode()).hexdigest()[:12], 16)
-        mine = torch.zeros(self.count, dtype=torch.float64)
-        mine[self.rank] = number  # 48 bits are exact in fp64
-        return bool((self.sum(mine) == number).all())
+        numbers = torch.zeros(self.count, dtype=torch.float64)
+        numbers[self.rank] = number  # 48 bits are exact in fp64
+        return bool((self.sum(numbers) == number).all())
 
     def wait(self) -> None:
         """Wait until all processes are here."""

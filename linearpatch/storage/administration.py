@@ -46,7 +46,7 @@ class Kept:
 def contents(root: Path) -> list[Kept]:
     """What a cache holds, by kind; last what is being written, or was when its process was killed."""
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    written = [one.path for one in half_written(root)]
+    written = [file.path for file in half_written(root)]
     kinds = [(folder.name, list(cached_entries(folder))) for folder in folders]
     return [kept for kind, entries in [*kinds, (TEMPORARY, written)] if (kept := _kept(kind, entries))]
 
@@ -54,7 +54,7 @@ def contents(root: Path) -> list[Kept]:
 def half_written(root: Path) -> list[Temporary]:
     """What is being written in a cache, or was when its process was killed."""
     folders = [path for path in root.iterdir() if path.is_dir() and not path.is_symlink()] if root.is_dir() else []
-    return [one for folder in sorted(folders) for one in temporaries(folder)]
+    return [file for folder in sorted(folders) for file in temporaries(folder)]
 
 
 def removable(root: Path, kind: str, *, older_than_s: float = 0) -> list[Kept]:
@@ -78,25 +78,25 @@ def removable(root: Path, kind: str, *, older_than_s: float = 0) -> list[Kept]:
             f"run with cache_dir={root} marks it; or create the file {root / MARKER} with these two lines:\n"
             f"{MARKER_TEXT.strip()}"
         )
-    found = contents(root)
-    require_choice("kind", kind, [*(kept.kind for kept in found), "all"])
+    entries = contents(root)
+    require_choice("kind", kind, [*(kept.kind for kept in entries), "all"])
     limit = time.time() - older_than_s
-    leftover = {one.path for one in half_written(root) if one.is_leftover}
+    leftover = {file.path for file in half_written(root) if file.is_leftover}
     chosen = [
         _kept(kept.kind, [entry for entry in kept.entries if _is_before(entry, limit) and not _is_in_use(entry)])
         if kept.kind != TEMPORARY
         else _kept(TEMPORARY, [entry for entry in kept.entries if entry in leftover and _is_before(entry, limit)])
-        for kept in found
+        for kept in entries
         if kind in (kept.kind, "all")
     ]
     return [kept for kept in chosen if kept]
 
 
-def remove(found: Sequence[Kept]) -> tuple[int, int]:
+def remove(entries: Sequence[Kept]) -> tuple[int, int]:
     """Remove entries, but for those that somebody has begun to work on since they were listed.
 
     Args:
-        found: What `removable` lists.
+        entries: What `removable` lists.
 
     Returns:
         How many were removed, and their bytes.
@@ -105,7 +105,7 @@ def remove(found: Sequence[Kept]) -> tuple[int, int]:
         StorageError: the system doesn't allow it.
     """
     count = size = 0
-    for entry in (entry for kept in found for entry in kept.entries):
+    for entry in (entry for kept in entries for entry in kept.entries):
         if entry.is_symlink() or not entry.exists() or _is_in_use(entry):
             continue
         bytes_ = _size(entry)
@@ -119,14 +119,14 @@ def remove(found: Sequence[Kept]) -> tuple[int, int]:
 
 def damaged(root: Path, on_step: Callable[[], None] = lambda: None) -> list[tuple[Path, str]]:
     """Entries that can't be read or whose checksum is wrong, with the reason; models aren't checked."""
-    found = []
+    entries = []
     for entry in entries_to_check(root):
         try:
             read_entry(entry)
         except UNREADABLE as error:
-            found.append((entry, str(error)))
+            entries.append((entry, str(error)))
         on_step()
-    return found
+    return entries
 
 
 def entries_to_check(root: Path) -> list[Path]:

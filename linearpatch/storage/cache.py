@@ -75,11 +75,11 @@ class Cache:
             StorageError: the entry can't be written.
         """
         with self.locked(kind, key):
-            found = self.find(kind, key)
-            if found is None:
-                found = compute()
-                self.put(kind, key, found)
-        return found
+            entry = self.find(kind, key)
+            if entry is None:
+                entry = compute()
+                self.put(kind, key, entry)
+        return entry
 
     def find(self, kind: str, key: Mapping[str, Any], *, remember: bool = True) -> Entry | None:
         """Return the entry of a key, or None where there is none or it is damaged.

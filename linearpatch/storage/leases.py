@@ -162,10 +162,10 @@ class Lease:
         except OSError:  # it can't be read
             return (0, 0, 0)
         try:
-            found = os.fstat(descriptor)
+            status = os.fstat(descriptor)
         finally:
             os.close(descriptor)
-        return found.st_mtime_ns, found.st_ino, found.st_ctime_ns
+        return status.st_mtime_ns, status.st_ino, status.st_ctime_ns
 
     def _unchanged_for(self) -> float:
         now, stamp = time.monotonic(), self._stamp()

@@ -106,15 +106,15 @@ def temporaries(folder: Path) -> list[Temporary]:
 
 def _named(folder: Path, names: list[str]) -> Iterator[Temporary]:
     for name in names:
-        if found := _NAME.fullmatch(name):
-            yield Temporary(folder / name, found["machine"], int(found["process"]))
+        if match := _NAME.fullmatch(name):
+            yield Temporary(folder / name, match["machine"], int(match["process"]))
         elif _OF_EARLIER_VERSIONS.fullmatch(name) or _OF_LEASES.fullmatch(name):
             yield Temporary(folder / name)
 
 
 def remove_leftovers(folder: Path) -> int:
     """Remove what killed processes had begun to write in a folder; how many."""
-    return sum(one.is_leftover and one.remove() for one in temporaries(folder))
+    return sum(file.is_leftover and file.remove() for file in temporaries(folder))
 
 
 def this_machine() -> str:

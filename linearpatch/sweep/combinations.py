@@ -37,19 +37,19 @@ def read_combinations(file: str) -> list[dict[str, Any]]:
             raise OSError("it is not a file")
         if path.exists() and path.stat().st_size > MOST_BYTES:
             raise OSError(f"it has {path.stat().st_size:,} bytes, and a sweep's file up to {MOST_BYTES:,}")
-        found = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=get_yaml_loader())
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=get_yaml_loader())
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"sweep={file} can't be read: {error}. Name a YAML file with {FORM}.") from error
     except RecursionError as error:
         raise ConfigError(f"sweep={file} is nested too deeply. Write {FORM}.") from error
     except (yaml.YAMLError, ValueError) as error:  # a ValueError: a date or number that there isn't
         raise ConfigError(f"sweep={file} isn't YAML: {' '.join(str(error).split())}. Write {FORM}.") from error
-    if not isinstance(found, list) or not found or not all(isinstance(one, dict) and one for one in found):
+    if not isinstance(content, list) or not content or not all(isinstance(entry, dict) and entry for entry in content):
         raise ConfigError(f"sweep={file} doesn't hold combinations. Write {FORM}.")
     budget = [MOST_VALUES]
-    for number, combination in enumerate(found, start=1):
+    for number, combination in enumerate(content, start=1):
         _check(combination, f"sweep={file}, combination {number}", budget)
-    return found
+    return content
 
 
 def _check(value: Any, place: str, budget: list[int], depth: int = 0) -> None:
@@ -94,7 +94,7 @@ def as_overrides(combination: Mapping[str, Any]) -> list[str]:
     for key, value in combination.items():
         if not isinstance(key, str) or not re.fullmatch(r"[+~]{0,2}[\w./@$-]+", key):
             raise ConfigError(f"{key!r} is not the name of a setting. Write {FORM}.")
-        first, *others = (override(key, one) for one in _alternatives(key, value))
+        first, *others = (override(key, alternative) for alternative in _alternatives(key, value))
         words.append(",".join([first, *(other.removeprefix(f"{key}=") for other in others)]))
     return words
 

@@ -118,13 +118,13 @@ class Feasibility:
 
     def _at_hand(self, key: Hashable, read: Callable[[], Any], *, surely: bool = False) -> Any:
         """What is read, or None where only the hub has it and may be asked when the run starts."""
-        found = self._once(key, lambda: _attempt(read))
-        if not isinstance(found, LinearPatchError):
-            return found
-        if surely or not isinstance(found, DataError):
-            raise found
+        outcome = self._once(key, lambda: _attempt(read))
+        if not isinstance(outcome, LinearPatchError):
+            return outcome
+        if surely or not isinstance(outcome, DataError):
+            raise outcome
         self._once(
-            (key, "logged"), lambda: log.warning("not on this machine, so that a run will need the hub: %s", found)
+            (key, "logged"), lambda: log.warning("not on this machine, so that a run will need the hub: %s", outcome)
         )
         return None
 
@@ -164,8 +164,8 @@ def _bytes(document: Any) -> int:
 
 
 def _failure_of(attempt: Callable[[], Any]) -> LinearPatchError | None:
-    found = _attempt(attempt)
-    return found if isinstance(found, LinearPatchError) else None
+    outcome = _attempt(attempt)
+    return outcome if isinstance(outcome, LinearPatchError) else None
 
 
 def _attempt(read: Callable[[], Any]) -> Any:

@@ -100,11 +100,11 @@ def read_manifests(folder: Path) -> list[Manifest]:
     Raises:
         StorageError: a file is not a manifest of this version.
     """
-    found = []
+    manifests = []
     for file in (folder / FOLDER).glob("*.json"):
         try:
-            found.append(TypeAdapter(Manifest).validate_json(file.read_bytes()))
+            manifests.append(TypeAdapter(Manifest).validate_json(file.read_bytes()))
         except (OSError, ValueError) as error:
             reason = reason_of(error) if isinstance(error, ValidationError) else str(error)
             raise StorageError(f"{file} is not the list of a sweep of this version: {reason}. Move it away.") from error
-    return sorted(found, key=lambda manifest: manifest.planned)
+    return sorted(manifests, key=lambda manifest: manifest.planned)

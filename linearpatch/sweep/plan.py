@@ -123,23 +123,23 @@ def plan_sweep(
         ConfigError: runs have different folders.
     """
     asked_for: dict[Path, set[str]] = {}
-    for one in asked:
-        if one.experiment is not None:
-            variants = asked_for.setdefault(one.experiment.folder(in_sweep=True), set())
-            variants.add(digest(one.experiment.measured))
+    for job in asked:
+        if job.experiment is not None:
+            variants = asked_for.setdefault(job.experiment.folder(in_sweep=True), set())
+            variants.add(digest(job.experiment.measured))
     runs: list[Job] = []
-    for index, one in enumerate(asked):
-        request = Request("run", f"combination {index + 1}", "", (one.overrides,), label, tuple(search_path), since)
-        if one.experiment is None:
-            runs.append(Job(request.name, request, error=one.error))
+    for index, job in enumerate(asked):
+        request = Request("run", f"combination {index + 1}", "", (job.overrides,), label, tuple(search_path), since)
+        if job.experiment is None:
+            runs.append(Job(request.name, request, error=job.error))
             continue
-        place, name = one.experiment.folder(in_sweep=True), one.experiment.run_id
+        place, name = job.experiment.folder(in_sweep=True), job.experiment.run_id
         if len(asked_for[place]) > 1:
-            name += f"-{digest(one.experiment.measured)}"
+            name += f"-{digest(job.experiment.measured)}"
             place = place.with_name(name)
-        done = None if one.experiment.force else completed(one.experiment, place, name)
+        done = None if job.experiment.force else completed(job.experiment, place, name)
         request = replace(request, name=name, folder=str(place))
-        runs.append(Job(request.name, request, one.experiment, done=done))
+        runs.append(Job(request.name, request, job.experiment, done=done))
     folders = list(dict.fromkeys(run.request.path.parent for run in runs if run.experiment))
     if len(folders) > 1:
         raise ConfigError(
@@ -200,11 +200,11 @@ def _order_pruned(shared: dict[str, Job], needs: Mapping[int, set[str]]) -> None
 
 def _groups(runs: Iterable[tuple[int, Experiment]], key: Callable[[Experiment], Hashable]) -> dict[Hashable, list[int]]:
     """Runs with the same key, where there are at least two."""
-    found: dict[Hashable, list[int]] = {}
+    groups: dict[Hashable, list[int]] = {}
     for index, experiment in runs:
         if (value := key(experiment)) is not None:
-            found.setdefault(value, []).append(index)
-    return {value: members for value, members in found.items() if len(members) > 1}
+            groups.setdefault(value, []).append(index)
+    return {value: members for value, members in groups.items() if len(members) > 1}
 
 
 def _step(part: str, key: Hashable, members: Sequence[Job], folder: Path) -> Job:

@@ -47,6 +47,6 @@ class Request:
     def from_text(cls, text: str) -> Request:
         """What `to_text` wrote."""
         values: dict[str, Any] = json.loads(text)
-        values["overrides"] = tuple(tuple(one) for one in values["overrides"])
+        values["overrides"] = tuple(tuple(words) for words in values["overrides"])
         values["search_path"] = tuple(values["search_path"])
         return cls(**values)

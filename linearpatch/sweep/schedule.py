@@ -75,7 +75,7 @@ def _run(
     waiting = list(pending)
     open_names = {job.name for job in pending}
     running: dict[Future[Ending], Job] = {}
-    found: dict[str, _Found] = {}
+    results: dict[str, _FileTimes] = {}
     broken: dict[str, int] = {}
     while waiting or running:
         ready = [job for job in waiting if not job.needs & open_names]
@@ -88,7 +88,7 @@ def _run(
                 open_names.discard(job.name)
                 ended(Outcome(job, _failed(job, str(error))))
         if ready:
-            found |= {job.name: _Found.now(job.request.path) for job in ready if job.name not in found}
+            results |= {job.name: _FileTimes.now(job.request.path) for job in ready if job.name not in results}
             running |= dict(zip(submit([job.request for job in ready]), ready, strict=True))
         if not running:
             continue
@@ -107,18 +107,18 @@ def _run(
             except Exception as error:  # launchers have kinds of their own for dead workers and nodes
                 ending = Ending(None, f"its worker died: {' '.join(str(error).split())[:300]}")
             open_names.discard(job.name)
-            ended(Outcome(job, _record_of(job, ending, found[job.name]), ending.seconds))
+            ended(Outcome(job, _record_of(job, ending, results[job.name]), ending.seconds))
 
 
 @dataclass(frozen=True)
-class _Found:
+class _FileTimes:
     """What a job's folder held before it began: when its record and its output were written last."""
 
     record: int
     output: int
 
     @classmethod
-    def now(cls, folder: Path) -> _Found:
+    def now(cls, folder: Path) -> _FileTimes:
         return cls(_written(folder / FILE_NAME), _written(folder / OUTPUT_NAME))
 
 
@@ -129,12 +129,12 @@ def _written(file: Path) -> int:
         return 0
 
 
-def _record_of(job: Job, ending: Ending, before: _Found) -> Record:
+def _record_of(job: Job, ending: Ending, before: _FileTimes) -> Record:
     """The record that a process left; where it died, its record says so from now on."""
     folder = job.request.path
     state = state_of(folder, lambda path: Lease(path).is_alive())
     record = state.record
-    after = _Found.now(folder)
+    after = _FileTimes.now(folder)
     if ending.code == 0 and record is not None:
         return record
     is_its_own = after.record != before.record and state.state != "running"  # else another process has the folder

@@ -37,13 +37,16 @@ def collect_statistics(experiments: Sequence[Experiment], cache: Cache, record: 
     with _working(record, folder):
         prepared = prepare(replace(_plain(experiments[0]), eval={}), record, sized_for=experiments[0].patch)
         with record.step("rank"):
-            wanted = [
+            statistics = [
                 statistic
-                for one in experiments
-                for patch in [one.patch.for_model(prepared.model.decoder)]
-                for statistic in (*one.pruner.chooser.statistics(one.num_pruned_layers), *patch.statistics())
+                for experiment in experiments
+                for patch in [experiment.patch.for_model(prepared.model.decoder)]
+                for statistic in (
+                    *experiment.pruner.chooser.statistics(experiment.num_pruned_layers),
+                    *patch.statistics(),
+                )
             ]
-            workspace_of(experiments[0], prepared, cache).collect(*wanted)
+            workspace_of(experiments[0], prepared, cache).collect(*statistics)
 
 
 def measure_pruned(experiment: Experiment, cache: Cache, record: Record, folder: Path) -> None:
@@ -69,7 +72,7 @@ def _measure(
     folder: Path,
 ) -> None:
     """Measure what doesn't depend on the other stages' models."""
-    alone = [one for one in prepared.measurements if not one.together]
+    alone = [measurement for measurement in prepared.measurements if not measurement.together]
     with Answers(folder) as answers:
         measure(prepared.model, stages, experiment.evaluations, alone, cache, record, answers)
 

@@ -33,7 +33,7 @@ def labels(record: Record) -> dict[str, str | int]:
 
 def dense_value(record: Record, stage: str, name: str) -> float | None:
     """The dense model's value of a metric of a later stage, where both were measured alike on the same data."""
-    metric, dense = (record.metrics.get(one, {}).get(name) for one in (stage, "dense"))
+    metric, dense = (record.metrics.get(of_stage, {}).get(name) for of_stage in (stage, "dense"))
     if stage == "dense" or metric is None or dense is None or not metric.is_comparable(dense):
         return None
     return dense.value
@@ -58,7 +58,7 @@ def scalars(record: Record) -> dict[str, float]:
             numbers[f"{stage}/{name}_stderr"] = metric.stderr
             numbers[f"{stage}/{name}_x_dense"] = times_dense(record, stage, name)
         for definition, kept in record.retained.get(stage, {}).items():
-            numbers |= {f"{stage}/retained/{definition}/{name}": one.value for name, one in kept.items()}
+            numbers |= {f"{stage}/retained/{definition}/{name}": average.value for name, average in kept.items()}
         if record.model and record.pruning and record.patch:
             numbers[f"{stage}/num_parameters"] = record.num_parameters(stage)
     numbers |= {f"time/{step}": seconds for step, seconds in record.timings_s.items()}
@@ -81,16 +81,18 @@ def against_layers(record: Record) -> dict[int, dict[str, float]]:
             if name in shown and metric.value is not None:
                 points[0][f"{stage}/{name}"] = metric.value if stage == "dense" else dense_value(record, stage, name)
                 points[last][f"{stage}/{name}"] = metric.value if stage != "dense" else None
-    known = {count: {name: one for name, one in values.items() if one is not None} for count, values in points.items()}
+    known = {
+        count: {name: value for name, value in values.items() if value is not None} for count, values in points.items()
+    }
     return {count: values for count, values in known.items() if values}
 
 
 def tables(record: Record, folder: Path) -> dict[str, Table]:
     """The tables of a run by name: `layers`, `search`, `interfaces`, `questions`; those that have rows."""
-    found = {"questions": _questions(folder)}
+    tables = {"questions": _questions(folder)}
     if record.pruning and record.model:
-        found |= {"layers": _layers(record), "search": _search(record), "interfaces": _interfaces(record)}
-    return {name: table for name, table in found.items() if table.rows}
+        tables |= {"layers": _layers(record), "search": _search(record), "interfaces": _interfaces(record)}
+    return {name: table for name, table in tables.items() if table.rows}
 
 
 def figures(record: Record, folder: Path) -> dict[str, bytes]:

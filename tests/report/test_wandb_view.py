@@ -26,7 +26,7 @@ def test_a_report_holds_plots_over_these_runs_and_the_tables(runs):
     view = build_wandb_report(comparison, "mine", "me", "A title")
     assert (view.project, view.entity, view.title) == ("mine", "me", "A title")
     grid = next(block for block in view.blocks if hasattr(block, "panels"))
-    assert all(run.record.run_id in grid.runsets[0].filters for run in comparison.found.runs)
+    assert all(run.record.run_id in grid.runsets[0].filters for run in comparison.selected.runs)
     shown = " ".join(str(panel) for panel in grid.panels)
     for name in ("patched/ppl/wikitext2", "distilled/ppl/wikitext2", "num_removed", "distill/validation_loss"):
         assert name in shown

@@ -75,10 +75,10 @@ def select(names: tuple[str, ...], include_path: Path | None = None) -> Selectio
     asked: list[str] = []
     for name in names:
         manager = _manager_of(name, include_path)
-        found, own_groups = _expand(name, manager)
-        entries |= {entry.name: entry for entry in found if entry.name not in entries}
+        tasks, own_groups = _expand(name, manager)
+        entries |= {entry.name: entry for entry in tasks if entry.name not in entries}
         groups |= own_groups
-        asked += [name] if _kind(name, manager) != "TAG" else [entry.name for entry in found]
+        asked += [name] if _kind(name, manager) != "TAG" else [entry.name for entry in tasks]
     return Selection(tuple(entries.values()), tuple(dict.fromkeys(asked)), groups)
 
 
@@ -176,8 +176,8 @@ def _expand(
     entries: list[Entry] = []
     groups: dict[str, list[str]] = {}
     for member, own in _members(name, manager):
-        found, below = _expand(member, manager, {**(changes or {}), **own})
-        entries += found
+        tasks, below = _expand(member, manager, {**(changes or {}), **own})
+        entries += tasks
         groups |= below
     if _kind(name, manager) == "GROUP":
         groups = {name: [entry.name for entry in entries], **groups}

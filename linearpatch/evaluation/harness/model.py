@@ -57,21 +57,21 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm_eval has no types
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Score]:
         """Scores of pairs of context and continuation."""
-        found: list[Score] = super().loglikelihood(requests, disable_tqdm=True)
-        return found
+        scores: list[Score] = super().loglikelihood(requests, disable_tqdm=True)
+        return scores
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Log-likelihoods of whole texts."""
-        found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
-        return found
+        scores: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=True)
+        return scores
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Continuations up to a stop sequence."""
         self.batch_size_per_gpu, self._generating = self._rows.rows, len(requests)
         for request in requests:
             self._hash(self.tok_encode(request.args[0]))
-        found: list[str] = super().generate_until(requests, disable_tqdm=True)
-        return found
+        texts: list[str] = super().generate_until(requests, disable_tqdm=True)
+        return texts
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[array[int], array[int]]:
         pair = (context, continuation)

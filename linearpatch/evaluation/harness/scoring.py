@@ -86,10 +86,10 @@ def score(
     rows = rows_of(requests, max_length)
     groups = group(rows) if share else [Group((row,), 0) for row in rows]
     for batch, hidden, offset in _read(decoder, groups, batch_size):
-        found = _score_batch(decoder, batch, hidden, offset, requests)
-        for index, value in found.items():
+        batch_scores = _score_batch(decoder, batch, hidden, offset, requests)
+        for index, value in batch_scores.items():
             scores[index] = value
-        on_requests(len(found))
+        on_requests(len(batch_scores))
     return scores
 
 
@@ -145,13 +145,13 @@ class _Part:
 
     def whole(self) -> list[_Part]:
         """The groups in it."""
-        found, left = [], [self]
+        parts, left = [], [self]
         while left:
             part = left.pop()
             left += part.parts
             if not part.parts:
-                found.append(part)
-        return found
+                parts.append(part)
+        return parts
 
 
 def _common(first: Row, second: Row) -> int:

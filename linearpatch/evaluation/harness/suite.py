@@ -47,12 +47,12 @@ def prepare(asking: Asking, name: str, datasets_dir: Path | None) -> Preparation
     with _quiet():
         selection = select(tuple(asking.tasks), asking.own_folder)
         loaded = {entry.name: load(entry, datasets_dir, asking.num_fewshot) for entry in selection.entries}
-    missing = {task: found for task, found in loaded.items() if isinstance(found, Missing)}
+    missing = {task: loaded_task for task, loaded_task in loaded.items() if isinstance(loaded_task, Missing)}
     if missing:
         names = ", ".join(_names(selection, missing))
         if asking.missing_data == "error":
             first = next(iter(missing.values()))
-            places = [place for found in missing.values() for place in found.places]
+            places = [place for loaded_task in missing.values() for place in loaded_task.places]
             more = f" and {len(places) - 3} more" if len(places) > 3 else ""
             raise DataError(
                 f"eval.{name}: there is no data for {names}. Looked for {', '.join(places[:3])}{more}, and on the hub: "
@@ -60,12 +60,12 @@ def prepare(asking: Asking, name: str, datasets_dir: Path | None) -> Preparation
                 "leave these tasks out with missing_data=skip."
             )
         log.warning("eval.%s: there is no data for %s; going on without (missing_data=skip)", name, names)
-    for task, found in loaded.items():
-        if getattr(found, "UNSAFE_CODE", False):
+    for task, loaded_task in loaded.items():
+        if getattr(loaded_task, "UNSAFE_CODE", False):
             raise ConfigError(f"The task {task} runs code that the model writes, which this package never does.")
 
-        if not isinstance(found, Missing):
-            check_choices_are_equal(found)
+        if not isinstance(loaded_task, Missing):
+            check_choices_are_equal(loaded_task)
 
     def measurements(tokenizer: Any) -> list[Measurement]:
         if asking.chat_template and not tokenizer.chat_template:
@@ -112,11 +112,11 @@ class _Harness:
         }
 
         def run(subjects: Sequence[Subject], on_step: Callable[[float], None]) -> list[Measured]:
-            found = []
+            measured = []
             for subject in subjects:
                 results, token_hash = self._evaluate(task, subject, lambda share: on_step(share * questions))
-                found.append(_measured(name, task, results, protocol, token_hash))
-            return found
+                measured.append(_measured(name, task, results, protocol, token_hash))
+            return measured
 
         return Measurement(f"{name}/{task.task_name}", key, questions, run)
 
@@ -134,7 +134,7 @@ class _Harness:
                 )
             self._model.measure(subject.decoder, on_step)
             with _scoring(task.task_name):
-                found = evaluator.evaluate(
+                results = evaluator.evaluate(
                     self._model,
                     {"tasks": {task.task_name: task}},
                     limit=asking.limit,
@@ -143,7 +143,7 @@ class _Harness:
                     fewshot_as_multiturn=asking.chat_template,
                     system_instruction=asking.system_instruction,
                 )
-        return found, self._model.token_hash
+        return results, self._model.token_hash
 
 
 @contextmanager
@@ -186,7 +186,7 @@ def check_choices_are_equal(task: Any) -> None:
         )
 
 
-def _measured(name: str, task: Any, found: Mapping[str, Any], protocol: str, token_hash: str) -> Measured:
+def _measured(name: str, task: Any, results: Mapping[str, Any], protocol: str, token_hash: str) -> Measured:
     """lm_eval's results as metrics, with what each question gave where a metric is a mean over questions.
 
     Where a question is a choice, also which answer was chosen (`CHOICE`), and the share that guessing gets right.
@@ -195,13 +195,13 @@ def _measured(name: str, task: Any, found: Mapping[str, Any], protocol: str, tok
     metrics: dict[str, Metric] = {}
     questions: dict[str, torch.Tensor] = {}
     documents: dict[str, torch.Tensor] = {}
-    answers = found["samples"][task_name]
+    answers = results["samples"][task_name]
     choices = _choices(task, [sample for sample in answers if sample["filter"] == "none"])
     if choices:
         label = metric_name(name, task_name, CHOICE)
         questions[label] = torch.tensor(choices.chosen).float()
         documents[label] = _hashes([sample for sample in answers if sample["filter"] == "none"])
-    for key, value in found["results"][task_name].items():
+    for key, value in results["results"][task_name].items():
         metric, _, filtered = key.partition(",")
         if not filtered or metric.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
@@ -272,7 +272,7 @@ def _left_out(name: str, task: str, missing: Missing) -> Measurement:
 
 def _names(selection: Selection, missing: Mapping[str, Missing]) -> list[str]:
     """The tasks without data; a group that lacks all of its own is named in one word."""
-    names = [f"the examples of {task}" if found.examples_only else task for task, found in missing.items()]
+    names = [f"the examples of {task}" if gap.examples_only else task for task, gap in missing.items()]
     for group, members in selection.groups.items():
         if members and all(task in names for task in members):
             at = names.index(members[0])

@@ -29,15 +29,15 @@ def draw(entries: Sequence[Entry], runs: Sequence[Run], facet: str | None = None
         facet: What figures of quality against layers have a panel for, see `against_layers`.
     """
     pruned = [run for run in runs if run.record.pruning and run.record.patch]
-    found: list[Drawing] = []
+    drawings: list[Drawing] = []
     with house_style():
-        found += [*against_layers(entries, facet), *against_costs(entries), *layer_maps(entries)]
+        drawings += [*against_layers(entries, facet), *against_costs(entries), *layer_maps(entries)]
         for of_runs in (layer_scores, fits, profiles, training_curves):
             try:
-                found += of_runs(pruned)
+                drawings += of_runs(pruned)
             except (KeyError, TypeError, ValueError) as error:  # a plugin may record its scores in another form
                 log.warning("the report goes without figures of %s: %s", of_runs.__name__.replace("_", " "), error)
-    return list(_with_file_names(found))
+    return list(_with_file_names(drawings))
 
 
 def _with_file_names(drawings: Sequence[Drawing]) -> Iterator[Drawing]:

@@ -103,7 +103,9 @@ def _scores(figure: Figure, axis: Axes, pruner: str, removed: Sequence[int], sco
     chosen = {min(removed, default=0)} if window else set(removed)
     colours = [COLOURS[0] if at in chosen else GREY for at in range(len(values))]
     axis.bar(range(len(values)), values, color=colours, width=0.8)
-    finalists = [min(one["removed"]) for one in scores.finalists or () if one.get("removed")] if window else []
+    finalists = (
+        [min(finalist["removed"]) for finalist in scores.finalists or () if finalist.get("removed")] if window else []
+    )
     ringed = [at for at in finalists if 0 <= at < len(values)]
     axis.plot(ringed, [values[at] for at in ringed], "o", markerfacecolor="none", markeredgecolor=COLOURS[1])
     known = [value for value in values if value == value]

@@ -51,7 +51,7 @@ def fits(runs: Sequence[Run]) -> list[Drawing]:
     for model in dict.fromkeys(run.model.name for run in runs):
         own = [run for run in largest(runs) if run.model.name == model]
         named = [(_site_name(run, site), site) for run in own for site in _sites(run)]
-        shown = {kind: [one for one in named if set(keys) <= one[1].keys()] for kind, keys in SHOWN.items()}
+        shown = {kind: [fit for fit in named if set(keys) <= fit[1].keys()] for kind, keys in SHOWN.items()}
         shown = {kind: sites[:MOST_SITES] for kind, sites in shown.items() if sites}
         if not shown:
             continue

@@ -43,13 +43,13 @@ class Quality:
 def qualities(entries: Sequence[Entry]) -> list[Quality]:
     """Every perplexity, and what is retained of each average."""
     known = all_metrics([row for entry in entries for row in entry.rows])
-    found = [
+    columns = [
         Quality(f"perplexity_{name[4:]}", metric_title(name), metric(name), lower_is_better=True)
         for name in known
         if name.startswith("ppl/")
     ]
     kept = {name for entry in entries for row in entry.rows for values in row.retained.values() for name in values}
-    return found + [
+    return columns + [
         Quality(f"retained_{name}", f"{metric_title(name)} retained, %", _percent(retained(name)), False)
         for name, measure in known.items()
         if measure.headline and name in kept
@@ -58,20 +58,20 @@ def qualities(entries: Sequence[Entry]) -> list[Quality]:
 
 def by_model(entries: Sequence[Entry]) -> Mapping[str, list[Entry]]:
     """Entries of each model."""
-    found: dict[str, list[Entry]] = {}
+    models: dict[str, list[Entry]] = {}
     for entry in entries:
-        found.setdefault(entry.variant.model, []).append(entry)
-    return found
+        models.setdefault(entry.variant.model, []).append(entry)
+    return models
 
 
 def measured_alike(entries: Sequence[Entry], quantity: Quantity) -> list[list[Entry]]:
     """Entries with a quantity, apart where it was measured in another way; the most first, none with dense alone."""
-    found: dict[tuple[str, str], list[Entry]] = {}
+    by_protocol: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         value = entry.value(quantity)
         if value:
-            found.setdefault((value.reading.protocol, value.reading.data), []).append(entry)
-    groups = [group for group in found.values() if not all(entry.is_dense for entry in group)]
+            by_protocol.setdefault((value.reading.protocol, value.reading.data), []).append(entry)
+    groups = [group for group in by_protocol.values() if not all(entry.is_dense for entry in group)]
     return sorted(groups, key=len, reverse=True)
 
 
@@ -91,10 +91,10 @@ def _percent(quantity: Quantity) -> Quantity:
     """A quantity times 100."""
 
     def read(row: Row) -> Reading | None:
-        found = quantity(row)
-        if found is None:
+        value = quantity(row)
+        if value is None:
             return None
-        low, high = (None if end is None else 100 * end for end in (found.low, found.high))
-        return replace(found, value=100 * found.value, low=low, high=high)
+        low, high = (None if end is None else 100 * end for end in (value.low, value.high))
+        return replace(value, value=100 * value.value, low=low, high=high)
 
     return read

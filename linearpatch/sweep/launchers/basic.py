@@ -96,9 +96,9 @@ class BasicLauncher(Launcher):
     def opened(self) -> Iterator[Submit]:
         """A pool of threads, each of which waits for one process."""
         slots: SimpleQueue[str | None] = SimpleQueue()
-        for slot in (found := self.slots()):
+        for slot in (opened := self.slots()):
             slots.put(slot)
-        threads = self.threads or max(1, torch.get_num_threads() // len(found))
+        threads = self.threads or max(1, torch.get_num_threads() // len(opened))
         running: set[BaseProcess] = set()
         stopping = threading.Event()
         context = multiprocessing.get_context("forkserver")
@@ -123,7 +123,7 @@ class BasicLauncher(Launcher):
                 running.discard(process)
                 slots.put(slot)
 
-        pool = ThreadPoolExecutor(len(found))
+        pool = ThreadPoolExecutor(len(opened))
 
         def submit(requests: Sequence[Request]) -> list[Future[Ending]]:
             return [pool.submit(partial(run, request)) for request in requests]

@@ -95,11 +95,11 @@ class RayLauncher(Launcher):
 
     def _check(self, available: dict[str, float], gpus: float) -> None:
         """Reject what no node can ever give, since Ray would wait for it forever."""
-        for name, wanted in {"CPU": self.num_cpus, "GPU": gpus, **self.resources}.items():
-            if wanted > available.get(name, 0):
+        for name, needed in {"CPU": self.num_cpus, "GPU": gpus, **self.resources}.items():
+            if needed > available.get(name, 0):
                 _ray().shutdown()
                 raise ConfigError(
-                    f"A job asks for {wanted:g} {name}, and Ray has {available.get(name, 0):g}. Lower "
+                    f"A job asks for {needed:g} {name}, and Ray has {available.get(name, 0):g}. Lower "
                     f"hydra.launcher.num_{name.lower()}s, or join a larger cluster (hydra.launcher.address)."
                 )
 

@@ -171,8 +171,8 @@ class SlurmLauncher(Launcher):
 def _ending(job: Any) -> Ending:
     """How a job ended; submitit raises where it left no result."""
     try:
-        found = job.result()
-        return found if isinstance(found, Ending) else Ending(None, f"an unexpected result: {found!r}")
+        ending = job.result()
+        return ending if isinstance(ending, Ending) else Ending(None, f"an unexpected result: {ending!r}")
     except Exception as error:  # submitit has kinds of its own, and whatever the job raised
         reason = " ".join(str(error).split())[:300]
         return Ending(None, f"job {job.job_id} ({job.state}) left no result: {reason}")
