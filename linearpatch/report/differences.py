@@ -265,11 +265,11 @@ class Ties:
 
     def __init__(self, entries: Sequence[Entry], compared: Sequence[Differences] = ()) -> None:
         self._places = {id(entry): at for at, entry in enumerate(entries)}
-        self._found = {(differences.model, differences.metric): differences for differences in compared}
+        self._compared = {(differences.model, differences.metric): differences for differences in compared}
 
     def are_tied(self, first: Entry, second: Entry, name: str) -> bool | None:
         """Whether zero lies in the interval of two entries' difference in a metric; None where it isn't known."""
-        differences = self._found.get((first.variant.model, name))
+        differences = self._compared.get((first.variant.model, name))
         places = self._places.get(id(first)), self._places.get(id(second))
         if differences is None or places[0] is None or places[1] is None:
             return None

@@ -48,14 +48,14 @@ class Samples:
     def __init__(self, runs: Sequence[Run]) -> None:
         self._folders = {run.record.run_id: run.folder for run in runs}
         self._read: dict[Path, Answers | None] = {}
-        self._found: dict[tuple[int, str], Sample | str] = {}
+        self._samples: dict[tuple[int, str], Sample | str] = {}
 
     def of(self, row: Row, name: str) -> Sample | str:
         """The sample of a metric of a row, or the reason why there is none."""
         key = (id(row), name)
-        if key not in self._found:
-            self._found[key] = self._find(row, name)
-        return self._found[key]
+        if key not in self._samples:
+            self._samples[key] = self._find(row, name)
+        return self._samples[key]
 
     def _find(self, row: Row, name: str) -> Sample | str:
         reason = "no file of windows or questions beside the record"

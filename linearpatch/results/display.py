@@ -14,7 +14,7 @@ MOST_SHOWN = 24
 
 def metric_names(records: Sequence[Record]) -> list[str]:
     """Metrics of some stage of some run by evaluation, averages last; of one with very many the averages alone."""
-    metrics = {name: metric for name, metric in _found(records).items() if metric.has_data}
+    metrics = {name: metric for name, metric in _metrics_of(records).items() if metric.has_data}
     by_evaluation: dict[str, list[str]] = {}
     for name in metrics:
         by_evaluation.setdefault(_evaluation(name), []).append(name)
@@ -28,7 +28,7 @@ def metric_names(records: Sequence[Record]) -> list[str]:
 
 def headline_names(records: Sequence[Record]) -> list[str]:
     """The metrics that stand for each evaluation; all of them where none was chosen to."""
-    metrics = _found(records)
+    metrics = _metrics_of(records)
     chosen = {_evaluation(name) for name, metric in metrics.items() if metric.headline}
     shown = [name for name, metric in metrics.items() if metric.headline or _evaluation(name) not in chosen]
     return [name for name in shown if metrics[name].has_data]
@@ -36,7 +36,7 @@ def headline_names(records: Sequence[Record]) -> list[str]:
 
 def label(name: str, records: Sequence[Record]) -> str:
     """A metric's name, with the unit that its values are shown in."""
-    return name + (" %" if _found(records)[name].unit == "share" else "")
+    return name + (" %" if _metrics_of(records)[name].unit == "share" else "")
 
 
 def value_text(metric: Metric | None) -> str:
@@ -118,7 +118,7 @@ def remarks(records: Sequence[Record]) -> list[str]:
 def _without_data(records: Sequence[Record]) -> list[str]:
     """Which tasks each evaluation had to leave out."""
     left: dict[str, list[str]] = {}
-    for name, metric in _found(records).items():
+    for name, metric in _metrics_of(records).items():
         if not metric.has_data:
             left.setdefault(_evaluation(name), []).append(metric.protocol)
     return [f"{evaluation}: no data for {_listed(list(dict.fromkeys(tasks)))}" for evaluation, tasks in left.items()]
@@ -139,7 +139,7 @@ def _gains(record: Record) -> list[str]:
     return lines
 
 
-def _found(records: Sequence[Record]) -> dict[str, Metric]:
+def _metrics_of(records: Sequence[Record]) -> dict[str, Metric]:
     metrics: dict[str, Metric] = {}
     for record in records:
         for stage in record.metrics.values():
