@@ -34,7 +34,7 @@ from linearpatch.evaluation.speed import Speed
 from linearpatch.models.edit import DENSE, Edit
 from linearpatch.models.model import LoadedModel
 from linearpatch.runtime.memory import peak_growth
-from linearpatch.storage.cache import default_cache_dir
+from linearpatch.storage.cache import Cache, default_cache_dir
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ class GpuBench:
         stages = {"dense": DENSE, "pruned": patched.with_operators(()), "patched": patched}
         subjects = [Subject(stage, edit.decoder(dense), dense, edit.removed_layers) for stage, edit in stages.items()]
         speed = Speed(lengths=[self.shape.length], new_tokens=64, rounds=2 * self.shape.repeats)
-        (measurement,) = speed.prepare("speed", compose_experiment([]).evaluation_reader)(self.model.tokenizer)
+        (measurement,) = speed.prepare("speed", compose_experiment([]).evaluation_reader)(self.model, Cache())
         results = {
             subject.stage: measured.metrics
             for subject, measured in zip(subjects, measurement.run(subjects, lambda _: None), strict=True)

@@ -15,6 +15,7 @@ from linearpatch.data.reader import Reader
 from linearpatch.evaluation.evaluation import Subject
 from linearpatch.evaluation.tasks import Tasks
 from linearpatch.models.model import LoadedModel
+from linearpatch.storage.cache import Cache
 
 TASKS = ("arc_easy", "arc_challenge", "mmlu_marketing", "mmlu_nutrition")
 QUESTIONS = 200
@@ -64,7 +65,7 @@ def _mine(settings: Tasks, model: LoadedModel, folder: Path | None) -> tuple[flo
     started = time.perf_counter()
     reader = Reader(compose_experiment(["corpus=pydoc"]).corpus, "evaluation", folder)
     answers: dict[str, list[float]] = {}
-    for measurement in settings.prepare("qa", reader)(model.tokenizer):
+    for measurement in settings.prepare("qa", reader)(model, Cache()):
         (measured,) = measurement.run([Subject("dense", model.decoder, model.decoder)], lambda count: None)
         task = measurement.name.partition("/")[2]
         answers[task] = measured.questions[f"qa/{task}/acc"].tolist()

@@ -1,8 +1,8 @@
 """LinearPatch: remove layers from a language model, repair the interface with one small matrix, measure what is left.
 
-`tokens`, `prune`, `repair`, `distill`, `evaluate`, `perplexity` and `save` make a smaller model of one in memory;
-`load` and `apply` give back what was saved; `run`, `run_sweep` and `compose` take what the command line takes. See
-`linearpatch.api` and `linearpatch.commands` for all of them.
+`tokens`, `generate_texts`, `prune`, `repair`, `distill`, `evaluate`, `perplexity` and `save` make a smaller model of
+one in memory; `load` and `apply` give back what was saved; `run`, `run_sweep` and `compose` take what the command line
+takes. See `linearpatch.api` and `linearpatch.commands` for all of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         apply,
         distill,
         evaluate,
+        generate_texts,
         load,
         load_tokenizer,
         perplexity,
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from linearpatch.commands import compose, load_model, run, run_sweep
 
 __all__ = [
-    "Tokens", "apply", "compose", "distill", "evaluate", "load", "load_model", "load_tokenizer", "patches",
-    "perplexity", "prune", "pruners", "repair", "run", "run_sweep", "save", "tokens",
+    "Tokens", "apply", "compose", "distill", "evaluate", "generate_texts", "load", "load_model", "load_tokenizer",
+    "patches", "perplexity", "prune", "pruners", "repair", "run", "run_sweep", "save", "tokens",
 ]  # fmt: skip
 
 

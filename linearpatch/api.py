@@ -29,6 +29,8 @@ from linearpatch.checkpoint.loading import apply, load, load_tokenizer
 from linearpatch.checkpoint.saving import save_checkpoint
 from linearpatch.choices import choices, component_of, unknown_choice
 from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
+from linearpatch.data.documents import Chat
+from linearpatch.data.generated import GeneratedCorpus
 from linearpatch.data.in_memory import corpus_of
 from linearpatch.data.pydoc import PydocCorpus
 from linearpatch.data.reader import Reader, Text
@@ -56,8 +58,8 @@ log = logging.getLogger(__name__)
 C = TypeVar("C")
 
 __all__ = [
-    "Tokens", "apply", "distill", "evaluate", "load", "load_tokenizer", "perplexity", "prune", "repair", "save",
-    "tokens",
+    "Tokens", "apply", "distill", "evaluate", "generate_texts", "load", "load_tokenizer", "perplexity", "prune",
+    "repair", "save", "tokens",
 ]  # fmt: skip
 
 
@@ -116,6 +118,46 @@ def tokens(
         return _looked_at(Tokens(found, kept), opened, spec, tokenizer)
     found, spare = (opened.cut(spec, tokenizer), None) if held_out == 0 else opened.cut_beside(spec, tokenizer)
     return _looked_at(Tokens(found, spare), opened, spec, tokenizer)
+
+
+def generate_texts(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    number: int = 64,
+    length: int = 1024,
+    *,
+    part: str = "calibration",
+    cache_dir: str | Path | None = None,
+    **settings: Any,
+) -> list[str | list[dict[str, Any]]]:
+    """Let a model generate texts, for `tokens` or as the text of `evaluate`; what `corpus=generated` reads.
+
+        data = lp.tokens(lp.generate_texts(model, tokenizer), tokenizer, blocks=40)
+
+    Args:
+        model: The dense model.
+        tokenizer: Its tokenizer.
+        number: Sequences, each of which may hold several documents.
+        length: Tokens in each.
+        part: `calibration`, `distillation` or `evaluation`: each has random numbers of its own.
+        cache_dir: Keeps what was generated, so that an interrupted generation resumes; None keeps nothing.
+        settings: Of the corpus, such as `temperature`, `top_p`, `seed`, `conversations=True` and `prompts`.
+
+    Returns:
+        Documents: texts, or with `conversations` chats (lists of `role` and `content`).
+
+    Raises:
+        ConfigError: there is no such setting, or it can't be with this model.
+        DataError: the tokenizer has no token to begin with, or no chat template.
+    """
+    corpus = resolve("corpus", "generated", GeneratedCorpus, {"number": number, "length": length, **settings})
+    with _evaluating(model, prunable=False) as decoder:
+        check_vocabulary(decoder, tokenizer)
+        corpus.check_model(decoder.config)
+        loaded = LoadedModel(decoder, tokenizer, weights_hash(model))
+        cache = Cache(Path(cache_dir)) if cache_dir else Cache()
+        documents = corpus.documents(part).generate(loaded, cache)
+    return [[dict(one) for one in each.messages] if isinstance(each, Chat) else each for each in documents]
 
 
 def prune(
@@ -253,7 +295,8 @@ def evaluate(
     with _evaluating(model, prunable=False) as decoder:
         check_vocabulary(decoder, tokenizer)
         found = Results()
-        for measurement in chosen.prepare(name, reader)(tokenizer):
+        loaded = LoadedModel(decoder, tokenizer, weights_hash(model))
+        for measurement in chosen.prepare(name, reader)(loaded, Cache()):
             for measured in measurement.run([Subject("model", decoder, decoder)], lambda _: None):
                 found.metrics.update(measured.metrics)
                 found.answers.update({name: values.double().numpy() for name, values in measured.questions.items()})

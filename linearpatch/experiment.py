@@ -6,6 +6,7 @@ import hashlib
 import logging
 import re
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -148,14 +149,9 @@ class Experiment:
             raise ConfigError(f"datasets_dir={self.datasets_dir} is not a folder (looked in {Path.cwd()}).")
         check_metrics(self.evaluations, self.evaluation_reader)
         check_trackers(self.tracker)
-        readers = [self.calibration_reader]
-        if self.training is not None:
-            check_disjoint(self.calibration_reader, self.distillation_reader)
-            readers.append(self.distillation_reader)
-        for evaluation in self.evaluations.values():
-            for reader in evaluation.readers(self.evaluation_reader):
-                for other in readers:
-                    check_disjoint(other, reader)
+        for first, second in combinations(self.readers, 2):
+            if (first.purpose, second.purpose) != ("evaluation", "evaluation"):
+                check_disjoint(first, second)
 
     @property
     def training(self) -> Training | None:
@@ -207,6 +203,12 @@ class Experiment:
         (`calibration.num_blocks=auto`).
         """
         return self.patch.uses_held_out and self.calibration.held_out_blocks is None and not self.num_held_out
+
+    @property
+    def readers(self) -> list[Reader]:
+        """All texts that the run reads, each for its purpose."""
+        readers = [self.calibration_reader, *([self.distillation_reader] if self.training is not None else [])]
+        return readers + [reader for one in self.evaluations.values() for reader in one.readers(self.evaluation_reader)]
 
     @property
     def calibration_reader(self) -> Reader:
@@ -305,6 +307,8 @@ class Experiment:
         text = config.get_text_config(decoder=True)
         num_layers, hidden_size = text.num_hidden_layers, getattr(text, "hidden_size", None)
         self.pruner.check(num_layers, self.num_pruned_layers)
+        for reader in self.readers:
+            reader.corpus.check_model(config)
         known = self.pruner.known_choice(num_layers, self.num_pruned_layers)
         if known is not None:
             self.patch.place(interfaces_of(known))

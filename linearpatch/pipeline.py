@@ -120,7 +120,7 @@ def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, wor
         curve = start_trackers()
         if experiment.save_model:
             check_target(folder / "model")
-        prepared = prepare(experiment, record)
+        prepared = prepare(experiment, record, cache)
         dense = prepared.model.decoder
         experiment = experiment.for_model(dense)
         edits = {"dense": DENSE}
@@ -165,12 +165,13 @@ def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, wor
     return record
 
 
-def prepare(experiment: Experiment, record: Record, *, sized_for: Patch | None = None) -> Prepared:
-    """Read the texts, load the model, cut the tokens.
+def prepare(experiment: Experiment, record: Record, cache: Cache, *, sized_for: Patch | None = None) -> Prepared:
+    """Read the texts, load the model, generate the texts that it is to write, cut the tokens.
 
     Args:
         experiment: The run.
         record: Its record.
+        cache: Keeps what the model generates.
         sized_for: The patch whose fit decides how much text there is with `calibration.num_blocks=auto`; None: the
             experiment's own.
     """
@@ -192,6 +193,9 @@ def prepare(experiment: Experiment, record: Record, *, sized_for: Patch | None =
             save_format=experiment.save_format if experiment.save_model else None,
         )
     record.model = model.section(experiment.model.label, experiment.model.note)
+    if texts.are_deferred:
+        with record.step("generate"):
+            texts = texts.generated(model, cache)
     with record.step("data"):
         calibration = cut_calibration(
             texts.calibration,
@@ -201,7 +205,7 @@ def prepare(experiment: Experiment, record: Record, *, sized_for: Patch | None =
             spare=experiment.spares_blocks,
             is_patched=name_of(experiment.patch) != "none",
         )
-        measurements = [one for prepare_one in texts.evaluations for one in prepare_one(model.tokenizer)]
+        measurements = [one for prepare_one in texts.evaluations for one in prepare_one(model, cache)]
         lessons = None
         if texts.training:
             spec, number = experiment.distillation.blocks(experiment.seed), experiment.distillation.validation_blocks

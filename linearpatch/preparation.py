@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from linearpatch.checkpoint.saving import check_foldable
@@ -20,6 +20,7 @@ from linearpatch.models.model import LoadedModel, Model
 from linearpatch.patches.patch import Patch
 from linearpatch.registry import name_of
 from linearpatch.results.sections import CalibrationSection
+from linearpatch.storage.cache import Cache
 from linearpatch.text import counted
 
 log = logging.getLogger(__name__)
@@ -27,12 +28,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts that have been read, before there is a tokenizer.
+    """Texts that have been read, before there is a model.
 
     Attributes:
         calibration: For choosing layers and fitting patches.
         training: For distillation; None without one.
-        evaluations: Make the measurements, once there is a tokenizer.
+        evaluations: Make the measurements, once there is a model.
         notes: What readers of the numbers must know of the texts.
     """
 
@@ -53,6 +54,16 @@ class Texts:
         preparations = [chosen.prepare(name, evaluation) for name, chosen in evaluations.items()]
         notes = dict.fromkeys(reader.corpus.note for reader in (calibration, evaluation) if reader.corpus.note)
         return cls(calibration.open(), training.open() if training else None, preparations, list(notes))
+
+    @property
+    def are_deferred(self) -> bool:
+        """Whether the model generates the text of calibration or distillation."""
+        return any(text is not None and text.is_deferred for text in (self.calibration, self.training))
+
+    def generated(self, model: LoadedModel, cache: Cache) -> Texts:
+        """The same with what the model generates; evaluations generate theirs when they are prepared."""
+        training = self.training and self.training.generated(model, cache)
+        return replace(self, calibration=self.calibration.generated(model, cache), training=training)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -20,8 +20,12 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.data.corpus import Corpus
+from linearpatch.data.reader import Reader
+from linearpatch.evaluation.evaluation import Evaluation, Measurement
 from linearpatch.models.decoder import Decoder, decoder_of
+from linearpatch.models.model import LoadedModel
 from linearpatch.models.random import byte_tokenizer
+from linearpatch.storage.cache import Cache
 
 DATASETS = os.environ.get("LINEARPATCH_DATASETS")
 NUM_LAYERS = 6
@@ -73,6 +77,11 @@ def tiny_model(family: str = "llama", **overrides: object) -> PreTrainedModel:
                 parameter.data.mul_(4)  # layers that do something, and differ
         model.get_output_embeddings().weight.data.mul_(8)  # predictions that are sure, and so differ
     return model.eval().requires_grad_(False)
+
+
+def measurements_of(evaluation: Evaluation, name: str, reader: Reader, tokenizer: Any) -> Sequence[Measurement]:
+    """What an evaluation measures, where it looks at nothing of the model but the tokenizer."""
+    return evaluation.prepare(name, reader)(LoadedModel(None, tokenizer, "none"), Cache())
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from linearpatch.data.blocks import SHORT_TEXT
-from linearpatch.data.documents import Document, has_text
+from linearpatch.data.documents import DeferredDocuments, Document, Documents, has_text
 from linearpatch.errors import ConfigError, DataError, require_choice
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ class Corpus(ABC):
     """
 
     version: ClassVar[int] = 1
+    needs_model: ClassVar[bool] = False  # whether the dense model generates the text
 
     name: str = field(default="", metadata={"identity": False})
     calibration: str = "train[:50%]"
@@ -64,15 +65,22 @@ class Corpus(ABC):
         """The corpora that a purpose reads, itself as a rule, and of which split."""
         return [(self, self.split(purpose))]
 
+    def check_model(self, config: Any) -> None:  # noqa: B027 - most corpora go with any model
+        """Reject a model that can't read or generate this text, as far as its configuration shows that.
+
+        Raises:
+            ConfigError: says which setting to change.
+        """
+
     @abstractmethod
-    def documents(self, split: str, datasets_dir: Path | None = None) -> Sequence[Document]:
-        """The documents of a split.
+    def documents(self, split: str, datasets_dir: Path | None = None) -> Documents:
+        """The documents of a split; deferred where the dense model generates them.
 
         Raises:
             DataError: the split doesn't exist or can't be read.
         """
 
-    def read(self, purpose: str, datasets_dir: Path | None = None) -> Sequence[Document]:
+    def read(self, purpose: str, datasets_dir: Path | None = None) -> Documents:
         """The documents that a purpose reads.
 
         Raises:
@@ -80,7 +88,7 @@ class Corpus(ABC):
         """
         split = self.split(purpose)
         documents = self.documents(split, datasets_dir)
-        if not any(map(has_text, documents)):
+        if not isinstance(documents, DeferredDocuments) and not any(map(has_text, documents)):
             hint = " A slice takes whole documents: use a longer text, or wider slices." if "[" in split else ""
             raise DataError(f"corpus {self.name}: the split {split!r} holds no text.{hint}")
         return documents

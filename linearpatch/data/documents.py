@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from linearpatch.data.rows import kind_of
 from linearpatch.errors import DataError
+from linearpatch.models.model import LoadedModel
+from linearpatch.storage.cache import Cache
 from linearpatch.text import counted
 
 SHOWN = 60  # characters of a value that an error shows
@@ -32,6 +35,35 @@ class Chat:
 
 
 Document: TypeAlias = str | Chat
+
+
+class DeferredDocuments(ABC):
+    """Documents that exist only once the dense model is loaded: it generates some or all of them."""
+
+    @property
+    @abstractmethod
+    def most_tokens(self) -> float:
+        """So many tokens they have at most; infinity where that isn't known before."""
+
+    @abstractmethod
+    def generate(self, model: LoadedModel, cache: Cache) -> Sequence[Document]:
+        """Generate them, or take them from the cache.
+
+        Args:
+            model: The dense model.
+            cache: Keeps what was generated.
+
+        Raises:
+            DataError: the model or its tokenizer can't generate such text.
+        """
+
+
+Documents: TypeAlias = Sequence[Document] | DeferredDocuments
+
+
+def generated(documents: Documents, model: LoadedModel, cache: Cache) -> Sequence[Document]:
+    """The documents themselves, once there is a model."""
+    return documents.generate(model, cache) if isinstance(documents, DeferredDocuments) else documents
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from linearpatch.data.corpus import PURPOSES, Corpus, require_corpus
-from linearpatch.data.documents import Document
+from linearpatch.data.documents import DeferredDocuments, Document, Documents, generated
 from linearpatch.errors import ConfigError
+from linearpatch.models.model import LoadedModel
 from linearpatch.registry import component
+from linearpatch.storage.cache import Cache
 
 
 @component("corpus", "mixture")
@@ -51,19 +54,47 @@ class MixtureCorpus(Corpus):
         """Those of the parts."""
         return [source for part in self._parts.values() for source in part.sources(purpose)]
 
-    def documents(self, split: str, datasets_dir: Path | None = None) -> Sequence[Document]:
+    def check_model(self, config: Any) -> None:
+        """Let each part look."""
+        for part in self._parts.values():
+            part.check_model(config)
+
+    def documents(self, split: str, datasets_dir: Path | None = None) -> Documents:
         """Those of all parts that a purpose reads, taken in turn."""
-        left = {name: iter(part.read(split, datasets_dir)) for name, part in self._parts.items()}
-        given = dict.fromkeys(left, 0)
-        mixed: list[Document] = []
-        while True:
-            behind = min(given, key=given.__getitem__)
-            document = next(left[behind], None)
-            if document is None:
-                return mixed
-            given[behind] += len(document)
-            mixed.append(document)
+        parts = [part.read(split, datasets_dir) for part in self._parts.values()]
+        known = [part for part in parts if not isinstance(part, DeferredDocuments)]
+        return in_turn(known) if len(known) == len(parts) else DeferredMixture(parts)
 
     @property
     def _parts(self) -> Mapping[str, Corpus]:
         return {name: part for name, part in self.parts.items() if part is not None}
+
+
+@dataclass(frozen=True)
+class DeferredMixture(DeferredDocuments):
+    """Parts that can be mixed once the model has generated the last of them."""
+
+    parts: Sequence[Documents]
+
+    @property
+    def most_tokens(self) -> float:
+        """Not known: a mixture ends where the first part does."""
+        return math.inf
+
+    def generate(self, model: LoadedModel, cache: Cache) -> Sequence[Document]:
+        """The parts, some of them generated, taken in turn."""
+        return in_turn(generated(part, model, cache) for part in self.parts)
+
+
+def in_turn(parts: Iterable[Sequence[Document]]) -> list[Document]:
+    """The documents of several parts, always of the one that has given the fewest characters so far."""
+    left = [iter(part) for part in parts]
+    given = [0] * len(left)
+    mixed: list[Document] = []
+    while True:
+        behind = given.index(min(given))
+        document = next(left[behind], None)
+        if document is None:
+            return mixed
+        given[behind] += len(document)
+        mixed.append(document)

@@ -11,10 +11,12 @@ from typing import Any, ClassVar
 
 from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
 from linearpatch.data.corpus import PURPOSES, Corpus, overlap, require_corpus
-from linearpatch.data.documents import Document, rendered
+from linearpatch.data.documents import DeferredDocuments, Documents, generated, rendered
 from linearpatch.data.quality import look
 from linearpatch.errors import ConfigError, require_choice, require_range, settings_of
+from linearpatch.models.model import LoadedModel
 from linearpatch.registry import component, identity
+from linearpatch.storage.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -162,21 +164,32 @@ class Text:
     """Documents that have been read.
 
     Attributes:
-        documents: Texts and chats.
+        documents: Texts and chats, which the model may have to generate (`generated`).
         separator: Joins them.
         name: Of the corpus.
         source: Of the text, such as `wikitext2/test`.
         short_text: `error` or `adapt`; see `Corpus`.
     """
 
-    documents: Sequence[Document]
+    documents: Documents
     separator: str
     name: str
     source: str
     short_text: str = "error"
 
+    @property
+    def is_deferred(self) -> bool:
+        """Whether some of the documents have still to be generated."""
+        return isinstance(self.documents, DeferredDocuments)
+
+    def generated(self, model: LoadedModel, cache: Cache) -> Text:
+        """The same with the documents that only the dense model can generate; itself where there are none."""
+        documents = generated(self.documents, model, cache)
+        return self if documents is self.documents else replace(self, documents=documents)
+
     def texts(self, tokenizer: Any) -> Sequence[str]:
         """The documents as texts, chats in the tokenizer's own format."""
+        assert not isinstance(self.documents, DeferredDocuments)
         return rendered(self.documents, tokenizer, self.source)
 
     def cut(self, spec: BlockSpec, tokenizer: Any) -> TokenBlocks:

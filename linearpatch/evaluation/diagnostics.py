@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +16,11 @@ from linearpatch.errors import require_range, settings_of
 from linearpatch.evaluation.evaluation import Evaluation, Measured, Measurement, Preparation, Subject
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import interfaces_of
+from linearpatch.models.model import LoadedModel
 from linearpatch.models.passes import walk
 from linearpatch.registry import component
 from linearpatch.results.metric import Metric
+from linearpatch.storage.cache import Cache
 
 
 @component("eval", "diagnostics")
@@ -65,8 +66,8 @@ class Diagnostics(Evaluation):
         """Read the corpus; all stages are measured in one go, beside dense."""
         text = reader.open()
 
-        def measurements(tokenizer: Any) -> list[Measurement]:
-            blocks = text.cut(self.spec(name), tokenizer)
+        def measurements(model: LoadedModel, cache: Cache) -> list[Measurement]:
+            blocks = text.generated(model, cache).cut(self.spec(name), model.tokenizer)
 
             def run(subjects: Sequence[Subject], on_step: Callable[[float], None]) -> list[Measured]:
                 return self._run(name, blocks, subjects, on_step)

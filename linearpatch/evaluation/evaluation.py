@@ -13,7 +13,9 @@ from linearpatch.data.blocks import BlockSpec
 from linearpatch.data.reader import Reader
 from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder
+from linearpatch.models.model import LoadedModel
 from linearpatch.results.metric import Metric
+from linearpatch.storage.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ class Aggregate:
     headline: bool = False
 
 
-# Makes the measurements, given the model's tokenizer.
-Preparation = Callable[[Any], Sequence[Measurement]]
+# Makes the measurements, given the dense model and what is kept of it.
+Preparation = Callable[[LoadedModel, Cache], Sequence[Measurement]]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.data.corpus import Corpus, require_corpus
 from linearpatch.data.reader import Reader, Text
 from linearpatch.evaluation.evaluation import Evaluation, Measurement, Preparation
+from linearpatch.models.model import LoadedModel
+from linearpatch.storage.cache import Cache
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +54,8 @@ class OfTexts(Evaluation):
         """Read each corpus; cut into windows, each is a measurement of its own."""
         texts = [each.open() for each in self.readers(reader)]
 
-        def measurements(tokenizer: Any) -> list[Measurement]:
-            return [self._on_text(name, text, tokenizer) for text in texts]
+        def measurements(model: LoadedModel, cache: Cache) -> list[Measurement]:
+            return [self._on_text(name, text.generated(model, cache), model.tokenizer) for text in texts]
 
         return measurements
 

@@ -24,10 +24,12 @@ from linearpatch.evaluation.evaluation import (
     Subject,
 )
 from linearpatch.models.decoder import Decoder, cache_of, last_logits_only
+from linearpatch.models.model import LoadedModel
 from linearpatch.registry import component
 from linearpatch.results.metric import Metric
 from linearpatch.results.stages import stages_before
 from linearpatch.runtime.memory import peak_growth
+from linearpatch.storage.cache import Cache
 
 
 @component("eval", "speed")
@@ -66,7 +68,7 @@ class Speed(Evaluation):
         """One measurement of all stages for each pair of batch size and length."""
         pairs = [(batch, length) for length in self.lengths for batch in self.batch_sizes]
 
-        def measurements(tokenizer: Any) -> list[Measurement]:
+        def measurements(model: LoadedModel, cache: Cache) -> list[Measurement]:
             return [
                 self._measurement(name if index == 0 else f"{name}/{batch}x{length}", batch, length)
                 for index, (batch, length) in enumerate(pairs)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import torch
 
 from linearpatch.errors import ConfigError, ModelError
@@ -55,6 +56,15 @@ def peak_growth(work: Callable[[], object], device: torch.device) -> int | None:
     return high_water() - before
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device; None where that isn't known."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + reserved)
+    return int(psutil.virtual_memory().available) if device.type == "cpu" else None
+
+
 class BatchSize:
     """How many rows one forward pass takes; `auto` begins large and halves when memory runs out.
 
@@ -62,12 +72,24 @@ class BatchSize:
         setting: A number, or `auto`.
         device: Kind of device, such as `cuda`.
         owner: The section of the configuration that both settings are in, for errors.
+        first: Rows that `auto` begins with; None takes `FIRST_BATCH`.
+        length: Name of the setting that makes sequences shorter, for errors.
     """
 
-    def __init__(self, setting: int | str, device: str, owner: str = "eval.tasks") -> None:
+    def __init__(
+        self,
+        setting: int | str,
+        device: str,
+        owner: str = "eval.tasks",
+        *,
+        first: int | None = None,
+        length: str = "max_length",
+    ) -> None:
         self.owner = owner
+        self.length = length
         self.automatic = setting == "auto"
-        self.rows = FIRST_BATCH.get(device, FIRST_BATCH["cuda"]) if setting == "auto" else int(setting)
+        first = first or FIRST_BATCH.get(device, FIRST_BATCH["cuda"])
+        self.rows = first if setting == "auto" else int(setting)
 
     def over(
         self, items: Sequence[Item], work: Callable[[Sequence[Item]], Result]
@@ -104,7 +126,7 @@ class BatchSize:
         if not self.automatic or tried == 1:
             advice = f"Use {self.owner}.batch_size=auto."
             if tried == 1:
-                advice = f"Use a shorter {self.owner}.max_length, or a device with more memory."
+                advice = f"Use a shorter {self.owner}.{self.length}, or a device with more memory."
             raise ModelError(f"Memory doesn't suffice for {counted(tried, 'sequence')} at a time. {advice}") from error
         self.rows = tried // 2
         log.info("memory doesn't suffice for %d sequences at a time; going on with %d", tried, self.rows)

@@ -16,6 +16,7 @@ from typing import Any
 from huggingface_hub import constants
 
 from linearpatch.data.blocks import BlockSpec
+from linearpatch.data.documents import DeferredDocuments
 from linearpatch.data.files import TextCorpus
 from linearpatch.data.hub_access import offline
 from linearpatch.data.reader import Reader, Text
@@ -87,8 +88,16 @@ class Feasibility:
         )
         if text is None:
             return
-        size = self._once((*key, "bytes"), lambda: sum(map(_bytes, text.documents)))
         needed = text.allowed(spec).fewest_tokens(held_out)
+        documents = text.documents
+        if isinstance(documents, DeferredDocuments):
+            if needed > documents.most_tokens:
+                raise DataError(
+                    f"{text.source} has at most {documents.most_tokens:,} tokens, and {needed:,} are needed. "
+                    f"{spec.advice}"
+                )
+            return
+        size = self._once((*key, "bytes"), lambda: sum(map(_bytes, documents)))
         if needed <= size * FEWEST_TOKENS_PER_BYTE:
             return
         model = digest(identity(experiment.model))
@@ -106,7 +115,7 @@ class Feasibility:
             failure = self._once(enough, lambda: _failure_of(cut))
             if failure is not None:
                 raise failure
-        elif needed > size + len(text.documents):
+        elif needed > size + len(documents):
             raise DataError(
                 f"{text.source} has {size:,} bytes and so fewer tokens than that, and {needed:,} are needed. "
                 f"{spec.advice}"

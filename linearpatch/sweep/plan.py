@@ -3,6 +3,7 @@
 Nothing here loads a model. What runs share becomes a job of its own that comes first and fills the cache, so that no
 run sits on a GPU while it waits for another's result:
 
+    texts       what the dense model generates itself (`corpus=generated`)
     dense       the evaluations of a dense model
     statistics  one pass over calibration tokens for all that pruners and patches will ask
     pruned      a pruner's choice of layers, and the evaluations of the model without them
@@ -155,13 +156,15 @@ def _linked(runs: Sequence[Job], folder: Path) -> list[Job]:
     pending = [(index, run.experiment) for index, run in enumerate(runs) if run.is_pending and run.experiment]
     needs: dict[int, set[str]] = {index: set() for index, _ in pending}
     shared: dict[str, Job] = {}
-    for part, key_of in (("dense", _dense_key), ("statistics", _statistics_key), ("pruned", _pruned_key)):
+    keys = {"texts": _texts_key, "dense": _dense_key, "statistics": _statistics_key, "pruned": _pruned_key}
+    for part, key_of in keys.items():
         for key, members in _groups(pending, key_of).items():
             step = _step(part, key, [runs[index] for index in members], folder)
             shared[step.name] = step
             for index in members:
                 needs[index].add(step.name)
     _order_pruned(shared, needs)
+    _await_texts(shared)
 
     makers: dict[Hashable, str] = {}  # of distillation targets
     names: dict[str, list[str]] = {}  # of jobs by folder
@@ -198,6 +201,14 @@ def _order_pruned(shared: dict[str, Job], needs: Mapping[int, set[str]]) -> None
             shared[name] = replace(step, needs=frozenset(before))
 
 
+def _await_texts(shared: dict[str, Job]) -> None:
+    """Let steps wait for the texts that they read."""
+    makers = {_texts_key(step.experiment): name for name, step in shared.items() if step.request.part == "texts"}
+    for name, step in shared.items():
+        if step.request.part != "texts" and (maker := makers.get(_texts_key(step.experiment))):
+            shared[name] = replace(step, needs=step.needs | {maker})
+
+
 def _groups(runs: Iterable[tuple[int, Experiment]], key: Callable[[Experiment], Hashable]) -> dict[Hashable, list[int]]:
     """Runs with the same key, where there are at least two."""
     groups: dict[Hashable, list[int]] = {}
@@ -216,6 +227,17 @@ def _step(part: str, key: Hashable, members: Sequence[Job], folder: Path) -> Job
     record = state_of(request.path).record
     is_done = record is not None and record.status == "completed" and first.since is None
     return Job(name, request, members[0].experiment, done=record if is_done else None)
+
+
+def _texts_key(experiment: Experiment | None) -> Hashable:
+    """The generated texts that a run reads; None where it reads none."""
+    texts = [
+        [identity(corpus), split]
+        for reader in (experiment.readers if experiment is not None else ())
+        for corpus, split in reader.corpus.sources(reader.purpose)
+        if corpus.needs_model
+    ]
+    return digest([identity(experiment.model), texts]) if experiment is not None and texts else None
 
 
 def _dense_key(experiment: Experiment) -> Hashable:

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-# Parts of runs: a whole one, the dense model's evaluations, one pass for the statistics of several runs, or the choice
-# of layers with the evaluations of the pruned model.
-PARTS = ("run", "dense", "statistics", "pruned")
+# Parts of runs: a whole one, the texts that the dense model generates, its evaluations, one pass for the statistics of
+# several runs, or the choice of layers with the evaluations of the pruned model.
+PARTS = ("run", "texts", "dense", "statistics", "pruned")
 
 
 @dataclass(frozen=True)

@@ -25,17 +25,23 @@ from linearpatch.storage.cache import Cache
 log = logging.getLogger(__name__)
 
 
+def generate_texts(experiment: Experiment, cache: Cache, record: Record, folder: Path) -> None:
+    """Let the dense model generate all texts that a run reads of it."""
+    with _working(record, folder):
+        prepare(experiment, record, cache)
+
+
 def measure_dense(experiment: Experiment, cache: Cache, record: Record, folder: Path) -> None:
     """Measure the dense model."""
     with _working(record, folder):
-        prepared = prepare(_plain(experiment), record)
+        prepared = prepare(_plain(experiment), record, cache)
         _measure(experiment, prepared, {"dense": DENSE}, cache, record, folder)
 
 
 def collect_statistics(experiments: Sequence[Experiment], cache: Cache, record: Record, folder: Path) -> None:
     """One pass over the calibration tokens for all that pruners and patches of several runs will ask."""
     with _working(record, folder):
-        prepared = prepare(replace(_plain(experiments[0]), eval={}), record, sized_for=experiments[0].patch)
+        prepared = prepare(replace(_plain(experiments[0]), eval={}), record, cache, sized_for=experiments[0].patch)
         with record.step("rank"):
             statistics = [
                 statistic
@@ -53,7 +59,7 @@ def measure_pruned(experiment: Experiment, cache: Cache, record: Record, folder:
     """Choose the layers that go, and measure the model without them."""
     with _working(record, folder):
         plain = _plain(experiment)
-        prepared = prepare(plain, record, sized_for=experiment.patch)
+        prepared = prepare(plain, record, cache, sized_for=experiment.patch)
         plain = _plain(experiment.for_model(prepared.model.decoder))
         with record.step("rank"):
             workspace = workspace_of(plain, prepared, cache)

@@ -13,6 +13,7 @@ from linearpatch.text import counted
 
 PARTS = {
     "dense": "evaluate dense",
+    "texts": "generate texts",
     "statistics": "statistics",
     "pruned": "choose layers",
     "run": "run",

@@ -33,7 +33,7 @@ from linearpatch.storage.files import check_log, open_log
 from linearpatch.storage.leases import Occupied, wait_for
 from linearpatch.storage.temporary import is_alive
 from linearpatch.sweep.request import Request
-from linearpatch.sweep.shared_jobs import collect_statistics, measure_dense, measure_pruned
+from linearpatch.sweep.shared_jobs import collect_statistics, generate_texts, measure_dense, measure_pruned
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +112,8 @@ def _share(request: Request, experiments: Sequence[Experiment], remark: str | No
     record = Record(request.name, request.group, _command(request), first.seed, config, remark=remark)
     if request.part == "statistics":
         collect_statistics(experiments, cache, record, request.path)
+    elif request.part == "texts":
+        generate_texts(first, cache, record, request.path)
     elif request.part == "dense":
         measure_dense(first, cache, record, request.path)
     else:

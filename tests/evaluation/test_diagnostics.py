@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import FakeCorpus, tiny_model
+from conftest import FakeCorpus, measurements_of, tiny_model
 from edits import on_stream, view_of
 
 from linearpatch.data.reader import Reader
@@ -28,7 +28,7 @@ def measured():
         Subject("patched", patched, dense, (3, 2)),
     ]
     settings = Diagnostics(num_blocks=2, seq_len=40)
-    (measurement,) = settings.prepare("diagnostics", Reader(FakeCorpus(), "evaluation"))(byte_tokenizer())
+    (measurement,) = measurements_of(settings, "diagnostics", Reader(FakeCorpus(), "evaluation"), byte_tokenizer())
     assert measurement.together
     alone = measurement.run(subjects[1:], lambda count: None)
     found = measurement.run(subjects, lambda count: None)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FakeCorpus, tiny_model
+from conftest import FakeCorpus, measurements_of, tiny_model
 from edits import view_of
 
 from linearpatch.data.reader import Reader
@@ -59,7 +59,7 @@ def test_quantiles_are_torch_s(share):
 def test_the_metrics_are_those_of_the_positions(models):
     dense, pruned = models
     settings = Divergence(seq_len=40, num_blocks=3)
-    (measurement,) = settings.prepare("divergence", Reader(FakeCorpus(), "evaluation"))(byte_tokenizer())
+    (measurement,) = measurements_of(settings, "divergence", Reader(FakeCorpus(), "evaluation"), byte_tokenizer())
     subjects = [Subject("dense", dense, dense), Subject("pruned", pruned, dense, (2, 3))]
     own, found = measurement.run(subjects, lambda count: None)
     ids = torch.tensor(byte_tokenizer()(FakeCorpus().documents()[0]).input_ids)[:120].view(3, 40)

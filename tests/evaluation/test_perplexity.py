@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import FakeCorpus, tiny_model
+from conftest import FakeCorpus, measurements_of, tiny_model
 
 from linearpatch.data.reader import Reader
 from linearpatch.evaluation.evaluation import Metric, Subject
@@ -45,7 +45,7 @@ def test_no_more_logits_exist_than_the_budget_allows(monkeypatch, decoder):
 
 def test_the_metric_is_the_protocols_formula(decoder):
     tokenizer = byte_tokenizer()
-    (measurement,) = Perplexity(seq_len=100).prepare("ppl", Reader(FakeCorpus(), "evaluation"))(tokenizer)
+    (measurement,) = measurements_of(Perplexity(seq_len=100), "ppl", Reader(FakeCorpus(), "evaluation"), tokenizer)
     (measured,) = measurement.run([Subject("dense", decoder, decoder)], lambda count: None)
     metric = measured.metrics["ppl/fake"]
 
@@ -70,7 +70,7 @@ def test_the_version_is_part_of_the_measurements_identity_and_the_batch_size_is_
     reader = Reader(FakeCorpus(), "evaluation")
 
     def key(**settings):
-        (measurement,) = Perplexity(**settings).prepare("ppl", reader)(byte_tokenizer())
+        (measurement,) = measurements_of(Perplexity(**settings), "ppl", reader, byte_tokenizer())
         return measurement.key
 
     first = key(seq_len=50)

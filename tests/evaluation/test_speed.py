@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import measurements_of, tiny_model
 from edits import on_stream, view_of
 
 from linearpatch.data.reader import Reader
@@ -29,7 +29,7 @@ def stages() -> list[Subject]:
 
 def measure(subjects=None, **settings):
     subjects = subjects or stages()
-    prepared = Speed(**{**SMALL, **settings}).prepare("speed", Reader(None, "evaluation"))(None)
+    prepared = measurements_of(Speed(**{**SMALL, **settings}), "speed", Reader(None, "evaluation"), None)
     found = [measurement.run(subjects, lambda count: None) for measurement in prepared]
     return {s.stage: {k: v for one in found for k, v in one[i].metrics.items()} for i, s in enumerate(subjects)}
 

@@ -39,6 +39,15 @@ def test_what_two_runs_need_is_a_job_of_its_own():
     assert needs(found, "dense-") == needs(found, "statistics-") == set()
 
 
+def test_what_the_model_generates_comes_first():
+    found = plan("corpus=generated pruner=sleb patch=none", "corpus=generated pruner=sleb patch=rotate")
+    assert shared(found) == ["texts", "dense", "statistics", "pruned"]
+    assert needs(found, "dense-") == needs(found, "statistics-") == {"texts"}
+    assert needs(found, "pruned") == {"statistics", "texts"}
+    assert needs(found, "rotate") == {"texts", "dense", "statistics", "pruned"}
+    assert "texts" not in shared(plan("corpus=generated patch=none", "corpus=generated corpus.seed=1 patch=none"))
+
+
 def test_what_one_run_needs_is_its_own():
     assert shared(plan("patch=rotate")) == []
     both = plan("pruner=sleb patch=rotate", "pruner=shortgpt patch=rotate")

@@ -28,9 +28,10 @@ from linearpatch.evaluation.harness.data import Missing, load
 from linearpatch.evaluation.harness.model import HarnessModel
 from linearpatch.evaluation.harness.task_settings import Asking
 from linearpatch.models.fingerprint import tokenizer_hash
+from linearpatch.models.model import LoadedModel
 from linearpatch.results.metric import Metric
 from linearpatch.runtime.memory import BatchSize
-from linearpatch.storage.cache import canonical
+from linearpatch.storage.cache import Cache, canonical
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,8 @@ def prepare(asking: Asking, name: str, datasets_dir: Path | None) -> Preparation
         if not isinstance(loaded_task, Missing):
             check_choices_are_equal(loaded_task)
 
-    def measurements(tokenizer: Any) -> list[Measurement]:
+    def measurements(model: LoadedModel, cache: Cache) -> list[Measurement]:
+        tokenizer = model.tokenizer
         if asking.chat_template and not tokenizer.chat_template:
             raise ConfigError(f"eval.{name}.chat_template=true: this model's tokenizer has none. Use a chat model.")
         harness = _Harness(asking, tokenizer, f"eval.{name}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import lm_eval
 import pytest
-from conftest import tiny_model
+from conftest import measurements_of, tiny_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -59,7 +59,7 @@ def measure(settings: Tasks, datasets_dir: Path | None = None, model=None, name=
     """Metrics, and what each question gave."""
     decoder = decoder_of(model or tiny_model())
     metrics, questions = {}, {}
-    for measurement in settings.prepare(name, Reader(None, "evaluation", datasets_dir))(byte_tokenizer()):
+    for measurement in measurements_of(settings, name, Reader(None, "evaluation", datasets_dir), byte_tokenizer()):
         (found,) = measurement.run([Subject("dense", decoder, decoder)], lambda count: None)
         metrics |= found.metrics
         questions |= found.questions
@@ -142,7 +142,7 @@ def test_a_chat_template_changes_the_prompt(datasets_dir):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}<{{m.role}}>{{m.content}}{% endfor %}"
     settings = Tasks(["arc_easy"], chat_template=True)
-    (measurement,) = settings.prepare("qa", Reader(None, "evaluation", datasets_dir))(tokenizer)
+    (measurement,) = measurements_of(settings, "qa", Reader(None, "evaluation", datasets_dir), tokenizer)
     (found,) = measurement.run([dense_subject()], lambda count: None)
     plain, _ = measure(Tasks(["arc_easy"]), datasets_dir)
     metric = found.metrics["qa/arc_easy/acc"]
@@ -178,7 +178,7 @@ def test_generation_equals_that_of_lm_eval(tmp_path, batch_size):
     expected = of_lm_eval(["say"], task_manager=TaskManager(include_path=str(folder), include_defaults=False))
     steps = []
     settings = Tasks(["say"], include_path=str(folder), batch_size=batch_size)
-    (measurement,) = settings.prepare("generation", Reader(None, "evaluation", None))(byte_tokenizer())
+    (measurement,) = measurements_of(settings, "generation", Reader(None, "evaluation", None), byte_tokenizer())
     (found,) = measurement.run([dense_subject()], steps.append)
     metric = found.metrics["generation/say/exact_match/first"]
     assert metric.value == expected["results"]["say"]["exact_match,first"]
@@ -189,13 +189,14 @@ def test_generation_equals_that_of_lm_eval(tmp_path, batch_size):
 def test_the_models_tokenizer_stays_as_it_is(datasets_dir):
     tokenizer = byte_tokenizer()
     tokenizer.pad_token = None
-    (measurement,) = Tasks(["arc_easy"]).prepare("qa", Reader(None, "evaluation", datasets_dir))(tokenizer)
+    (measurement,) = measurements_of(Tasks(["arc_easy"]), "qa", Reader(None, "evaluation", datasets_dir), tokenizer)
     measurement.run([dense_subject()], lambda count: None)
     assert tokenizer.pad_token is None
 
 
 def test_progress_counts_questions(datasets_dir):
-    (measurement,) = Tasks(["arc_easy"]).prepare("qa", Reader(None, "evaluation", datasets_dir))(byte_tokenizer())
+    reader = Reader(None, "evaluation", datasets_dir)
+    (measurement,) = measurements_of(Tasks(["arc_easy"]), "qa", reader, byte_tokenizer())
     steps = []
     measurement.run([dense_subject()], steps.append)
     assert measurement.total == 9
@@ -203,7 +204,7 @@ def test_progress_counts_questions(datasets_dir):
 
 
 def keys(settings, datasets_dir, tokenizer=None):
-    prepared = settings.prepare("qa", Reader(None, "evaluation", datasets_dir))(tokenizer or byte_tokenizer())
+    prepared = measurements_of(settings, "qa", Reader(None, "evaluation", datasets_dir), tokenizer or byte_tokenizer())
     return [measurement.key for measurement in prepared]
 
 

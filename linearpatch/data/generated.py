@@ -1,0 +1,133 @@
+"""Text that the model under test generates itself, so that no data is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from linearpatch.data.corpus import PURPOSES, Corpus
+from linearpatch.data.documents import DeferredDocuments, Document, has_text
+from linearpatch.data.generating import Conversations, FreeText, Recipe, sequences
+from linearpatch.errors import ConfigError, DataError, require_range, require_seed, suggest
+from linearpatch.models.decoder import text_config
+from linearpatch.models.model import LoadedModel
+from linearpatch.models.sampling import Sampling
+from linearpatch.registry import component
+from linearpatch.runtime.memory import check_batch_size
+from linearpatch.storage.cache import Cache
+
+
+@dataclass(frozen=True)
+class _Generated(DeferredDocuments):
+    """One part of the text, before the model is loaded."""
+
+    corpus: GeneratedCorpus
+    split: str
+
+    @property
+    def most_tokens(self) -> float:
+        """Those that are generated."""
+        return self.corpus.number * self.corpus.length
+
+    def generate(self, model: LoadedModel, cache: Cache) -> Sequence[Document]:
+        """Generate the sequences; each may hold several documents."""
+        corpus = self.corpus
+        recipe = corpus.recipe(model, self.split)
+        found = sequences(
+            recipe, model, cache, number=corpus.number, batch_size=corpus.batch_size, what=f"{corpus.name}/{self.split}"
+        )
+        documents = [
+            document
+            for index, tokens in enumerate(found)
+            for document in recipe.documents(index, tokens)
+            if has_text(document)
+        ]
+        if not documents:
+            raise DataError(
+                f"corpus {corpus.name}: the model generated no text, only special tokens or white space. Choose "
+                "another corpus, such as corpus=pydoc."
+            )
+        return documents
+
+
+@component("corpus", "generated")
+@dataclass(frozen=True)
+class GeneratedCorpus(Corpus):
+    """Text sampled from the dense model of the run: it needs no data.
+
+    Without `conversations` every sequence begins with the model's BOS token (with EOS where it has none), and where the
+    model ends a document, the next begins in the same sequence, as packed training text does: all sequences are full,
+    and nothing is padded. The three splits have random numbers of their own. The text is cached by the model's weights.
+
+    Attributes:
+        number: Sequences in each split.
+        length: Tokens in each; a conversation may end earlier.
+        temperature: Divides the logits.
+        top_p: Sample from the likeliest tokens that hold this share of the probability.
+        conversations: Generate questions and answers in the model's chat template, in place of free text.
+        prompts: What users say in the conversations, divided among the splits; empty: the model generates that, too.
+        seed: Of the sampling.
+        batch_size: Sequences generated at a time; `auto` takes as many as fit into memory.
+    """
+
+    needs_model: ClassVar[bool] = True
+
+    name: str = field(default="generated", metadata={"identity": False})
+    calibration: str = "calibration"
+    distillation: str = "distillation"
+    evaluation: str = "evaluation"
+    short_text: str = field(default="adapt", metadata={"identity": False})
+    number: int = 64
+    length: int = 1024
+    temperature: float = 1.0
+    top_p: float = 0.98
+    conversations: bool = False
+    prompts: list[str] = field(default_factory=list)
+    seed: int = 0
+    batch_size: Any = field(default="auto", metadata={"identity": False})  # OmegaConf has no union with str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range("corpus.number", self.number, low=1)
+        require_range("corpus.length", self.length, low=2)
+        require_range("corpus.temperature", self.temperature, low=0.01)
+        require_range("corpus.top_p", self.top_p, low=0.01, high=1)
+        require_seed("corpus.seed", self.seed)
+        check_batch_size("corpus.batch_size", self.batch_size)
+        if self.prompts and not self.conversations:
+            raise ConfigError("corpus.prompts are what users say in conversations. Add corpus.conversations=true.")
+        if self.prompts and len(set(self.prompts)) < len(PURPOSES):
+            raise ConfigError(
+                f"corpus.prompts has {len(set(self.prompts))} different ones, and the splits {', '.join(PURPOSES)} "
+                "need at least one each. Give at least 3, or none, and the model generates them."
+            )
+
+    def check_model(self, config: Any) -> None:
+        """Reject sequences that are longer than the model reads."""
+        longest = getattr(text_config(config), "max_position_embeddings", None)
+        if isinstance(longest, int) and 0 < longest < self.length:
+            raise ConfigError(
+                f"corpus {self.name}: length is {self.length:,}, and the model reads {longest:,} tokens. Set length "
+                f"to at most {longest} and, for as much text, number to {self.number * self.length // longest}."
+            )
+
+    def documents(self, split: str, datasets_dir: Path | None = None) -> DeferredDocuments:
+        """Those of a split, to be generated."""
+        if split not in PURPOSES:
+            raise DataError(f"corpus {self.name} has no split {split!r}. {suggest(split, PURPOSES)}")
+        return _Generated(self, split)
+
+    def recipe(self, model: LoadedModel, split: str) -> Recipe:
+        """How a split's sequences are generated with a model.
+
+        Raises:
+            DataError: the tokenizer has no token to begin with, or no chat template.
+        """
+        sampling = Sampling(self.temperature, self.top_p)
+        name = f"{self.seed}/{split}"
+        if not self.conversations:
+            return FreeText(model.tokenizer, sampling, self.length, name)
+        prompts = tuple(dict.fromkeys(self.prompts))[PURPOSES.index(split) :: len(PURPOSES)]
+        return Conversations(model.tokenizer, sampling, self.length, name, prompts)
