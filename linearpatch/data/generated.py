@@ -57,15 +57,17 @@ class _Generated(DeferredDocuments):
 class GeneratedCorpus(Corpus):
     """Text sampled from the dense model of the run: it needs no data.
 
-    Without `conversations` every sequence begins with the model's BOS token (with EOS where it has none), and where the
-    model ends a document, the next begins in the same sequence, as packed training text does: all sequences are full,
-    and nothing is padded. The three splits have random numbers of their own. The text is cached by the model's weights.
+    Without `conversations` every sequence begins with `start`, and where the model ends a document, the next begins in
+    the same sequence, as packed training text does: all sequences are full, and nothing is padded. The three splits
+    have random numbers of their own. The text is cached by the model's weights.
 
     Attributes:
         number: Sequences in each split.
         length: Tokens in each; a conversation may end earlier.
         temperature: Divides the logits.
         top_p: Sample from the likeliest tokens that hold this share of the probability.
+        start: The token that free text begins with, such as `<|endoftext|>`, which models are trained to find between
+            documents; empty: BOS, or EOS where the model has none.
         conversations: Generate questions and answers in the model's chat template, in place of free text.
         prompts: What users say in the conversations, divided among the splits; empty: the model generates that, too.
         seed: Of the sampling.
@@ -83,6 +85,7 @@ class GeneratedCorpus(Corpus):
     length: int = 1024
     temperature: float = 1.0
     top_p: float = 0.98
+    start: str = ""
     conversations: bool = False
     prompts: list[str] = field(default_factory=list)
     seed: int = 0
@@ -96,6 +99,10 @@ class GeneratedCorpus(Corpus):
         require_range("corpus.top_p", self.top_p, low=0.01, high=1)
         require_seed("corpus.seed", self.seed)
         check_batch_size("corpus.batch_size", self.batch_size)
+        if self.start and self.conversations:
+            raise ConfigError(
+                "corpus.start is for free text: conversations begin as the chat template has it. Leave it out."
+            )
         if self.prompts and not self.conversations:
             raise ConfigError("corpus.prompts are what users say in conversations. Add corpus.conversations=true.")
         if self.prompts and len(set(self.prompts)) < len(PURPOSES):
@@ -128,6 +135,6 @@ class GeneratedCorpus(Corpus):
         sampling = Sampling(self.temperature, self.top_p)
         name = f"{self.seed}/{split}"
         if not self.conversations:
-            return FreeText(model.tokenizer, sampling, self.length, name)
+            return FreeText(model.tokenizer, sampling, self.length, name, self.start)
         prompts = tuple(dict.fromkeys(self.prompts))[PURPOSES.index(split) :: len(PURPOSES)]
         return Conversations(model.tokenizer, sampling, self.length, name, prompts)

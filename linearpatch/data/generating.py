@@ -84,10 +84,22 @@ class Recipe(ABC):
 
 @dataclass(frozen=True)
 class FreeText(Recipe):
-    """Text that begins with nothing; where a document ends, the next follows in the same sequence."""
+    """Text that begins with nothing; where a document ends, the next follows in the same sequence.
+
+    Attributes:
+        start: The token that begins a document; empty: BOS, or EOS where there is none.
+    """
+
+    start: str = ""
 
     def __post_init__(self) -> None:
-        if self.tokenizer.bos_token_id is None and self.tokenizer.eos_token_id is None:
+        if self.start and self.start not in self.tokenizer.get_vocab():
+            special = ", ".join(self.tokenizer.all_special_tokens)
+            raise DataError(
+                f"corpus.start is {self.start!r}, which is no token of this model's tokenizer. Its special tokens: "
+                f"{special}. Leave corpus.start out for BOS."
+            )
+        if not self.start and self.tokenizer.bos_token_id is None and self.tokenizer.eos_token_id is None:
             raise DataError(
                 "This model's tokenizer has neither a BOS nor an EOS token, with which generated text begins. Use "
                 "another corpus, or corpus.conversations=true where the model has a chat template."
@@ -95,8 +107,7 @@ class FreeText(Recipe):
 
     def generate(self, decoder: Decoder, indices: Sequence[int], on_step: OnStep) -> list[Messages]:
         """Full sequences, without the token that they begin with."""
-        end = self.tokenizer.eos_token_id
-        start = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else end
+        start, end = self._start, self.tokenizer.eos_token_id
         tokens = continuations(
             decoder, [[start]] * len(indices), self.draws(indices), self.sampling, num_tokens=self.length,
             vocabulary=self.vocabulary, start_after=(end, start) if end not in (None, start) else None, on_step=on_step,
@@ -106,9 +117,22 @@ class FreeText(Recipe):
     def documents(self, index: int, messages: Messages) -> list[Document]:
         """What lies between the tokens that end documents."""
         (tokens,) = messages
-        ends = [place for place, token in enumerate(tokens) if token == self.tokenizer.eos_token_id]
+        bounding = {self.tokenizer.eos_token_id, *([self._start] if self.start else [])}
+        ends = [place for place, token in enumerate(tokens) if token in bounding]
         bounds = zip([-1, *ends], [*ends, len(tokens)], strict=True)
         return [self.text(tokens[before + 1 : end]) for before, end in bounds]
+
+    @property
+    def key(self) -> Mapping[str, Any]:
+        """With the token that begins documents."""
+        return {**super().key, "start": self.start}
+
+    @property
+    def _start(self) -> int:
+        if self.start:
+            return int(self.tokenizer.convert_tokens_to_ids(self.start))
+        bos = self.tokenizer.bos_token_id
+        return int(self.tokenizer.eos_token_id if bos is None else bos)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,9 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 SMALL = GeneratedCorpus(number=5, length=20, batch_size=2)
-OFTEN_ENDING = replace(SMALL, number=30, length=64, batch_size=30, temperature=50.0)  # any token is as likely as the next
+OFTEN_ENDING = replace(
+    SMALL, number=30, length=64, batch_size=30, temperature=50.0
+)  # any token is as likely as the next
 
 
 def loaded(*, template=None, **overrides):
@@ -72,6 +74,19 @@ def test_sequences_are_full_and_hold_several_documents(monkeypatch):
     assert all(tokens[row][place + 1] == start for row, place in ends)  # the next document begins
     assert len(documents) == 30 + len(ends)
     assert not any(special in text for text in documents for special in model.tokenizer.all_special_tokens)
+
+
+def test_documents_begin_with_the_token_that_is_named(monkeypatch):
+    real, begun = generating.continuations, []
+
+    def watched(decoder, prompts, *arguments, **settings):
+        begun.append(prompts)
+        return real(decoder, prompts, *arguments, **settings)
+
+    monkeypatch.setattr(generating, "continuations", watched)
+    documents = generate(replace(OFTEN_ENDING, start="<pad>"))
+    assert begun == [[[0]] * 30]
+    assert documents != generate(OFTEN_ENDING)
 
 
 def test_an_interrupted_generation_resumes_with_the_same_result(tmp_path, monkeypatch):
@@ -160,6 +175,7 @@ def test_a_mixture_takes_turns_with_generated_text():
         ({"temperature": 0}, r"corpus.temperature is 0\. Allowed: at least 0.01"),
         ({"top_p": 1.5}, "from 0.01 to 1"),
         ({"batch_size": "many"}, "Allowed: auto, or a whole number"),
+        ({"start": "<s>", "conversations": True}, r"corpus\.start is for free text"),
         ({"prompts": ["a"]}, r"Add corpus\.conversations=true"),
         ({"prompts": ["a", "b", "a"], "conversations": True}, "has 2 different ones"),
     ],
@@ -172,6 +188,8 @@ def test_settings_that_cannot_be(settings, message):
 def test_what_a_model_cannot_generate_says_what_to_do():
     with pytest.raises(DataError, match="no chat template"):
         generate(replace(SMALL, conversations=True))
+    with pytest.raises(DataError, match=r"'<end>', which is no token .* </s>"):
+        generate(replace(SMALL, start="<end>"))
     plain = loaded()
     plain.tokenizer.bos_token = plain.tokenizer.eos_token = None
     with pytest.raises(DataError, match="neither a BOS nor an EOS"):
