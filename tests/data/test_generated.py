@@ -143,7 +143,7 @@ def test_the_model_holds_both_sides_of_a_conversation():
 
 def test_the_prompts_are_divided_among_the_purposes():
     prompts = ["one", "two", "three", "four", "five", "six", "one"]
-    corpus = replace(SMALL, conversations=True, prompts=prompts, length=80)
+    corpus = replace(SMALL, conversations=True, prompts=prompts, length=80, temperature=50.0)
     model = loaded(template=TEMPLATE)
     asked = [
         {chat.messages[0]["content"] for chat in generate(corpus, purpose, model)}
