@@ -157,7 +157,7 @@ def generate_texts(
         loaded = LoadedModel(decoder, tokenizer, weights_hash(model))
         cache = Cache(Path(cache_dir)) if cache_dir else Cache()
         documents = corpus.documents(part).generate(loaded, cache)
-    return [[dict(one) for one in each.messages] if isinstance(each, Chat) else each for each in documents]
+    return [[dict(said) for said in text.messages] if isinstance(text, Chat) else text for text in documents]
 
 
 def prune(

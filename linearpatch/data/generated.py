@@ -35,12 +35,12 @@ class _Generated(DeferredDocuments):
         """Generate the sequences; each may hold several documents."""
         corpus = self.corpus
         recipe = corpus.recipe(model, self.split)
-        found = sequences(
+        generated = sequences(
             recipe, model, cache, number=corpus.number, batch_size=corpus.batch_size, what=f"{corpus.name}/{self.split}"
         )
         documents = [
             document
-            for index, tokens in enumerate(found)
+            for index, tokens in enumerate(generated)
             for document in recipe.documents(index, tokens)
             if has_text(document)
         ]
