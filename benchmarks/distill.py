@@ -17,7 +17,7 @@ from linearpatch.data.blocks import TokenBlocks
 from linearpatch.distillation.loop import Loop
 from linearpatch.distillation.output_kl import OutputKL
 from linearpatch.distillation.sources import Cached, Online, Source
-from linearpatch.distillation.trainable import FullPatch, dense_form
+from linearpatch.distillation.patch_forms import FullPatch, dense_form
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import Edit, Interface, PlacedOperator, Site
 from linearpatch.models.model import LoadedModel

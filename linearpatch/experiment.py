@@ -117,17 +117,18 @@ class Experiment:
         for name in ("output_dir", "datasets_dir", "cache_dir"):
             require_path(name, getattr(self, name) or "")
         check_format(self.save_format, self.patch, distilled=self.training is not None)
-        if self.training is not None and name_of(self.patch) == "none":
+        if self.training is not None and self.training.trainable == "patch" and name_of(self.patch) == "none":
             raise ConfigError(
                 f"distill={name_of(self.distill)} trains patches, and patch=none has none. Choose a patch to begin "
-                "with, such as rotate or lstsq, or use distill=none."
+                "with, such as rotate or lstsq, train weights of the model as well, as distill.trainable=lora does, or "
+                "use distill=none."
             )
         if not self.pruner.removes_layers:
             self._check_whole_layers()
-        if self.training is not None and self.training.trainable != "full" and not self.patch.is_matrix:
+        if self.training is not None and self.training.patch_form != "full" and not self.patch.is_matrix:
             raise ConfigError(
-                f"distill.trainable={self.training.trainable} trains a part of one matrix, and this "
-                f"patch={name_of(self.patch)} isn't one (patch.features, patch.form). Use distill.trainable=full."
+                f"distill.patch_form={self.training.patch_form} trains a part of one matrix, and this "
+                f"patch={name_of(self.patch)} isn't one (patch.features, patch.form). Use distill.patch_form=full."
             )
         if self.training is not None and "distilled" not in self.stages and not self.save_model:
             raise ConfigError(

@@ -177,7 +177,7 @@ def test_one_figure_in_two_tables_is_one_figure():
     for row in rows():
         if any(row.get(key) not in (None, "", usual.get(key, "5000")) for key in ablated):
             continue
-        extra = (row.get("patch.sites", ""), row.get("distill.trainable") or "full")
+        extra = (row.get("patch.sites", ""), row.get("distill.patch_form") or "full")
         about = (*(row[key] for key in ("model", "num_pruned_layers", "pruner", "patch", "distill")), *extra)
         for metric, value in row["values"].items():
             assert found.setdefault((*about, metric), value) == value, (about, metric)

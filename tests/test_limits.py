@@ -28,7 +28,7 @@ LIMITS = [
     (["pruner=explicit", "pruner.layers=[0,1,2]", "patch=refit"], "needs a layer before the interface"),
     (["pruner=tail", "pruner.protect_last=0", "num_pruned_layers=11", "patch=lstsq", "patch.form=low_rank",
       "patch.rank=300"], "patch.rank is 300"),
-    (["distill=output_kl", "distill.trainable=low_rank", "distill.rank=300"], "distill.rank is 300"),
+    (["distill=output_kl", "distill.patch_form=low_rank", "distill.rank=300"], "distill.rank is 300"),
 ]  # fmt: skip
 
 

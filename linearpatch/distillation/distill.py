@@ -1,4 +1,4 @@
-"""From fitted patches to distilled ones: the student, where its lessons come from, and what is kept of it all."""
+"""From an edited model to a trained one: the student, where its lessons come from, and what is kept of it all."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.distillation.loop import Diverged, Loop
-from linearpatch.distillation.sources import SHARD, Cached, Online, Source
-from linearpatch.distillation.trainable import (
+from linearpatch.distillation.patch_forms import (
     DiagonalPatch,
     FullPatch,
     LowRankPatch,
@@ -24,6 +22,7 @@ from linearpatch.distillation.trainable import (
     TrainablePatch,
     dense_form,
 )
+from linearpatch.distillation.sources import SHARD, Cached, Online, Source
 from linearpatch.distillation.training import Keeping, Training
 from linearpatch.errors import ConfigError, StorageError
 from linearpatch.models.decoder import Decoder
@@ -32,6 +31,7 @@ from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.gradients import gradients_for
 from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap, Operator, operator_from
 from linearpatch.models.runner import Runner
+from linearpatch.models.weight_changes import describe_weights, tensors_of, weights_from
 from linearpatch.registry import identity, name_of
 from linearpatch.results.fields import section_of
 from linearpatch.results.sections import DistillationSection, PointSection
@@ -42,16 +42,18 @@ from linearpatch.storage.files import make_folder
 
 log = logging.getLogger(__name__)
 
+WEIGHTS = "weight."  # how names of changed weights' tensors begin in a cached result
+
 
 @dataclass(frozen=True)
 class Distilled:
-    """Patches after training.
+    """An edited model after training.
 
     Attributes:
-        edit: With the operators that have the lowest validation loss.
+        edit: With the operators and weights that have the lowest validation loss.
         history: What was measured on the way; see `Loop.history`.
         num_steps: Steps done.
-        best_step: After which of them the validation loss was lowest; 0 is the fitted patch.
+        best_step: After which of them the validation loss was lowest; 0 is the model before training.
         num_trained: Numbers that training moved.
     """
 
@@ -82,7 +84,7 @@ class Distilled:
 
 
 class TrainingFailed(Diverged):
-    """A loss that isn't finite any more, with the best patches up to then.
+    """A loss that isn't finite any more, with the best weights up to then.
 
     Attributes:
         distilled: What was reached.
@@ -106,7 +108,7 @@ def distill(
     workers: Workers | None = None,
     report: Callable[[Mapping[str, float]], None] = lambda point: None,
 ) -> Distilled:
-    """Train fitted patches against the dense model.
+    """Train fitted patches, and other weights where the training says so, against the dense model.
 
     A training that was interrupted resumes from its last saved state, and one that was finished is read from the
     cache.
@@ -116,7 +118,7 @@ def distill(
         decoder: The dense model; never changed.
         edit: What is removed, and the fitted operators.
         text: What is trained on.
-        validation: What decides which patches are best.
+        validation: What decides which step is best.
         cache: Where results, states and targets are kept; by default in memory.
         model_key: What identifies the dense model (`LoadedModel.key`).
         seed: Of the order of the sequences.
@@ -124,13 +126,13 @@ def distill(
         report: Called with every new point of the history.
 
     Raises:
-        ConfigError: there is no patch to train, or its operator isn't known.
+        ConfigError: there is nothing to train, or an operator that isn't known.
         TrainingFailed: a loss isn't finite.
         Terminated: there was a request to stop; the state is saved.
     """
     cache, workers = cache or Cache(), workers or Workers()
     model_key = dict(model_key or {"weights": weights_hash(decoder.model)})
-    modules = _operators(edit)
+    operators = _operators(edit)
     key = {
         "model": model_key,
         "edit": edit.identity(),
@@ -145,14 +147,13 @@ def distill(
         found = cache.find("distillation", key)
         if not workers.agree(f"{digest_of(key)} {found is None}"):
             raise StorageError(
-                "The processes of this run don't train the same patches, or don't share a cache. Give all of them the "
+                "The processes of this run don't train the same model, or don't share a cache. Give all of them the "
                 "same command, and a cache_dir that all can read."
             )
         if found is None:
-            trainable = edit.with_modules(_trainable(training, decoder, modules, seed))
-            student = Runner(decoder, trainable, training.recompute)
+            student = _student(training, decoder, edit, operators, seed)
             loop = _loop(training, student, text, validation, cache, model_key, seed, workers)
-            found = _train(loop, modules, cache, key, report)
+            found = _train(loop, edit, cache, key, report)
             if workers.is_main:
                 cache.put("distillation", key, found)
         else:
@@ -164,7 +165,7 @@ def distill(
     distilled = _distilled(found, edit)
     if distilled.best_step == 0:
         log.warning(
-            "distill: no step improved the fitted patch, which is kept. Use another distill.learning_rate (now %g) or "
+            "distill: no step improved the fitted model, which is kept. Use another distill.learning_rate (now %g) or "
             "more text.",
             training.learning_rate,
         )
@@ -183,21 +184,28 @@ def _operators(edit: Edit) -> list[Operator]:
     return [operator for operator in operators if isinstance(operator, Operator)]
 
 
-def _trainable(training: Training, decoder: Decoder, modules: Sequence[nn.Module], seed: int) -> list[TrainablePatch]:
-    if not modules:
-        raise ConfigError("There is no patch to distil. Use another patch than none.")
+def _student(training: Training, decoder: Decoder, edit: Edit, operators: Sequence[Operator], seed: int) -> Runner:
+    """The edited model with patches and weights that train; its beginning is the edited model itself."""
+    weights = training.trainable_set.weights(decoder, edit, seed)
+    patches = _patches(training, decoder, operators, seed)
+    student = Runner(decoder, edit.with_modules(patches).with_weights(weights), training.recompute)
+    training.check_student(student)
+    return student
+
+
+def _patches(training: Training, decoder: Decoder, operators: Sequence[Operator], seed: int) -> list[TrainablePatch]:
     patches: list[TrainablePatch] = []
-    for index, module in enumerate(modules):
+    for index, module in enumerate(operators):
         is_matrix = isinstance(module, LinearMap | ChannelScale)
-        if training.trainable == "full" and isinstance(module, Operator) and not is_matrix:
+        if training.patch_form == "full" and not is_matrix:
             fitted = copy.deepcopy(module).to(decoder.input_device)
             patches.append(OperatorPatch(fitted, around_start=training.decays_to_start))
             continue
         matrix, bias = dense_form(module, decoder.hidden_size)
         matrix, bias = matrix.to(decoder.input_device), None if bias is None else bias.to(decoder.input_device)
-        if training.trainable == "full":
+        if training.patch_form == "full":
             patches.append(FullPatch(matrix, bias, around_start=training.decays_to_start))
-        elif training.trainable == "diagonal":
+        elif training.patch_form == "diagonal":
             patches.append(DiagonalPatch(matrix, bias, training.basis, around_start=training.decays_to_start))
         else:
             patches.append(LowRankPatch(matrix, bias, training.rank, seed + index))
@@ -245,7 +253,7 @@ def _check_room(keeping: Keeping, student: Runner, tokens: int, cache: Cache) ->
 
 def _train(
     loop: Loop,
-    fitted: Sequence[Operator],
+    fitted: Edit,
     cache: Cache,
     key: Mapping[str, Any],
     report: Callable[[Mapping[str, float]], None],
@@ -261,20 +269,23 @@ def _train(
     try:
         loop.run(save=save, report=report)
     except Diverged as error:
-        raise TrainingFailed(error, _distilled(_entry(loop, fitted), loop.student.edit)) from error
+        raise TrainingFailed(error, _distilled(_entry(loop, fitted), fitted)) from error
     return _entry(loop, fitted)
 
 
-def _entry(loop: Loop, fitted: Sequence[Operator]) -> Entry:
-    """What was reached: the best operators, which are the fitted ones where no step improved them."""
-    operators = loop.best_operators() if loop.best_step else fitted
+def _entry(loop: Loop, fitted: Edit) -> Entry:
+    """What was reached: the best operators and weights, which are the fitted ones where no step improved them."""
+    best = loop.best_edit() if loop.best_step else fitted
+    operators = _operators(best)
     tensors = {
         f"{index}.{name}": values.detach().cpu().float()
         for index, operator in enumerate(operators)
         for name, values in operator.named_parameters()
     }
+    tensors |= {name: values.cpu().clone() for name, values in tensors_of(best.weights, WEIGHTS).items()}
     facts = {
         "operators": [{"operator": operator.name, **operator.spec()} for operator in operators],
+        "weights": describe_weights(best.weights),
         "history": loop.history,
         "num_steps": loop.step,
         "best_step": loop.best_step,
@@ -293,5 +304,6 @@ def _distilled(entry: Entry, edit: Edit) -> Distilled:
         )
         operators.append(operator)
     facts = entry.facts
-    edit = edit.with_modules(operators)
+    weights = weights_from(facts["weights"], entry.tensors, WEIGHTS)
+    edit = edit.with_modules(operators).with_weights(weights)
     return Distilled(edit, facts["history"], facts["num_steps"], facts["best_step"], facts["num_trained"])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from linearpatch.distillation.chunks import at_least_fp32
 from linearpatch.distillation.training import Lesson, Training
+from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.runner import Runner
 from linearpatch.registry import component
@@ -23,9 +24,20 @@ class FeatureMSE(Training):
     The paper's comparison (table 5), which overfits there; LLM-Streamline trains its replacement layer so.
     """
 
+    def check_student(self, student: Runner) -> None:
+        """Reject weights that lie behind the last interface, which this loss doesn't see."""
+        last = max(self.streams(student))
+        unseen = sorted({name.layer for name in student.edit.weights if name.layer >= last})
+        if unseen:
+            raise ConfigError(
+                f"distill.trainable={self.trainable} trains weights from layer {unseen[0]} on, and distill=feature_mse "
+                f"compares nothing behind the stream that layer {last} reads. Use distill=output_kl."
+            )
+
     def streams(self, student: Runner) -> set[int]:
         """What the layer behind each interface reads in the dense model."""
-        return {placed.site.reader for placed in student.edit.operators}
+        readers = {placed.site.reader for placed in student.edit.operators}
+        return readers or {interface.end for interface in student.edit.interfaces}
 
     def teach(self, decoder: Decoder, streams: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """Those streams themselves."""

@@ -1,4 +1,4 @@
-"""The training loop: steps, validation, the best patch so far, and a state from which it resumes exactly."""
+"""The training loop: steps, validation, the best weights so far, and a state from which it resumes exactly."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from linearpatch.distillation.patch_forms import TrainablePatch
 from linearpatch.distillation.sources import SHARD, Source
-from linearpatch.distillation.trainable import TrainablePatch, parameters_of
 from linearpatch.distillation.training import Lesson, Training
 from linearpatch.errors import NumericsError
-from linearpatch.models.modeling_linearpatch import Operator
+from linearpatch.models.edit import Edit
 from linearpatch.models.runner import Runner
 from linearpatch.runtime.distributed import Workers
 from linearpatch.runtime.progress import training_bar
@@ -40,7 +40,7 @@ class Loop:
 
     Args:
         training: Loss and settings.
-        student: What is trained; its patches are `TrainablePatch`es.
+        student: What is trained: its patches, which are `TrainablePatch`es, and its changed weights.
         source: Lessons of the training sequences, followed by those of the validation sequences.
         num_validation: How many of its sequences are for validation.
         seed: Of the order of the sequences.
@@ -76,10 +76,8 @@ class Loop:
         self.steps_per_epoch = math.ceil(self.num_training / self.sequences_per_step)
         self.total = self.steps_per_epoch * training.epochs
 
-        modules = [placed.module for placed in student.edit.operators]
-        self.patches = [module for module in modules if isinstance(module, TrainablePatch)]
-        assert len(self.patches) == len(modules)
-        self.parameters = parameters_of(self.patches)
+        modules = [*(placed.module for placed in student.edit.operators), *student.edit.weights.values()]
+        self.parameters = [parameter for module in modules for parameter in module.parameters()]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=training.learning_rate, weight_decay=training.weight_decay
         )
@@ -96,7 +94,7 @@ class Loop:
         self.history: list[dict[str, float]] = []
         self.best_step = 0
         self.best_loss = math.inf
-        self.best = [parameter.detach().clone() for parameter in self.parameters]
+        self.best = self._copies()
         self._recent: list[float] = []  # losses of the steps since the last point of the history
         self._rate = training.learning_rate  # of the last step
         self._validation: list[Lesson] = []
@@ -206,13 +204,15 @@ class Loop:
         """That of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def best_operators(self) -> list[Operator]:
-        """The patches as they were when the validation loss was lowest."""
-        now = [parameter.detach().clone() for parameter in self.parameters]
+    def best_edit(self) -> Edit:
+        """The student as it was when the validation loss was lowest, with operators and weights that don't train."""
+        now, edit = self._copies(), self.student.edit
         self._put(self.best)
-        operators = [patch.operator() for patch in self.patches]
+        patches = [placed.module for placed in edit.operators]
+        operators = [patch.operator() for patch in patches if isinstance(patch, TrainablePatch)]
+        weights = {name: change.trained() for name, change in edit.weights.items()}
         self._put(now)
-        return operators
+        return edit.with_modules(operators).with_weights(weights)
 
     def state(self) -> Entry:
         """Everything that the next step depends on."""
@@ -241,9 +241,8 @@ class Loop:
 
     def restore(self, state: Entry) -> None:
         """Resume from a saved state."""
-        device = self.parameters[0].device
         self._put([state.tensors[f"parameter.{index}"] for index in range(len(self.parameters))])
-        self.best = [state.tensors[f"best.{index}"].to(device) for index in range(len(self.parameters))]
+        self.best = [state.tensors[f"best.{index}"] for index in range(len(self.parameters))]
         moments: dict[int, dict[str, Tensor]] = {}
         for name, values in state.tensors.items():
             if name.startswith("moment."):
@@ -272,7 +271,7 @@ class Loop:
             self._diverge("the validation loss", self.step, value)
         if value < self.best_loss:
             self.best_step, self.best_loss = self.step, value
-            self.best = [parameter.detach().clone() for parameter in self.parameters]
+            self.best = self._copies()
         self._enter(report, validation_loss=value)
 
     def _validation_lessons(self, rows: Sequence[int]) -> Iterator[Lesson]:
@@ -286,7 +285,7 @@ class Loop:
             yield lesson
 
     def _diverge(self, what: str, step: int, value: float) -> None:
-        kept = f" The best patch is that after step {self.best_step}." if self.best_step else ""
+        kept = f" The best validation loss was after step {self.best_step}." if self.best_step else ""
         advice = f"Use a lower distill.learning_rate (now {self.training.learning_rate:g})"
         if step == 0:
             advice = "Nothing has been trained yet: look at the fitted patch, or use another"
@@ -315,6 +314,10 @@ class Loop:
         """Whether any process was asked to; all stop after the same step."""
         flag = self.workers.sum(torch.tensor(float(asked is not None)))
         return (asked or "a request to stop") if float(flag) else None
+
+    def _copies(self) -> list[Tensor]:
+        """What is trained as it is now, in the computer's memory: training needs that of the device."""
+        return [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]
 
     @torch.no_grad()
     def _put(self, values: Sequence[Tensor]) -> None:

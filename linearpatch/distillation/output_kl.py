@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from linearpatch.distillation.of_logits import LogitLoss
 from linearpatch.distillation.top_k import TopK, top_k_kl, top_k_targets
-from linearpatch.distillation.training import Keeping, Lesson, Training
+from linearpatch.distillation.training import Keeping, Lesson
 from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.runner import Runner
@@ -19,12 +20,11 @@ TARGETS = ("online", "cached")
 
 @component("distill", "output_kl", title="top-K KL")
 @dataclass(frozen=True)
-class OutputKL(Training):
+class OutputKL(LogitLoss):
     """KL divergence from the dense model's top-K probabilities, renormalised (LinearPatch, section 3.4).
 
     Attributes:
         top_k: K.
-        temperature: Divides both models' logits.
         targets: `online` computes them in each step and needs no disk; `cached` keeps them for further epochs and
             runs: 6 K bytes a token.
         keep_states: Keep the stream before the first interface as well, in bf16: 2 bytes a token and channel, and
@@ -32,7 +32,6 @@ class OutputKL(Training):
     """
 
     top_k: int = 100
-    temperature: float = 1.0
     targets: str = field(default="online", metadata={"identity": False})
     keep_states: bool = False
 
@@ -40,7 +39,6 @@ class OutputKL(Training):
         super().__post_init__()
         require_range("distill.top_k", self.top_k, low=2)
         require_choice("distill.targets", self.targets, TARGETS)
-        require_range("distill.temperature", self.temperature, low=0.01, high=100)
         if self.keep_states and self.targets != "cached":
             raise ConfigError(
                 f"distill.keep_states=true keeps nothing with distill.targets={self.targets}. Use "
@@ -62,10 +60,6 @@ class OutputKL(Training):
         key = {"loss": "output_kl", "top_k": self.top_k, "temperature": self.temperature}
         return Keeping(key, 6 * self.top_k, self.keep_states) if self.targets == "cached" else None
 
-    def streams(self, student: Runner) -> set[int]:
-        """What enters the final norm."""
-        return {student.decoder.num_layers}
-
     def teach(self, decoder: Decoder, streams: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """Top-K probabilities (fp16) and indices (int32), `[batch, tokens, K]`."""
         normed = decoder.final_norm(streams[decoder.num_layers])
@@ -73,7 +67,7 @@ class OutputKL(Training):
         return {"probabilities": targets.probabilities, "indices": targets.indices}
 
     def loss(self, student: Runner, lesson: Lesson) -> Tensor:
-        """KL at the K indices."""
-        normed = student.decoder.final_norm(student.run(lesson.stream, lesson.calls))
+        """The divergence at the K indices."""
+        normed = student.edited.final_norm(student.run(lesson.stream, lesson.calls))
         targets = TopK(lesson.targets["probabilities"], lesson.targets["indices"])
-        return top_k_kl(student.decoder, normed, targets, self.temperature)
+        return top_k_kl(student.edited, normed, targets, self.temperature, self.divergence, self.mixture)

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from linearpatch.distillation.chunks import at_least_fp32, mean_loss
+from linearpatch.distillation.divergence import divergence
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.loss import logit_rows
 
 # Rows of the head that are gathered at a time, in bytes. On the CPU large ones would come as fresh pages from the
 # system each time, which takes longer than the arithmetic.
 GATHER_BYTES = {"cpu": 12 * 2**20, "cuda": 256 * 2**20}
+# Of a token whose probability is zero in fp16: the smallest number there, so that no divergence is infinite.
+LEAST = 2.0**-24
 GROUP = 32  # tokens of the vocabulary among which one maximum is taken first
 
 
@@ -74,14 +76,23 @@ def largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return found.values, groups.gather(1, found.indices // GROUP) * GROUP + found.indices % GROUP
 
 
-def top_k_kl(decoder: Decoder, normed: Tensor, targets: TopK, temperature: float) -> Tensor:
-    """Mean over tokens of KL(teacher ‖ student), both renormalised over the teacher's K tokens, times τ².
+def top_k_kl(
+    decoder: Decoder,
+    normed: Tensor,
+    targets: TopK,
+    temperature: float,
+    kind: str = "forward",
+    mixture: float = 0.5,
+) -> Tensor:
+    """Mean over tokens of the divergence of both models, renormalised over the teacher's K tokens, times τ².
 
     Args:
-        decoder: Whose head both use.
+        decoder: Whose head the student uses.
         normed: The student's hidden states after the final norm, `[batch, tokens, hidden_size]`.
         targets: The teacher's side.
         temperature: τ; its square keeps the gradient's size (Hinton et al., section 2).
+        kind: As of `divergence.divergence`.
+        mixture: As well.
     """
     k = targets.indices.shape[-1]
     probabilities, indices = targets.probabilities.view(-1, k), targets.indices.view(-1, k)
@@ -90,11 +101,11 @@ def top_k_kl(decoder: Decoder, normed: Tensor, targets: TopK, temperature: float
         logits = decoder.logits_at(hidden, indices[part].to(hidden.device, torch.int64))
         # Rounded to fp16 a row's probabilities don't quite sum to one any more.
         teacher = probabilities[part].to(hidden.device, at_least_fp32(logits))
-        teacher = teacher / teacher.sum(dim=-1, keepdim=True)
+        teacher_log = (teacher / teacher.sum(dim=-1, keepdim=True)).clamp(min=LEAST).log()
         student = (logits.to(teacher.dtype) / temperature).log_softmax(dim=-1)
-        return temperature**2 * functional.kl_div(student, teacher, reduction="sum")
+        return temperature**2 * divergence(student, teacher_log, kind, mixture)
 
-    return mean_loss(normed.flatten(0, -2), loss_of, _rows(decoder, normed, k))
+    return mean_loss(normed.flatten(0, -2), loss_of, _rows(decoder, normed, k), tuple(decoder.head.parameters()))
 
 
 def _rows(decoder: Decoder, normed: Tensor, k: int) -> int:

@@ -1,4 +1,4 @@
-"""What every distillation is: training of the patches against the dense model.
+"""What every distillation is: training of patches, and of what else `distill.trainable` says, against the dense model.
 
 A new one is one file here with its loss, one YAML in `conf/distill/` and one test; the rest is in `distill.py` and
 `loop.py`.
@@ -16,6 +16,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from linearpatch.distillation.trainable_sets import (
+    LORA_LAYERS,
+    AllWeights,
+    LastLayers,
+    LoRA,
+    Neighbours,
+    Norms,
+    PatchesAlone,
+    TrainableSet,
+)
 from linearpatch.errors import ConfigError, ModelError, require_choice, require_range
 from linearpatch.linalg.hadamard import hadamard_factors
 from linearpatch.models.decoder import Decoder, LayerCall
@@ -25,9 +35,18 @@ from linearpatch.text import counted
 
 log = logging.getLogger(__name__)
 
-TRAINABLE = ("full", "diagonal", "low_rank")
+TRAINABLE = ("patch", "lora", "norms", "neighbours", "last_layers", "all")
+PATCH_FORMS = ("full", "diagonal", "low_rank")
 BASES = ("hadamard", "channel")
 DECAY_TOWARD = ("zero", "initial")
+# Which settings only one choice of another reads.
+READERS = {
+    ("patch_form", "low_rank"): ("rank",),
+    ("patch_form", "diagonal"): ("basis",),
+    ("trainable", "lora"): ("lora_rank", "lora_alpha", "lora_targets", "lora_layers"),
+    ("trainable", "neighbours"): ("radius",),
+    ("trainable", "last_layers"): ("last_layers",),
+}
 
 
 @dataclass(frozen=True)
@@ -75,17 +94,28 @@ class NoDistillation(Distillation):
 
 @dataclass(frozen=True)
 class Training(Distillation, ABC):
-    """Trains patches by a loss against the dense model; all other weights stay.
+    """Trains patches, and other weights where asked to, by a loss against the dense model.
 
     Attributes:
-        trainable: `full` matrices, a `diagonal` (one scale in some basis), or what `low_rank` adds.
+        trainable: What trains beside the patches: nothing (`patch`), `lora` (low-rank updates of matrices), `norms`
+            (norms and biases), `neighbours` (the layers next to each interface), `last_layers` (with final norm and
+            head) or `all` weights behind the embeddings. A head tied to the embeddings doesn't.
+        patch_form: What of a patch trains: `full` matrices, a `diagonal` (one scale in some basis), or what
+            `low_rank` adds.
         basis: Of `diagonal`: `hadamard`, as in the paper's patch, or `channel`.
         rank: Of `low_rank`.
+        lora_rank: Of each update.
+        lora_alpha: Updates are multiplied by lora_alpha / lora_rank.
+        lora_targets: Last part of the names of the matrices that get one, such as [q_proj, v_proj]; null: all.
+        lora_layers: `kept`: all that stay. `after_interface`: those behind the first interface, so that the student
+            shares the dense model's pass up to there.
+        radius: Of `neighbours`: how many layers on each side.
+        last_layers: Of `last_layers`: how many.
         learning_rate: Of AdamW at the beginning; it follows a cosine.
         final_learning_rate: At the end, as a share of that at the beginning (the paper's code: a twentieth).
         weight_decay: Of AdamW.
-        decay_toward: What weight decay pulls to: `zero` (the paper's code) or the `initial` patch; null is zero,
-            for `low_rank` initial.
+        decay_toward: What weight decay pulls patches to: `zero` (the paper's code) or the `initial` patch; null is
+            zero, for `low_rank` initial. Weights of the model are pulled to zero, LoRA's updates as well.
         max_grad_norm: Longer gradients are scaled down to this norm; null leaves them.
         epochs: Passes over the sequences.
         batch_size: Sequences in one forward pass.
@@ -97,9 +127,16 @@ class Training(Distillation, ABC):
         checkpoint_steps: Save it after so many steps as well; null doesn't.
     """
 
-    trainable: str = "full"
+    trainable: str = "patch"
+    patch_form: str = "full"
     basis: str = "hadamard"
     rank: int = 16
+    lora_rank: int = 16
+    lora_alpha: float = 32.0
+    lora_targets: list[str] | None = None
+    lora_layers: str = "kept"
+    radius: int = 1
+    last_layers: int = 3
     learning_rate: float = 1e-4
     final_learning_rate: float = 0.05
     weight_decay: float = 1e-4
@@ -114,25 +151,39 @@ class Training(Distillation, ABC):
     checkpoint_steps: int | None = field(default=None, metadata={"identity": False})
 
     def __post_init__(self) -> None:
+        if self.trainable in PATCH_FORMS:
+            raise ConfigError(
+                f"distill.trainable is {self.trainable!r}, which is a form of the patch. Use "
+                f"distill.patch_form={self.trainable}; distill.trainable is one of {', '.join(TRAINABLE)}."
+            )
         require_choice("distill.trainable", self.trainable, TRAINABLE)
+        require_choice("distill.patch_form", self.patch_form, PATCH_FORMS)
         require_choice("distill.basis", self.basis, BASES)
+        require_choice("distill.lora_layers", self.lora_layers, LORA_LAYERS)
         if self.decay_toward is not None:
             require_choice("distill.decay_toward", self.decay_toward, DECAY_TOWARD)
-        if self.trainable == "low_rank" and self.decay_toward == "zero":
+        if self.patch_form == "low_rank" and self.decay_toward == "zero":
             raise ConfigError(
-                "distill.decay_toward is 'zero', but with distill.trainable=low_rank the initial patch is fixed, so "
-                "decay pulls to it. Leave distill.decay_toward out, or use distill.trainable=full."
+                "distill.decay_toward is 'zero', but with distill.patch_form=low_rank the initial patch is fixed, so "
+                "decay pulls to it. Leave distill.decay_toward out, or use distill.patch_form=full."
             )
-        for name, reader in (("rank", "low_rank"), ("basis", "diagonal")):
-            if self.trainable != reader and getattr(self, name) != getattr(Training, name):
-                log.warning(
-                    "distill.%s=%s has no effect with distill.trainable=%s. Use distill.trainable=%s, or leave "
-                    "distill.%s out.", name, getattr(self, name), self.trainable, reader, name,
-                )  # fmt: skip
-        for name in ("rank", "epochs", "batch_size", "accumulation", "validations"):
+        for reader, names in READERS.items():
+            group, value = reader
+            for name in names:
+                if getattr(self, group) != value and getattr(self, name) != getattr(Training, name):
+                    log.warning(
+                        "distill.%s=%s has no effect with distill.%s=%s. Use distill.%s=%s, or leave distill.%s out.",
+                        name, getattr(self, name), group, getattr(self, group), group, value, name,
+                    )  # fmt: skip
+        for name in ("rank", "lora_rank", "radius", "last_layers", "epochs", "batch_size", "accumulation"):
             require_range(f"distill.{name}", getattr(self, name), low=1)
-        if not 0 < self.learning_rate < float("inf"):
-            raise ConfigError(f"distill.learning_rate is {self.learning_rate}. Allowed: more than 0, such as 1e-4.")
+        require_range("distill.validations", self.validations, low=1)
+        if self.lora_targets is not None and not self.lora_targets:
+            raise ConfigError("distill.lora_targets is empty. Name matrices, such as [q_proj, v_proj], or use null.")
+        for name in ("learning_rate", "lora_alpha"):
+            if not 0 < getattr(self, name) < inf:
+                allowed = "more than 0, such as 1e-4" if name == "learning_rate" else "a finite number above 0"
+                raise ConfigError(f"distill.{name} is {getattr(self, name)}. Allowed: {allowed}.")
         require_range("distill.final_learning_rate", self.final_learning_rate, low=0, high=1)
         require_range("distill.weight_decay", self.weight_decay, low=0, high=1e6)
         for name in ("max_grad_norm", "checkpoint_minutes", "checkpoint_steps"):
@@ -141,9 +192,22 @@ class Training(Distillation, ABC):
                 raise ConfigError(f"distill.{name} is {value}. Allowed: a finite number above 0, or null for none.")
 
     @property
+    def trainable_set(self) -> TrainableSet:
+        """The weights that train beside the patches."""
+        sets = {
+            "patch": PatchesAlone(),
+            "lora": LoRA(self.lora_rank, self.lora_alpha, self.lora_targets, self.lora_layers),
+            "norms": Norms(),
+            "neighbours": Neighbours(self.radius),
+            "last_layers": LastLayers(self.last_layers),
+            "all": AllWeights(),
+        }
+        return sets[self.trainable]
+
+    @property
     def decays_to_start(self) -> bool:
         """Whether weight decay pulls to the initial patch."""
-        return (self.decay_toward or ("initial" if self.trainable == "low_rank" else "zero")) == "initial"
+        return (self.decay_toward or ("initial" if self.patch_form == "low_rank" else "zero")) == "initial"
 
     @property
     def keeping(self) -> Keeping | None:
@@ -168,9 +232,10 @@ class Training(Distillation, ABC):
 
         Raises:
             ModelError: its weights are on several devices, or on disk.
-            ConfigError: as of `check_size`.
+            ConfigError: as of `check_size`, or the family lacks what is to be trained.
         """
         self.check_size(decoder.hidden_size)
+        self.trainable_set.check(decoder)
         devices = {parameter.device for parameter in decoder.model.parameters()}
         if len(devices) > 1 or torch.device("meta") in devices:
             raise ModelError(
@@ -184,18 +249,25 @@ class Training(Distillation, ABC):
         Raises:
             ConfigError: there is no Hadamard matrix of that size, or the rank exceeds it.
         """
-        if self.trainable == "low_rank" and self.rank > hidden_size:
+        if self.patch_form == "low_rank" and self.rank > hidden_size:
             raise ConfigError(
                 f"distill.rank is {self.rank}, but the stream has {hidden_size} channels. Allowed: 1 to {hidden_size}."
             )
-        if self.trainable == "diagonal" and self.basis == "hadamard":
+        if self.patch_form == "diagonal" and self.basis == "hadamard":
             try:
                 hadamard_factors(hidden_size)
             except ModelError as error:
                 raise ConfigError(
                     f"There is no Hadamard matrix of the model's size, {hidden_size}, for "
-                    "distill.trainable=diagonal. Use distill.basis=channel."
+                    "distill.patch_form=diagonal. Use distill.basis=channel."
                 ) from error
+
+    def check_student(self, student: Runner) -> None:
+        """Reject a student of which this loss would train only a part, before training.
+
+        Raises:
+            ConfigError: names what gets no gradient.
+        """
 
     @abstractmethod
     def streams(self, student: Runner) -> set[int]:
@@ -212,4 +284,4 @@ class Training(Distillation, ABC):
 
     @abstractmethod
     def loss(self, student: Runner, lesson: Lesson) -> Tensor:
-        """Mean loss of the student on a batch, a scalar in at least fp32 with a graph back to the patches."""
+        """Mean loss of the student on a batch, a scalar in at least fp32 with a graph back to what is trained."""

@@ -71,7 +71,7 @@ class Decoder:
     @property
     def vocab_size(self) -> int:
         """Number of logits per token."""
-        weight: Tensor = self.head.get_parameter("weight")
+        weight: Any = self.head.weight
         return int(weight.shape[0])
 
     @property
@@ -140,7 +140,7 @@ class Decoder:
         Returns:
             `[rows, k]`.
         """
-        weight: Tensor = self.head.get_parameter("weight")
+        weight: Any = self.head.weight
         products = torch.bmm(weight[indices], normed[:, :, None]).squeeze(-1)
         bias = getattr(self.head, "bias", None)
         return self.scaled(products if bias is None else products + bias[indices])

@@ -16,6 +16,7 @@ from linearpatch.models.fingerprint import parameter_hash
 from linearpatch.models.narrowing import NarrowedLayer, widths_of
 from linearpatch.models.places import Place
 from linearpatch.models.view import view_of
+from linearpatch.models.weight_changes import Weights
 from linearpatch.results.scores import LayerScores
 
 PARTS = ("layer", "attention", "mlp")
@@ -90,12 +91,14 @@ class Edit:
         removed: What is removed, in the order in which it was chosen.
         operators: What bridges the interfaces. Those at one place act in this order.
         narrowed: Layers that stay but lose attention heads and MLP channels.
+        weights: Changed weights of what is kept, by their names in the dense model.
         scores: Why these layers, where a pruner chose them.
     """
 
     removed: tuple[Unit, ...] = ()
     operators: tuple[PlacedOperator, ...] = ()
     narrowed: tuple[NarrowedLayer, ...] = ()
+    weights: Weights = field(default_factory=dict)
     scores: LayerScores | None = None
 
     @classmethod
@@ -108,7 +111,7 @@ class Edit:
     @property
     def is_dense(self) -> bool:
         """Whether it changes nothing."""
-        return not (self.removed or self.operators or self.narrowed)
+        return not (self.removed or self.operators or self.narrowed or self.weights)
 
     @cached_property
     def removed_layers(self) -> tuple[int, ...]:
@@ -123,7 +126,8 @@ class Edit:
     def first_difference(self, num_layers: int) -> int:
         """The first layer that the edited model lacks or runs otherwise; the number of layers where there is none."""
         layers = [unit.layer for unit in self.removed] + [narrowed_layer.layer for narrowed_layer in self.narrowed]
-        return min([*layers, *(placed.place.first_layer for placed in self.operators)], default=num_layers)
+        layers += [placed.place.first_layer for placed in self.operators] + [name.layer for name in self.weights]
+        return min(layers, default=num_layers)
 
     @property
     def can_fold(self) -> bool:
@@ -149,12 +153,17 @@ class Edit:
         return Edit(
             tuple(unit for unit in self.removed if unit.layer < layer),
             narrowed=tuple(narrowed_layer for narrowed_layer in self.narrowed if narrowed_layer.layer < layer),
+            weights={name: change for name, change in self.weights.items() if name.layer < layer},
         )
 
     def with_modules(self, modules: Sequence[nn.Module]) -> Edit:
         """The same with other modules at the places."""
         placed = zip(self.operators, modules, strict=True)
         return self.with_operators(replace(operator, module=module) for operator, module in placed)
+
+    def with_weights(self, weights: Weights) -> Edit:
+        """The same with other changed weights."""
+        return replace(self, weights=weights)
 
     def identity(self) -> dict[str, Any]:
         """What distinguishes it from other edits of the same weights, as plain values for cache keys."""
@@ -168,7 +177,14 @@ class Edit:
                 [narrowed_layer.layer, list(narrowed_layer.heads), list(narrowed_layer.channels)]
                 for narrowed_layer in sorted(self.narrowed)
             ]
+        if self.weights:
+            key["weights"] = self._weights_identity
         return key
+
+    @cached_property
+    def _weights_identity(self) -> list[Any]:
+        names = [[name.layer, name.name, change.kind] for name, change in self.weights.items()]
+        return [names, parameter_hash(list(self.weights.values()))]
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         """The edited model: an ordinary Hugging Face model that shares every unchanged weight with the dense one.
@@ -187,7 +203,7 @@ class Edit:
         """
         check_removed(self.removed_layers, dense.num_layers)
         operators = [(placed.place, placed.module) for placed in self.operators]
-        return view_of(dense, self.removed_layers, operators, self.narrowed)
+        return view_of(dense, self.removed_layers, operators, self.narrowed, self.weights)
 
     def decoder(self, dense: Decoder) -> Decoder:
         """The view, and what we know of it; the dense model itself where nothing is changed."""

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from linearpatch.errors import ModelError
 from linearpatch.models.decoder import Decoder, LayerCall, unwrap
 from linearpatch.models.edit import Edit, PlacedOperator
+from linearpatch.models.weight_changes import changed_decoder
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Runner:
 
     Attributes:
         decoder: The dense model, whose layers run; never changed.
-        edit: The difference.
+        edit: The difference. Gradients reach its operators and changed weights where they ask for them.
         recompute: Keep only what each layer reads for the backward pass, and run it again there (gradient
             checkpointing).
     """
@@ -78,6 +79,11 @@ class Runner:
     decoder: Decoder
     edit: Edit
     recompute: bool = False
+
+    @cached_property
+    def edited(self) -> Decoder:
+        """The layers, final norm and head that run: the dense model's, or their own where weights are changed."""
+        return changed_decoder(self.decoder, self.edit.weights)
 
     @cached_property
     def entry(self) -> int:
@@ -114,8 +120,12 @@ class Runner:
                 streams[step.layer] = hidden
             if len(streams) == len(wanted):
                 break
-            if self.recompute and hidden.requires_grad:
-                hidden = checkpoint(step.run, self.decoder, hidden, calls[step.layer], use_reentrant=False)
+            if self.recompute and (hidden.requires_grad or step.layer in self._changed):
+                hidden = checkpoint(step.run, self.edited, hidden, calls[step.layer], use_reentrant=False)
             else:
-                hidden = step.run(self.decoder, hidden, calls[step.layer])
+                hidden = step.run(self.edited, hidden, calls[step.layer])
         return streams
+
+    @cached_property
+    def _changed(self) -> frozenset[int]:
+        return frozenset(name.layer for name in self.edit.weights)

@@ -43,7 +43,8 @@ class Sublayer:
     @property
     def projection(self) -> nn.Module | None:
         """The output projection, where the output is that of one matrix; None for a norm or a mixture of experts."""
-        return self.output if isinstance(self.output, MATRICES) else None
+        matrix = getattr(self.output, "base_layer", self.output)  # which peft's LoRA layers stand around
+        return self.output if isinstance(matrix, MATRICES) else None
 
     @property
     def is_norm(self) -> bool:
@@ -78,6 +79,12 @@ def sublayers_of(decoder: Decoder, index: int) -> Sublayers:
         )
     attention, mlp = (Sublayer(layer.get_submodule(name), multiplier) for name in names)
     return Sublayers(attention, mlp)
+
+
+def remember_sublayers(decoder: Decoder) -> None:
+    """Find the sublayers of all layers, so that copies of a layer know theirs without the model around them."""
+    if any(_MEMORY not in layer.__dict__ for layer in decoder.layers):
+        _trace(decoder)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,7 @@ from linearpatch.models.narrowing import NarrowedLayer, narrow, widths_of
 from linearpatch.models.patched import become_patched
 from linearpatch.models.places import Place
 from linearpatch.models.rebuilding import config_changes
+from linearpatch.models.weight_changes import Weights, set_weights, shared_tensors
 
 
 def view_of(
@@ -28,6 +30,7 @@ def view_of(
     removed: Sequence[int],
     operators: Sequence[tuple[Place, nn.Module]] = (),
     narrowed: Sequence[NarrowedLayer] = (),
+    weights: Weights = MappingProxyType({}),
 ) -> PreTrainedModel:
     """Make a model without some layers, with operators at their places, that shares the dense model's weights.
 
@@ -36,13 +39,14 @@ def view_of(
         removed: Dense indices of the layers to leave out; some layer must be left.
         operators: The view gets copies. Those of one place act in the order given.
         narrowed: Kept layers that lose heads and channels; their weights are copies.
+        weights: Other values of weights, by their names in the dense model.
 
     Raises:
         ModelError: the model's configuration can't describe what would be left.
     """
     check_prunable(dense.config)
     kept = [index for index in range(dense.num_layers) if index not in set(removed)]
-    model: PreTrainedModel = copy.deepcopy(dense.model, memo=_shared(dense.model))
+    model: PreTrainedModel = copy.deepcopy(dense.model, memo=shared_tensors(dense.model))
     view = decoder_of(model)
     apply_changes(text_config(model.config), config_changes(dense, kept), len(kept))
 
@@ -57,6 +61,7 @@ def view_of(
         model.hf_device_map = _renumber(model.hf_device_map, view.parts.layers, kept)
 
     pruned = decoder_of(model)
+    set_weights(pruned, [*kept, dense.num_layers], weights)
     entries = [place.add_to(pruned, kept, operator) for place, operator in operators]
     sizes: dict[str, tuple[int, int]] = {}
     for narrowed_layer in narrowed:
@@ -98,13 +103,3 @@ def _renumber(device_map: dict[str, Any], path: str, kept: Sequence[int]) -> dic
         elif match[1] in position:
             renumbered[position[match[1]] + (match[2] or "")] = device
     return renumbered
-
-
-def _shared(model: nn.Module) -> dict[int, Any]:
-    """A deepcopy memo that answers every parameter and buffer with itself."""
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    for module in model.modules():  # weights that accelerate keeps in CPU memory or on disk
-        weights_map = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
-        if weights_map is not None:
-            memo[id(weights_map)] = weights_map
-    return memo

@@ -56,16 +56,16 @@ def validation_losses(distilled):
     "training",
     [
         TRAINING,
-        replace(TRAINING, trainable="diagonal", learning_rate=3e-2),
-        replace(TRAINING, trainable="diagonal", basis="channel", learning_rate=3e-2),
-        replace(TRAINING, trainable="low_rank", rank=4),
+        replace(TRAINING, patch_form="diagonal", learning_rate=3e-2),
+        replace(TRAINING, patch_form="diagonal", basis="channel", learning_rate=3e-2),
+        replace(TRAINING, patch_form="low_rank", rank=4),
         replace(TRAINING, decay_toward="initial", weight_decay=0.1),
         replace(TRAINING, accumulation=2, max_grad_norm=None, recompute=True),
         replace(TRAINING, temperature=2.0, epochs=2),
         FullKL(learning_rate=1e-2, batch_size=2),
         FeatureMSE(learning_rate=1e-2, batch_size=2),
     ],
-    ids=lambda training: f"{type(training).__name__} {training.trainable}",
+    ids=lambda training: f"{type(training).__name__} {training.patch_form}",
 )
 def test_the_validation_loss_falls(training):
     found = train(replace(training, epochs=3))
@@ -198,7 +198,7 @@ def test_calls_that_depend_on_the_tokens_are_refused(monkeypatch):
 @pytest.mark.parametrize("stop_after", [1, 7, 10, 13])
 def test_a_training_that_was_stopped_ends_as_if_it_hadnt(tmp_path, stop_after, trainable, monkeypatch):
     monkeypatch.setattr("linearpatch.distillation.loop.POINTS", 7)  # each point of the curve is a mean of three steps
-    training = replace(TRAINING, epochs=2, trainable=trainable)
+    training = replace(TRAINING, epochs=2, patch_form=trainable)
     whole = train(training)
 
     def stopping(step, *_):
@@ -334,7 +334,7 @@ def test_a_model_on_several_devices_and_a_size_without_hadamard_are_refused():
     decoder = decoder_of(tiny_model())
     odd = tiny_model(hidden_size=42, num_attention_heads=3, num_key_value_heads=3, head_dim=14)
     with pytest.raises(ConfigError, match=r"size, 42.*basis=channel"):
-        replace(TRAINING, trainable="diagonal").check(decoder_of(odd))
+        replace(TRAINING, patch_form="diagonal").check(decoder_of(odd))
     decoder.model.lm_head.weight = torch.nn.Parameter(decoder.model.lm_head.weight.to("meta"), requires_grad=False)
     with pytest.raises(ModelError, match="on several devices or on disk"):
         TRAINING.check(decoder)

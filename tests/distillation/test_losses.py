@@ -13,7 +13,7 @@ from linearpatch.distillation.full_kl import FullKL
 from linearpatch.distillation.output_kl import OutputKL
 from linearpatch.distillation.sources import Online
 from linearpatch.distillation.top_k import TopK, largest, top_k_kl, top_k_targets
-from linearpatch.distillation.trainable import FullPatch
+from linearpatch.distillation.patch_forms import FullPatch
 from linearpatch.distillation.training import Lesson
 from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.decoder import decoder_of
@@ -247,8 +247,10 @@ def test_k_is_at_most_the_vocabulary():
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"targets": "offline"}, "Allowed: cached, online"),
         ({"keep_states": True}, "targets=cached"),
-        ({"trainable": "lowrank"}, "low_rank"),
-        ({"trainable": "low_rank", "decay_toward": "zero"}, "initial patch is fixed"),
+        ({"patch_form": "lowrank"}, "low_rank"),
+        ({"trainable": "head"}, "Allowed: all, last_layers, lora"),
+        ({"trainable": "diagonal"}, "Use distill.patch_form=diagonal"),
+        ({"patch_form": "low_rank", "decay_toward": "zero"}, "initial patch is fixed"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"batch_size": 0}, "batch_size is 0"),

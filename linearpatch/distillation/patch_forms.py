@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -211,10 +210,5 @@ def dense_form(operator: nn.Module, size: int) -> tuple[Tensor, Tensor | None]:
         bias = operator.bias
         return operator.weight.detach().float().T.contiguous(), None if bias is None else bias.detach().float().clone()
     raise ConfigError(
-        f"A {type(operator).__name__} isn't one matrix, of which a part could be trained. Use distill.trainable=full."
+        f"A {type(operator).__name__} isn't one matrix, of which a part could be trained. Use distill.patch_form=full."
     )
-
-
-def parameters_of(patches: Sequence[TrainablePatch]) -> list[nn.Parameter]:
-    """What is trained, in a fixed order."""
-    return [parameter for patch in patches for parameter in patch.parameters()]

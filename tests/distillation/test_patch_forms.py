@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from linearpatch.distillation.trainable import (
+from linearpatch.distillation.patch_forms import (
     DiagonalPatch,
     FullPatch,
     LowRankPatch,
     OperatorPatch,
     dense_form,
-    parameters_of,
 )
 from linearpatch.errors import ConfigError
 from linearpatch.linalg.hadamard import hadamard_matrix
@@ -56,7 +55,7 @@ def test_a_feature_map_is_trained_as_a_whole(fitted, around_start):
     patch = OperatorPatch(fitted, around_start=around_start)
     expected = fitted(HIDDEN)
     assert torch.allclose(patch(HIDDEN), expected, atol=1e-5)
-    parameters = parameters_of([patch])
+    parameters = list(patch.parameters())
     assert sum(p.numel() for p in parameters) == sum(p.numel() for p in fitted.parameters())
     patch(HIDDEN).square().sum().backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in parameters)
@@ -77,7 +76,7 @@ def test_the_diagonal_of_the_papers_patch_is_its_d():
     with torch.no_grad():
         patch.scale.copy_(factor)
     assert torch.allclose(patch.matrix(), h * (d * factor) @ h.T, atol=1e-5)
-    assert sum(parameter.numel() for parameter in parameters_of([patch])) == SIZE
+    assert sum(parameter.numel() for parameter in list(patch.parameters())) == SIZE
 
 
 def test_a_scale_for_each_channel_stays_one():
@@ -116,7 +115,7 @@ def test_low_rank_adds_what_its_rank_allows():
     with torch.no_grad():
         patch.down.normal_(generator=GENERATOR)
     assert torch.linalg.matrix_rank(patch.matrix() - MATRIX, tol=1e-4) == 2
-    assert sum(parameter.numel() for parameter in parameters_of([patch])) == 4 * SIZE
+    assert sum(parameter.numel() for parameter in list(patch.parameters())) == 4 * SIZE
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
