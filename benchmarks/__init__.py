@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from benchmarks.measure import Claim
 
-BENCHMARKS = ("startup", "statistics", "sleb", "patch_aware", "taylor", "perplexity", "harness", "distill", "report")
+BENCHMARKS = (
+    "startup",
+    "statistics",
+    "sleb",
+    "patch_aware",
+    "taylor",
+    "perplexity",
+    "harness",
+    "distill",
+    "heal",
+    "report",
+)
 
 # Those that need a large machine or half an hour run by name only.
 LARGE = ("distill_8b", "gpu", "sweep")

@@ -16,8 +16,8 @@ from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.distillation.loop import Loop
 from linearpatch.distillation.output_kl import OutputKL
-from linearpatch.distillation.sources import Cached, Online, Source
 from linearpatch.distillation.patch_forms import FullPatch, dense_form
+from linearpatch.distillation.sources import Cached, Online, Source
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import Edit, Interface, PlacedOperator, Site
 from linearpatch.models.model import LoadedModel

@@ -72,7 +72,7 @@ class Experiment:
         missing_data: What evaluations do about tasks whose data can't be had: `error` or `skip`.
         tracker: Where the record is shown beside the run's folder, by name.
         save_model: Write the pruned, patched model to the run's folder, as `model/`.
-        save_format: `auto`, `plain`, `custom` or `adapter`; see `checkpoint.saving.save_checkpoint`.
+        save_format: `auto`, `plain`, `custom`, `adapter` or `lora`; see `checkpoint.saving.save_checkpoint`.
         push_to_hub: Repository on the hub that gets a copy of `model/`, such as `me/smaller-model`; null: none.
         seed: Of every random choice.
         output_dir: Folder of the run; null is `outputs/<run_id>`. In a sweep, the folder of their folders.
@@ -116,7 +116,7 @@ class Experiment:
         require_seed("seed", self.seed)
         for name in ("output_dir", "datasets_dir", "cache_dir"):
             require_path(name, getattr(self, name) or "")
-        check_format(self.save_format, self.patch, distilled=self.training is not None)
+        check_format(self.save_format, self.patch, trainable=self.training.trainable if self.training else None)
         if self.training is not None and self.training.trainable == "patch" and name_of(self.patch) == "none":
             raise ConfigError(
                 f"distill={name_of(self.distill)} trains patches, and patch=none has none. Choose a patch to begin "

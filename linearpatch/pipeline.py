@@ -131,6 +131,9 @@ def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, wor
         record.pruning = experiment.pruner.chooser.section(dense, edits["pruned"])
         check_removable(dense, edits["pruned"], experiment.save_format if experiment.save_model else None)
 
+        if experiment.training:
+            experiment.training.trainable_set.check_edit(dense, edits["pruned"])
+
         with record.step("fit"):
             edits["patched"] = fit(experiment.patch, workspace, edits["pruned"], record)
 

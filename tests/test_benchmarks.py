@@ -3,11 +3,12 @@
 import io
 from dataclasses import replace
 
+import pytest
 import torch
 from conftest import tiny_model
 from rich.console import Console
 
-from benchmarks import BENCHMARKS, distill, sleb
+from benchmarks import BENCHMARKS, distill, heal, sleb
 from benchmarks.measure import Claim, claims_table, time_ratio
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.cli import main
@@ -34,8 +35,22 @@ def test_the_published_procedure_ends_with_the_same_patch(monkeypatch):
     published = distill.published_epoch(case).weight
     loop = case.loop()
     distill.epoch_of(loop)
-    assert torch.allclose(loop.patches[0].operator().weight, published, atol=1e-5)
+    assert torch.allclose(loop.student.edit.operators[0].module.operator().weight, published, atol=1e-5)
     assert not torch.allclose(published, torch.eye(32), atol=1e-3)
+
+
+def test_two_models_have_the_same_losses(monkeypatch):
+    monkeypatch.setattr(heal, "START", 2)
+    monkeypatch.setattr(heal, "END", 4)
+    ids = torch.randint(3, 300, (5, 12), generator=torch.Generator().manual_seed(0))
+    case = distill.Case(decoder_of(tiny_model()), Interface(2, 4), LinearMap(torch.eye(32)), ids[:4], ids[4:])
+    settings = {**heal.LORA_BEHIND, "top_k": 20}
+    loop = heal.loop_of(case, **settings)
+    plain = heal.TwoModels(case, heal.loop_of(case, **settings))
+    losses = [(loop.advance(), plain.advance()) for _ in range(6)]
+    assert all(ours == pytest.approx(other, rel=1e-4) for ours, other in losses)
+    assert losses[0][0] != pytest.approx(losses[4][0], rel=1e-3)
+    assert heal.trained_layers(loop) == [4, 5]
 
 
 def test_a_table_shows_measured_against_limit():
@@ -53,5 +68,6 @@ def test_a_time_ratio_compares_pairs():
 def test_an_unknown_benchmark_is_refused():
     assert main(["bench", "slebb"]) == 1
     assert set(BENCHMARKS) == {
-        "startup", "statistics", "sleb", "patch_aware", "taylor", "perplexity", "harness", "distill", "report",
+        "startup", "statistics", "sleb", "patch_aware", "taylor", "perplexity", "harness", "distill", "heal",
+        "report",
     }  # fmt: skip

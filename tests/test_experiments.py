@@ -15,7 +15,7 @@ from linearpatch.config import compose_config, compose_experiment, resolved, to_
 from linearpatch.data.pydoc import SHARES
 
 NAMES = sorted(file.stem for file in (CONF_DIR / "experiment").glob("*.yaml"))
-PRESETS = ["recommended", "recommended_distilled"]  # which docs/repair.md explains
+PRESETS = ["recommended", "recommended_distilled", "recommended_healed"]  # which docs/repair.md and healing.md explain
 DOCUMENTED = [one for one in NAMES if one not in ("demo", *PRESETS)]  # demo is in the README
 RUNS = {  # at full and at small scale
     "calibration_corpus": (3, 2),
@@ -23,6 +23,7 @@ RUNS = {  # at full and at small scale
     "demo": (7, 7),
     "distillation": (6, 6),
     "distillation_size": (4, 4),
+    "healing": (7, 2),
     "ingredients": (4, 4),
     "paper_distilled": (4, 2),
     "paper_mmlu": (16, 4),
@@ -33,6 +34,7 @@ RUNS = {  # at full and at small scale
     "pruner_comparison": (48, 48),
     "recommended": (6, 6),
     "recommended_distilled": (6, 6),
+    "recommended_healed": (6, 6),
     "repair": (87, 18),
     "repair_distilled": (9, 2),
     "repair_size": (12, 2),

@@ -15,6 +15,7 @@ from linearpatch.report.markdown import markdown_table
 from linearpatch.report.run_table import run_table
 from linearpatch.results.display import metric_names
 from linearpatch.results.record import Record
+from linearpatch.results.sections import DistillationSection
 from linearpatch.results.stages import STAGES
 from linearpatch.text import layer_list, printable
 
@@ -47,6 +48,16 @@ model, tokenizer = linearpatch.load("{folder}"), linearpatch.load_tokenizer("{fo
 ```""",
 }
 
+LORA = """\
+These weights are those without the LoRA adapter that was trained, which lies in `lora/`. `linearpatch.load` adds it to
+them, and peft puts it on the model:
+
+```python
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(model, "{folder}/lora")
+```"""
+
 
 def model_card(manifest: Manifest, record: Record | None) -> str:
     """The text of a checkpoint's README.md.
@@ -69,6 +80,7 @@ def model_card(manifest: Manifest, record: Record | None) -> str:
         f"# {_title(manifest)}",
         _what(manifest, record),
         "## Load it\n\n" + LOADING[manifest.format].format(folder="FOLDER", family=base.model_type, addition=addition),
+        *([LORA.format(folder="FOLDER")] if manifest.lora else []),
         *([_results(record), _settings(record)] if record else []),
         _origin(manifest),
     ]
@@ -100,18 +112,34 @@ def _what(manifest: Manifest, record: Record | None) -> str:
         removed += f", chosen by `{record.pruning.method}` ({record.pruning.ratio:.1%} of all parameters)"
     if record and record.patch and manifest.patches:
         patched = f"`{record.patch.method}` at each interface: {_purpose(record.patch.method)}"
-        if trained := record.distillation:
-            losses = trained.validation_loss
-            patched = (
-                f"a linear operator at each interface, which began as `{record.patch.method}` and was distilled from "
-                f"the dense model (`{trained.method}`, {trained.num_blocks:,} sequences of {trained.block_length:,} "
-                f"tokens of {trained.settings['corpus']}, validation loss {losses['first']:.4f} to "
-                f"{losses['best']:.4f})"
-            )
+        if record.distillation:
+            patched = f"a linear operator at each interface, which began as `{record.patch.method}` and was distilled"
     if manifest.patches and manifest.format == "plain":
         patched += ", folded into existing weights"
+    lines = [f"- **Removed**: {removed}. Interfaces (first removed, next kept): {interfaces}."]
+    lines.append(f"- **Patched** with {patched}.")
+    if record and record.distillation:
+        lines.append(f"- **Trained**: {_trained(record.distillation)}")
+    return "\n".join(lines)
+
+
+TRAINED = {
+    "patch": "the patch",
+    "lora": "LoRA updates of the kept layers' matrices",
+    "norms": "norms and biases",
+    "neighbours": "the layers next to each interface",
+    "last_layers": "the last layers",
+    "all": "all weights behind the embeddings",
+}
+
+
+def _trained(section: DistillationSection) -> str:
+    losses = section.validation_loss
+    what = TRAINED.get(section.settings.get("trainable", "patch"), "weights")
     return (
-        f"- **Removed**: {removed}. Interfaces (first removed, next kept): {interfaces}.\n- **Patched** with {patched}."
+        f"{what}, {section.num_trained:,} numbers, against the dense model (`{section.method}`, "
+        f"{section.num_blocks:,} sequences of {section.block_length:,} tokens of {section.settings['corpus']}, "
+        f"validation loss {losses['first']:.4f} to {losses['best']:.4f})."
     )
 
 

@@ -18,7 +18,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from linearpatch.checkpoint.manifest import FILE_NAME, PATCH_FILE, Manifest, read_manifest
+from linearpatch.checkpoint.lora import merge_lora
+from linearpatch.checkpoint.manifest import FILE_NAME, LORA_FOLDER, PATCH_FILE, WEIGHTS, Manifest, read_manifest
 from linearpatch.errors import ModelError, StorageError
 from linearpatch.models.auto import auto_class, model_class
 from linearpatch.models.decoder import decoder_of, text_config
@@ -27,6 +28,7 @@ from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.loaded_weights import check_weights
 from linearpatch.models.modeling_linearpatch import operator_from
 from linearpatch.models.patched import MODEL_TYPE_PREFIX, patched_config_class, patched_model_class
+from linearpatch.models.weight_changes import tensors_of, unfilled_weights, weights_from
 
 
 def load(folder: str | Path, **settings: Any) -> PreTrainedModel:
@@ -44,7 +46,7 @@ def load(folder: str | Path, **settings: Any) -> PreTrainedModel:
     manifest = read_manifest(folder)
     if manifest.format == "adapter":
         raise StorageError(
-            f"{folder} is an adapter: it holds patches, not a whole model. Load {manifest.base.name} "
+            f"{folder} is an adapter: it holds what was changed, not a whole model. Load {manifest.base.name} "
             f"({manifest.base.source or 'the dense model'}) and call linearpatch.apply(model, {str(folder)!r})."
         )
     return load_whole(folder, manifest, **settings)
@@ -80,7 +82,7 @@ def load_whole(folder: Path, manifest: Manifest, **settings: Any) -> PreTrainedM
         ) from error
     check_weights(model, info, str(folder), strict=True)
     loaded: PreTrainedModel = model
-    return loaded
+    return merge_lora(loaded, folder / LORA_FOLDER) if manifest.lora else loaded
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -130,7 +132,9 @@ def apply(base_model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
         for index, entry in enumerate(manifest.patches)
         for name, shape in _shapes(entry.operator, manifest.base.hidden_size).items()
     }
-    _check_shapes(folder, expected)
+    with torch.device("meta"):
+        changed = tensors_of(unfilled_weights(manifest.weights), WEIGHTS)
+    _check_shapes(folder, expected | {name: tuple(values.shape) for name, values in changed.items()})
     dense = decoder_of(base_model)
     _check_base(base_model, manifest, folder)
     return read_edit(folder, manifest).view(dense)
@@ -144,7 +148,8 @@ def read_edit(folder: Path, manifest: Manifest) -> Edit:
         operator = operator_from(entry.operator)
         operator.load_state_dict({name: tensors[f"{index}.{name}"] for name in operator.state_dict()})
         operators.append(PlacedOperator(entry.site, operator))
-    return Edit.of_layers(manifest.removed_layers, operators)
+    weights = weights_from(manifest.weights, tensors, WEIGHTS)
+    return Edit.of_layers(manifest.removed_layers, operators).with_weights(weights)
 
 
 def checkpoint_folder(folder: str | Path) -> Path:

@@ -20,8 +20,11 @@ from linearpatch.storage.files import write_atomically
 SCHEMA_VERSION = 2
 FILE_NAME = "pruning.json"
 PATCH_FILE = "patch.safetensors"
+WEIGHTS = "weight."  # how the names of changed weights begin in it
+LORA_FOLDER = "lora"
+LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
 CARD_NAME = "README.md"  # people may edit it
-PATCH_FILE = "patch.safetensors"
+ADDED = ("weights", "lora")  # since the schema version, so that a manifest may lack them
 CONFIG_FILE = "config.json"
 INDEX_SUFFIX = ".safetensors.index.json"
 # What transformers may read from a folder: configurations, weights, code, templates, vocabularies.
@@ -108,6 +111,9 @@ class Manifest:
         base: The dense model.
         removed_layers: Its removed layers, in the order of removal.
         patches: What bridges the interfaces; in a `plain` checkpoint they are folded into the weights.
+        weights: Changed weights that an adapter holds, as `describe_weights` writes them; a whole checkpoint has them
+            among its own.
+        lora: Whether a LoRA adapter, in the folder `LORA_FOLDER`, belongs to the model.
         files: SHA-256 of every file that loading reads, by name.
         provenance: Which run made it: run id, command, configuration, package versions.
         schema_version: Of this file.
@@ -117,6 +123,8 @@ class Manifest:
     base: Base
     removed_layers: tuple[int, ...]
     patches: tuple[PatchEntry, ...]
+    weights: tuple[Mapping[str, Any], ...] = ()
+    lora: bool = False
     files: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
@@ -178,7 +186,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = Manifest(
             **{
-                **{name: content[name] for name in (entry.name for entry in fields(Manifest))},
+                **{name: content[name] for name in (entry.name for entry in fields(Manifest)) if name not in ADDED},
+                **{name: content[name] for name in ADDED if name in content},
                 "base": Base(**content["base"]),
                 "removed_layers": tuple(content["removed_layers"]),
                 "patches": tuple(PatchEntry(**entry) for entry in content["patches"]),
@@ -243,7 +252,7 @@ def _files_needed(folder: Path, manifest: Manifest) -> set[str]:
     """Names without which a checkpoint of its format can't be loaded."""
     if manifest.format == "adapter":
         return {PATCH_FILE}
-    needed = {CONFIG_FILE}
+    needed = {CONFIG_FILE, *(f"{LORA_FOLDER}/{name}" for name in LORA_FILES if manifest.lora)}
     indices = [name for name in manifest.files if name.endswith(INDEX_SUFFIX)]
     if not indices:
         return needed | {"model.safetensors"}

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 import transformers
 from packaging.version import Version
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from linearpatch.checkpoint.folding import folded_view
+from linearpatch.checkpoint.lora import check_lora, without_lora, write_lora
 from linearpatch.checkpoint.manifest import (
     CARD_NAME,
     FILE_NAME,
+    LORA_FOLDER,
     PATCH_FILE,
+    WEIGHTS,
     Base,
     Manifest,
     PatchEntry,
@@ -31,6 +37,7 @@ from linearpatch.models.model import LoadedModel
 from linearpatch.models.patched import check_storable
 from linearpatch.models.rebuilding import check_rebuilt
 from linearpatch.models.sublayers import sublayers_of
+from linearpatch.models.weight_changes import NewWeight, describe_weights, tensors_of
 from linearpatch.patches.patch import Patch
 from linearpatch.registry import components, name_of
 from linearpatch.results.record import Record
@@ -38,23 +45,28 @@ from linearpatch.storage.files import replacing_folder
 
 log = logging.getLogger(__name__)
 
-FORMATS = ("auto", "plain", "custom", "adapter")
+FORMATS = ("auto", "plain", "custom", "adapter", "lora")
 EXPERTS_FROM_DISK = Version("5.14")
 
 
-def check_format(save_format: str, patch: Patch, *, distilled: bool = False) -> None:
-    """Reject early a format that can't hold what a patch will be.
+def check_format(save_format: str, patch: Patch, *, trainable: str | None = None) -> None:
+    """Reject early a format that can't hold what a model will be.
 
     Args:
         save_format: As of `save_checkpoint`.
         patch: Settings of the patch.
-        distilled: Whether it will be trained.
+        trainable: What will be trained; None: nothing.
 
     Raises:
         ConfigError: says which formats remain.
     """
     require_choice("save_format", save_format, FORMATS)
-    if save_format == "plain" and patch.foldable and distilled and not patch.foldable_distilled:
+    if save_format == "lora" and trainable != "lora":
+        raise ConfigError(
+            f"save_format=lora holds a LoRA adapter beside the model, and {_trained_otherwise(trainable)}. Use "
+            "distill.trainable=lora, or another save_format."
+        )
+    if save_format == "plain" and patch.foldable and trainable and not patch.foldable_distilled:
         raise ConfigError(
             f"save_format=plain can't hold patch={name_of(patch)} once it has been distilled: it is one factor for all "
             "channels no more. Use patch=mlp_lstsq, distill=none, or save_format=custom or adapter."
@@ -66,6 +78,10 @@ def check_format(save_format: str, patch: Patch, *, distilled: bool = False) -> 
             "stream, so it can't be folded. Remaining formats: custom (a checkpoint with a short modeling file), "
             f"adapter (the patch alone). Patches that fold: {', '.join(foldable)}."
         )
+
+
+def _trained_otherwise(trainable: str | None) -> str:
+    return f"distill.trainable={trainable} trains none" if trainable else "distill=none trains none"
 
 
 def check_target(folder: Path) -> None:
@@ -111,8 +127,9 @@ def save_checkpoint(
         model: The dense model with its tokenizer; it does not change.
         edit: What is removed, and the operators.
         save_format: `plain`: a stock checkpoint, with all patches folded into its weights. `custom`: the
-            patches as modules of their own, with a modeling file. `adapter`: the patches alone, for
-            `linearpatch.apply`. `auto`: `plain` where the patches can be folded, else `custom`.
+            patches as modules of their own, with a modeling file. `adapter`: patches and changed weights alone, for
+            `linearpatch.apply`. `lora`: the model without the LoRA adapter that was trained, and that adapter beside
+            it, for peft. `auto`: `plain` where the patches can be folded, else `custom`.
         name: Of the dense model, for people.
         source: Where the dense model was loaded from.
         hub_id: What the model card names as the base model.
@@ -138,6 +155,8 @@ def save_checkpoint(
         )
     if save_format != "adapter" and not edit.narrowed:
         check_rebuilt(model.decoder, edit.with_operators(()).view(model.decoder), edit.removed_layers)
+    check_lora(save_format, edit)
+    with_lora = save_format == "lora"
     save_format, view = _represent(save_format, model.decoder, edit)
     if view is not None and save_format == "plain":
         _check_experts_on_disk(view)
@@ -146,6 +165,8 @@ def save_checkpoint(
         base=_base(model, name, source, hub_id, license),
         removed_layers=edit.removed_layers,
         patches=entries,
+        weights=tuple(describe_weights(edit.weights)) if view is None else (),
+        lora=with_lora,
         provenance=_provenance(record, source),
     )
     with replacing_folder(Path(folder)) as temporary:
@@ -156,9 +177,11 @@ def save_checkpoint(
                 for index, placed in enumerate(edit.operators)
                 for key, value in placed.module.state_dict().items()
             }
-            save_file(tensors, temporary / PATCH_FILE)
+            save_file(tensors | _stored_weights(edit, dtype), temporary / PATCH_FILE)
         else:
             view.save_pretrained(temporary)
+            if with_lora:
+                write_lora(temporary / LORA_FOLDER, model.decoder, edit)
             model.tokenizer.save_pretrained(temporary)
             from linearpatch.checkpoint.card import model_card  # its tables import scipy, which takes seconds
 
@@ -174,6 +197,10 @@ def _represent(save_format: str, dense: Decoder, edit: Edit) -> tuple[str, PreTr
     """The format that `auto` stands for, and the model to write in it."""
     if save_format == "adapter":
         return save_format, None
+    if save_format == "lora":
+        base = edit.with_weights(without_lora(edit))
+        is_stock = not any(placed.place.adds_parameters for placed in base.operators)
+        return ("plain" if is_stock else "custom"), base.view(dense)
     if edit.narrowed:
         return "custom", edit.view(dense)
     if save_format != "custom" and edit.can_fold:
@@ -193,6 +220,15 @@ def _represent(save_format: str, dense: Decoder, edit: Edit) -> tuple[str, PreTr
         log.info("no patch is a module of its own, so that the checkpoint needs no code: it is plain")
         return "plain", view
     return "custom", view
+
+
+def _stored_weights(edit: Edit, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Changed weights as an adapter holds them: whole ones in the model's precision, updates in their own."""
+    stored = {
+        name: change.to(dtype) if isinstance(change, NewWeight) else change
+        for name, change in ((name, copy.deepcopy(change)) for name, change in edit.weights.items())
+    }
+    return {name: values.cpu().contiguous() for name, values in tensors_of(stored, WEIGHTS).items()}
 
 
 def _check_experts_on_disk(view: PreTrainedModel) -> None:

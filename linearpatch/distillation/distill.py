@@ -55,6 +55,7 @@ class Distilled:
         num_steps: Steps done.
         best_step: After which of them the validation loss was lowest; 0 is the model before training.
         num_trained: Numbers that training moved.
+        num_tokens: Tokens that were trained on, as often as each was.
     """
 
     edit: Edit
@@ -62,6 +63,7 @@ class Distilled:
     num_steps: int
     best_step: int
     num_trained: int
+    num_tokens: int
 
     def section(self, training: Training, text: TokenBlocks, validation: TokenBlocks) -> DistillationSection:
         """Settings and results of the training, for the record."""
@@ -77,6 +79,7 @@ class Distilled:
             text_tokens=text.available or 0,
             validation={"num_blocks": len(validation.ids), "token_hash": validation.hash},
             num_trained=self.num_trained,
+            num_tokens=self.num_tokens,
             num_steps=self.num_steps,
             validation_loss={"first": losses.get(0), "best": losses.get(self.best_step)},
             curve=[section_of(PointSection, {**point, "step": int(point["step"])}) for point in self.history],
@@ -290,6 +293,7 @@ def _entry(loop: Loop, fitted: Edit) -> Entry:
         "num_steps": loop.step,
         "best_step": loop.best_step,
         "num_trained": sum(parameter.numel() for parameter in loop.parameters),
+        "num_tokens": loop.num_tokens,
     }
     return Entry(tensors, facts)
 
@@ -306,4 +310,5 @@ def _distilled(entry: Entry, edit: Edit) -> Distilled:
     facts = entry.facts
     weights = weights_from(facts["weights"], entry.tensors, WEIGHTS)
     edit = edit.with_modules(operators).with_weights(weights)
-    return Distilled(edit, facts["history"], facts["num_steps"], facts["best_step"], facts["num_trained"])
+    counts = {name: facts[name] for name in ("history", "num_steps", "best_step", "num_trained", "num_tokens")}
+    return Distilled(edit, **counts)

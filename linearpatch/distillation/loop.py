@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from linearpatch.distillation.clock import TRIALS, Clock, seconds
 from linearpatch.distillation.patch_forms import TrainablePatch
 from linearpatch.distillation.sources import SHARD, Source
 from linearpatch.distillation.training import Lesson, Training
@@ -26,7 +25,6 @@ from linearpatch.storage.cache import Entry
 
 log = logging.getLogger(__name__)
 
-TELL_S = 60  # between two lines in the log, at most
 POINTS = 200  # of the training loss curve, at most
 VALIDATION_BYTES = 2**30  # lessons of the validation text that are kept in memory, at most
 
@@ -47,7 +45,8 @@ class Loop:
         workers: Processes that share each step's sequences.
 
     Attributes:
-        step: Steps done.
+        step: Steps done …
+        total: … of so many.
         skipped: Those of them in which gradients overflowed (fp16 only), so that nothing moved.
         history: What was measured on the way: `step` with `loss`, `learning_rate`, `tokens_per_s`, or with
             `validation_loss`.
@@ -74,16 +73,15 @@ class Loop:
         self.num_training = len(source.ids) - num_validation
         self.sequences_per_step = training.batch_size * training.accumulation
         self.steps_per_epoch = math.ceil(self.num_training / self.sequences_per_step)
-        self.total = self.steps_per_epoch * training.epochs
+        # Where a time is given their number isn't known before some are timed.
+        self.total = training.num_steps(self.num_training, source.ids.shape[1]) or 0
 
         modules = [*(placed.module for placed in student.edit.operators), *student.edit.weights.values()]
-        self.parameters = [parameter for module in modules for parameter in module.parameters()]
+        self.parameters = [one for module in modules for one in module.parameters() if one.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=training.learning_rate, weight_decay=training.weight_decay
         )
-        self.schedule = CosineAnnealingLR(
-            self.optimizer, self.total, eta_min=training.learning_rate * training.final_learning_rate
-        )
+        self.schedule = self._new_schedule()
         # Gradients in fp16 overflow or vanish unless the loss is scaled; other dtypes need nothing.
         device = student.decoder.input_device
         self.scaler = torch.amp.GradScaler(device.type, enabled=student.decoder.model.dtype == torch.float16)
@@ -117,10 +115,12 @@ class Loop:
         """
         for point in self.history:
             report(point)
+        if not self.history:
+            validating = seconds(lambda: self._validate(report))
+            if self.training.minutes is not None:
+                self._fit_into(60 * self.training.minutes - self.training.validations * validating)
         with stop_requests() as stop, training_bar("distill", self.total, self.step) as show:
-            if not self.history:
-                self._validate(report)
-            clock = _Clock(self.training.checkpoint_minutes, self.training.checkpoint_steps)
+            clock = Clock(self.training.checkpoint_minutes, self.training.checkpoint_steps)
             marks = {round(self.total * part / self.training.validations) for part in range(self.training.validations)}
             while self.step < self.total:
                 self._recent.append(self.advance())
@@ -155,17 +155,7 @@ class Loop:
 
     def advance(self) -> float:
         """Take one step; the answer is its loss."""
-        total = torch.zeros((), dtype=torch.float64)
-        rows = self.rows(self.step)
-        mine = self.workers.share(rows)
-        size = self.training.batch_size
-        for start in range(0, len(mine), size):
-            part = mine[start : start + size]
-            loss = self.training.loss(self.student, self.source.lesson(part))
-            share = len(part) / len(rows)  # all sequences are equally long
-            self.scaler.scale(loss * share).backward()
-            total += loss.detach().cpu().double() * share
-        value = float(self.workers.sum(total))
+        value = float(self.workers.sum(self._gradients()))
         if not math.isfinite(value):
             self._diverge("the loss", self.step + 1, value)
         self._sum_gradients()
@@ -183,6 +173,42 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return value
+
+    def _gradients(self) -> Tensor:
+        """Add the gradients of this process' part of the next step; the answer is its part of the loss."""
+        total = torch.zeros((), dtype=torch.float64)
+        rows = self.rows(self.step)
+        mine = self.workers.share(rows)
+        size = self.training.batch_size
+        for start in range(0, len(mine), size):
+            part = mine[start : start + size]
+            loss = self.training.loss(self.student, self.source.lesson(part))
+            share = len(part) / len(rows)  # all sequences are equally long
+            self.scaler.scale(loss * share).backward()
+            total += loss.detach().cpu().double() * share
+        return total
+
+    def _fit_into(self, time_s: float) -> None:
+        """Choose the number of steps by the time that one takes; the first process decides."""
+        step = seconds(self._gradients, TRIALS)
+        self.optimizer.zero_grad(set_to_none=True)
+        mine = max(1, int(time_s / step)) if self.workers.is_main else 0
+        self.total = int(self.workers.sum(torch.tensor(float(mine), dtype=torch.float64)))
+        self.schedule = self._new_schedule()
+        log.info(
+            "distill: %d steps of %.2f s fit into distill.minutes=%g", self.total, step, self.training.minutes or 0
+        )
+
+    def _new_schedule(self) -> CosineAnnealingLR:
+        least = self.training.learning_rate * self.training.final_learning_rate
+        return CosineAnnealingLR(self.optimizer, max(1, self.total), eta_min=least)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that were trained on, as often as each was."""
+        epochs, steps = divmod(self.step, self.steps_per_epoch)
+        sequences = epochs * self.num_training + min(steps * self.sequences_per_step, self.num_training)
+        return int(sequences * self.source.ids.shape[1])
 
     def rows(self, step: int) -> Sequence[int]:
         """The sequences of a step, all processes together."""
@@ -229,6 +255,7 @@ class Loop:
         }
         facts = {
             "step": self.step,
+            "total": self.total,
             "skipped": self.skipped,
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -256,7 +283,7 @@ class Loop:
         if state.facts["scaler"]:
             self.scaler.load_state_dict(state.facts["scaler"])
         torch.set_rng_state(state.tensors["rng"])
-        self.step, self.skipped = state.facts["step"], state.facts["skipped"]
+        self.step, self.total, self.skipped = (state.facts[name] for name in ("step", "total", "skipped"))
         self.history, self._recent = list(state.facts["history"]), list(state.facts["recent"])
         self.best_step, self.best_loss = state.facts["best_step"], state.facts["best_loss"]
 
@@ -298,7 +325,7 @@ class Loop:
         self.history.append(point)
         report(point)
 
-    def _tell(self, clock: _Clock) -> None:
+    def _tell(self, clock: Clock) -> None:
         losses = {
             kind: [point[kind] for point in self.history if kind in point] for kind in ("loss", "validation_loss")
         }
@@ -333,48 +360,3 @@ def order_of_epoch(count: int, epoch: int, seed: int) -> tuple[int, ...]:
     shuffled = [groups[int(index)] for index in torch.randperm(len(groups), generator=generator)]
     inside = [group[torch.randperm(len(group), generator=generator)] for group in shuffled]
     return tuple(torch.cat(inside).tolist())
-
-
-class _Clock:
-    """Speed of training, and when its state is to be saved next."""
-
-    def __init__(self, minutes: float | None, steps: int | None) -> None:
-        self._minutes, self._steps = minutes, steps
-        self._started = self._saved = self._told = time.monotonic()
-        self._tokens = self._since = 0
-
-    def tick(self, tokens: int) -> None:
-        """A step is done."""
-        self._tokens += tokens
-        self._since += 1
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Since training began or resumed, validation left out."""
-        return self._tokens / max(time.monotonic() - self._started, 1e-9)
-
-    def is_silent(self) -> bool:
-        """Whether it is time for another line in the log."""
-        return time.monotonic() - self._told > TELL_S
-
-    def reported(self) -> None:
-        """A line was written."""
-        self._told = time.monotonic()
-
-    def is_due(self) -> bool:
-        """Whether to save now."""
-        minutes = (time.monotonic() - self._saved) / 60
-        return (self._minutes is not None and minutes >= self._minutes) or (
-            self._steps is not None and self._since >= self._steps
-        )
-
-    def saved(self) -> None:
-        """It was saved."""
-        self._saved, self._since = time.monotonic(), 0
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """A block whose time doesn't count."""
-        began = time.monotonic()
-        yield
-        self._started += time.monotonic() - began

@@ -36,20 +36,12 @@ class TrainableSet(ABC):
     def check(self, decoder: Decoder) -> None:  # noqa: B027 - most sets fit any model
         """Reject a model that has no such weights, before anything is computed."""
 
-    def weights(self, decoder: Decoder, edit: Edit, seed: int) -> Weights:
-        """The changes that train, each of which leaves the model as it is at the beginning.
-
-        Args:
-            decoder: The dense model.
-            edit: What is removed, and the operators.
-            seed: Of what begins at random.
+    def check_edit(self, decoder: Decoder, edit: Edit) -> None:
+        """Reject an edit of which nothing would train, before patches are fitted.
 
         Raises:
             ConfigError: there is nothing of the kind in what is kept, or it can't be trained.
             ModelError: layers share a weight.
-
-        Returns:
-            All changed weights of the student: those that train, and others of the edit, which stay.
         """
         names = self.names(decoder, edit)
         if not names:
@@ -58,9 +50,23 @@ class TrainableSet(ABC):
                 "with distill.lora_layers=kept."
             )
         _check_weights(decoder, edit, names)
+
+    def weights(self, decoder: Decoder, edit: Edit, seed: int) -> Weights:
+        """All changed weights of the student at its beginning: those that train, and others of the edit, which stay.
+
+        Args:
+            decoder: The dense model.
+            edit: What is removed, and the operators.
+            seed: Of what begins at random.
+
+        Raises:
+            ConfigError: as of `check_edit`.
+            ModelError: as well.
+        """
+        self.check_edit(decoder, edit)
         generator = torch.Generator().manual_seed(seed)
         changes: dict[ParameterName, WeightChange] = {}
-        for name in names:
+        for name in self.names(decoder, edit):
             weight = parameter_of(decoder, name).detach()
             if name in edit.weights:
                 weight = edit.weights[name].value(weight)
@@ -86,6 +92,9 @@ class PatchesAlone(TrainableSet):
     def names(self, decoder: Decoder, edit: Edit) -> list[ParameterName]:
         """None."""
         return []
+
+    def check_edit(self, decoder: Decoder, edit: Edit) -> None:
+        """Whether there are patches isn't known yet."""
 
     def weights(self, decoder: Decoder, edit: Edit, seed: int) -> Weights:
         """None, if there are patches.
@@ -168,7 +177,7 @@ class LoRA(TrainableSet):
     """
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     targets: Sequence[str] | None = None
     layers: str = "kept"
 
@@ -201,8 +210,8 @@ class LoRA(TrainableSet):
         ]
         if changed := [name for name in names if name in edit.weights]:
             raise ConfigError(
-                f"{changed[0].name} of layer {changed[0].layer} was changed before, and a LoRA adapter updates a weight "
-                "of the dense model. Choose distill.lora_layers and lora_targets without it, or another "
+                f"{changed[0].name} of layer {changed[0].layer} was changed before, and a LoRA adapter updates "
+                "weights of the dense model. Choose distill.lora_layers and lora_targets without it, or another "
                 "distill.trainable."
             )
         return names

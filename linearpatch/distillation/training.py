@@ -10,7 +10,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import inf
+from math import ceil, inf
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +39,9 @@ TRAINABLE = ("patch", "lora", "norms", "neighbours", "last_layers", "all")
 PATCH_FORMS = ("full", "diagonal", "low_rank")
 BASES = ("hadamard", "channel")
 DECAY_TOWARD = ("zero", "initial")
+COUNTS = (
+    "rank", "lora_rank", "lora_alpha", "radius", "last_layers", "epochs", "batch_size", "accumulation", "validations",
+)  # fmt: skip
 # Which settings only one choice of another reads.
 READERS = {
     ("patch_form", "low_rank"): ("rank",),
@@ -118,6 +121,8 @@ class Training(Distillation, ABC):
             zero, for `low_rank` initial. Weights of the model are pulled to zero, LoRA's updates as well.
         max_grad_norm: Longer gradients are scaled down to this norm; null leaves them.
         epochs: Passes over the sequences.
+        tokens: Train on so many tokens instead, in as many passes as that takes; null: `epochs` passes.
+        minutes: Train for about so long instead: the first steps are timed, and set their number; null: as above.
         batch_size: Sequences in one forward pass.
         accumulation: Forward passes in one step. Several processes share them, so the same settings give the same
             training on any number of devices.
@@ -132,7 +137,7 @@ class Training(Distillation, ABC):
     basis: str = "hadamard"
     rank: int = 16
     lora_rank: int = 16
-    lora_alpha: float = 32.0
+    lora_alpha: int = 32
     lora_targets: list[str] | None = None
     lora_layers: str = "kept"
     radius: int = 1
@@ -143,6 +148,8 @@ class Training(Distillation, ABC):
     decay_toward: str | None = None
     max_grad_norm: float | None = 1.0
     epochs: int = 1
+    tokens: int | None = None
+    minutes: float | None = None
     batch_size: int = 1
     accumulation: int = 1
     validations: int = 10
@@ -175,18 +182,20 @@ class Training(Distillation, ABC):
                         "distill.%s=%s has no effect with distill.%s=%s. Use distill.%s=%s, or leave distill.%s out.",
                         name, getattr(self, name), group, getattr(self, group), group, value, name,
                     )  # fmt: skip
-        for name in ("rank", "lora_rank", "radius", "last_layers", "epochs", "batch_size", "accumulation"):
+        for name in COUNTS:
             require_range(f"distill.{name}", getattr(self, name), low=1)
-        require_range("distill.validations", self.validations, low=1)
         if self.lora_targets is not None and not self.lora_targets:
             raise ConfigError("distill.lora_targets is empty. Name matrices, such as [q_proj, v_proj], or use null.")
-        for name in ("learning_rate", "lora_alpha"):
-            if not 0 < getattr(self, name) < inf:
-                allowed = "more than 0, such as 1e-4" if name == "learning_rate" else "a finite number above 0"
-                raise ConfigError(f"distill.{name} is {getattr(self, name)}. Allowed: {allowed}.")
+        if not 0 < self.learning_rate < inf:
+            raise ConfigError(f"distill.learning_rate is {self.learning_rate}. Allowed: more than 0, such as 1e-4.")
         require_range("distill.final_learning_rate", self.final_learning_rate, low=0, high=1)
         require_range("distill.weight_decay", self.weight_decay, low=0, high=1e6)
-        for name in ("max_grad_norm", "checkpoint_minutes", "checkpoint_steps"):
+        budgets = {name: getattr(self, name) for name in ("tokens", "minutes") if getattr(self, name) is not None}
+        if len(budgets) > 1 or (budgets and self.epochs != Training.epochs):
+            others = {"epochs": self.epochs, **budgets} if len(budgets) == 1 else budgets
+            given = " and ".join(f"distill.{name}={value}" for name, value in others.items())
+            raise ConfigError(f"{given} both say how long to train. Give one of them.")
+        for name in ("tokens", "minutes", "max_grad_norm", "checkpoint_minutes", "checkpoint_steps"):
             value = getattr(self, name)
             if value is not None and not 0 < value < inf:
                 raise ConfigError(f"distill.{name} is {value}. Allowed: a finite number above 0, or null for none.")
@@ -213,6 +222,20 @@ class Training(Distillation, ABC):
     def keeping(self) -> Keeping | None:
         """What is kept of the targets; None where the dense model runs in every step."""
         return None
+
+    def num_steps(self, sequences: int, block_length: int) -> int | None:
+        """How many steps there are; None where `minutes` says it.
+
+        Args:
+            sequences: In the text.
+            block_length: Tokens in each.
+        """
+        if self.minutes is not None:
+            return None
+        in_step = self.batch_size * self.accumulation
+        if self.tokens is not None:
+            return ceil(self.tokens / (in_step * block_length))
+        return ceil(sequences / in_step) * self.epochs
 
     def check_processes(self, count: int) -> None:
         """Reject more processes than a step has sequences.

@@ -152,6 +152,22 @@ def describe_weights(weights: Weights) -> list[dict[str, Any]]:
     ]
 
 
+def unfilled_weights(entries: Sequence[Mapping[str, Any]]) -> dict[ParameterName, WeightChange]:
+    """Changes of the form that plain values describe, with zeros in them.
+
+    Raises:
+        ValueError: there is no such kind of change.
+    """
+    weights: dict[ParameterName, WeightChange] = {}
+    for entry in entries:
+        spec = {name: value for name, value in entry.items() if name not in ("layer", "name", "change")}
+        if entry["change"] not in CHANGES:
+            raise ValueError(f"change {entry['change']!r}; known: {', '.join(sorted(CHANGES))}")
+        cls: Any = CHANGES[entry["change"]]
+        weights[ParameterName(entry["layer"], entry["name"])] = cls.from_spec(**spec)
+    return weights
+
+
 def weights_from(entries: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor], prefix: str) -> Weights:
     """The changed weights that plain values describe.
 
@@ -163,16 +179,11 @@ def weights_from(entries: Sequence[Mapping[str, Any]], tensors: Mapping[str, Ten
     Raises:
         ValueError: there is no such kind of change.
     """
-    weights: dict[ParameterName, WeightChange] = {}
-    for index, entry in enumerate(entries):
-        spec = {name: value for name, value in entry.items() if name not in ("layer", "name", "change")}
-        if entry["change"] not in CHANGES:
-            raise ValueError(f"change {entry['change']!r}; known: {', '.join(sorted(CHANGES))}")
-        cls: Any = CHANGES[entry["change"]]
-        change: WeightChange = cls.from_spec(**spec)
-        start = f"{prefix}{index}."
-        change.load_state_dict({name: tensors[f"{start}{name}"] for name in change.state_dict()})
-        weights[ParameterName(entry["layer"], entry["name"])] = change
+    weights = unfilled_weights(entries)
+    for index, change in enumerate(weights.values()):
+        own = {name: tensors[f"{prefix}{index}.{name}"] for name in change.state_dict()}
+        change.load_state_dict(own, assign=True)
+        change.requires_grad_(False)
     return weights
 
 

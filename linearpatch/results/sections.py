@@ -156,6 +156,7 @@ class DistillationSection:
         text_tokens: … and tokens that the text has.
         validation: Sequences that decide which step is best (`num_blocks`, `token_hash`).
         num_trained: Numbers that training moved.
+        num_tokens: Tokens that were trained on, as often as each was.
         num_steps: Steps done.
         validation_loss: `first`, of the fitted patch, and `best`.
         curve: Points in order.
@@ -171,6 +172,7 @@ class DistillationSection:
     text_tokens: Count = 0
     validation: dict[str, Any] = field(default_factory=dict)
     num_trained: Count = 0
+    num_tokens: Count = 0
     num_steps: Count = 0
     validation_loss: dict[str, Number | None] = field(default_factory=dict)
     curve: list[PointSection] = field(default_factory=list)

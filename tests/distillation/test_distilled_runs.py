@@ -52,7 +52,9 @@ def test_a_run_measures_and_saves_the_distilled_model(distill, tmp_path, capsys)
     model = linearpatch.load(tmp_path / "D" / "model")
     manifest = read_manifest(tmp_path / "D" / "model")
     assert manifest.provenance["distillation"]["best_step"] == trained["best_step"]
-    assert f"distilled from the dense model (`{distill}`, 4 sequences" in (tmp_path / "D/model/README.md").read_text()
+    card = (tmp_path / "D/model/README.md").read_text()
+    assert f"against the dense model (`{distill}`, 4 sequences" in card
+    assert "which began as `rotate` and was distilled" in card
     assert trained["num_trained"] == trained["num_parameters"] == 256**2
     assert trained["text_tokens"] > 4 * 128
     own = next(weight for name, weight in model.named_parameters() if "linear_patch" in name)
@@ -100,10 +102,13 @@ def wait_for(found, process, seconds=120):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_run_ends_as_if_it_hadnt_been(kind, tmp_path):
-    often = "distill.checkpoint_steps=1"
-    killed = start(tmp_path / "D", often, cache=tmp_path / "cache")
+@pytest.mark.parametrize(
+    ("kind", "trainable"),
+    [(signal.SIGKILL, "patch"), (signal.SIGTERM, "patch"), (signal.SIGKILL, "lora"), (signal.SIGKILL, "all")],
+)
+def test_a_killed_run_ends_as_if_it_hadnt_been(kind, trainable, tmp_path):
+    often, trained = "distill.checkpoint_steps=1", f"distill.trainable={trainable}"
+    killed = start(tmp_path / "D", often, trained, cache=tmp_path / "cache")
     wait_for(lambda: list((tmp_path / "cache").glob("distillation_state/*.safetensors")), killed)
     killed.send_signal(kind)
     output = killed.communicate(timeout=120)[0]
@@ -113,11 +118,11 @@ def test_a_killed_run_ends_as_if_it_hadnt_been(kind, tmp_path):
     if kind == signal.SIGTERM:
         assert "SIGTERM after step" in status["error"]
 
-    again = start(tmp_path / "D", often, cache=tmp_path / "cache")
+    again = start(tmp_path / "D", often, trained, cache=tmp_path / "cache")
     output = again.communicate(timeout=300)[0]
     assert again.returncode == 0, output
     assert "going on after step" in output
-    whole = start(tmp_path / "E", cache=tmp_path / "other_cache")
+    whole = start(tmp_path / "E", trained, cache=tmp_path / "other_cache")
     assert whole.wait(timeout=300) == 0
     first, second = patch_of(tmp_path / "D"), patch_of(tmp_path / "E")
     assert first.keys() == second.keys()
@@ -128,11 +133,17 @@ def test_a_killed_run_ends_as_if_it_hadnt_been(kind, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_with_twice_the_batch(tmp_path):
+@pytest.mark.parametrize("trainable", ["patch", "lora", "all"])
+def test_two_processes_are_one_with_twice_the_batch(tmp_path, trainable):
     environment = {**os.environ, "LINEARPATCH_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     # On CPUs accelerate starts several processes by MPI only; under torchrun it finds them just so.
     launch = [str(BIN / "torchrun"), "--nproc_per_node=2", "--standalone", "-m", "linearpatch.cli"]
-    overrides = [*LONGER, "distillation.num_blocks=41", "distillation.validation_blocks=3"]
+    overrides = [
+        *LONGER,
+        "distillation.num_blocks=41",
+        "distillation.validation_blocks=3",
+        f"distill.trainable={trainable}",
+    ]
     shared = ["distill.accumulation=2", "distill.targets=cached"]
     done = subprocess.run([*launch, "run", *overrides, *shared, f"output_dir={tmp_path}/two"], env=environment,
                           capture_output=True, text=True, timeout=300)  # fmt: skip
@@ -143,8 +154,9 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     assert one.wait(timeout=300) == 0
     first, second = patch_of(tmp_path / "two"), patch_of(tmp_path / "one")
     for name, values in first.items():
-        assert torch.allclose(values, second[name], atol=1e-5)  # sums of two halves round otherwise
-        assert not torch.equal(values, torch.eye(len(values)))
+        # Sums of two halves round otherwise, and AdamW's first steps make much of little where a gradient is nothing.
+        assert torch.allclose(values, second[name], atol=1e-5 if trainable == "patch" else 1e-3)
+        assert values.dim() == 1 or not torch.equal(values, torch.eye(*values.shape))
     curves = [
         [point["validation_loss"] for point in result(tmp_path / name)["distillation"]["curve"] if "loss" not in point]
         for name in ("two", "one")
@@ -166,6 +178,9 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
         (["distillation.sampling=document_crops"], "Allowed: crops, first, windows"),
         (["patch=scalar", "save_model=true", "save_format=plain"], "once it has been distilled"),
         (["corpus@distillation.corpus=text", "distillation.corpus.path=nowhere"], "nowhere"),
+        (["distill.trainable=lora", "distill.lora_targets=[query]"], "no matrix query. Allowed: some of down_proj"),
+        (["distill.trainable=diagonal"], "Use distill.patch_form=diagonal"),
+        (["save_model=true", "save_format=lora"], "Use distill.trainable=lora, or another save_format"),
         (["distill.lr=1"], "The key 'distill.lr' doesn't exist"),
     ],
 )

@@ -346,3 +346,38 @@ def test_the_dense_model_doesnt_change():
     train(decoder=decoder_of(model))
     assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_number_of_tokens_says_how_long():
+    found = train(replace(TRAINING, tokens=700))  # 20 sequences of 12 tokens are an epoch of 10 steps
+    assert found.num_steps == math.ceil(700 / 24) == 30
+    assert found.num_tokens == 30 * 24
+    assert found.history[-2]["learning_rate"] < 0.06 * TRAINING.learning_rate
+    whole = train(replace(TRAINING, epochs=3))
+    assert torch.equal(weights(found)[0], weights(whole)[0])
+
+
+def test_a_time_says_how_long_and_the_rest_is_exact(tmp_path, monkeypatch):
+    times = iter([1.0, 0.25] * 2)
+    monkeypatch.setattr("linearpatch.distillation.loop.seconds", lambda work, times_=1: (work(), next(times))[1])
+    training = replace(TRAINING, minutes=0.1)  # 6 s, of which three validations take one each
+    whole = train(training)
+    assert whole.num_steps == 12
+    same = train(replace(TRAINING, tokens=12 * 24))
+    assert torch.equal(weights(same)[0], weights(whole)[0])
+
+    def stopping(point):
+        if point["step"] == 3 and "loss" in point:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Terminated, match="after step 3 of 12"):
+        train(training, cache=Cache(tmp_path), report=stopping)
+    monkeypatch.setattr("linearpatch.distillation.loop.seconds", None)  # nothing is timed again
+    again = train(training, cache=Cache(tmp_path))
+    assert torch.equal(weights(again)[0], weights(whole)[0])
+
+
+@pytest.mark.parametrize("settings", [{"tokens": 5, "minutes": 1.0}, {"tokens": 5, "epochs": 2}])
+def test_two_answers_to_how_long_are_rejected(settings):
+    with pytest.raises(ConfigError, match=r"distill.tokens=5.*both say how long to train"):
+        replace(TRAINING, **settings)

@@ -1,6 +1,7 @@
 """Loss and gradients of the student against the plain procedure: a whole pruned model, all logits, fp64."""
 
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from torch.nn import functional
 from linearpatch.distillation.feature_mse import FeatureMSE
 from linearpatch.distillation.full_kl import FullKL
 from linearpatch.distillation.output_kl import OutputKL
+from linearpatch.distillation.patch_forms import FullPatch
 from linearpatch.distillation.sources import Online
 from linearpatch.distillation.top_k import TopK, largest, top_k_kl, top_k_targets
-from linearpatch.distillation.patch_forms import FullPatch
 from linearpatch.distillation.training import Lesson
 from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.decoder import decoder_of
@@ -233,6 +234,47 @@ def test_gradients_go_through_a_leaf_only_once():
 DOUBLE = tiny_model().double()
 
 
+@pytest.mark.parametrize(("kind", "mixture"), [("reverse", 0.5), ("jsd", 0.5), ("jsd", 0.2)])
+@pytest.mark.parametrize("loss", [OutputKL(top_k=20, temperature=1.5), FullKL(temperature=1.5)], ids=["top-K", "full"])
+def test_other_divergences_are_the_plain_ones(loss, kind, mixture):
+    decoder = in_fp64("llama")
+    training, removed = replace(loss, divergence=kind, mixture=mixture), (2, 3)
+    student, patches = student_of(decoder, removed)
+    found = training.loss(student, Online(training, student, IDS).lesson([0, 1]))
+    found.backward()
+    view, (weight,) = whole_view(decoder, removed, patches)
+    with torch.no_grad():
+        taught = decoder.model(input_ids=IDS, use_cache=False).logits
+    logits = view(input_ids=IDS, use_cache=False).logits
+    if isinstance(loss, OutputKL):
+        likeliest = taught.topk(20, dim=-1)
+        taught, logits = likeliest.values, logits.gather(-1, likeliest.indices)
+    p, q = (taught / 1.5).softmax(dim=-1), (logits / 1.5).softmax(dim=-1)
+    if isinstance(loss, OutputKL):
+        p = p.half().double() / p.half().double().sum(dim=-1, keepdim=True)
+        p = p.clamp(min=2.0**-24)
+    m = mixture * p + (1 - mixture) * q
+    of_p, of_q = (one * (one / m).log() for one in (p, q))
+    apart = q * (q / p).log() if kind == "reverse" else mixture * of_p + (1 - mixture) * of_q
+    expected = 1.5**2 * apart.sum(dim=-1).mean()
+    expected.backward()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-9)
+    gradient = modules_of(student)[0].moved["matrix"].grad
+    assert torch.allclose(gradient, weight.grad.T, atol=1e-9 * weight.grad.abs().max())
+
+
+def test_a_token_that_fp16_knows_as_impossible_gives_no_infinite_divergence():
+    decoder = decoder_of(tiny_model())
+    normed = torch.randn(1, 9, SIZE)
+    targets = top_k_targets(decoder, normed, 5, 0.01)
+    assert (targets.probabilities == 0).any()
+    for kind in ("forward", "reverse", "jsd"):
+        leaf = normed.clone().requires_grad_()
+        loss = top_k_kl(decoder, leaf, targets, 1.0, kind)
+        assert torch.isfinite(loss)
+        assert torch.isfinite(torch.autograd.grad(loss, leaf)[0]).all()
+
+
 def test_k_is_at_most_the_vocabulary():
     decoder = decoder_of(tiny_model())
     OutputKL(top_k=300).check(decoder)
@@ -245,6 +287,8 @@ def test_k_is_at_most_the_vocabulary():
     [
         ({"top_k": 1}, "top_k"),
         ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"divergence": "backward"}, "Allowed: forward, jsd, reverse"),
+        ({"divergence": "jsd", "mixture": 1.0}, "mixture is 1.0"),
         ({"targets": "offline"}, "Allowed: cached, online"),
         ({"keep_states": True}, "targets=cached"),
         ({"patch_form": "lowrank"}, "low_rank"),

@@ -34,7 +34,7 @@ SIZE = 32
 SETTINGS = {
     "lora": {"trainable": "lora", "lora_rank": 4},
     "lora behind": {"trainable": "lora", "lora_rank": 4, "lora_layers": "after_interface"},
-    "lora targets": {"trainable": "lora", "lora_rank": 2, "lora_alpha": 3.0, "lora_targets": ["q_proj", "down_proj"]},
+    "lora targets": {"trainable": "lora", "lora_rank": 2, "lora_alpha": 3, "lora_targets": ["q_proj", "down_proj"]},
     "norms": {"trainable": "norms"},
     "neighbours": {"trainable": "neighbours"},
     "last_layers": {"trainable": "last_layers", "last_layers": 2},
@@ -86,7 +86,9 @@ def plain_loss(training, model, student, removed=(2, 3)):
     setattr(pruned.get_submodule(owner), name, torch.nn.ModuleList(kept))
     pruned.config.num_hidden_layers = len(kept)
     if getattr(model.config, "layer_types", None):
-        pruned.config.layer_types = [kind for index, kind in enumerate(model.config.layer_types) if index not in removed]
+        pruned.config.layer_types = [
+            kind for index, kind in enumerate(model.config.layer_types) if index not in removed
+        ]
     patch = matrix().double().requires_grad_()
     kept[removed[0]].register_forward_pre_hook(
         lambda _, args, kwargs: ((args[0] @ patch, *args[1:]), kwargs), with_kwargs=True
@@ -148,7 +150,9 @@ def compare(training, model):
     for (name, change), expected_gradients in zip(student.edit.weights.items(), gradients, strict=True):
         for parameter, gradient in zip(change.parameters(), expected_gradients, strict=True):
             assert torch.allclose(parameter.grad, gradient, atol=1e-6 * gradient.abs().max() + 1e-12), name
-    assert any(parameter.grad.abs().max() > 0 for one in student.edit.weights.values() for parameter in one.parameters())
+    assert any(
+        parameter.grad.abs().max() > 0 for one in student.edit.weights.values() for parameter in one.parameters()
+    )
 
 
 def test_the_dense_pass_is_shared_up_to_what_trains():
