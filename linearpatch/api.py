@@ -239,16 +239,16 @@ def distill(
     cache_dir: str | Path | None = None,
     **settings: Any,
 ) -> Edit:
-    """Train fitted patches against the dense model's outputs; the model doesn't change.
+    """Train fitted patches, and other weights where asked to, against the dense model's outputs; it doesn't change.
 
     Args:
         model: The dense model.
         edit: With its operators.
-        data: What is trained on; the tokens held out decide which patches are kept.
+        data: What is trained on; the tokens held out decide which step is kept.
         loss: Its name or itself; `linearpatch list distill` shows all.
         seed: Of the order of the text.
         cache_dir: Keeps targets and states on disk, so that an interrupted training resumes; None keeps none.
-        settings: Of the loss, where it is named, such as `learning_rate` or `epochs`.
+        settings: Of the loss, where it is named, such as `learning_rate`, or `trainable`: what trains beside patches.
 
     Raises:
         ConfigError: there is no such loss or setting, nothing to train, or no tokens are held out.
@@ -257,7 +257,7 @@ def distill(
     _require_tokens(data)
     chosen = _component("distill", loss, Training, settings)  # type: ignore[type-abstract]
     if data.held_out is None:
-        raise ConfigError("No tokens are held out to decide which patches are kept. Give tokens(…, held_out=16).")
+        raise ConfigError("No tokens are held out to decide which step is kept. Give tokens(…, held_out=16).")
     with _evaluating(model) as dense:
         chosen.check(dense)
         key = _key(dense)

@@ -15,7 +15,8 @@ from linearpatch.config import compose_config, compose_experiment, resolved, to_
 from linearpatch.data.pydoc import SHARES
 
 NAMES = sorted(file.stem for file in (CONF_DIR / "experiment").glob("*.yaml"))
-PRESETS = ["recommended", "recommended_distilled", "recommended_healed"]  # which docs/repair.md and healing.md explain
+# Presets, and the page that explains each.
+PRESETS = {"recommended": "repair", "recommended_distilled": "repair", "recommended_healed": "healing"}
 DOCUMENTED = [one for one in NAMES if one not in ("demo", *PRESETS)]  # demo is in the README
 RUNS = {  # at full and at small scale
     "calibration_corpus": (3, 2),
@@ -205,8 +206,8 @@ def test_every_folder_is_an_experiment():
     assert sorted(folder.name for folder in EXPERIMENTS.iterdir() if folder.is_dir()) == DOCUMENTED
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_are_explained(preset):
-    text = (EXPERIMENTS.parent / "docs" / "repair.md").read_text()
+@pytest.mark.parametrize(("preset", "page"), PRESETS.items())
+def test_presets_are_explained(preset, page):
+    text = (EXPERIMENTS.parent / "docs" / f"{page}.md").read_text()
     assert re.search(rf"^linearpatch run experiment={preset}( |$)", text, re.MULTILINE)
-    assert "docs/repair.md" in (CONF_DIR / "experiment" / f"{preset}.yaml").read_text()
+    assert f"docs/{page}.md" in (CONF_DIR / "experiment" / f"{preset}.yaml").read_text()

@@ -190,6 +190,7 @@ def _operators(edit: Edit) -> list[Operator]:
 def _student(training: Training, decoder: Decoder, edit: Edit, operators: Sequence[Operator], seed: int) -> Runner:
     """The edited model with patches and weights that train; its beginning is the edited model itself."""
     weights = training.trainable_set.weights(decoder, edit, seed)
+    weights = {name: change for name, change in weights.items() if training.sees(decoder, name) or name in edit.weights}
     patches = _patches(training, decoder, operators, seed)
     student = Runner(decoder, edit.with_modules(patches).with_weights(weights), training.recompute)
     training.check_student(student)

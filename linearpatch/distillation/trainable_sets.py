@@ -22,6 +22,7 @@ from linearpatch.models.sublayers import MATRICES
 from linearpatch.models.weight_changes import LowRankUpdate, NewWeight, ParameterName, WeightChange, Weights
 from linearpatch.text import layer_list
 
+SIDES = ("both", "before", "after")
 LORA_LAYERS = ("kept", "after_interface")
 
 
@@ -125,18 +126,22 @@ class Neighbours(TrainableSet):
     """The kept layers next to each interface.
 
     Attributes:
-        radius: How many on each side.
+        radius: How many on a side.
+        side: `both`, or only those `before` or `after` the interface.
     """
 
     radius: int = 1
+    side: str = "both"
 
     def names(self, decoder: Decoder, edit: Edit) -> list[ParameterName]:
         """All weights of these layers."""
         kept = kept_layers(decoder, edit)
         near: set[int] = set()
         for interface in edit.interfaces:
-            near.update([layer for layer in kept if layer < interface.start][-self.radius :])
-            near.update([layer for layer in kept if layer >= interface.end][: self.radius])
+            if self.side != "after":
+                near.update([layer for layer in kept if layer < interface.start][-self.radius :])
+            if self.side != "before":
+                near.update([layer for layer in kept if layer >= interface.end][: self.radius])
         return _of_layers(decoder, sorted(near))
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from linearpatch.distillation.trainable_sets import (
     LORA_LAYERS,
+    SIDES,
     AllWeights,
     LastLayers,
     LoRA,
@@ -30,6 +31,7 @@ from linearpatch.errors import ConfigError, ModelError, require_choice, require_
 from linearpatch.linalg.hadamard import hadamard_factors
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.models.runner import Runner
+from linearpatch.models.weight_changes import ParameterName
 from linearpatch.registry import component
 from linearpatch.text import counted
 
@@ -47,7 +49,7 @@ READERS = {
     ("patch_form", "low_rank"): ("rank",),
     ("patch_form", "diagonal"): ("basis",),
     ("trainable", "lora"): ("lora_rank", "lora_alpha", "lora_targets", "lora_layers"),
-    ("trainable", "neighbours"): ("radius",),
+    ("trainable", "neighbours"): ("radius", "side"),
     ("trainable", "last_layers"): ("last_layers",),
 }
 
@@ -112,7 +114,8 @@ class Training(Distillation, ABC):
         lora_targets: Last part of the names of the matrices that get one, such as [q_proj, v_proj]; null: all.
         lora_layers: `kept`: all that stay. `after_interface`: those behind the first interface, so that the student
             shares the dense model's pass up to there.
-        radius: Of `neighbours`: how many layers on each side.
+        radius: Of `neighbours`: how many layers on a side …
+        side: … and on which: `both`, `before` or `after` the interface.
         last_layers: Of `last_layers`: how many.
         learning_rate: Of AdamW at the beginning; it follows a cosine.
         final_learning_rate: At the end, as a share of that at the beginning (the paper's code: a twentieth).
@@ -141,6 +144,7 @@ class Training(Distillation, ABC):
     lora_targets: list[str] | None = None
     lora_layers: str = "kept"
     radius: int = 1
+    side: str = "both"
     last_layers: int = 3
     learning_rate: float = 1e-4
     final_learning_rate: float = 0.05
@@ -167,6 +171,7 @@ class Training(Distillation, ABC):
         require_choice("distill.patch_form", self.patch_form, PATCH_FORMS)
         require_choice("distill.basis", self.basis, BASES)
         require_choice("distill.lora_layers", self.lora_layers, LORA_LAYERS)
+        require_choice("distill.side", self.side, SIDES)
         if self.decay_toward is not None:
             require_choice("distill.decay_toward", self.decay_toward, DECAY_TOWARD)
         if self.patch_form == "low_rank" and self.decay_toward == "zero":
@@ -207,7 +212,7 @@ class Training(Distillation, ABC):
             "patch": PatchesAlone(),
             "lora": LoRA(self.lora_rank, self.lora_alpha, self.lora_targets, self.lora_layers),
             "norms": Norms(),
-            "neighbours": Neighbours(self.radius),
+            "neighbours": Neighbours(self.radius, self.side),
             "last_layers": LastLayers(self.last_layers),
             "all": AllWeights(),
         }
@@ -284,6 +289,10 @@ class Training(Distillation, ABC):
                     f"There is no Hadamard matrix of the model's size, {hidden_size}, for "
                     "distill.patch_form=diagonal. Use distill.basis=channel."
                 ) from error
+
+    def sees(self, decoder: Decoder, name: ParameterName) -> bool:
+        """Whether the loss depends on a weight; others stay."""
+        return True
 
     def check_student(self, student: Runner) -> None:
         """Reject a student of which this loss would train only a part, before training.

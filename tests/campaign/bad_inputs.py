@@ -81,6 +81,7 @@ WORDS = {
     "missing_data": (), "patch.sites": (), "patch.estimator": (), "patch.form": ("patch=lstsq",),
     "patch.weighting": ("patch=lstsq",), "patch.features": ("patch=lstsq",), "distill.trainable": ("distill=full_kl",),
     "distill.patch_form": ("distill=full_kl",), "distill.divergence": ("distill=full_kl",),
+    "distill.side": ("distill=full_kl",),
     "distill.basis": ("distill=full_kl",), "eval.ppl.bos": (), "tracker.wandb.mode": ("tracker=wandb",), "stages": (),
     "model.family": (),
 }  # fmt: skip

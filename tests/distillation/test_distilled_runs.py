@@ -61,6 +61,21 @@ def test_a_run_measures_and_saves_the_distilled_model(distill, tmp_path, capsys)
     assert not torch.equal(own, own.T)  # the paper's patch is symmetric until it is trained
 
 
+def test_a_healed_run_saves_an_adapter_for_peft(tmp_path):
+    settings = ["distill.trainable=lora", "save_model=true", "save_format=lora", "distillation.num_blocks=16"]
+    assert main(["run", *TRAINED, *settings, f"output_dir={tmp_path}/D"]) == 0
+    trained = result(tmp_path / "D")["distillation"]
+    assert trained["best_step"] > 0
+    assert trained["settings"]["trainable"] == "lora"
+    assert trained["num_tokens"] == 16 * trained["block_length"]
+    assert trained["num_trained"] > trained["num_parameters"]
+    assert {file.name for file in (tmp_path / "D/model/lora").iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors",
+    }  # fmt: skip
+    assert "**Trained**: LoRA updates of the kept layers' matrices" in (tmp_path / "D/model/README.md").read_text()
+    linearpatch.load(tmp_path / "D")
+
+
 def test_evaluations_asked_for_later_train_nothing(tmp_path, monkeypatch):
     assert main(["run", *TRAINED, f"output_dir={tmp_path}/D"]) == 0
     monkeypatch.setattr(OutputKL, "loss", None)

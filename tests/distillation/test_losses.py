@@ -14,6 +14,7 @@ from linearpatch.distillation.full_kl import FullKL
 from linearpatch.distillation.output_kl import OutputKL
 from linearpatch.distillation.patch_forms import FullPatch
 from linearpatch.distillation.sources import Online
+from linearpatch.distillation.stream_mse import StreamMSE
 from linearpatch.distillation.top_k import TopK, largest, top_k_kl, top_k_targets
 from linearpatch.distillation.training import Lesson
 from linearpatch.errors import ConfigError, ModelError
@@ -149,6 +150,26 @@ def test_feature_mse_is_the_error_behind_each_gap():
     second = decoder.run_layers(first, calls, [2]) @ patches[1][1]
     expected = ((first - streams[2]).square().mean() + (second - streams[4]).square().mean()) / 2
     assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+    loss.backward()
+    assert all(patch.moved["matrix"].grad.abs().sum() > 0 for patch in modules_of(student))
+
+
+def test_stream_mse_is_the_relative_error_of_every_stream_behind_the_first_gap():
+    decoder = decoder_of(tiny_model().double())
+    student, patches = student_of(decoder, (1, 3))
+    training = StreamMSE()
+    assert training.streams(student) == {2, 4, 5, 6}
+    loss = training.loss(student, Online(training, student, IDS).lesson([0, 1]))
+    dense = record(decoder, IDS)
+    found = {2: dense.streams[1] @ patches[0][1]}
+    found[4] = decoder.run_layers(found[2], dense.calls, [2]) @ patches[1][1]
+    found[5] = decoder.run_layers(found[4], dense.calls, [4])
+    found[6] = decoder.run_layers(found[5], dense.calls, [5])
+    errors = [
+        ((stream - dense.streams[reader]).norm(dim=-1) / dense.streams[reader].norm(dim=-1)).square().mean()
+        for reader, stream in found.items()
+    ]
+    assert loss.item() == pytest.approx(sum(errors).item() / 4, rel=1e-9)
     loss.backward()
     assert all(patch.moved["matrix"].grad.abs().sum() > 0 for patch in modules_of(student))
 

@@ -20,6 +20,7 @@ from linearpatch.distillation.full_kl import FullKL
 from linearpatch.distillation.output_kl import OutputKL
 from linearpatch.distillation.patch_forms import FullPatch
 from linearpatch.distillation.sources import Online
+from linearpatch.distillation.stream_mse import StreamMSE
 from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.decoder import decoder_of
 from linearpatch.models.modeling_linearpatch import LinearMap
@@ -171,6 +172,8 @@ def test_which_weights_these_are():
 
     assert {name.layer for name in of(trainable="neighbours")} == {0, 2, 4}
     assert {name.layer for name in of(trainable="neighbours", radius=2)} == {0, 2, 4, 5}
+    assert {name.layer for name in of(trainable="neighbours", side="before")} == {0, 2}
+    assert {name.layer for name in of(trainable="neighbours", side="after")} == {2, 4}
     assert {name.layer for name in of(trainable="last_layers", last_layers=2)} == {4, 5, 6}
     assert {name.layer for name in of(trainable="lora", lora_layers="after_interface")} == {2, 4, 5}
     assert all("norm" in name.name for name in of(trainable="norms"))
@@ -263,6 +266,24 @@ def test_another_training_resumes_nothing(tmp_path):
     train(other, cache=Cache(tmp_path), report=points.append)
     assert points[0]["step"] == 0
     assert len(list((tmp_path / "distillation_state").glob("*.safetensors"))) == 1  # that of the first, to be resumed
+
+
+def test_the_layer_before_an_interface_learns_the_stream_behind_it():
+    """Local repair: the layers that are trained see no other loss, and none behind the interface runs."""
+    decoder = decoder_of(tiny_model())
+    local = FeatureMSE(trainable="neighbours", side="before", learning_rate=1e-3, batch_size=2, epochs=3)
+    found = train(local, decoder=decoder, operators=[])
+    losses = validation_losses(found)
+    assert min(losses) < 0.9 * losses[0]
+    assert {name.layer for name in found.edit.weights} == {1}
+    with pytest.raises(ConfigError, match="compares nothing behind"):
+        train(replace(local, side="after"), decoder=decoder)
+
+
+def test_layer_wise_healing_trains_every_layer():
+    found = train(StreamMSE(trainable="all", learning_rate=3e-4, batch_size=2, epochs=3))
+    assert min(validation_losses(found)) < 0.9 * validation_losses(found)[0]
+    assert {name.layer for name in found.edit.weights} == {0, 1, 4, 5}
 
 
 def test_without_a_patch_weights_train_alone():
