@@ -142,7 +142,7 @@ class TwoModels:
         """One step; the answer is its loss."""
         training, decoder = self.like.training, self.case.decoder
         assert isinstance(training, OutputKL)
-        ids = self.like.source.ids[list(self.like.rows(self.step % self.like.total))].to(decoder.input_device)
+        ids = self.like.source.ids[list(self.like.rows(self.step))].to(decoder.input_device)
         with torch.no_grad():
             largest = decoder.model(input_ids=ids, use_cache=False).logits.float().topk(training.top_k, dim=-1)
             teacher = largest.values.softmax(dim=-1).half().float()
