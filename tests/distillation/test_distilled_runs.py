@@ -63,7 +63,7 @@ def test_a_run_measures_and_saves_the_distilled_model(distill, tmp_path, capsys)
 
 def test_a_healed_run_saves_an_adapter_for_peft(tmp_path):
     settings = ["distill.trainable=lora", "save_model=true", "save_format=lora", "distillation.num_blocks=16"]
-    assert main(["run", *TRAINED, *settings, f"output_dir={tmp_path}/D"]) == 0
+    assert main(["run", *TRAINED, *settings, "distill.learning_rate=1e-4", f"output_dir={tmp_path}/D"]) == 0
     trained = result(tmp_path / "D")["distillation"]
     assert trained["best_step"] > 0
     assert trained["settings"]["trainable"] == "lora"
