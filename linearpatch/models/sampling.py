@@ -35,17 +35,18 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
 
-    def choose(self, logits: Tensor, draws: Tensor) -> Tensor:
+    def choose(self, logits: Tensor, draws: Tensor | None = None) -> Tensor:
         """The next token of each row.
 
         Args:
             logits: `[rows, vocabulary]`.
-            draws: A number from [0, 1) for each row, fp64: where in the distribution its token is.
+            draws: A number from [0, 1) for each row, fp64: where in the distribution its token is; not needed at
+                temperature 0.
 
         Returns:
             `[rows]` int64.
         """
-        if self.temperature == 0:
+        if self.temperature == 0 or draws is None:
             return logits.argmax(dim=-1)
         probabilities = (logits.float() / self.temperature).softmax(dim=-1)
         if self.top_p == 1:
@@ -78,23 +79,25 @@ class _Chooser(LogitsProcessor):  # type: ignore[misc]  # transformers has no ty
     def __init__(
         self,
         sampling: Sampling,
-        draws: Tensor,
+        draws: Tensor | None,
+        num_tokens: int,
         allowed: int,
         start_after: tuple[int, int] | None,
         on_step: Callable[[float], object],
     ) -> None:
-        self._sampling, self._draws, self._allowed = sampling, draws, allowed
+        self._sampling, self._draws, self._num_tokens, self._allowed = sampling, draws, num_tokens, allowed
         self._start_after, self._on_step = start_after, on_step
         self._step = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores[:, self._allowed :] = -torch.inf
-        chosen = self._sampling.choose(scores, self._draws[:, self._step])
+        draws = None if self._draws is None else self._draws[:, self._step]
+        chosen = self._sampling.choose(scores, draws)
         if self._start_after is not None:
             end, start = self._start_after
             chosen = chosen.masked_fill(input_ids[:, -1] == end, start)
         self._step += 1
-        self._on_step(len(chosen) / self._draws.shape[1])
+        self._on_step(len(chosen) / self._num_tokens)
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen[:, None], 0)
 
 
@@ -102,7 +105,7 @@ class _Chooser(LogitsProcessor):  # type: ignore[misc]  # transformers has no ty
 def continuations(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
-    draws: Tensor,
+    draws: Tensor | None,
     sampling: Sampling,
     *,
     num_tokens: int,
@@ -116,7 +119,7 @@ def continuations(
     Args:
         decoder: Any model or view.
         prompts: Tokens, at least one each. Shorter ones are padded on the left and masked.
-        draws: Random numbers of each sequence, `[rows, draws]`, at least `num_tokens` of each.
+        draws: Random numbers of each sequence, `[rows, draws]`, at least `num_tokens` of each; None at temperature 0.
         sampling: How tokens are chosen.
         num_tokens: New tokens of each sequence, fewer only where one stops.
         vocabulary: Only tokens below this number are chosen; None allows all that the model knows.
@@ -133,7 +136,7 @@ def continuations(
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     device = decoder.input_device
     allowed = min(vocabulary or decoder.vocab_size, decoder.vocab_size)
-    chooser = _Chooser(sampling, draws[:, :num_tokens], allowed, start_after, on_step)
+    chooser = _Chooser(sampling, draws, num_tokens, allowed, start_after, on_step)
     with _own_settings(decoder.model):
         output = decoder.model.generate(
             input_ids=ids.to(device),

@@ -123,13 +123,20 @@ def test_text_is_written_for_gsm8k_and_triviaqa(tmp_path):
         file = tmp_path / "data" / f"{path}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = run(tmp_path / "D", "eval=[generation]", f"datasets_dir={tmp_path}/data", "stages=[dense,pruned]")
+    found = run(
+        tmp_path / "D",
+        "eval=[generation_tasks]",
+        "eval.generation_tasks.tasks=[gsm8k,triviaqa]",
+        f"datasets_dir={tmp_path}/data",
+        "stages=[dense,pruned]",
+    )
     for metrics in found["metrics"].values():
         assert {name: metric["n"] for name, metric in metrics.items()} == {
-            "generation/gsm8k/exact_match/strict-match": 2, "generation/gsm8k/exact_match/flexible-extract": 2,
-            "generation/triviaqa/exact_match/remove_whitespace": 2,
+            "generation_tasks/gsm8k/exact_match/strict-match": 2,
+            "generation_tasks/gsm8k/exact_match/flexible-extract": 2,
+            "generation_tasks/triviaqa/exact_match/remove_whitespace": 2,
         }  # fmt: skip
-        assert "5-shot" in metrics["generation/gsm8k/exact_match/strict-match"]["protocol"]
+        assert "5-shot" in metrics["generation_tasks/gsm8k/exact_match/strict-match"]["protocol"]
 
 
 def test_stages_that_answered_other_questions_are_not_compared(tmp_path, capsys):
