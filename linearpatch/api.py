@@ -114,10 +114,10 @@ def tokens(
     spec = BlockSpec(blocks, length, sampling if blocks is not None else "first", bos, seed, True, names=names)
     opened = Reader(corpus_of(text, column), "calibration").open()
     if held_out:
-        found, kept = opened.cut_apart(spec, tokenizer, held_out)
-        return _looked_at(Tokens(found, kept), opened, spec, tokenizer)
-    found, spare = (opened.cut(spec, tokenizer), None) if held_out == 0 else opened.cut_beside(spec, tokenizer)
-    return _looked_at(Tokens(found, spare), opened, spec, tokenizer)
+        blocks_cut, kept = opened.cut_apart(spec, tokenizer, held_out)
+        return _looked_at(Tokens(blocks_cut, kept), opened, spec, tokenizer)
+    blocks_cut, spare = (opened.cut(spec, tokenizer), None) if held_out == 0 else opened.cut_beside(spec, tokenizer)
+    return _looked_at(Tokens(blocks_cut, spare), opened, spec, tokenizer)
 
 
 def generate_texts(
@@ -294,14 +294,14 @@ def evaluate(
     reader = Reader(PydocCorpus() if text is None else corpus_of(text, column), "evaluation")
     with _evaluating(model, prunable=False) as decoder:
         check_vocabulary(decoder, tokenizer)
-        found = Results()
+        results = Results()
         loaded = LoadedModel(decoder, tokenizer, weights_hash(model))
         for measurement in chosen.prepare(name, reader)(loaded, Cache()):
             for measured in measurement.run([Subject("model", decoder, decoder)], lambda _: None):
-                found.metrics.update(measured.metrics)
-                found.answers.update({name: values.double().numpy() for name, values in measured.questions.items()})
-    compare({"dense": found}, {name: chosen})  # which adds averages
-    return found.metrics
+                results.metrics.update(measured.metrics)
+                results.answers.update({name: values.double().numpy() for name, values in measured.questions.items()})
+    compare({"dense": results}, {name: chosen})  # which adds averages
+    return results.metrics
 
 
 def _preset(name: str) -> Evaluation:

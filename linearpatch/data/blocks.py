@@ -257,7 +257,7 @@ class BlockSpec:
     def _beside(self, tokens: Tensor, tokenizer: Any, source: str) -> tuple[TokenBlocks, TokenBlocks | None]:
         body = self._body
         blocks = self._cut_tokens(tokens, tokenizer, source)
-        wanted = max(1, len(blocks.ids) // HELD_OUT_ONE_IN)
+        number = max(1, len(blocks.ids) // HELD_OUT_ONE_IN)
         taken = torch.zeros(len(tokens) + 1, dtype=torch.bool)
         taken[-1] = True
         taken[self._starts(len(tokens), source)[:, None] + torch.arange(body)] = True
@@ -267,16 +267,16 @@ class BlockSpec:
             free += range(first, position - body + 1, body)
             first = position + 1
         if not free:
-            wanted = min(wanted, len(tokens) // body - 1)
-            if wanted < 1:
+            number = min(number, len(tokens) // body - 1)
+            if number < 1:
                 return blocks, None
-            rest, end = tokens[: -wanted * body], tokens[-wanted * body :]
+            rest, end = tokens[: -number * body], tokens[-number * body :]
             fewer = self
             if self.num_blocks is not None and self.sampling != "crops":
                 fewer = replace(self, num_blocks=min(self.num_blocks, len(rest) // body))
             blocks = fewer._cut_tokens(rest, tokenizer, source)
             tokens, free = end, list(range(0, len(end), body))
-        held_out = tokens[torch.tensor(free[-wanted:])[:, None] + torch.arange(body)]
+        held_out = tokens[torch.tensor(free[-number:])[:, None] + torch.arange(body)]
         return blocks, TokenBlocks(self._with_bos(held_out, tokenizer), f"{source}, held out")
 
     @property
@@ -315,18 +315,18 @@ class BlockSpec:
         """Where blocks begin in a text of so many tokens."""
         body = self._body
         available = num_tokens // body
-        wanted = available if self.num_blocks is None else self.num_blocks
+        number = available if self.num_blocks is None else self.num_blocks
         crops = self.sampling == "crops"
-        if available == 0 or (wanted > available and not crops):
+        if available == 0 or (number > available and not crops):
             raise DataError(
                 f"{source} has {num_tokens:,} tokens: {counted(available, 'block')} of {self.block_length}, "
-                f"{'1' if self.num_blocks is None else wanted} needed. {self.advice}"
+                f"{'1' if self.num_blocks is None else number} needed. {self.advice}"
             )
         if crops:
-            return torch.randint(num_tokens - body + 1, (wanted,), generator=self._generator())
+            return torch.randint(num_tokens - body + 1, (number,), generator=self._generator())
         if self.sampling == "windows":
-            return torch.randperm(available, generator=self._generator())[:wanted].sort().values * body
-        return torch.arange(wanted) * body
+            return torch.randperm(available, generator=self._generator())[:number].sort().values * body
+        return torch.arange(number) * body
 
     def _with_bos(self, ids: Tensor, tokenizer: Any) -> Tensor:
         if self.bos != "each":

@@ -247,12 +247,12 @@ def check_disjoint(first: Reader, second: Reader) -> None:
     Raises:
         ConfigError: both read the same source, and their splits overlap.
     """
-    for (mine, split), (other, other_split) in product(
+    for (source, split), (other, other_split) in product(
         first.corpus.sources(first.purpose), second.corpus.sources(second.purpose)
     ):
-        if _text_of(mine) == _text_of(other) and overlap(split, other_split):
+        if _text_of(source) == _text_of(other) and overlap(split, other_split):
             raise ConfigError(
-                f"{first.purpose} reads {mine.name}/{split} and {second.purpose} {other.name}/{other_split}, "
+                f"{first.purpose} reads {source.name}/{split} and {second.purpose} {other.name}/{other_split}, "
                 "which share text. No token may serve two purposes: give one of them another split or corpus."
             )
 

@@ -28,7 +28,7 @@ def mean_loss(hidden: Tensor, loss_of: LossOfRows, rows: int, parameters: Sequen
     Returns:
         A scalar in fp32 (fp64 for fp64), to call `backward` on.
     """
-    trained = [one for one in parameters if one.requires_grad and torch.is_grad_enabled()]
+    trained = [parameter for parameter in parameters if parameter.requires_grad and torch.is_grad_enabled()]
     total: Tensor = _MeanLoss.apply(hidden, loss_of, rows, *trained)  # type: ignore[no-untyped-call]
     return total
 
@@ -38,7 +38,7 @@ class _MeanLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, loss_of: LossOfRows, rows: int, *trained: Tensor) -> Tensor:
         rows_too = ctx.needs_input_grad[0]
         at_rows = torch.empty_like(hidden) if rows_too else None
-        at_trained = [torch.zeros_like(one) for one in trained]
+        at_trained = [torch.zeros_like(parameter) for parameter in trained]
         total = torch.zeros((), dtype=at_least_fp32(hidden), device=hidden.device)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
@@ -48,11 +48,11 @@ class _MeanLoss(torch.autograd.Function):
             total += loss.detach()
             if not loss.requires_grad:
                 continue
-            found = torch.autograd.grad(loss, [*trained, *([leaf] if rows_too else [])])
-            for gradient, added in zip(at_trained, found, strict=False):
+            gradients = torch.autograd.grad(loss, [*trained, *([leaf] if rows_too else [])])
+            for gradient, added in zip(at_trained, gradients, strict=False):
                 gradient += added
             if at_rows is not None:
-                at_rows[part] = found[-1]
+                at_rows[part] = gradients[-1]
         ctx.at_rows, ctx.at_trained, ctx.count = at_rows, at_trained, len(hidden)
         return total / len(hidden)
 

@@ -147,25 +147,25 @@ def distill(
     frozen = gradients_for(list(decoder.model.parameters()), False)
     with cache.locked("distillation", key) if workers.is_main else nullcontext(), frozen:
         workers.wait()
-        found = cache.find("distillation", key)
-        if not workers.agree(f"{digest_of(key)} {found is None}"):
+        finished = cache.find("distillation", key)
+        if not workers.agree(f"{digest_of(key)} {finished is None}"):
             raise StorageError(
                 "The processes of this run don't train the same model, or don't share a cache. Give all of them the "
                 "same command, and a cache_dir that all can read."
             )
-        if found is None:
+        if finished is None:
             student = _student(training, decoder, edit, operators, seed)
             loop = _loop(training, student, text, validation, cache, model_key, seed, workers)
-            found = _train(loop, edit, cache, key, report)
+            finished = _train(loop, edit, cache, key, report)
             if workers.is_main:
-                cache.put("distillation", key, found)
+                cache.put("distillation", key, finished)
         else:
-            for point in found.facts["history"]:
+            for point in finished.facts["history"]:
                 report(point)
         workers.wait()
         if workers.is_main:
             cache.remove("distillation_state", key)
-    distilled = _distilled(found, edit)
+    distilled = _distilled(finished, edit)
     if distilled.best_step == 0:
         log.warning(
             "distill: no step improved the fitted model, which is kept. Use another distill.learning_rate (now %g) or "
@@ -233,9 +233,9 @@ def _loop(
         missing = cached.missing()
         _check_room(training.keeping, student, len(missing) * SHARD * ids.shape[1], cache)
         workers.wait()
-        mine = workers.share(missing)
-        with steps(f"targets, {SHARD} sequences each", len(mine)) as on_step:
-            cached.prepare(mine, on_step)
+        rows = workers.share(missing)
+        with steps(f"targets, {SHARD} sequences each", len(rows)) as on_step:
+            cached.prepare(rows, on_step)
         workers.wait()
         source = cached
     return Loop(training, student, source, len(validation.ids), seed=seed, workers=workers)

@@ -28,6 +28,6 @@ def divergence(student_log: Tensor, teacher_log: Tensor, kind: str, mixture: flo
         return functional.kl_div(teacher_log, student_log, reduction="sum", log_target=True)
     mixed = torch.logaddexp(teacher_log + log(mixture), student_log + log(1 - mixture))
     of_teacher, of_student = (
-        functional.kl_div(mixed, one, reduction="sum", log_target=True) for one in (teacher_log, student_log)
+        functional.kl_div(mixed, logits, reduction="sum", log_target=True) for logits in (teacher_log, student_log)
     )
     return mixture * of_teacher + (1 - mixture) * of_student

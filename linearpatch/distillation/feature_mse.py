@@ -45,9 +45,9 @@ class FeatureMSE(Training):
 
     def loss(self, student: Runner, lesson: Lesson) -> Tensor:
         """Mean over interfaces, tokens and channels; no layer after the last interface runs."""
-        found = student.streams(lesson.stream, lesson.calls, self.streams(student))
+        streams = student.streams(lesson.stream, lesson.calls, self.streams(student))
         errors = []
-        for reader, stream in found.items():
+        for reader, stream in streams.items():
             precision = at_least_fp32(stream)
             target = lesson.targets[str(reader)].to(stream.device, precision)
             errors.append((stream.to(precision) - target).square().mean())

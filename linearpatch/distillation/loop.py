@@ -77,7 +77,9 @@ class Loop:
         self.total = training.num_steps(self.num_training, source.ids.shape[1]) or 0
 
         modules = [*(placed.module for placed in student.edit.operators), *student.edit.weights.values()]
-        self.parameters = [one for module in modules for one in module.parameters() if one.requires_grad]
+        self.parameters = [
+            parameter for module in modules for parameter in module.parameters() if parameter.requires_grad
+        ]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=training.learning_rate, weight_decay=training.weight_decay
         )
@@ -178,10 +180,10 @@ class Loop:
         """Add the gradients of this process' part of the next step; the answer is its part of the loss."""
         total = torch.zeros((), dtype=torch.float64)
         rows = self.rows(self.step)
-        mine = self.workers.share(rows)
+        own_rows = self.workers.share(rows)
         size = self.training.batch_size
-        for start in range(0, len(mine), size):
-            part = mine[start : start + size]
+        for start in range(0, len(own_rows), size):
+            part = own_rows[start : start + size]
             loss = self.training.loss(self.student, self.source.lesson(part))
             share = len(part) / len(rows)  # all sequences are equally long
             self.scaler.scale(loss * share).backward()
@@ -192,8 +194,8 @@ class Loop:
         """Choose the number of steps by the time that one takes; the first process decides."""
         step = seconds(self._gradients, TRIALS)
         self.optimizer.zero_grad(set_to_none=True)
-        mine = max(1, int(time_s / step)) if self.workers.is_main else 0
-        self.total = int(self.workers.sum(torch.tensor(float(mine), dtype=torch.float64)))
+        steps = max(1, int(time_s / step)) if self.workers.is_main else 0
+        self.total = int(self.workers.sum(torch.tensor(float(steps), dtype=torch.float64)))
         self.schedule = self._new_schedule()
         log.info(
             "distill: %d steps of %.2f s fit into distill.minutes=%g", self.total, step, self.training.minutes or 0

@@ -49,9 +49,9 @@ class Online(Source):
     def lesson(self, rows: Sequence[int]) -> Lesson:
         """One pass gives the stream where the student begins, what is given beside it, and the targets."""
         decoder, entry = self.student.decoder, self.student.entry
-        wanted = self.training.streams(self.student)
-        recording = record(decoder, self.ids[list(rows)], wanted | {entry})
-        targets = self.training.teach(decoder, {index: recording.streams[index] for index in wanted})
+        layers = self.training.streams(self.student)
+        recording = record(decoder, self.ids[list(rows)], layers | {entry})
+        targets = self.training.teach(decoder, {index: recording.streams[index] for index in layers})
         return Lesson(recording.streams[entry], recording.calls, targets)
 
 
@@ -103,10 +103,10 @@ class Cached(Source):
 
     def lesson(self, rows: Sequence[int]) -> Lesson:
         """Read targets, and streams or else run the layers before the student's."""
-        found = [{name: values[row % SHARD] for name, values in self._shard(row // SHARD).items()} for row in rows]
+        of_rows = [{name: values[row % SHARD] for name, values in self._shard(row // SHARD).items()} for row in rows]
         decoder = self.student.decoder
         device = decoder.input_device
-        stacked = {name: torch.stack([one[name] for one in found]).to(device) for name in found[0]}
+        stacked = {name: torch.stack([of_row[name] for of_row in of_rows]).to(device) for name in of_rows[0]}
         if "stream" in stacked:
             stream = stacked.pop("stream").to(decoder.model.dtype)
         else:
@@ -120,19 +120,19 @@ class Cached(Source):
         """The tensors of one file by name, `[sequences, …]`; a damaged file is made again."""
         keys = self._keys(shard)
         existed = self._exist(keys)
-        found = self._find(keys) if existed else None
-        if found is None:
+        entries = self._find(keys) if existed else None
+        if entries is None:
             with self.cache.locked("targets", keys["targets"]):  # another run may be making it
-                found = None if existed else self._find(keys)
-                if found is None:
-                    found = [Entry(tensors) for tensors in self._make(self._ids(shard))]
-                    for (kind, key), entry in zip(keys.items(), found, strict=True):
+                entries = None if existed else self._find(keys)
+                if entries is None:
+                    entries = [Entry(tensors) for tensors in self._make(self._ids(shard))]
+                    for (kind, key), entry in zip(keys.items(), entries, strict=True):
                         self.cache.put(kind, key, entry, remember=False)
-        return {name: tensor for entry in found for name, tensor in entry.tensors.items()}
+        return {name: tensor for entry in entries for name, tensor in entry.tensors.items()}
 
     def _find(self, keys: Mapping[str, Mapping[str, Any]]) -> list[Entry] | None:
-        found = [self.cache.find(kind, key, remember=False) for kind, key in keys.items()]
-        return [entry for entry in found if entry] if all(found) else None
+        entries = [self.cache.find(kind, key, remember=False) for kind, key in keys.items()]
+        return [entry for entry in entries if entry] if all(entries) else None
 
     def _make(self, ids: Tensor) -> list[dict[str, Tensor]]:
         """Targets, and streams where they are kept, of some sequences, from the dense model."""

@@ -67,13 +67,13 @@ def largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     rows, size = logits.shape
     if size % GROUP or size // GROUP < 4 * k:
-        found = logits.topk(k, dim=-1, sorted=False)
-        return found.values, found.indices
+        top = logits.topk(k, dim=-1, sorted=False)
+        return top.values, top.indices
     grouped = logits.view(rows, -1, GROUP)
     groups = grouped.amax(dim=-1).topk(k, dim=-1, sorted=False).indices
     candidates = grouped.gather(1, groups[:, :, None].expand(-1, -1, GROUP)).flatten(1)
-    found = candidates.topk(k, dim=-1, sorted=False)
-    return found.values, groups.gather(1, found.indices // GROUP) * GROUP + found.indices % GROUP
+    top = candidates.topk(k, dim=-1, sorted=False)
+    return top.values, groups.gather(1, top.indices // GROUP) * GROUP + top.indices % GROUP
 
 
 def top_k_kl(
