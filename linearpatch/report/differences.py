@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -12,6 +11,7 @@ import numpy
 from linearpatch.report.quantities import Entry, all_metrics
 from linearpatch.report.rows import Row
 from linearpatch.report.samples import Sample, Samples
+from linearpatch.report.scales import Scale, scale_of
 from linearpatch.report.statistics import Floats, Moments, Strata, holm, moments, t_tests
 from linearpatch.results.metric import Metric
 
@@ -21,7 +21,7 @@ MOST_OF_ALL_SIZES = 150  # entries of a model; of more, only those of the same s
 
 @dataclass(frozen=True)
 class Difference:
-    """The first entry minus the second: of perplexity in % of the second's, of shares in points.
+    """The first entry minus the second, in the unit of the metric's scale: of perplexity in % of the second's.
 
     Attributes:
         first: Index of the entry …
@@ -45,17 +45,11 @@ class Difference:
     basis: str = ""
     reason: str = ""
 
-    def reversed(self, *, logarithm: bool) -> Difference:
+    def reversed(self, scale: Scale) -> Difference:
         """The second minus the first."""
-
-        def turned(value: float | None) -> float | None:
-            if value is None:
-                return None
-            return -100 * value / (100 + value) if logarithm else -value
-
         return replace(
             self, first=self.second, second=self.first,
-            value=turned(self.value), low=turned(self.high), high=turned(self.low),
+            value=scale.turned(self.value), low=scale.turned(self.high), high=scale.turned(self.low),
         )  # fmt: skip
 
     @property
@@ -71,14 +65,14 @@ class Differences:
     Attributes:
         model: Name of the dense model.
         metric: What is compared.
-        logarithm: Whether differences are in %, of a perplexity.
+        scale: What its differences are of.
         pairs: By the two indices, the smaller first.
         across_sizes: Whether entries of different sizes are compared, too.
     """
 
     model: str
     metric: str
-    logarithm: bool
+    scale: Scale
     pairs: dict[tuple[int, int], Difference]
     across_sizes: bool = True
 
@@ -87,45 +81,44 @@ class Differences:
         if (first, second) in self.pairs:
             return self.pairs[first, second]
         reverse = self.pairs.get((second, first))
-        return reverse.reversed(logarithm=self.logarithm) if reverse else None
+        return reverse.reversed(self.scale) if reverse else None
 
 
 def compare_all(entries: Sequence[Entry], samples: Samples) -> list[Differences]:
-    """Compare any two entries of a model in each of its headline perplexities and shares."""
+    """Compare any two entries of a model in each of its headline perplexities, divergences and shares."""
     compared = []
     for model in dict.fromkeys(entry.variant.model for entry in entries):
         own = [at for at, entry in enumerate(entries) if entry.variant.model == model]
         known = all_metrics([row for at in own for row in entries[at].rows])
         for name, metric in known.items():
-            logarithm = name.startswith("ppl/")
-            if metric.headline and (logarithm or metric.unit == "share"):
+            scale = scale_of(name, metric)
+            if scale is not None:
                 having = [at for at in own if any(name in row.metrics for row in entries[at].rows)]
                 chosen = list(combinations(having, 2))
                 across = len(having) <= MOST_OF_ALL_SIZES
                 if not across:
                     sizes = {at: entries[at].variant.num_removed for at in having}
                     chosen = [(a, b) for a, b in chosen if sizes[a] == sizes[b] or not (sizes[a] and sizes[b])]
-                seeds = {at: _over_seeds(entries[at], name, logarithm=logarithm) for at in having}
+                seeds = {at: _over_seeds(entries[at], name, scale) for at in having}
                 pairs = [
-                    _paired_over_seeds(pair, seeds) or _compare(entries, pair, name, logarithm, samples)
-                    for pair in chosen
+                    _paired_over_seeds(pair, seeds) or _compare(entries, pair, name, scale, samples) for pair in chosen
                 ]
-                compared.append(Differences(model, name, logarithm, _tested(entries, pairs, logarithm), across))
+                compared.append(Differences(model, name, scale, _tested(entries, pairs, scale), across))
     return [differences for differences in compared if differences.pairs]
 
 
-def _over_seeds(entry: Entry, name: str, *, logarithm: bool) -> tuple[object, Floats] | None:
+def _over_seeds(entry: Entry, name: str, scale: Scale) -> tuple[object, Floats] | None:
     """Values of an entry's seeds, and what those of another must share to be paired; None of too few."""
     metrics = [row.metrics.get(name) for row in entry.rows]
     values = [metric.value for metric in metrics if metric and metric.value is not None]
-    if len(values) < max(LEAST_SEEDS, len(metrics)) or (logarithm and min(values) <= 0):
+    if len(values) < max(LEAST_SEEDS, len(metrics)) or (scale.logarithm and min(values) <= 0):
         return None
     key = [
         (row.seed, measured.protocol, measured.token_hash, measured.n)
         for row, measured in zip(entry.rows, metrics, strict=True)
         if measured
     ]
-    return key, numpy.log(values) if logarithm else numpy.array(values)
+    return key, scale.applied(values)
 
 
 def _paired_over_seeds(
@@ -140,7 +133,7 @@ def _paired_over_seeds(
 
 
 def _compare(
-    entries: Sequence[Entry], pair: tuple[int, int], name: str, logarithm: bool, samples: Samples
+    entries: Sequence[Entry], pair: tuple[int, int], name: str, scale: Scale, samples: Samples
 ) -> tuple[Difference, Moments | None]:
     """A difference without its interval, and what that is computed from."""
     first, second = (entries[at] for at in pair)
@@ -156,10 +149,10 @@ def _compare(
     if reason:
         return Difference(*pair, reason=reason), None
     values = numpy.array([[row.metrics[name].value for row in rows_of_one] for rows_of_one in rows], dtype=float)
-    if logarithm and values.min() <= 0:
+    if scale.logarithm and values.min() <= 0:
         return Difference(*pair, reason="a perplexity of zero"), None
-    apart = numpy.log(values) if logarithm else values
-    apart = apart[:, 0] - apart[:, 1]
+    applied = scale.applied(values)
+    apart = applied[:, 0] - applied[:, 1]
     if len(rows) >= LEAST_SEEDS and (over_seeds := moments([(1.0, apart)])).stderr:
         return Difference(*pair, basis=f"{len(rows)} seeds"), over_seeds
     strata = _strata(rows, name, samples)
@@ -220,7 +213,7 @@ def _match(first: Sample, second: Sample) -> bool:
 
 
 def _tested(
-    entries: Sequence[Entry], pairs: Sequence[tuple[Difference, Moments | None]], logarithm: bool
+    entries: Sequence[Entry], pairs: Sequence[tuple[Difference, Moments | None]], scale: Scale
 ) -> dict[tuple[int, int], Difference]:
     """Differences with intervals, p-values, and those adjusted for the matrix that they stand in."""
     tests = iter(t_tests([moment for _, moment in pairs if moment]))
@@ -233,8 +226,8 @@ def _tested(
             if test is None and not reason:
                 reason = "no interval: a single value, or differences without spread"
             difference = replace(
-                difference, value=_shown(moment.mean, logarithm), low=_shown(low, logarithm),
-                high=_shown(high, logarithm), p=p, reason=reason,
+                difference, value=scale.shown(moment.mean), low=scale.shown(low),
+                high=scale.shown(high), p=p, reason=reason,
             )  # fmt: skip
         sizes = sorted(entries[at].variant.num_removed for at in (difference.first, difference.second))
         families.setdefault((sizes[0], sizes[1]), []).append(difference)
@@ -244,15 +237,6 @@ def _tested(
         for pair in family:
             tested[pair.first, pair.second] = pair if pair.p is None else replace(pair, adjusted=next(adjusted))
     return tested
-
-
-def _shown(value: float | None, logarithm: bool) -> float | None:
-    """A difference of logarithms in %, of shares in points; None where it is beyond all numbers."""
-    if value is None:
-        return None
-    if not logarithm:
-        return 100 * value
-    return 100 * math.expm1(value) if value < 200 else None
 
 
 class Ties:

@@ -31,7 +31,7 @@ def matrix_tables(entries: Sequence[Entry], compared: Sequence[Differences]) -> 
 def ranked(entries: Sequence[Entry], members: Sequence[int], differences: Differences) -> list[int]:
     """Entries by their value in a metric, the best first."""
     values = {at: entries[at].value(metric(differences.metric)) for at in members}
-    sign = 1 if differences.logarithm else -1
+    sign = 1 if differences.scale.lower_is_better else -1
     return sorted(members, key=lambda at: sign * value.mean if (value := values[at]) else float("inf"))
 
 
@@ -51,7 +51,7 @@ def _matrix(entries: Sequence[Entry], differences: Differences, size: int, membe
         )
         for at, row in enumerate(shown, 1)
     )
-    unit = "%" if differences.logarithm else "points"
+    unit = differences.scale.unit
     variant = entries[members[0]].variant
     tests = sum(difference.p is not None for at, row in enumerate(members) for column in members[at + 1 :]
                 if (difference := differences.between(row, column)))  # fmt: skip
@@ -110,7 +110,7 @@ def _pair_lines(entries: Sequence[Entry], compared: Sequence[Differences]) -> It
                 "model": differences.model, "metric": differences.metric,
                 "recipe": first.name, "num_pruned_layers": first.variant.num_removed,
                 "against": second.name, "against_num_pruned_layers": second.variant.num_removed,
-                "difference": pair.value, "unit": "%" if differences.logarithm else "points",
+                "difference": pair.value, "unit": differences.scale.unit,
                 "low": pair.low, "high": pair.high, "p": pair.p, "p_holm": pair.adjusted,
                 "paired_over": pair.basis, "reason": pair.reason,
             }  # fmt: skip

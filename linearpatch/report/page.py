@@ -113,7 +113,8 @@ def _differences(compared: Sequence[Differences]) -> dict[str, Any]:
     content = [
         {
             "model": differences.model, "metric": differences.metric,
-            "unit": "%" if differences.logarithm else "points", "acrossSizes": differences.across_sizes,
+            "unit": differences.scale.unit,
+            "lowerIsBetter": differences.scale.lower_is_better, "acrossSizes": differences.across_sizes,
             "title": f"{metric_title(differences.metric)}, {differences.model}",
             "pairs": [
                 [

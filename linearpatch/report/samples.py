@@ -84,9 +84,12 @@ def _sample(answers: Answers, stage: str, name: str, row: Row) -> Sample | str:
     windows = answers.arrays.get(f"{stage}/{name}/windows")
     if windows is not None:
         losses = windows.double().flatten().numpy()
+        is_perplexity = name.startswith("ppl/")
         whole = metric.value is not None and len(losses) > 0 and bool(numpy.isfinite(losses).all())
-        if not whole or not math.isclose(losses.mean(), math.log(metric.value or 1), rel_tol=1e-6, abs_tol=1e-6):
-            return "the losses of the windows don't give the recorded perplexity"
+        expected = math.log(metric.value or 1) if is_perplexity else metric.value or 0.0
+        if not whole or not math.isclose(losses.mean(), expected, rel_tol=1e-6, abs_tol=1e-6):
+            recorded = "perplexity" if is_perplexity else "mean"
+            return f"the losses of the windows don't give the recorded {recorded}"
         return Sample((1.0,), (losses,), (), "windows")
     weights = _weights(metric, name, row)
     if weights is None:

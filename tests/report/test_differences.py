@@ -10,6 +10,7 @@ import pandas
 import pytest
 import torch
 from report_runs import answers, metric, record, share, write, write_grid
+from safetensors.numpy import save_file
 from scipy import stats
 
 from linearpatch.report.differences import compare_all
@@ -215,3 +216,30 @@ def test_a_share_that_was_measured_once_is_compared_without_an_interval(tmp_path
     write(tmp_path, record("sleb", "none", **one), record("tail", "none", **two))
     got = difference(tmp_path, "Tail", "SLEB", "smoke/acc", size=3)
     assert (got.value, got.low) == (pytest.approx(10), None)
+
+
+def test_divergences_are_compared_in_nats_over_windows(tmp_path):
+    generator = numpy.random.default_rng(4)
+    name = "divergence/wikitext2/kl"
+    divergences = {patch: 0.3 + generator.random(16) + shift for patch, shift in {"rotate": 0.2, "lstsq": 0.0}.items()}
+    for patch, values in divergences.items():
+        one = record(patch=patch, dense={name: metric(0.0)}, patched={name: metric(float(values.mean()))})
+        write(tmp_path, one)
+        save_file(
+            {f"dense/{name}/windows": numpy.zeros(16), f"patched/{name}/windows": values},
+            tmp_path / one.run_id / "diagnostics.safetensors",
+        )
+    entries, found = compared(tmp_path)
+    places = {entry.name: at for at, entry in enumerate(entries)}
+    rotate, lstsq = (
+        next(at for called, at in places.items() if patch in called) for patch in ("rotate", "least squares")
+    )
+    pair, reverse = found[name].between(rotate, lstsq), found[name].between(lstsq, rotate)
+    test = stats.ttest_rel(divergences["rotate"], divergences["lstsq"])
+    assert (pair.value, pair.p) == pytest.approx((test._estimate, test.pvalue))
+    assert (pair.low, pair.high) == pytest.approx((-reverse.high, -reverse.low))
+    assert pair.basis == "16 windows"
+    (table,) = [table for table in matrix_tables(entries, list(found.values())) if name in str(table.title)]
+    assert "least squares" in table.lines[0].labels[0]  # the lower divergence first
+    assert any("in nats" in note for note in table.notes)
+    assert set(differences_frame(entries, [found[name]])["unit"]) == {"nats"}

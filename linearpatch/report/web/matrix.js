@@ -66,7 +66,7 @@ report.drawMatrix = (() => {
     const redraw = () => {
       const differences = data.differences[Number(metric.value)];
       const at = data.columns.findIndex((column) => column.key === differences.metric);
-      const sign = differences.unit === "%" ? 1 : -1;
+      const sign = differences.lowerIsBetter ? 1 : -1;
       const seen = new Set(report.visible());
       const members = (size) => data.lines
         .map((line, index) => ({ line, index, value: line.values[at]?.v }))
@@ -84,7 +84,7 @@ report.drawMatrix = (() => {
           element("th", { scope: "row" }, same ? `${number + 1}  ${line.name}` : line.name),
           ...shown.map((other) => {
             const found = index === other.index ? null : between(differences, index, other.index);
-            return cell(found, differences.unit === "%");
+            return cell(found, differences.lowerIsBetter);
           })))));
       notes.textContent = `Row minus column in ${differences.unit}, the best first; below it the 95 % interval of that one `
         + `comparison. Bold: p < ${data.level} by Holm's method over all comparisons of these two sizes (paired t-test). `
