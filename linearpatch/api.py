@@ -52,6 +52,7 @@ from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import components, name_of, resolve
 from linearpatch.results.metric import Metric
 from linearpatch.storage.cache import Cache
+from linearpatch.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,11 @@ class Tokens:
     blocks: TokenBlocks
     held_out: TokenBlocks | None = None
     cache: Cache = field(default_factory=Cache, repr=False, compare=False)  # what was learnt from them, in memory
+
+    def __repr__(self) -> str:
+        number, length = self.blocks.ids.shape
+        spare = 0 if self.held_out is None else len(self.held_out.ids)
+        return f"Tokens({counted(number, 'block')} of {length:,}, {spare} held out, from {self.blocks.source})"
 
 
 def tokens(
@@ -218,6 +224,7 @@ def repair(
         NumericsError: the fit has no unique solution.
     """
     _require_tokens(data)
+    _require_edit(edit)
     chosen = _component("patch", patch, Patch, settings)  # type: ignore[type-abstract]
     with _evaluating(model) as dense:
         check_removed(edit.removed_layers, dense.num_layers)
@@ -255,6 +262,7 @@ def distill(
         TrainingFailed: the loss isn't finite any more.
     """
     _require_tokens(data)
+    _require_edit(edit)
     chosen = _component("distill", loss, Training, settings)  # type: ignore[type-abstract]
     if data.held_out is None:
         raise ConfigError("No tokens are held out to decide which step is kept. Give tokens(…, held_out=16).")
@@ -388,6 +396,13 @@ def _require_tokens(data: Any) -> None:
     if not isinstance(data, Tokens):
         raise ConfigError(
             f"data is a {type(data).__name__}. Make it of text: data = linearpatch.tokens(text, tokenizer)."
+        )
+
+
+def _require_edit(edit: Any) -> None:
+    if not isinstance(edit, Edit):
+        raise ConfigError(
+            f"edit is a {type(edit).__name__}. It says what is removed: linearpatch.prune(model, data, num_layers=…)."
         )
 
 

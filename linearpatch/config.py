@@ -32,6 +32,8 @@ from linearpatch.experiment import Experiment
 from linearpatch.overrides import advice, expanded, override
 from linearpatch.registry import GROUPS, LIST_GROUPS, components
 
+CONVERSION = re.compile(r"Value '(.*)' of type '\w+' could not be converted to (\w+)")  # OmegaConf's words
+ALLOWED_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 CHOICE_NAME = re.compile(r"\$\{hydra:runtime\.choices\.([\w@./]+)\}")
 
 
@@ -217,20 +219,31 @@ def _bad_value(error: OmegaConfBaseException) -> str:
     owner = error.object_type
     if is_dataclass(owner) and isinstance(owner, type) and str(error.msg or "").startswith("Key '"):
         group = key.rpartition(".")[0]
-        names = [field.name for field in fields(owner)] + ([] if group else list(PRESET_GROUPS))
+        names = names_of(owner) + ([] if group else list(PRESET_GROUPS))
         if not names:
             return f"The key {key!r} doesn't exist: this choice of {group} has no settings. Choose another {group}."
         chosen = next(
             (name for name_of_group in GROUPS for name, cls in components(name_of_group).items() if cls is owner), None
         )
         of = f" with {group}={chosen}" if group in GROUPS and chosen else ""
+        others = [name for name, cls in components(group).items() if str(error.key) in names_of(cls)] if of else []
+        if others:
+            known = "" if len(others) == 1 else f" ({', '.join(others)} have it)"
+            return f"The key {key!r} doesn't exist{of}. Choose what has it{known}: add {group}={others[0]}."
         return f"The key {key!r} doesn't exist{of}. {suggest(str(error.key), names)}"
     reason = str(error).split("\n")[0]
     if reason.endswith("is not in struct") and key.partition(".")[0] in LIST_GROUPS:
         return _setting_of_none_chosen(*key.split(".")[:2])
     if several := re.match(r"Value '([^']+,[^']+)' of type 'str' could not be converted", reason):
         return f"{key}: {reason}. For a run with each, write {key}: {{values: [{several[1]}]}} in the sweep's file."
+    if converted := CONVERSION.match(reason):
+        return f"{key} is {converted[1]!r}. Allowed: {ALLOWED_TYPES.get(converted[2], converted[2])}."
     return f"{key}: {reason}."
+
+
+def names_of(component: type) -> list[str]:
+    """Names of the settings of a component's class."""
+    return [setting.name for setting in fields(component)]
 
 
 def _setting_of_none_chosen(group: str, name: str) -> str:
@@ -238,7 +251,7 @@ def _setting_of_none_chosen(group: str, name: str) -> str:
     known = choices(group)
     if name in known:
         return f"{group}.{name} has no settings, since {group}={name} isn't chosen. Add it: '{group}=[…,{name}]'."
-    owners = [owner for owner, cls in components(group).items() if name in (field.name for field in fields(cls))]
+    owners = [owner for owner, cls in components(group).items() if name in names_of(cls)]
     if owners:
         forms = " or ".join(f"{group}.{owner}.{name}=…" for owner in owners)
         return f"The key '{group}.{name}' doesn't exist: settings are below the name of their {group}. Write {forms}"

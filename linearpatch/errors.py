@@ -46,6 +46,11 @@ def settings_of(owner: str) -> Iterator[None]:
         raise ConfigError(f"{owner}.{error}") from error
 
 
+def looked_in(path: str | Path) -> str:
+    """Where a path that doesn't exist was looked for, for the end of a clause; nothing of an absolute one."""
+    return "" if Path(path).expanduser().is_absolute() else f" (looked in {Path.cwd()})"
+
+
 def suggest(value: str, allowed: Iterable[str]) -> str:
     """Return the end of an error message: the nearest allowed name, if any, and all allowed names."""
     allowed = sorted(allowed)

@@ -18,7 +18,7 @@ from linearpatch.data.blocks import BlockSpec
 from linearpatch.data.corpus import Corpus, require_corpus
 from linearpatch.data.reader import Calibration, DistillationText, Reader, check_disjoint
 from linearpatch.distillation.training import Distillation, Training
-from linearpatch.errors import ConfigError, require_choice, require_path, require_range, require_seed
+from linearpatch.errors import ConfigError, looked_in, require_choice, require_path, require_range, require_seed
 from linearpatch.evaluation.evaluation import Evaluation, check_metrics
 from linearpatch.evaluation.harness.task_settings import MISSING_DATA
 from linearpatch.models.decoder import Decoder
@@ -147,7 +147,7 @@ class Experiment:
                 raise ConfigError(f"push_to_hub={self.push_to_hub} needs a checkpoint to push: set save_model=true.")
             check_repository(self.push_to_hub)
         if self.datasets_dir is not None and not Path(self.datasets_dir).expanduser().is_dir():
-            raise ConfigError(f"datasets_dir={self.datasets_dir} is not a folder (looked in {Path.cwd()}).")
+            raise ConfigError(f"datasets_dir={self.datasets_dir} is not a folder{looked_in(self.datasets_dir)}.")
         check_metrics(self.evaluations, self.evaluation_reader)
         check_trackers(self.tracker)
         for first, second in combinations(self.readers, 2):

@@ -160,6 +160,7 @@ def test_a_name_means_in_python_what_it_means_on_the_command_line(group):
         (lambda m, d: lp.prune(m, d, 2, pruner=lp.patches.Rotate()), "pruner is a Rotate"),
         (lambda m, d: lp.prune(m, d, 99), "num_pruned_layers is 99"),
         (lambda m, d: lp.repair(m, lp.prune(m, d, 1, pruner="tail"), d, patch="rotat"), "Did you mean 'rotate'?"),
+        (lambda m, d: lp.repair(m, None, d), "edit is a NoneType"),
         (lambda m, d: lp.distill(m, lp.prune(m, d, 1, pruner="tail"), d, loss="none"), "distill=none does nothing"),
         (lambda m, d: lp.pruners.PatchAwar, "Did you mean 'PatchAware'?"),
         (lambda m, d: lp.prun, "no attribute 'prun'"),

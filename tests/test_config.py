@@ -61,9 +61,14 @@ def test_no_target_strings_but_those_of_hydras_plugins():
         ("+pruner.colour=red", "'colour' doesn't exist"),
         (
             "pruner.protect_first=abc",
-            "pruner.protect_first: Value 'abc' of type 'str' could not be converted to Integer",
+            "pruner.protect_first is 'abc'. Allowed: a whole number.",
         ),
+        ("model.allow_bin=maybe", "model.allow_bin is 'maybe'. Allowed: true or false."),
         ("pruner.protect_first=-1", "Allowed: at least 0"),
+        (
+            "corpus.path=my.txt",
+            "The key 'corpus.path' doesn't exist with corpus=pydoc. Choose what has it: add corpus=text",
+        ),
         ("num_pruned_layers=0", "Allowed: at least 1"),
         ("stages=[dens]", "Did you mean 'dense'?"),
         ("model.dtype=int4", "Allowed: auto, bfloat16, float16, float32"),

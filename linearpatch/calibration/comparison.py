@@ -98,10 +98,10 @@ class Comparison:
         ranked = sorted(self.candidates, key=lambda fit: (fit.name != self.kept, fit.loss is None, fit.loss))
         parts = [
             f"{fit.name} {'not finite' if fit.loss is None else f'{fit.loss:.4f}'}"
-            + ("" if fit.share == 1 else f" on {fit.share:.0%}")
+            + ("" if fit.share == 1 else f" on {fit.share:.0%} of the tokens")
             for fit in ranked
         ]
-        return f"kept {parts[0]}; {', '.join(parts[1:])}; dense model {self.dense_loss:.4f}"
+        return f"{parts[0]} (kept) | {' | '.join(parts[1:])} | dense model {self.dense_loss:.4f}"
 
     def warnings(self, patch: str) -> list[str]:
         """What a reader of the results must know.

@@ -20,7 +20,7 @@ from transformers import (
 
 from linearpatch.checkpoint.lora import merge_lora
 from linearpatch.checkpoint.manifest import FILE_NAME, LORA_FOLDER, PATCH_FILE, WEIGHTS, Manifest, read_manifest
-from linearpatch.errors import ModelError, StorageError
+from linearpatch.errors import ModelError, StorageError, looked_in
 from linearpatch.models.auto import auto_class, model_class
 from linearpatch.models.decoder import decoder_of, text_config
 from linearpatch.models.edit import Edit, PlacedOperator
@@ -161,7 +161,7 @@ def checkpoint_folder(folder: str | Path) -> Path:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise StorageError(
-            f"{folder} is not a folder (looked in {Path.cwd()}). A checkpoint on the hub is fetched first: "
+            f"{folder} is not a folder{looked_in(folder)}. A checkpoint on the hub is fetched first: "
             "hf download REPOSITORY --local-dir FOLDER"
         )
     inside = folder / "model"

@@ -1,4 +1,4 @@
-"""`linearpatch status`: how far the runs of a folder are."""
+"""`linearpatch status`: the progress of the runs in a folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from linearpatch.runtime.progress import out
 
-HELP = "how far the runs of a folder are"
+HELP = "the progress of the runs in a folder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

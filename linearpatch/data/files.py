@@ -9,9 +9,9 @@ from pathlib import Path, PurePath
 from typing import ClassVar
 
 from linearpatch.data.corpus import Corpus, take_share
-from linearpatch.data.documents import Column, Document
+from linearpatch.data.documents import Column, Document, has_text
 from linearpatch.data.rows import PLAIN, READ, format_of, read_column, read_text
-from linearpatch.errors import ConfigError, DataError, require_path
+from linearpatch.errors import ConfigError, DataError, looked_in, require_path
 from linearpatch.registry import component
 from linearpatch.text import counted
 
@@ -50,7 +50,11 @@ class TextCorpus(Corpus):
 
     def documents(self, split: str, datasets_dir: Path | None = None) -> Sequence[Document]:
         """The documents of a slice."""
-        column = Column.joined(map(self._read, self._files()))
+        files = self._files()
+        column = Column.joined(map(self._read, files))
+        if not any(map(has_text, column.documents)):
+            size = sum(file.stat().st_size for file in files)
+            raise DataError(f"{self.path} holds no text ({counted(size, 'byte')}). Choose a file with text.")
         if column.remark:
             self.say(f"corpus {self.name}: {column.remark} ({self.path})")
         return take_share(column.documents, split)
@@ -63,7 +67,7 @@ class TextCorpus(Corpus):
             if path.is_dir():
                 return self._files_below(path)
             if not path.exists():
-                raise DataError(f"corpus.path={self.path} doesn't exist (looked in {Path.cwd()}).")
+                raise DataError(f"corpus.path={self.path} doesn't exist{looked_in(self.path)}.")
         except (OSError, RuntimeError, ValueError) as error:
             raise DataError(f"corpus.path={self.path} can't be read: {error}.") from error
         if not path.is_file():

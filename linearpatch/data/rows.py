@@ -17,7 +17,7 @@ from linearpatch.errors import DataError
 PLAIN = (".txt", ".md")
 TABLES = (".jsonl", ".ndjson", ".parquet", ".json", ".csv", ".tsv")
 COMPRESSED = ".gz"
-READ = f"{', '.join((*PLAIN, *TABLES))}, and each of them compressed ({COMPRESSED})"
+READ = f"{', '.join((*PLAIN, *TABLES))}, each also with {COMPRESSED} behind it"
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
 MARKS = (

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+CLEARLY = 2.0  # standard errors by which a task's accuracy is above chance
 SEED = 0
 MEMORY = 2**24  # counts that exist at a time
 
@@ -210,7 +211,8 @@ def differences(base: Results, other: Results, aggregates: Sequence[Aggregate]) 
 def retained(dense: Results, other: Results, aggregates: Sequence[Aggregate]) -> RetainedBy:
     """Retained performance in each definition, for the averages that ask for it, as fractions.
 
-    That above chance is left out where no task is a choice, or the dense model is no better than guessing at one.
+    That above chance is left out where no task is a choice, or the dense model isn't clearly better than guessing at
+    one, so that its ratio there could be anything.
     """
     found: RetainedBy = {definition: {} for definition in FORMULAS}
     for aggregate in aggregates:
@@ -221,7 +223,10 @@ def retained(dense: Results, other: Results, aggregates: Sequence[Aggregate]) ->
         if not all(bases):
             continue
         chances = [dense.metrics[name].chance or 0.0 for name in names]
-        is_above = any(chances) and all(base > chance for base, chance in zip(bases, chances, strict=True))
+        errors = [CLEARLY * (dense.metrics[name].stderr or 0.0) for name in names]
+        is_above = any(chances) and all(
+            base - error > chance for base, error, chance in zip(bases, errors, chances, strict=True)
+        )
         drawn = _paired(names, dense, other) and all(len(dense.answers[name]) > 1 for name in names)
         generator = numpy.random.default_rng(SEED)  # one for all tasks: their draws are independent
         draws = [resampled_means(dense.answers[n], other.answers[n], generator) for n in names] if drawn else []

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
-from linearpatch.errors import ConfigError, ModelError, require_path
+from linearpatch.errors import ConfigError, ModelError, looked_in, require_path
 from linearpatch.models.auto import auto_class
 from linearpatch.models.fingerprint import fingerprint_folder
 from linearpatch.models.layer_config import already_patched
@@ -125,7 +125,10 @@ class HubModel(Model):
         if not self.path:
             raise ConfigError("model=hub needs model.path=ID or model.path=FOLDER, such as Qwen/Qwen3-0.6B.")
         if self.path.startswith((".", "/", "~")) and not Path(self.path).expanduser().is_dir():
-            raise ModelError(f"model.path={self.path} is not a folder (looked in {Path.cwd()}).")
+            raise ModelError(
+                f"model.path={self.path} is not a folder{looked_in(self.path)}. Name one with config.json and weights, "
+                "or a model's id on the hub, such as Qwen/Qwen3-0.6B."
+            )
         if (Path(self._location) / "modeling_linearpatch.py").is_file():
             raise already_patched(self._location)
 

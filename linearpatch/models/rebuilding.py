@@ -175,7 +175,7 @@ def _message(dense: Decoder, removed: Sequence[int], deviations: Sequence[Differ
     last = not _differences(dense, tail, config_changes(dense, tail)) and sorted(removed) != [
         index for index in range(dense.num_layers) if index not in tail
     ]
-    other = " Or remove the last layers instead, which changes nothing of the kind (pruner=tail)." if last else ""
+    other = " Or remove the last layers instead, which changes none of these numbers (pruner=tail)." if last else ""
     return (
         f"{type(dense.model).__name__} without layers {sorted(removed)} can't be saved as a model of its own: {why} "
         f"({shown}{more}). Use save_format=adapter: linearpatch.apply puts it on the dense model and gives what was "

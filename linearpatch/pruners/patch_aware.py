@@ -119,9 +119,11 @@ class PatchAware(Pruner):
             (layers for layers, standing in standings.items() if standing.is_contender),
             key=lambda layers: (standings[layers].loss, layers),
         )
+        best = standings[contenders[0]].loss
         for layers in contenders:
             standing = standings[layers]
-            log.info("finished the race: %s, held-out loss %.4f ± %.4f", list(layers), standing.loss, standing.stderr)
+            place = f"{standing.loss - best:.4f} ± {standing.stderr:.4f} behind" if standing.stderr else "the best"
+            log.info("race: layers %s, held-out loss %.4f, %s", list(layers), standing.loss, place)
         values: list[float | None] = [None] * (workspace.num_layers - n + 1)
         for layers, standing in standings.items():
             if _is_window(layers) and isfinite(standing.loss):

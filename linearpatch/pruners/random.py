@@ -1,4 +1,4 @@
-"""The baseline that every criterion must beat: layers drawn by lot."""
+"""The baseline that every criterion must beat: random layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that go together, which a product can't say: this model with these sizes, that one with those."""
+"""Settings that go together and aren't a full grid: this model with these sizes, that one with those."""
 
 from __future__ import annotations
 

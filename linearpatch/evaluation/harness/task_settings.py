@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from linearpatch.errors import ConfigError, require_choice, require_path, require_range
+from linearpatch.errors import ConfigError, looked_in, require_choice, require_path, require_range
 from linearpatch.runtime.memory import check_batch_size
 
 MISSING_DATA = ("error", "skip")
@@ -56,7 +56,7 @@ class Asking:
                 require_range(what, value, low=low)
         require_path("include_path", self.include_path or "")
         if self.include_path is not None and not Path(self.include_path).expanduser().is_dir():
-            raise ConfigError(f"include_path={self.include_path} is not a folder (looked in {Path.cwd()}).")
+            raise ConfigError(f"include_path={self.include_path} is not a folder{looked_in(self.include_path)}.")
 
     @property
     def own_folder(self) -> Path | None:
