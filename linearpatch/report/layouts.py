@@ -246,6 +246,9 @@ def metric_title(name: str) -> str:
     suite, _, rest = name.partition("/")
     if suite == "ppl":
         return f"Perplexity on {CORPORA.get(rest, rest)}"
+    if suite == "divergence" and rest.endswith("/kl"):
+        corpus = rest.removesuffix("/kl")
+        return f"KL divergence from dense on {CORPORA.get(corpus, corpus)}"
     task = rest.rpartition("/")[0]
     return f"{SUITES.get(suite, suite)} {TASKS.get(task, task) or 'average'}"
 
