@@ -358,6 +358,7 @@ def save(
     edit: Edit,
     *,
     save_format: str = "auto",
+    gguf_type: str = "auto",
     name: str = "",
 ) -> None:
     """Write the edited model as a checkpoint; `linearpatch.load` or transformers loads it.
@@ -367,7 +368,8 @@ def save(
         model: The dense model.
         tokenizer: Its tokenizer, which is saved with it.
         edit: What is removed, and the operators.
-        save_format: `plain`, `custom`, `adapter`, or `auto`: plain where stock weights can hold the operators.
+        save_format: `plain`, `custom`, `adapter`, `gguf`, or `auto`: plain where stock weights can hold the operators.
+        gguf_type: Of the matrices in a GGUF file: `f32`, `f16`, `bf16` or `q8_0`; `auto` is the model's own.
         name: Of the dense model, for the model card; None takes the model's own.
 
     Raises:
@@ -377,7 +379,7 @@ def save(
     source = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
     with _evaluating(model) as dense:
         loaded = LoadedModel(dense, tokenizer, weights_hash(model))
-        save_checkpoint(folder, loaded, edit, save_format=save_format, name=source, source=source)
+        save_checkpoint(folder, loaded, edit, save_format=save_format, gguf_type=gguf_type, name=source, source=source)
 
 
 def _component(group: str, choice: str | C, kind: type[C], settings: Mapping[str, Any]) -> C:

@@ -12,6 +12,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from linearpatch.checkpoint.gguf.architecture import architecture_of
+from linearpatch.checkpoint.gguf.writing import TYPES
 from linearpatch.checkpoint.hub import check_repository
 from linearpatch.checkpoint.saving import check_format
 from linearpatch.data.blocks import BlockSpec
@@ -72,7 +74,8 @@ class Experiment:
         missing_data: What evaluations do about tasks whose data can't be had: `error` or `skip`.
         tracker: Where the record is shown beside the run's folder, by name.
         save_model: Write the pruned, patched model to the run's folder, as `model/`.
-        save_format: `auto`, `plain`, `custom`, `adapter` or `lora`; see `checkpoint.saving.save_checkpoint`.
+        save_format: `auto`, `plain`, `custom`, `adapter`, `lora` or `gguf`; see `checkpoint.saving.save_checkpoint`.
+        gguf_type: Of the matrices in a GGUF file: `f32`, `f16`, `bf16` or `q8_0`; `auto` is the model's own.
         push_to_hub: Repository on the hub that gets a copy of `model/`, such as `me/smaller-model`; null: none.
         seed: Of every random choice.
         output_dir: Folder of the run; null is `outputs/<run_id>`. In a sweep, the folder of their folders.
@@ -98,6 +101,7 @@ class Experiment:
     tracker: dict[str, Any] = field(default_factory=dict)
     save_model: bool = False
     save_format: str = "auto"
+    gguf_type: str = "auto"
     push_to_hub: str | None = None
     seed: int = 0
     output_dir: str | None = None
@@ -116,6 +120,7 @@ class Experiment:
         require_seed("seed", self.seed)
         for name in ("output_dir", "datasets_dir", "cache_dir"):
             require_path(name, getattr(self, name) or "")
+        require_choice("gguf_type", self.gguf_type, TYPES)
         check_format(self.save_format, self.patch, trainable=self.training.trainable if self.training else None)
         if self.training is not None and self.training.trainable == "patch" and name_of(self.patch) == "none":
             raise ConfigError(
@@ -256,7 +261,8 @@ class Experiment:
             for name, measured in self.measured.items()
         }
         if self.save_model:
-            asked["checkpoint"] = digest([files, self.save_format, self.push_to_hub])
+            kind = [self.gguf_type] if self.save_format == "gguf" else []
+            asked["checkpoint"] = digest([files, self.save_format, self.push_to_hub, *kind])
         return asked
 
     @property
@@ -307,6 +313,8 @@ class Experiment:
         """
         text = config.get_text_config(decoder=True)
         num_layers, hidden_size = text.num_hidden_layers, getattr(text, "hidden_size", None)
+        if self.save_model and self.save_format == "gguf":
+            architecture_of(config)
         self.pruner.check(num_layers, self.num_pruned_layers)
         for reader in self.readers:
             reader.corpus.check_model(config)

@@ -162,7 +162,7 @@ def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, wor
                 last = edits.get("distilled", edits["patched"])
                 record.checkpoint = save(
                     folder / "model", prepared.model, last, experiment.model, experiment.save_format, record,
-                    push_to=experiment.push_to_hub,
+                    gguf_type=experiment.gguf_type, push_to=experiment.push_to_hub,
                 )  # fmt: skip
         record.answered |= experiment.asked
     return record
@@ -298,6 +298,7 @@ def save(
     save_format: str,
     record: Record,
     *,
+    gguf_type: str = "auto",
     push_to: str | None = None,
 ) -> CheckpointSection:
     """Write an edited model as a checkpoint.
@@ -309,6 +310,7 @@ def save(
         settings: Those that the dense model was loaded by: its name and its origin.
         save_format: See `checkpoint.saving.save_checkpoint`.
         record: For the model card and as provenance.
+        gguf_type: See `checkpoint.saving.save_checkpoint`.
         push_to: Repository on the hub that gets a copy; None: none.
     """
     manifest = save_checkpoint(
@@ -316,6 +318,7 @@ def save(
         model,
         edit,
         save_format=save_format,
+        gguf_type=gguf_type,
         name=settings.label,
         source=settings.origin,
         hub_id=settings.hub_id,

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from linearpatch.checkpoint.saving import check_foldable
+from linearpatch.checkpoint.gguf.writing import check_convertible
+from linearpatch.checkpoint.saving import STOCK_FORMATS, check_foldable
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.data.reader import Reader, Text
 from linearpatch.distillation.training import Training
@@ -131,7 +132,9 @@ def load_model(
     patch.for_model(loaded.decoder).check(loaded.decoder)
     if training:
         training.check(loaded.decoder)
-    if save_format == "plain" and name_of(patch) != "none":
+    if save_format == "gguf":
+        check_convertible(loaded)
+    if save_format in STOCK_FORMATS and name_of(patch) != "none":
         check_foldable(loaded.decoder)
     return loaded
 

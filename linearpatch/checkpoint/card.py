@@ -29,6 +29,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```""",
+    "gguf": """\
+One file for llama.cpp and the tools built on it: no custom code, no added parameters.
+
+```bash
+llama-server -m {folder}/model.gguf
+llama-quantize {folder}/model.gguf smaller.gguf Q4_K_M    # types that linearpatch doesn't write
+```""",
     "custom": """\
 `modeling_linearpatch.py` beside the weights adds to the family's class what it can't describe: {addition}.
 
@@ -71,13 +78,13 @@ def model_card(manifest: Manifest, record: Record | None) -> str:
     data = ModelCardData(
         base_model=base.hub_id or None,
         license=base.license or None,
-        library_name="transformers",
+        library_name="gguf" if manifest.format == "gguf" else "transformers",
         pipeline_tag="text-generation",
         tags=["linearpatch", "depth-pruning"],
     )
     sections = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {_title(manifest)}",
+        f"# {title(manifest)}",
         _what(manifest, record),
         "## Load it\n\n" + LOADING[manifest.format].format(folder="FOLDER", family=base.model_type, addition=addition),
         *([LORA.format(folder="FOLDER")] if manifest.lora else []),
@@ -87,7 +94,8 @@ def model_card(manifest: Manifest, record: Record | None) -> str:
     return str(ModelCard(printable("\n\n".join(sections)) + "\n"))
 
 
-def _title(manifest: Manifest) -> str:
+def title(manifest: Manifest) -> str:
+    """What is left of which model, in a few words."""
     base = manifest.base
     if not manifest.removed_layers:
         return f"{base.name} with narrower layers"
@@ -114,7 +122,7 @@ def _what(manifest: Manifest, record: Record | None) -> str:
         patched = f"`{record.patch.method}` at each interface: {_purpose(record.patch.method)}"
         if record.distillation:
             patched = f"a linear operator at each interface, which began as `{record.patch.method}` and was distilled"
-    if manifest.patches and manifest.format == "plain":
+    if manifest.patches and manifest.format in ("plain", "gguf"):
         patched += ", folded into existing weights"
     lines = [f"- **Removed**: {removed}. Interfaces (first removed, next kept): {interfaces}."]
     lines.append(f"- **Patched** with {patched}.")

@@ -19,7 +19,15 @@ from transformers import (
 )
 
 from linearpatch.checkpoint.lora import merge_lora
-from linearpatch.checkpoint.manifest import FILE_NAME, LORA_FOLDER, PATCH_FILE, WEIGHTS, Manifest, read_manifest
+from linearpatch.checkpoint.manifest import (
+    FILE_NAME,
+    GGUF_FILE,
+    LORA_FOLDER,
+    PATCH_FILE,
+    WEIGHTS,
+    Manifest,
+    read_manifest,
+)
 from linearpatch.errors import ModelError, StorageError, looked_in
 from linearpatch.models.auto import auto_class, model_class
 from linearpatch.models.decoder import decoder_of, text_config
@@ -49,7 +57,16 @@ def load(folder: str | Path, **settings: Any) -> PreTrainedModel:
             f"{folder} is an adapter: it holds what was changed, not a whole model. Load {manifest.base.name} "
             f"({manifest.base.source or 'the dense model'}) and call linearpatch.apply(model, {str(folder)!r})."
         )
+    _reject_gguf(folder, manifest)
     return load_whole(folder, manifest, **settings)
+
+
+def _reject_gguf(folder: Path, manifest: Manifest) -> None:
+    if manifest.format == "gguf":
+        raise StorageError(
+            f"{folder} holds a GGUF file, which llama.cpp loads: llama-server -m {folder / GGUF_FILE}. For this "
+            "package, save the run with save_format=plain or custom as well, in another output_dir."
+        )
 
 
 def load_whole(folder: Path, manifest: Manifest, **settings: Any) -> PreTrainedModel:
@@ -102,6 +119,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     manifest = read_manifest(folder)
     if manifest.format == "adapter":
         raise StorageError(f"{folder} is an adapter; the tokenizer is that of {manifest.base.name}.")
+    _reject_gguf(folder, manifest)
     config = _config_class(manifest, folder)()
     try:
         return AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)

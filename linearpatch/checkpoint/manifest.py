@@ -23,6 +23,7 @@ PATCH_FILE = "patch.safetensors"
 WEIGHTS = "weight."  # how the names of changed weights begin in it
 LORA_FOLDER = "lora"
 LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
+GGUF_FILE = "model.gguf"
 CARD_NAME = "README.md"  # people may edit it
 ADDED = ("weights", "lora")  # since the schema version, so that a manifest may lack them
 CONFIG_FILE = "config.json"
@@ -107,10 +108,10 @@ class Manifest:
     """The content of `pruning.json`.
 
     Attributes:
-        format: `plain`, `custom` or `adapter`.
+        format: `plain`, `custom`, `adapter` or `gguf`.
         base: The dense model.
         removed_layers: Its removed layers, in the order of removal.
-        patches: What bridges the interfaces; in a `plain` checkpoint they are folded into the weights.
+        patches: What bridges the interfaces; in a `plain` or `gguf` checkpoint they are folded into the weights.
         weights: Changed weights that an adapter holds, as `describe_weights` writes them; a whole checkpoint has them
             among its own.
         lora: Whether a LoRA adapter, in the folder `LORA_FOLDER`, belongs to the model.
@@ -130,7 +131,7 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        if self.format not in ("plain", "custom", "adapter"):
+        if self.format not in ("plain", "custom", "adapter", "gguf"):
             raise ValueError(f"format {self.format!r}")
         layers = set(self.removed_layers)
         if len(layers) != len(self.removed_layers) or not layers <= set(range(self.base.num_layers)):
@@ -141,11 +142,15 @@ class Manifest:
         """Number of layers that are left."""
         return self.base.num_layers - len(self.removed_layers)
 
+    @property
+    def text(self) -> str:
+        """Its content as JSON, with a checksum."""
+        content = json.loads(json.dumps(asdict(self)))
+        return json.dumps(content | {"sha256": _digest(content)}, indent=2)
+
     def write(self, folder: Path) -> None:
         """Write it into a folder that holds all the files it names."""
-        content = json.loads(json.dumps(asdict(self)))
-        text = json.dumps(content | {"sha256": _digest(content)}, indent=2)
-        write_atomically(folder / FILE_NAME, f"{text}\n".encode())
+        write_atomically(folder / FILE_NAME, f"{self.text}\n".encode())
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -252,6 +257,8 @@ def _files_needed(folder: Path, manifest: Manifest) -> set[str]:
     """Names without which a checkpoint of its format can't be loaded."""
     if manifest.format == "adapter":
         return {PATCH_FILE}
+    if manifest.format == "gguf":
+        return {GGUF_FILE}
     needed = {CONFIG_FILE, *(f"{LORA_FOLDER}/{name}" for name in LORA_FILES if manifest.lora)}
     indices = [name for name in manifest.files if name.endswith(INDEX_SUFFIX)]
     if not indices:

@@ -15,10 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from linearpatch.checkpoint.folding import folded_view
+from linearpatch.checkpoint.gguf.writing import TYPES, check_convertible, write_gguf
 from linearpatch.checkpoint.lora import check_lora, without_lora, write_lora
 from linearpatch.checkpoint.manifest import (
     CARD_NAME,
     FILE_NAME,
+    GGUF_FILE,
     LORA_FOLDER,
     PATCH_FILE,
     WEIGHTS,
@@ -45,7 +47,8 @@ from linearpatch.storage.files import replacing_folder
 
 log = logging.getLogger(__name__)
 
-FORMATS = ("auto", "plain", "custom", "adapter", "lora")
+FORMATS = ("auto", "plain", "custom", "adapter", "lora", "gguf")
+STOCK_FORMATS = ("plain", "gguf")  # hold the weights of a stock model and nothing else
 EXPERTS_FROM_DISK = Version("5.14")
 
 
@@ -66,16 +69,16 @@ def check_format(save_format: str, patch: Patch, *, trainable: str | None = None
             f"save_format=lora holds a LoRA adapter beside the model, and {_trained_otherwise(trainable)}. Use "
             "distill.trainable=lora, or another save_format."
         )
-    if save_format == "plain" and patch.foldable and trainable and not patch.foldable_distilled:
+    if save_format in STOCK_FORMATS and patch.foldable and trainable and not patch.foldable_distilled:
         raise ConfigError(
-            f"save_format=plain can't hold patch={name_of(patch)} once it has been distilled: it is one factor for all "
-            "channels no more. Use patch=mlp_lstsq, distill=none, or save_format=custom or adapter."
+            f"save_format={save_format} can't hold patch={name_of(patch)} once it has been distilled: it is one "
+            "factor for all channels no more. Use patch=mlp_lstsq, distill=none, or save_format=custom or adapter."
         )
-    if save_format == "plain" and not patch.foldable:
+    if save_format in STOCK_FORMATS and not patch.foldable:
         foldable = sorted(name for name, cls in components("patch").items() if cls.foldable)  # type: ignore[attr-defined]
         raise ConfigError(
-            f"save_format=plain can't hold patch={name_of(patch)}: no weight of a stock model acts on the whole "
-            "stream, so it can't be folded. Remaining formats: custom (a checkpoint with a short modeling file), "
+            f"save_format={save_format} can't hold patch={name_of(patch)}: no weight of a stock model acts on the "
+            "whole stream, so it can't be folded. Remaining formats: custom (a checkpoint with a short modeling file), "
             f"adapter (the patch alone). Patches that fold: {', '.join(foldable)}."
         )
 
@@ -114,6 +117,7 @@ def save_checkpoint(
     edit: Edit,
     *,
     save_format: str = "auto",
+    gguf_type: str = "auto",
     name: str = "",
     source: str = "",
     hub_id: str = "",
@@ -129,7 +133,9 @@ def save_checkpoint(
         save_format: `plain`: a stock checkpoint, with all patches folded into its weights. `custom`: the
             patches as modules of their own, with a modeling file. `adapter`: patches and changed weights alone, for
             `linearpatch.apply`. `lora`: the model without the LoRA adapter that was trained, and that adapter beside
-            it, for peft. `auto`: `plain` where the patches can be folded, else `custom`.
+            it, for peft. `gguf`: as `plain`, but one file for llama.cpp. `auto`: `plain` where the patches can be
+            folded, else `custom`.
+        gguf_type: Of the matrices of a GGUF file: `f32`, `f16`, `bf16`, `q8_0`; `auto` is the model's own.
         name: Of the dense model, for people.
         source: Where the dense model was loaded from.
         hub_id: What the model card names as the base model.
@@ -145,10 +151,13 @@ def save_checkpoint(
         StorageError: the folder can't be written, or no format can hold an operator.
     """
     require_choice("save_format", save_format, FORMATS)
+    require_choice("gguf_type", gguf_type, TYPES)
+    if save_format == "gguf":
+        check_convertible(model)
     check_target(Path(folder))
     check_storable(placed.module for placed in edit.operators)
     entries = tuple(PatchEntry.of(placed) for placed in edit.operators)
-    if edit.narrowed and save_format in ("plain", "adapter"):
+    if edit.narrowed and save_format in ("plain", "adapter", "gguf"):
         raise ModelError(
             f"save_format={save_format} can't hold layers that lost heads and channels: no configuration of a stock "
             "model describes them, and an adapter holds patches alone. Use save_format=custom."
@@ -179,16 +188,23 @@ def save_checkpoint(
             }
             save_file(tensors | _stored_weights(edit, dtype), temporary / PATCH_FILE)
         else:
-            view.save_pretrained(temporary)
-            if with_lora:
-                write_lora(temporary / LORA_FOLDER, model.decoder, edit)
-            model.tokenizer.save_pretrained(temporary)
-            from linearpatch.checkpoint.card import model_card  # its tables import scipy, which takes seconds
+            from linearpatch.checkpoint.card import model_card, title  # its tables import scipy, which takes seconds
 
-            (temporary / CARD_NAME).write_text(model_card(manifest, record), encoding="utf-8")
+            card = model_card(manifest, record)
+            (temporary / CARD_NAME).write_text(card, encoding="utf-8")
+            if save_format == "gguf":
+                texts = {"linearpatch.model_card": card, "linearpatch.pruning": manifest.text}
+                file = temporary / GGUF_FILE
+                write_gguf(file, view, model.tokenizer, gguf_type=gguf_type, name=title(manifest), texts=texts)
+            else:
+                view.save_pretrained(temporary)
+                if with_lora:
+                    write_lora(temporary / LORA_FOLDER, model.decoder, edit)
+                model.tokenizer.save_pretrained(temporary)
         manifest = replace(manifest, files=hash_files(temporary))
         manifest.write(temporary)
-        check_written(temporary, manifest, model.decoder, edit, view)
+        if save_format != "gguf":  # which only llama.cpp loads
+            check_written(temporary, manifest, model.decoder, edit, view)
     log.info("saved %s (%s)", folder, save_format)
     return manifest
 
@@ -205,15 +221,15 @@ def _represent(save_format: str, dense: Decoder, edit: Edit) -> tuple[str, PreTr
         return "custom", edit.view(dense)
     if save_format != "custom" and edit.can_fold:
         try:
-            return "plain", folded_view(dense, edit)
+            return "gguf" if save_format == "gguf" else "plain", folded_view(dense, edit)
         except ModelError as error:
-            if save_format == "plain":
+            if save_format in STOCK_FORMATS:
                 raise
             log.warning("the patches are saved as modules of their own: %s", error)
-    elif save_format == "plain":
+    elif save_format in STOCK_FORMATS:
         raise ModelError(
-            "save_format=plain can't hold these patches: only a scale common to all channels, or a map of an MLP's "
-            "output, can be folded into stock weights. Remaining formats: custom, adapter."
+            f"save_format={save_format} can't hold these patches: only a scale common to all channels, or a map of an "
+            "MLP's output, can be folded into stock weights. Remaining formats: custom, adapter."
         )
     view = edit.view(dense)
     if not any(placed.place.adds_parameters for placed in edit.operators):

@@ -78,6 +78,7 @@ NUMBERS = {
 }  # fmt: skip
 WORDS = {
     "model.dtype": (), "model.device": (), "calibration.sampling": (), "calibration.bos": (), "save_format": (),
+    "gguf_type": (),
     "missing_data": (), "patch.sites": (), "patch.estimator": (), "patch.form": ("patch=lstsq",),
     "patch.weighting": ("patch=lstsq",), "patch.features": ("patch=lstsq",), "distill.trainable": ("distill=full_kl",),
     "distill.patch_form": ("distill=full_kl",), "distill.divergence": ("distill=full_kl",),
