@@ -239,7 +239,11 @@ def test_divergences_are_compared_in_nats_over_windows(tmp_path):
     assert (pair.value, pair.p) == pytest.approx((test._estimate, test.pvalue))
     assert (pair.low, pair.high) == pytest.approx((-reverse.high, -reverse.low))
     assert pair.basis == "16 windows"
-    (table,) = [table for table in matrix_tables(entries, list(found.values())) if "KL divergence from dense on WikiText-2" in table.title]
+    (table,) = [
+        table
+        for table in matrix_tables(entries, list(found.values()))
+        if "KL divergence from dense on WikiText-2" in table.title
+    ]
     assert "least squares" in table.lines[0].labels[0]  # the lower divergence first
     assert any("in nats" in note for note in table.notes)
     assert set(differences_frame(entries, [found[name]])["unit"]) == {"nats"}
