@@ -9,6 +9,7 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
+INSTALL = "npm install --no-save --omit=optional --ignore-scripts"
 
 
 def require_llama_cpp() -> None:
@@ -16,7 +17,7 @@ def require_llama_cpp() -> None:
     if shutil.which("node") is None:
         pytest.skip("Node isn't installed")
     if not (HERE / "node_modules" / "node-llama-cpp").is_dir():
-        pytest.skip("llama.cpp isn't installed: cd tests/llama_cpp && npm ci --omit=optional")
+        pytest.skip(f"llama.cpp isn't installed: cd tests/llama_cpp && {INSTALL}")
 
 
 def _run(script: str, *arguments: str) -> str:
