@@ -75,7 +75,7 @@ def test_transformers_reads_the_same_model_from_it(name, tmp_path):
     assert (last_logits(found, tokens) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in MODELS if n != "llama")])
 def test_llama_cpp_computes_the_same_logits(name, tmp_path):
     family, changes = MODELS[name]
     model = loaded(family, **changes)
