@@ -32,8 +32,10 @@ from linearpatch.experiment import Experiment
 from linearpatch.overrides import advice, expanded, override
 from linearpatch.registry import GROUPS, LIST_GROUPS, components
 
-CONVERSION = re.compile(r"Value '(.*)' of type '\w+' could not be converted to (\w+)")  # OmegaConf's words
-ALLOWED_TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+CONVERSION = re.compile(  # OmegaConf's words
+    r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)"
+)
+ALLOWED_TYPES = {"Integer": "a whole number", "Float": "a number", "bool": "true or false", "Boolean": "true or false"}
 CHOICE_NAME = re.compile(r"\$\{hydra:runtime\.choices\.([\w@./]+)\}")
 
 
@@ -228,8 +230,8 @@ def _bad_value(error: OmegaConfBaseException) -> str:
         of = f" with {group}={chosen}" if group in GROUPS and chosen else ""
         others = [name for name, cls in components(group).items() if str(error.key) in names_of(cls)] if of else []
         if others:
-            known = "" if len(others) == 1 else f" ({', '.join(others)} have it)"
-            return f"The key {key!r} doesn't exist{of}. Choose what has it{known}: add {group}={others[0]}."
+            having = " or ".join(f"{group}={name}" for name in others)
+            return f"The key {key!r} doesn't exist{of}. It is a setting of {having}: add that choice."
         return f"The key {key!r} doesn't exist{of}. {suggest(str(error.key), names)}"
     reason = str(error).split("\n")[0]
     if reason.endswith("is not in struct") and key.partition(".")[0] in LIST_GROUPS:

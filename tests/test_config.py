@@ -63,11 +63,11 @@ def test_no_target_strings_but_those_of_hydras_plugins():
             "pruner.protect_first=abc",
             "pruner.protect_first is 'abc'. Allowed: a whole number.",
         ),
-        ("model.allow_bin=maybe", "model.allow_bin is 'maybe'. Allowed: true or false."),
+        ("save_model=maybe", "save_model is 'maybe'. Allowed: true or false."),
         ("pruner.protect_first=-1", "Allowed: at least 0"),
         (
             "corpus.path=my.txt",
-            "The key 'corpus.path' doesn't exist with corpus=pydoc. Choose what has it: add corpus=text",
+            "'corpus.path' doesn't exist with corpus=pydoc. It is a setting of corpus=text or corpus=hub",
         ),
         ("num_pruned_layers=0", "Allowed: at least 1"),
         ("stages=[dens]", "Did you mean 'dense'?"),

@@ -24,6 +24,7 @@ RUNS = {  # at full and at small scale
     "demo": (7, 7),
     "distillation": (6, 6),
     "distillation_size": (4, 4),
+    "generality": (20, 2),
     "healing": (7, 2),
     "ingredients": (4, 4),
     "paper_distilled": (4, 2),

@@ -404,7 +404,7 @@ def test_pickles_of_a_cluster_are_private_and_removed_after_the_sweep(tmp_path):
     ("overrides", "message"),
     [
         (["hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs is 0. Allowed on this machine: 1, 2, …, or -1"),
-        (["hydra.launcher.n_jobs=many"], "Value 'many'"),
+        (["hydra.launcher.n_jobs=many"], "n_jobs is 'many'. Allowed: a whole number."),
         (["hydra.launcher.gpus_per_job=1.5"], "Allowed: a whole number, or a share below 1"),
         (["hydra.launcher.n_jobs=-9999"], "n_jobs is -9999. Allowed"),
         (["hydra/launcher=slurm", "hydra.launcher.cluster=pbs"], "Allowed: local, slurm"),
