@@ -55,6 +55,7 @@ def test_a_text_that_has_less_gives_all_of_it_and_a_warning(tmp_path):
     assert any("too few" in note for note in (*calibration["notes"], *calibration["warnings"]))
 
 
+@pytest.mark.slow
 def test_runs_of_a_sweep_share_a_choice_of_layers_only_where_they_read_the_same_text(tmp_path):
     over = ("pruner=streamline", "calibration.num_blocks=auto", "calibration.block_length=32")
     assert main(["run", "-m", *FAST, *over, "patch=diag,lstsq", f"output_dir={tmp_path}/S"]) == 0

@@ -205,7 +205,7 @@ def values_of(distilled):
     return [parameter for one in modules for parameter in one.parameters()]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_training_more_than_the_patch_pays(settings, dtype):
     decoder = decoder_of(tiny_model().to(dtype))
