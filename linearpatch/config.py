@@ -30,7 +30,7 @@ from linearpatch.choices import CONF_DIR, PRESET_GROUPS, choices, unknown_choice
 from linearpatch.errors import ConfigError, suggest
 from linearpatch.experiment import Experiment
 from linearpatch.overrides import advice, expanded, override
-from linearpatch.registry import GROUPS, LIST_GROUPS, components
+from linearpatch.registry import GROUPS, LIST_GROUPS, components, setting_names
 
 CONVERSION = re.compile(  # OmegaConf's words
     r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)"
@@ -221,14 +221,14 @@ def _bad_value(error: OmegaConfBaseException) -> str:
     owner = error.object_type
     if is_dataclass(owner) and isinstance(owner, type) and str(error.msg or "").startswith("Key '"):
         group = key.rpartition(".")[0]
-        names = names_of(owner) + ([] if group else list(PRESET_GROUPS))
+        names = [setting.name for setting in fields(owner)] + ([] if group else list(PRESET_GROUPS))
         if not names:
             return f"The key {key!r} doesn't exist: this choice of {group} has no settings. Choose another {group}."
         chosen = next(
             (name for name_of_group in GROUPS for name, cls in components(name_of_group).items() if cls is owner), None
         )
         of = f" with {group}={chosen}" if group in GROUPS and chosen else ""
-        others = [name for name, cls in components(group).items() if str(error.key) in names_of(cls)] if of else []
+        others = [name for name in components(group) if str(error.key) in setting_names(group, name)] if of else []
         if others:
             having = " or ".join(f"{group}={name}" for name in others)
             return f"The key {key!r} doesn't exist{of}. It is a setting of {having}: add that choice."
@@ -243,17 +243,12 @@ def _bad_value(error: OmegaConfBaseException) -> str:
     return f"{key}: {reason}."
 
 
-def names_of(component: type) -> list[str]:
-    """Names of the settings of a component's class."""
-    return [setting.name for setting in fields(component)]
-
-
 def _setting_of_none_chosen(group: str, name: str) -> str:
     """Why `GROUP.NAME` isn't there, in a group of which a run takes any number of choices."""
     known = choices(group)
     if name in known:
         return f"{group}.{name} has no settings, since {group}={name} isn't chosen. Add it: '{group}=[…,{name}]'."
-    owners = [owner for owner, cls in components(group).items() if name in names_of(cls)]
+    owners = [owner for owner in components(group) if name in setting_names(group, owner)]
     if owners:
         forms = " or ".join(f"{group}.{owner}.{name}=…" for owner in owners)
         return f"The key '{group}.{name}' doesn't exist: settings are below the name of their {group}. Write {forms}"

@@ -91,8 +91,8 @@ def projections_of(layer: nn.Module) -> dict[str, nn.Linear]:
     missing = [name for name in names if not isinstance(modules.get(name), nn.Linear)]
     if missing:
         raise ModelError(
-            f"{type(layer).__name__} has no matrix {', '.join(missing)}, so its heads and channels can't be told "
-            "apart. Removing them needs a family with separate projections for queries, keys, values, gate and up, "
+            f"{type(layer).__name__} has no matrix {', '.join(missing)}, so its heads and channels can't be "
+            "separated. Removing them needs a family with separate projections for queries, keys, values, gate and up, "
             "such as Llama, Qwen, Mistral or Gemma; other pruners remove whole layers of any family."
         )
     return {name: modules[name] for name in names}

@@ -26,7 +26,7 @@ class Table:
 
 
 def labels(record: Record) -> dict[str, str | int]:
-    """What a run is told from others by: names of its choices, the layers that are removed, the seed."""
+    """What distinguishes a run from others: names of its choices, the layers that are removed, the seed."""
     chosen = {group: str(name) for group, name in record.config.get("choices", {}).items()}
     return {**chosen, NUM_REMOVED: int(record.config.get(NUM_REMOVED, 0)), "seed": record.seed}
 

@@ -274,7 +274,7 @@ def _left_out(name: str, task: str, missing: Missing) -> Measurement:
 
 def _names(selection: Selection, missing: Mapping[str, Missing]) -> list[str]:
     """The tasks without data; a group that lacks all of its own is named in one word."""
-    names = [f"the examples of {task}" if gap.examples_only else task for task, gap in missing.items()]
+    names = [f"the examples of {task}" if loaded_task.examples_only else task for task, loaded_task in missing.items()]
     for group, members in selection.groups.items():
         if members and all(task in names for task in members):
             at = names.index(members[0])
