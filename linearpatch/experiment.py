@@ -30,6 +30,7 @@ from linearpatch.patches.patch import Patch
 from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import identity, name_of
 from linearpatch.results.stages import STAGES
+from linearpatch.runtime.memory import with_half_batch
 from linearpatch.storage.cache import canonical, default_cache_dir
 from linearpatch.storage.stamps import stamps
 from linearpatch.tracking.tracker import Tracker, check_trackers
@@ -333,9 +334,9 @@ class Experiment:
         """
         smaller = replace(
             self,
-            calibration=_halved(self.calibration),
-            eval={name: _halved(chosen) for name, chosen in self.eval.items()},
-            distill=_halved(self.distill),
+            calibration=with_half_batch(self.calibration),
+            eval={name: with_half_batch(chosen) for name, chosen in self.eval.items()},
+            distill=with_half_batch(self.distill),
         )
         return None if smaller == self else smaller
 
@@ -385,19 +386,6 @@ def check_group(group: str | None) -> None:
 def digest(value: Any) -> str:
     """A short name for a value: 8 hexadecimal digits."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:8]
-
-
-def _halved(component: Any) -> Any:
-    """A component with half its batch size, and more steps of accumulation where it has those."""
-    size = getattr(component, "batch_size", None)
-    if not isinstance(size, int) or size < 2:
-        return component
-    changes = {"batch_size": size // 2}
-    if hasattr(component, "accumulation"):
-        if size % 2:
-            return component
-        changes["accumulation"] = 2 * component.accumulation
-    return replace(component, **changes)
 
 
 def _plain(value: Any) -> Any:

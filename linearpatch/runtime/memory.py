@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import resource
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -145,3 +146,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def with_half_batch(component: Any) -> Any:
+    """A component with half its batch size, and more steps of accumulation where it has those."""
+    size = getattr(component, "batch_size", None)
+    if not isinstance(size, int) or size < 2:
+        return component
+    changes = {"batch_size": size // 2}
+    if hasattr(component, "accumulation"):
+        if size % 2:
+            return component
+        changes["accumulation"] = 2 * component.accumulation
+    return replace(component, **changes)
