@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,12 +27,12 @@ from linearpatch.calibration.workspace import Workspace
 from linearpatch.checkpoint.loading import apply, load, load_tokenizer
 from linearpatch.checkpoint.saving import save_checkpoint
 from linearpatch.choices import choices, component_of, unknown_choice
-from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
 from linearpatch.data.documents import Chat
 from linearpatch.data.generated import GeneratedCorpus
 from linearpatch.data.in_memory import corpus_of
 from linearpatch.data.pydoc import PydocCorpus
-from linearpatch.data.reader import Reader, Text
+from linearpatch.data.reader import Reader
+from linearpatch.data.tokens import Tokens, tokens
 from linearpatch.distillation.distill import distill as train
 from linearpatch.distillation.training import Training
 from linearpatch.errors import ConfigError, require_whole
@@ -52,7 +51,6 @@ from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import components, name_of, resolve
 from linearpatch.results.metric import Metric
 from linearpatch.storage.cache import Cache
-from linearpatch.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -62,68 +60,6 @@ __all__ = [
     "Tokens", "apply", "distill", "evaluate", "generate_texts", "load", "load_tokenizer", "perplexity", "prune",
     "repair", "save", "tokens",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Tokens to choose layers, fit patches and train with.
-
-    Attributes:
-        blocks: What is fitted and trained on.
-        held_out: Other tokens of the same text, on which choices are made and patches compared with none; None where
-            the text has none to spare.
-    """
-
-    blocks: TokenBlocks
-    held_out: TokenBlocks | None = None
-    cache: Cache = field(default_factory=Cache, repr=False, compare=False)  # what was learnt from them, in memory
-
-    def __repr__(self) -> str:
-        number, length = self.blocks.ids.shape
-        spare = 0 if self.held_out is None else len(self.held_out.ids)
-        return f"Tokens({counted(number, 'block')} of {length:,}, {spare} held out, from {self.blocks.source})"
-
-
-def tokens(
-    text: str | Path | Sequence[Any] | Any,
-    tokenizer: Any,
-    blocks: int | None = 40,
-    length: int = 1024,
-    *,
-    held_out: int | None = None,
-    column: str = "text",
-    sampling: str = "windows",
-    bos: str = "tokenizer",
-    seed: int = 0,
-) -> Tokens:
-    """Cut a text into blocks of tokens; a short one gives fewer and then shorter blocks, and a warning.
-
-    Args:
-        text: A file or folder, a list of texts or chats (lists of `role` and `content`), or a `datasets.Dataset`.
-        tokenizer: Of the model.
-        blocks: How many; None takes all that there are (with `sampling="first"`).
-        length: Tokens in each.
-        held_out: Blocks at the end of the text that are held out; None takes one for eight of what the others leave.
-            0: none.
-        column: Of the text, where there are columns.
-        sampling: `windows`, `first` or `crops`; see `BlockSpec`.
-        bos: `tokenizer`, `each` or `none`; see `BlockSpec`.
-        seed: Of the sampling.
-
-    Raises:
-        DataError: there is next to no text, or it isn't text.
-    """
-    for setting, value in {"blocks": blocks, "length": length, "held_out": held_out, "seed": seed}.items():
-        if value is not None or setting in ("length", "seed"):
-            require_whole(setting, value)
-    names = SettingNames("tokens", "length", "held_out", "blocks")
-    spec = BlockSpec(blocks, length, sampling if blocks is not None else "first", bos, seed, True, names=names)
-    opened = Reader(corpus_of(text, column), "calibration").open()
-    if held_out:
-        blocks_cut, kept = opened.cut_apart(spec, tokenizer, held_out)
-        return _looked_at(Tokens(blocks_cut, kept), opened, spec, tokenizer)
-    blocks_cut, spare = (opened.cut(spec, tokenizer), None) if held_out == 0 else opened.cut_beside(spec, tokenizer)
-    return _looked_at(Tokens(blocks_cut, spare), opened, spec, tokenizer)
 
 
 def generate_texts(
@@ -368,9 +304,10 @@ def save(
         model: The dense model.
         tokenizer: Its tokenizer, which is saved with it.
         edit: What is removed, and the operators.
-        save_format: `plain`, `custom`, `adapter`, `gguf`, or `auto`: plain where stock weights can hold the operators.
+        save_format: `plain`, `custom`, `adapter`, `lora`, `gguf`, or `auto`: plain where stock weights can hold the
+            operators, else custom.
         gguf_type: Of the matrices in a GGUF file: `f32`, `f16`, `bf16` or `q8_0`; `auto` is the model's own.
-        name: Of the dense model, for the model card; None takes the model's own.
+        name: Of the dense model, for the model card; empty takes the model's own.
 
     Raises:
         ModelError: the family can't hold the edit in this format, or would load as another model.
@@ -406,12 +343,6 @@ def _require_edit(edit: Any) -> None:
         raise ConfigError(
             f"edit is a {type(edit).__name__}. It says what is removed: linearpatch.prune(model, data, num_layers=…)."
         )
-
-
-def _looked_at(data: Tokens, text: Text, spec: BlockSpec, tokenizer: Any) -> Tokens:
-    for doubt in text.look(data.blocks, spec, tokenizer):
-        log.warning("%s", doubt)
-    return data
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import PurePath
 from string import ascii_lowercase
 from typing import Any
 
@@ -13,6 +14,9 @@ CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
+
+# Where a word begins; a slash inside a word or an address is none.
+ABSOLUTE_PATH = re.compile(r"(?<![^\s'\"=,\[({])~?/[^\s'\",\])}/][^\s'\",\])}]*")
 
 
 def counted(count: float, noun: str) -> str:
@@ -33,6 +37,29 @@ def letter(index: int) -> str:
     """
     more, last = divmod(index, len(ascii_lowercase))
     return (letter(more - 1) if more else "") + ascii_lowercase[last]
+
+
+def without_folders(text: str) -> str:
+    """A text for readers elsewhere: absolute paths, in which folders name people and machines, as their last part.
+
+    >>> without_folders("corpus.path=/home/ann/notes.txt"), without_folders("[/home/ann/a.txt,b/c.txt]")
+    ('corpus.path=notes.txt', '[a.txt,b/c.txt]')
+    >>> without_folders("/home/ann/my notes.txt"), without_folders("~/models/my-llama"), without_folders("https://a.b/c")
+    ('my notes.txt', 'my-llama', 'https://a.b/c')
+    """
+    name, equals, value = text.rpartition("=")
+    if value.startswith(("/", "~/")) and "," not in value:
+        return f"{name}{equals}{PurePath(value).name}"
+    return ABSOLUTE_PATH.sub(lambda match: PurePath(match[0]).name, text)
+
+
+def values_without_folders(value: Any) -> Any:
+    """All strings in nested dicts and lists, keys apart, as `without_folders` has them."""
+    if isinstance(value, str):
+        return without_folders(value)
+    if isinstance(value, dict):
+        return {key: values_without_folders(item) for key, item in value.items()}
+    return [values_without_folders(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def layer_list(layers: Iterable[int]) -> str:

@@ -88,7 +88,7 @@ def model_card(manifest: Manifest, record: Record | None) -> str:
         _what(manifest, record),
         "## Load it\n\n" + LOADING[manifest.format].format(folder="FOLDER", family=base.model_type, addition=addition),
         *([LORA.format(folder="FOLDER")] if manifest.lora else []),
-        *([_results(record), _settings(record)] if record else []),
+        *([_results(record), _settings(manifest, record)] if record else []),
         _origin(manifest),
     ]
     return str(ModelCard(printable("\n\n".join(sections)) + "\n"))
@@ -171,11 +171,12 @@ def _results(record: Record) -> str:
     return f"## Results\n\n{markdown_table(table).rstrip()}"
 
 
-def _settings(record: Record) -> str:
+def _settings(manifest: Manifest, record: Record) -> str:
+    made = manifest.provenance
     packages = ", ".join(f"{name} {version}" for name, version in record.environment.packages.items())
     return (
-        f"## How it was made\n\n```bash\n{record.command}\n```\n\nRun `{record.run_id}`, with {packages}. The exact "
-        f"configuration:\n\n```yaml\n{OmegaConf.to_yaml(OmegaConf.create(record.config)).strip()}\n```"
+        f"## How it was made\n\n```bash\n{made['command']}\n```\n\nRun `{record.run_id}`, with {packages}. The exact "
+        f"configuration:\n\n```yaml\n{OmegaConf.to_yaml(OmegaConf.create(made['config'])).strip()}\n```"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,7 @@ from linearpatch.patches.patch import Patch
 from linearpatch.registry import components, name_of
 from linearpatch.results.record import Record
 from linearpatch.storage.files import replacing_folder
+from linearpatch.text import values_without_folders, without_folders
 
 log = logging.getLogger(__name__)
 
@@ -266,8 +268,8 @@ def _check_experts_on_disk(view: PreTrainedModel) -> None:
 def _base(model: LoadedModel, name: str, source: str, hub_id: str, license: str) -> Base:
     decoder = model.decoder
     return Base(
-        name=name or source or type(decoder.model).__name__,
-        source=source,
+        name=without_folders(name or source) or type(decoder.model).__name__,
+        source=without_folders(source),
         hub_id=hub_id,
         fingerprint=model.fingerprint,
         weights_hash=weights_hash(decoder.model),
@@ -282,9 +284,11 @@ def _base(model: LoadedModel, name: str, source: str, hub_id: str, license: str)
 def _provenance(record: Record | None, source: str) -> dict[str, object]:
     """Which run made it, and how the dense model was made where that was a checkpoint of ours, too."""
     parent = parent_of(source)
-    found: dict[str, object] = {"parent": parent} if parent else {}
+    provenance: dict[str, object] = {"parent": parent} if parent else {}
     if record is not None:
         names = ("run_id", "command", "seed", "pruning", "patch", "distillation", "config", "environment")
         content = record.to_plain()
-        found |= {name: content[name] for name in names}
-    return found
+        provenance |= {name: content[name] for name in names}
+        provenance["command"] = shlex.join(map(without_folders, shlex.split(record.command)))
+    shareable: dict[str, object] = values_without_folders(provenance)
+    return shareable

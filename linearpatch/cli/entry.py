@@ -14,6 +14,7 @@ from rich.logging import RichHandler
 
 from linearpatch.cli.parser import COMMANDS, command_parser
 from linearpatch.errors import LinearPatchError, require_path
+from linearpatch.runtime.console import PlainFormatter
 from linearpatch.runtime.progress import console
 
 log = logging.getLogger("linearpatch")
@@ -70,7 +71,15 @@ def _check_paths(arguments: argparse.Namespace) -> None:
 
 
 def _set_up_logging() -> None:
-    handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
+    """Colours and bars in a terminal; whole lines in a file, where bars of other libraries would be thousands more."""
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=console, show_path=False, show_time=False, markup=False)
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(PlainFormatter("%(levelname)s %(message)s"))
+        for variable in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(variable, "1")
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -188,7 +188,7 @@ class LeastSquaresPatch(Patch):
             raise NumericsError(
                 f"The least-squares fit at {sites[0].interface} has no unique solution: "
                 f"{int(gram['count'])} tokens for {len(gram['xx'])} unknowns per channel, patch.ridge={self.ridge}. "
-                "Give it more calibration tokens or a larger ridge."
+                "Use more calibration text (calibration.num_blocks) or a larger patch.ridge."
             ) from error
         diagnostics = {
             "error_before": relative_error(Solution(self.prior(gram)), gram),
@@ -205,8 +205,8 @@ class LeastSquaresPatch(Patch):
         if gram["count"] <= len(gram["xx"]):
             warning = (
                 f"patch={name_of(self)}: {int(gram['count'])} tokens for {len(gram['xx'])} unknowns per channel; the "
-                "fit follows its own tokens and may do harm elsewhere. Give it more calibration tokens"
-                f"{'' if self.ridge == 'auto' else ', or set patch.ridge=auto'}."
+                "fit follows its own tokens and may do harm elsewhere. Use more calibration text "
+                f"(calibration.num_blocks){'' if self.ridge == 'auto' else ', or set patch.ridge=auto'}."
             )
         return [
             PlacedOperator(site, operator.cpu(), diagnostics, warning)

@@ -32,6 +32,17 @@ def test_a_checkpoint_asked_for_later_joins_the_record(tmp_path):
     assert found["run_id"] in card
 
 
+def test_what_a_checkpoint_says_of_its_origin_names_no_folder_of_this_machine(tmp_path):
+    """Checkpoints are published; folders name people, projects and machines."""
+    (tmp_path / "my text.txt").write_text("The cat sat on the mat and looked at the moon. " * 4000)
+    text = ("corpus=text", f"corpus.path={tmp_path}/my text.txt")
+    assert run(*text, "stages=[dense]", "save_model=true", f"output_dir={tmp_path}/D") == 0
+    for name in ("README.md", "pruning.json"):
+        written = (tmp_path / "D" / "model" / name).read_text()
+        assert str(tmp_path) not in written
+        assert "my text.txt" in written
+
+
 @pytest.mark.slow
 def test_the_code_of_a_card_loads_the_model_and_asks_nothing(tmp_path):
     """In a process of its own: the tokenizer needs no remote code, and transformers warns of nothing."""

@@ -168,7 +168,7 @@ def test_too_few_tokens_with_ridge_are_told(decoder):
     warning = fit(LeastSquares(ridge=0.1), few).warning
     assert warning.startswith("patch=lstsq: 8 tokens for 32 unknowns")
     assert warning.endswith("or set patch.ridge=auto.")
-    assert fit(LeastSquares(ridge="auto"), few).warning.endswith("more calibration tokens.")
+    assert fit(LeastSquares(ridge="auto"), few).warning.endswith("more calibration text (calibration.num_blocks).")
     assert fit(LeastSquares(ridge=0.1), enough).warning == ""
 
 
