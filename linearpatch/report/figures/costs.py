@@ -78,7 +78,7 @@ def _figure(
     has_dense = any(entry.is_dense for _, own in shown for entry in own)
     samples = [looks[name].line(linestyle="") for name in names]
     samples += [Line2D([], [], color=INK, marker="X", linestyle="")] if has_dense else []
-    front = Line2D([], [], color=FAINT, linewidth=1)
+    front = Line2D([], [], color=GREY, linewidth=1)
     texts = [*names, *(["dense"] if has_dense else []), "Pareto front"]
     legend(figure, [*samples, front], texts, beside=len(shown) == 1)
     _place(figure, axes, labels)
@@ -116,7 +116,7 @@ def _panel(
         )  # fmt: skip
     front = pareto([(x, y) for _, x, y in known], lower_is_better=quality.lower_is_better)
     axis.plot(
-        [known[at][1] for at in front], [known[at][2] for at in front], color=FAINT, linewidth=1,
+        [known[at][1] for at in front], [known[at][2] for at in front], color=GREY, linewidth=1,
         drawstyle="steps-post", zorder=1,
     )  # fmt: skip
     axis.set_xlabel(column.title)
