@@ -10,8 +10,8 @@ from linearpatch.data.blocks import BlockSpec, SettingNames
 from linearpatch.data.reader import Reader
 from linearpatch.errors import ConfigError, require_choice, require_range, require_seed, settings_of
 from linearpatch.evaluation.evaluation import Evaluation, Measurement, Preparation
-from linearpatch.evaluation.writing.asking import Examination
-from linearpatch.evaluation.writing.continuing import Continuing
+from linearpatch.evaluation.writing.continuations import Continuations
+from linearpatch.evaluation.writing.measured_task import MeasuredTask
 from linearpatch.evaluation.writing.questions import WrittenTask
 from linearpatch.evaluation.writing.tasks import Arithmetic, Copying, Records
 from linearpatch.models.model import LoadedModel
@@ -91,13 +91,13 @@ class Generation(Evaluation):
             made = []
             if text is not None and (spec := self.spec(name)) is not None:
                 blocks = text.generated(model, cache).cut(spec, model.tokenizer)
-                continuing = Continuing(model, cache, blocks, self.new_tokens, self.batch_size, owner)
-                made.append(continuing.measurement(f"{name}/continuations"))
+                continued = Continuations(model, cache, blocks, self.new_tokens, self.batch_size, owner)
+                made.append(continued.measurement(f"{name}/continuations"))
             for task in self.tasks:
                 questions = TASKS[task].questions(self.limit, self.seed)
                 protocol = f"{len(questions)} questions made by rules, seed {self.seed}, answers written greedily"
-                examination = Examination(TASKS[task], questions, model.tokenizer, self.batch_size, owner)
-                made.append(examination.measurement(f"{name}/{task}", f"{task}: {protocol}"))
+                measured = MeasuredTask(TASKS[task], questions, model.tokenizer, self.batch_size, owner)
+                made.append(measured.measurement(f"{name}/{task}", f"{task}: {protocol}"))
             return made
 
         return measurements

@@ -10,8 +10,8 @@ from typing import Any
 from linearpatch.data.reader import Reader
 from linearpatch.errors import ConfigError, require_choice, require_range, require_seed
 from linearpatch.evaluation.evaluation import Aggregate, Evaluation, Measurement, Preparation
-from linearpatch.evaluation.writing.asking import Examination
 from linearpatch.evaluation.writing.haystacks import HiddenList, HiddenTask, Needle
+from linearpatch.evaluation.writing.measured_task import MeasuredTask
 from linearpatch.evaluation.writing.questions import Question
 from linearpatch.models.model import LoadedModel
 from linearpatch.registry import component
@@ -115,10 +115,10 @@ class LongInputs(Evaluation):
             hidden = task(length, depth / 100, count)
             questions += hidden.questions(self.limit, self.seed)
             groups[f"depth_{depth}"] = range(start, len(questions))
-        examination = Examination(hidden, questions, model.tokenizer, self.batch_size, f"eval.{name}")
+        measured = MeasuredTask(hidden, questions, model.tokenizer, self.batch_size, f"eval.{name}")
         depths = ", ".join(map(str, self.depths))
         protocol = (
             f"{task.name}: prompts of up to {length} tokens, depths of {depths} %, {self.limit} questions each, seed "
             f"{self.seed}"
         )
-        return examination.measurement(f"{name}/{task.name}/{length}", protocol, groups)
+        return measured.measurement(f"{name}/{task.name}/{length}", protocol, groups)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from linearpatch.data.reader import Reader
 from linearpatch.evaluation.averages import group_means, task_means
 from linearpatch.evaluation.evaluation import Aggregate, Evaluation, Preparation
-from linearpatch.evaluation.harness.task_settings import Asking
+from linearpatch.evaluation.harness.task_settings import TaskSettings
 from linearpatch.registry import component
 from linearpatch.results.metric import Metric
 
 
 @component("eval", "tasks")
 @dataclass(frozen=True)
-class Tasks(Asking, Evaluation):
+class Tasks(TaskSettings, Evaluation):
     """Tasks of lm_eval on the model in memory; each task's results are cached by themselves."""
 
     def prepare(self, name: str, reader: Reader) -> Preparation:

@@ -10,8 +10,8 @@ from linearpatch.errors import ConfigError
 from linearpatch.evaluation.evaluation import Subject
 from linearpatch.evaluation.generation import TASKS, Generation
 from linearpatch.evaluation.long import LongInputs
-from linearpatch.evaluation.writing import asking
-from linearpatch.evaluation.writing.continuing import edit_distance
+from linearpatch.evaluation.writing import greedy
+from linearpatch.evaluation.writing.continuations import edit_distance
 from linearpatch.models.decoder import decoder_of
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.random import byte_tokenizer
@@ -74,13 +74,13 @@ def test_the_distance_is_that_of_what_both_models_write(models):
 
 def test_dense_writes_its_continuations_once(models, monkeypatch):
     calls = []
-    real = asking.continuations
+    real = greedy.continuations
 
     def counted(decoder, *arguments, **settings):
         calls.append(decoder)
         return real(decoder, *arguments, **settings)
 
-    monkeypatch.setattr(asking, "continuations", counted)
+    monkeypatch.setattr(greedy, "continuations", counted)
     measure(Generation(num_continuations=2, prompt_length=20, new_tokens=8, tasks=[]), "generation", models)
     assert calls == [models[0], models[1]]
 
@@ -92,7 +92,7 @@ def test_who_answers_everything_gets_everything(models, monkeypatch):
     def perfect(decoder, prompts, *arguments, **settings):
         return [tokenizer(answers[tokenizer.decode(prompt)]).input_ids for prompt in prompts]
 
-    monkeypatch.setattr(asking, "continuations", perfect)
+    monkeypatch.setattr(greedy, "continuations", perfect)
     for task in TASKS.values():
         answers |= {question.prompt: f" {question.answer}\nand more" for question in task.questions(3, 0)}
     metrics, questions = measure(Generation(num_continuations=0, limit=3), "generation", models)

@@ -1,4 +1,4 @@
-"""Tasks as measurements: one for each task, with a key that changes with its text, its data and its asking."""
+"""Tasks as measurements: one for each task, with a key that changes with its text, its data and its settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from linearpatch.evaluation.evaluation import Measured, Measurement, Preparation
 from linearpatch.evaluation.harness.catalogue import Selection, select
 from linearpatch.evaluation.harness.data import Missing, load
 from linearpatch.evaluation.harness.model import HarnessModel
-from linearpatch.evaluation.harness.task_settings import Asking
+from linearpatch.evaluation.harness.task_settings import TaskSettings
 from linearpatch.models.fingerprint import tokenizer_hash
 from linearpatch.models.model import LoadedModel
 from linearpatch.results.metric import Metric
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 OF_EQUAL_CHOICES = {"brier_score"}  # metrics of lm_eval that take a table of choices
 
 
-def prepare(asking: Asking, name: str, datasets_dir: Path | None) -> Preparation:
+def prepare(settings: TaskSettings, name: str, datasets_dir: Path | None) -> Preparation:
     """Find and load the tasks.
 
     Raises:
@@ -46,12 +46,12 @@ def prepare(asking: Asking, name: str, datasets_dir: Path | None) -> Preparation
         DataError: a task's data can't be had, or isn't what the task reads.
     """
     with _quiet():
-        selection = select(tuple(asking.tasks), asking.own_folder)
-        loaded = {entry.name: load(entry, datasets_dir, asking.num_fewshot) for entry in selection.entries}
+        selection = select(tuple(settings.tasks), settings.own_folder)
+        loaded = {entry.name: load(entry, datasets_dir, settings.num_fewshot) for entry in selection.entries}
     missing = {task: loaded_task for task, loaded_task in loaded.items() if isinstance(loaded_task, Missing)}
     if missing:
         names = ", ".join(_names(selection, missing))
-        if asking.missing_data == "error":
+        if settings.missing_data == "error":
             first = next(iter(missing.values()))
             places = [place for loaded_task in missing.values() for place in loaded_task.places]
             more = f" and {len(places) - 3} more" if len(places) > 3 else ""
@@ -70,9 +70,9 @@ def prepare(asking: Asking, name: str, datasets_dir: Path | None) -> Preparation
 
     def measurements(model: LoadedModel, cache: Cache) -> list[Measurement]:
         tokenizer = model.tokenizer
-        if asking.chat_template and not tokenizer.chat_template:
+        if settings.chat_template and not tokenizer.chat_template:
             raise ConfigError(f"eval.{name}.chat_template=true: this model's tokenizer has none. Use a chat model.")
-        harness = _Harness(asking, tokenizer, f"eval.{name}")
+        harness = _Harness(settings, tokenizer, f"eval.{name}")
         return [
             _left_out(name, task, missing[task])
             if (task := entry.name) in missing
@@ -86,31 +86,31 @@ def prepare(asking: Asking, name: str, datasets_dir: Path | None) -> Preparation
 class _Harness:
     """Runs tasks on one model after the other, with one wrapper and one tokenisation for all."""
 
-    def __init__(self, asking: Asking, tokenizer: Any, owner: str) -> None:
-        self._asking, self._owner = asking, owner
+    def __init__(self, settings: TaskSettings, tokenizer: Any, owner: str) -> None:
+        self._settings, self._owner = settings, owner
         self._tokenizer = copy.deepcopy(tokenizer)  # lm_eval gives it a padding token
         self._tokenizer_hash = tokenizer_hash(tokenizer)  # once: a vocabulary takes a while to write out
         self._model: HarnessModel | None = None
 
     def measurement(self, name: str, task: Any) -> Measurement:
         """A task as a measurement, `name/TASK`."""
-        asking, shots = self._asking, task.get_config("num_fewshot")
+        settings, shots = self._settings, task.get_config("num_fewshot")
         available = len(task.eval_docs)
-        questions = available if asking.limit is None else min(asking.limit, available)
+        questions = available if settings.limit is None else min(settings.limit, available)
         extras = [f"{shots}-shot"]
         extras += [f"first {questions}"] if questions < available else []
-        extras += ["chat template"] if asking.chat_template else []
-        extras += ["system instruction"] if asking.system_instruction else []
+        extras += ["chat template"] if settings.chat_template else []
+        extras += ["system instruction"] if settings.system_instruction else []
         protocol = f"lm_eval {lm_eval.__version__}, {task.task_name} v{task.VERSION}, {', '.join(extras)}"
         key = {
-            "version": asking.version,
+            "version": settings.version,
             "harness": lm_eval.__version__,
             "task": _definition(task),
             "questions": _content(task, questions, shots),
             "tokenizer": self._tokenizer_hash,
-            "max_length": asking.max_length,
-            "chat_template": self._tokenizer.chat_template if asking.chat_template else None,
-            "system_instruction": asking.system_instruction,
+            "max_length": settings.max_length,
+            "chat_template": self._tokenizer.chat_template if settings.chat_template else None,
+            "system_instruction": settings.system_instruction,
         }
 
         def run(subjects: Sequence[Subject], on_step: Callable[[float], None]) -> list[Measured]:
@@ -124,26 +124,26 @@ class _Harness:
 
     def _evaluate(self, task: Any, subject: Subject, on_step: Callable[[float], None]) -> tuple[Mapping[str, Any], str]:
         """lm_eval's results on one model, and the hash of the tokens it read."""
-        asking = self._asking
+        settings = self._settings
         with _quiet():
             if self._model is None:
                 self._model = HarnessModel(
                     subject.decoder,
                     self._tokenizer,
-                    batch_size=BatchSize(asking.batch_size, subject.decoder.input_device.type, self._owner),
-                    max_length=asking.max_length,
-                    share=asking.share_prefixes,
+                    batch_size=BatchSize(settings.batch_size, subject.decoder.input_device.type, self._owner),
+                    max_length=settings.max_length,
+                    share=settings.share_prefixes,
                 )
             self._model.measure(subject.decoder, on_step)
             with _scoring(task.task_name):
                 results = evaluator.evaluate(
                     self._model,
                     {"tasks": {task.task_name: task}},
-                    limit=asking.limit,
+                    limit=settings.limit,
                     bootstrap_iters=0,
-                    apply_chat_template=asking.chat_template,
-                    fewshot_as_multiturn=asking.chat_template,
-                    system_instruction=asking.system_instruction,
+                    apply_chat_template=settings.chat_template,
+                    fewshot_as_multiturn=settings.chat_template,
+                    system_instruction=settings.system_instruction,
                 )
         return results, self._model.token_hash
 

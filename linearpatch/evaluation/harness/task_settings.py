@@ -13,7 +13,7 @@ MISSING_DATA = ("error", "skip")
 
 
 @dataclass(frozen=True)
-class Asking:
+class TaskSettings:
     """Which tasks, and how.
 
     Attributes:

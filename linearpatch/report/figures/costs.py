@@ -11,7 +11,6 @@ from matplotlib.lines import Line2D
 from linearpatch.report.figures.quality import highlighted
 from linearpatch.report.figures.series import Quality, by_model, looks_of, measured_alike, measured_how, qualities
 from linearpatch.report.figures.style import (
-    FAINT,
     GREY,
     INK,
     Drawing,

@@ -10,7 +10,8 @@ import torch
 
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.evaluation.evaluation import Measured, Measurement, Subject
-from linearpatch.evaluation.writing.asking import ends_of, mean_metric, written
+from linearpatch.evaluation.writing.greedy import greedy_texts, stop_tokens
+from linearpatch.evaluation.writing.measured_task import mean_metric
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.model import LoadedModel
 from linearpatch.storage.cache import Cache, Entry
@@ -80,7 +81,7 @@ def edit_distance(first: Sequence[int], second: Sequence[int]) -> float:
 
 
 @dataclass(frozen=True)
-class Continuing:
+class Continuations:
     """Beginnings of a text that every model continues.
 
     Attributes:
@@ -123,10 +124,10 @@ class Continuing:
 
     @property
     def _ends(self) -> list[int]:
-        return ends_of(self.model.tokenizer)
+        return stop_tokens(self.model.tokenizer)
 
     def _written(self, decoder: Decoder, on_step: Callable[[float], object]) -> list[list[int]]:
-        return written(
+        return greedy_texts(
             decoder, self.blocks.ids.tolist(), num_tokens=self.num_tokens, stop=self._ends,
             batch_size=self.batch_size, owner=self.owner, on_step=on_step,
         )  # fmt: skip

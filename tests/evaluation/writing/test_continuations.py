@@ -2,7 +2,7 @@
 
 import pytest
 
-from linearpatch.evaluation.writing.continuing import (
+from linearpatch.evaluation.writing.continuations import (
     agreement,
     edit_distance,
     first_difference,

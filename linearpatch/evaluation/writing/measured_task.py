@@ -4,67 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from linearpatch.evaluation.evaluation import Measured, Measurement, Subject
+from linearpatch.evaluation.writing.greedy import OnStep, greedy_texts, stop_tokens
 from linearpatch.evaluation.writing.questions import Question, WrittenTask
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.fingerprint import tokenizer_hash
-from linearpatch.models.sampling import Sampling, continuations, rows_that_fit
 from linearpatch.results.metric import Metric
-from linearpatch.runtime.memory import BatchSize
-
-MOST_TOKENS = 2**14  # of the prompts that are read together
-GREEDY = Sampling(temperature=0)
-OnStep = Callable[[float], object]
-
-
-def written(
-    decoder: Decoder,
-    prompts: Sequence[Sequence[int]],
-    *,
-    num_tokens: int,
-    stop: Sequence[int],
-    batch_size: int | str,
-    owner: str,
-    on_step: OnStep = lambda count: None,
-) -> list[list[int]]:
-    """What a model writes after each prompt, always the likeliest token.
-
-    Args:
-        decoder: Any model or view.
-        prompts: Tokens.
-        num_tokens: At most so many are written.
-        stop: Tokens that end an answer.
-        batch_size: Prompts at a time; `auto` takes as many as fit into memory.
-        owner: The section of the configuration that `batch_size` is in, for errors.
-        on_step: Called with the number of prompts done.
-    """
-    length = max(map(len, prompts)) + num_tokens
-    first = max(1, min(rows_that_fit(decoder, length), MOST_TOKENS // length))
-    rows = BatchSize(batch_size, decoder.input_device.type, owner, first=first, length="num_tokens")
-    answers: list[list[int]] = []
-    for _, batch in rows.over(
-        prompts,
-        lambda part: continuations(decoder, part, None, GREEDY, num_tokens=num_tokens, stop=stop, on_step=on_step),
-    ):
-        answers += batch
-    return answers
-
-
-def ends_of(tokenizer: Any, *, line: bool = False) -> list[int]:
-    """The tokens that end an answer: EOS and, with `line`, the end of a line where that is a token."""
-    ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    newline = tokenizer("\n", add_special_tokens=False).input_ids
-    return ends + (list(newline) if line and len(newline) == 1 else [])
 
 
 @dataclass(frozen=True)
-class Examination:
+class MeasuredTask:
     """Questions of one task that every model is asked.
 
     Attributes:
@@ -108,8 +63,8 @@ class Examination:
         return Measurement(name, key, len(prompts), run)
 
     def _scores(self, decoder: Decoder, prompts: Sequence[Sequence[int]], on_step: OnStep) -> list[Mapping[str, float]]:
-        texts = written(
-            decoder, prompts, num_tokens=self.task.num_tokens, stop=ends_of(self.tokenizer, line=True),
+        texts = greedy_texts(
+            decoder, prompts, num_tokens=self.task.num_tokens, stop=stop_tokens(self.tokenizer, line=True),
             batch_size=self.batch_size, owner=self.owner, on_step=on_step,
         )  # fmt: skip
         return [
