@@ -70,6 +70,7 @@ def test_each_part_looks_as_it_did(tab, tmp_path):
     assert not different, f"compare {tmp_path} with {REFERENCES}"
 
 
+@pytest.mark.parametrize("tab", [1280], indirect=True)  # in a narrow column, another font breaks lines elsewhere
 def test_other_fonts_are_tolerated_and_broken_layouts_are_not(tab):
     before = {part: taken(tab, part) for part in PARTS}
     tab.add_style_tag(content="body, body * { font-family: serif !important }")
