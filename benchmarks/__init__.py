@@ -22,6 +22,7 @@ BENCHMARKS = (
     "harness",
     "distill",
     "heal",
+    "generate",
     "report",
 )
 

@@ -197,7 +197,7 @@ class GpuBench:
         patched, _ = self.recipe
         dense = self.model.decoder
         stages = {"dense": DENSE, "pruned": patched.with_operators(()), "patched": patched}
-        subjects = [Subject(stage, edit.decoder(dense), dense, edit.removed_layers) for stage, edit in stages.items()]
+        subjects = [Subject(stage, edit.decoder(dense), dense, edit) for stage, edit in stages.items()]
         speed = Speed(lengths=[self.shape.length], new_tokens=64, rounds=2 * self.shape.repeats)
         (measurement,) = speed.prepare("speed", compose_experiment([]).evaluation_reader)(self.model, Cache())
         results = {

@@ -21,7 +21,7 @@ from linearpatch.data.corpus import Corpus, require_corpus
 from linearpatch.data.reader import Calibration, DistillationText, Reader, check_disjoint
 from linearpatch.distillation.training import Distillation, Training
 from linearpatch.errors import ConfigError, looked_in, require_choice, require_path, require_range, require_seed
-from linearpatch.evaluation.evaluation import Evaluation, check_metrics
+from linearpatch.evaluation.evaluation import Evaluation, check_metrics, check_stock
 from linearpatch.evaluation.harness.task_settings import MISSING_DATA
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import interfaces_of
@@ -155,6 +155,7 @@ class Experiment:
         if self.datasets_dir is not None and not Path(self.datasets_dir).expanduser().is_dir():
             raise ConfigError(f"datasets_dir={self.datasets_dir} is not a folder{looked_in(self.datasets_dir)}.")
         check_metrics(self.evaluations, self.evaluation_reader)
+        check_stock(self.evaluations, self.asked_stages, foldable=self.patch.foldable)
         check_trackers(self.tracker)
         for first, second in combinations(self.readers, 2):
             if (first.purpose, second.purpose) != ("evaluation", "evaluation"):

@@ -19,13 +19,14 @@ NAMES = sorted(file.stem for file in (CONF_DIR / "experiment").glob("*.yaml"))
 PRESETS = {"recommended": "repair", "recommended_distilled": "repair", "recommended_healed": "healing"}
 DOCUMENTED = [one for one in NAMES if one not in ("demo", *PRESETS)]  # demo is in the README
 RUNS = {  # at full and at small scale
-    "calibration_corpus": (3, 2),
+    "calibration_corpus": (4, 2),
     "calibration_size": (4, 4),
+    "calibration_text": (7, 2),
     "demo": (7, 7),
     "distillation": (6, 6),
     "distillation_size": (4, 4),
     "generality": (20, 2),
-    "healing": (7, 2),
+    "healing": (18, 2),
     "ingredients": (4, 4),
     "paper_distilled": (4, 2),
     "paper_mmlu": (16, 4),
@@ -43,6 +44,7 @@ RUNS = {  # at full and at small scale
     "repair_test": (42, 24),
     "relative_weighting": (8, 8),
     "retention": (8, 8),
+    "sensitivity": (25, 4),
     "top_k": (3, 3),
     "trainable": (4, 4),
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from math import ceil
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -164,7 +164,8 @@ class CandidateEdits:
             # What patches want whichever layers are removed is small and worth keeping; Gram matrices aren't.
             workspace = self.workspace if self.patch.statistics() else self.workspace.scratch()
             part = self.patch.fit(workspace, missing[first : first + at_once])
-            fitted |= {placed.site: placed for placed in ready(part, self.workspace.decoder)}
+            part = ready(Edit(operators=tuple(part)), self.workspace.decoder).operators
+            fitted |= {placed.site: placed for placed in part}
         for interface, at_one in sites.items():
             self._operators[interface] = tuple(fitted[site] for site in at_one)
 
@@ -185,9 +186,13 @@ def _same(workspace: Workspace, patch: Repairer) -> dict[str, Any]:
     return {**workspace.key, "version": VERSION, "held_out": workspace.held_out.hash, "patch": identity(patch)}
 
 
-def ready(operators: Iterable[PlacedOperator], decoder: Decoder) -> tuple[PlacedOperator, ...]:
-    """Copies of fitted operators in the dtype and on the device of the layers that they run with."""
-    return tuple(replace(placed, module=_beside(placed, decoder)) for placed in operators)
+def ready(edit: Edit, decoder: Decoder) -> Edit:
+    """The edit with copies of what was fitted, ready to run beside the dense model's layers.
+
+    Operators are in the dtype of the layers that they run with, changed weights in their own.
+    """
+    weights = {name: copy.deepcopy(change).to(decoder.input_device) for name, change in edit.weights.items()}
+    return edit.with_modules([_beside(placed, decoder) for placed in edit.operators]).with_weights(weights)
 
 
 def _beside(placed: PlacedOperator, decoder: Decoder) -> nn.Module:

@@ -21,6 +21,7 @@ from linearpatch.models.edit import DENSE, Edit
 from linearpatch.models.loss import stream_nll
 from linearpatch.models.passes import record
 from linearpatch.models.runner import Step, steps_of
+from linearpatch.models.weight_changes import changed_decoder
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,14 @@ class CandidateLoss:
 
     loss: float
     is_bound: bool = False
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How an edited model runs: its steps, and the decoder that they run on."""
+
+    steps: Sequence[Step]
+    decoder: Decoder
 
 
 class CandidateSearch:
@@ -50,7 +59,7 @@ class CandidateSearch:
         self.batches = batches
         self._offload = offload
         self.layer_forwards = 0
-        self._steps = self._steps_of(DENSE)
+        self._steps = self._plan(DENSE).steps
         self._streams: list[list[Tensor]] = []  # for each batch, what reaches each step
         self._calls: list[dict[int, LayerCall]] = []
         for batch in batches:
@@ -62,22 +71,22 @@ class CandidateSearch:
     @torch.no_grad()
     def move(self, edit: Edit) -> None:
         """Keep the streams of another edited model; those past the first difference are computed again."""
-        steps = self._steps_of(edit)
-        if steps == self._steps:
+        plan = self._plan(edit)
+        if plan.steps == self._steps:
             return
-        same = self._shared_with(steps)
+        same = self._shared_with(plan)
         for streams, calls in zip(self._streams, self._calls, strict=True):
             hidden = self._restored(streams[same])
             del streams[same + 1 :]
-            for step in steps[same:-1]:
-                hidden = self._run(hidden, calls, step)
+            for step in plan.steps[same:-1]:
+                hidden = self._run(plan, hidden, calls, step)
                 streams.append(self._kept(hidden))
-        self._steps = steps
+        self._steps = plan.steps
 
     @property
     def is_dense(self) -> bool:
         """Whether it stands at the dense model."""
-        return self._steps == self._steps_of(DENSE)
+        return self._steps == self._plan(DENSE).steps
 
     def streams(self, index: int) -> list[Tensor]:
         """What reaches each step of the model that the search stands at, on one of the batches, where layers run."""
@@ -100,8 +109,8 @@ class CandidateSearch:
                 and their losses are the same either way. None measures all to the end.
             on_step: Called after each candidate.
         """
-        plans = [self._steps_of(edit) for edit in edits]
-        starts = [self._shared_with(steps) for steps in plans]
+        plans = [self._plan(edit) for edit in edits]
+        starts = [self._shared_with(plan) for plan in plans]
         batch_losses: list[dict[int, float]] = [{} for _ in edits]  # for each model, by batch that it has seen
         complete: list[float] = []
         order = list(range(len(self.batches)))
@@ -134,14 +143,14 @@ class CandidateSearch:
     @torch.no_grad()
     def batch_loss(self, edit: Edit, index: int) -> float:
         """Summed loss of an edited model on one of the batches."""
-        steps = self._steps_of(edit)
-        return self._loss(steps, self._shared_with(steps), index)
+        plan = self._plan(edit)
+        return self._loss(plan, self._shared_with(plan), index)
 
     @torch.no_grad()
     def token_losses(self, edit: Edit, index: int) -> Tensor:
         """Loss of an edited model at each token of one of the batches, `[batch, tokens - 1]` in fp32."""
-        steps = self._steps_of(edit)
-        return self._token_losses(steps, self._shared_with(steps), index)
+        plan = self._plan(edit)
+        return self._token_losses(plan, self._shared_with(plan), index)
 
     def tokens_of(self, batches: Iterable[int]) -> int:
         """Tokens of some batches on which losses are measured."""
@@ -151,17 +160,17 @@ class CandidateSearch:
     def _is_hopeless(total: float, complete: Sequence[float], survivors: int | None) -> bool:
         return survivors is not None and len(complete) >= survivors and total > sorted(complete)[survivors - 1]
 
-    def _loss(self, steps: Sequence[Step], start: int, index: int) -> float:
+    def _loss(self, plan: _Plan, start: int, index: int) -> float:
         """Summed loss of one batch."""
-        value = self._token_losses(steps, start, index).sum(dtype=torch.float64).item()
+        value = self._token_losses(plan, start, index).sum(dtype=torch.float64).item()
         return value if isfinite(value) else inf  # a broken model is the worst candidate, not an error
 
-    def _token_losses(self, steps: Sequence[Step], start: int, index: int) -> Tensor:
+    def _token_losses(self, plan: _Plan, start: int, index: int) -> Tensor:
         """Losses of one batch, from the first step that isn't that of the model the search stands at."""
         hidden, calls = self._restored(self._streams[index][start]), self._calls[index]
-        for step in steps[start:-1]:
-            hidden = self._run(hidden, calls, step)
-        return stream_nll(self.decoder, steps[-1].read(hidden), self.batches[index])
+        for step in plan.steps[start:-1]:
+            hidden = self._run(plan, hidden, calls, step)
+        return stream_nll(plan.decoder, plan.steps[-1].read(hidden), self.batches[index])
 
     def _kept(self, hidden: Tensor) -> Tensor:
         """A stream where it is kept."""
@@ -174,15 +183,15 @@ class CandidateSearch:
         """A stream where layers run; with layers on several devices each takes it to its own."""
         return hidden.to(self.decoder.input_device, non_blocking=True) if self._offload else hidden
 
-    def _run(self, hidden: Tensor, calls: dict[int, LayerCall], step: Step) -> Tensor:
+    def _run(self, plan: _Plan, hidden: Tensor, calls: dict[int, LayerCall], step: Step) -> Tensor:
         self.layer_forwards += 1
-        return step.run(self.decoder, step.read(hidden), calls[step.layer])
+        return step.run(plan.decoder, step.read(hidden), calls[step.layer])
 
-    def _shared_with(self, steps: Sequence[Step]) -> int:
+    def _shared_with(self, plan: _Plan) -> int:
         """How many steps a model begins with that are those of the model the search stands at."""
-        pairs = zip(steps[:-1], self._steps[:-1], strict=False)
+        pairs = zip(plan.steps[:-1], self._steps[:-1], strict=False)
         differs = (index for index, (step, kept_step) in enumerate(pairs) if step != kept_step)
-        return next(differs, min(len(steps), len(self._steps)) - 1)
+        return next(differs, min(len(plan.steps), len(self._steps)) - 1)
 
-    def _steps_of(self, edit: Edit) -> list[Step]:
-        return steps_of(edit, self.decoder.num_layers)
+    def _plan(self, edit: Edit) -> _Plan:
+        return _Plan(steps_of(edit, self.decoder.num_layers), changed_decoder(self.decoder, edit.weights))

@@ -202,10 +202,9 @@ def repair(workspace: Workspace, patch: Repairer, edit: Edit) -> Repair:
     if repaired is None:
         settings: dict[str, Repairer] = {AS_SET: patch, **patch.simpler()}
         repaired = settings[kept].repair(workspace, edit)
-    repaired = edit.with_operators(repaired.operators)
     if comparison.kept == NO_PATCH:
-        repaired = repaired.with_operators(idle(placed) for placed in repaired.operators)
-    return Repair(repaired, comparison)
+        return Repair(edit.with_operators(idle(placed) for placed in repaired.operators), comparison)
+    return Repair(edit.with_operators(repaired.operators).with_weights(repaired.weights), comparison)
 
 
 def compare(workspace: Workspace, patch: Repairer, removals: Sequence[Sequence[int]]) -> list[Comparison]:
@@ -304,7 +303,7 @@ class _Contest:
                     raise
                 continue  # a simpler candidate without a solution is none
         decoder = self.workspace.decoder
-        models = {name: edit.with_operators(ready(edit.operators, decoder)) for name, edit in fits.items()}
+        models = {name: ready(edit, decoder) for name, edit in fits.items()}
         if self.against_none:
             models[NO_PATCH] = Edit.of_layers(removed)
         for name, model in models.items():

@@ -163,6 +163,11 @@ class Workspace:
         return self._patch
 
     @property
+    def batches(self) -> list[Tensor]:
+        """The tokens as they are run, each `[blocks, tokens]` on the model's device."""
+        return self._batches
+
+    @property
     def num_layers(self) -> int:
         """Number of layers of the dense model."""
         return self.decoder.num_layers

@@ -25,7 +25,7 @@ class Clock:
 
     def __init__(self, minutes: float | None, steps: int | None) -> None:
         self._minutes, self._steps = minutes, steps
-        self._started = self._saved = self._told = time.monotonic()
+        self._began = self._started = self._saved = self._told = time.monotonic()
         self._tokens = self._since = 0
 
     def tick(self, tokens: int) -> None:
@@ -37,6 +37,11 @@ class Clock:
     def tokens_per_s(self) -> float:
         """Since training began or resumed, validation left out."""
         return self._tokens / max(time.monotonic() - self._started, 1e-9)
+
+    @property
+    def seconds(self) -> float:
+        """Since training began or resumed, validation included."""
+        return time.monotonic() - self._began
 
     def is_silent(self) -> bool:
         """Whether it is time for another line in the log."""

@@ -7,10 +7,11 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.distillation.loop import Diverged, Loop
@@ -22,6 +23,7 @@ from linearpatch.distillation.patch_forms import (
     TrainablePatch,
     dense_form,
 )
+from linearpatch.distillation.range_test import RATES, best_rate
 from linearpatch.distillation.sources import SHARD, Cached, Online, Source
 from linearpatch.distillation.training import Keeping, Training
 from linearpatch.errors import ConfigError, StorageError
@@ -36,6 +38,7 @@ from linearpatch.registry import identity, name_of
 from linearpatch.results.fields import section_of
 from linearpatch.results.sections import DistillationSection, PointSection
 from linearpatch.runtime.distributed import Workers
+from linearpatch.runtime.memory import peak_memory
 from linearpatch.runtime.progress import steps
 from linearpatch.storage.cache import Cache, Entry, digest_of
 from linearpatch.storage.files import make_folder
@@ -56,6 +59,9 @@ class Distilled:
         best_step: After which of them the validation loss was lowest; 0 is the model before training.
         num_trained: Numbers that training moved.
         num_tokens: Tokens that were trained on, as often as each was.
+        learning_rate: At the beginning.
+        seconds: Spent on steps and validation.
+        peak_memory_bytes: Of the process, or on its GPU, at most.
     """
 
     edit: Edit
@@ -64,6 +70,9 @@ class Distilled:
     best_step: int
     num_trained: int
     num_tokens: int
+    learning_rate: float
+    seconds: float
+    peak_memory_bytes: int
 
     def section(self, training: Training, text: TokenBlocks, validation: TokenBlocks) -> DistillationSection:
         """Settings and results of the training, for the record."""
@@ -81,6 +90,9 @@ class Distilled:
             num_trained=self.num_trained,
             num_tokens=self.num_tokens,
             num_steps=self.num_steps,
+            learning_rate=self.learning_rate,
+            seconds=self.seconds,
+            peak_memory_bytes=self.peak_memory_bytes,
             validation_loss={"first": losses.get(0), "best": losses.get(self.best_step)},
             curve=[section_of(PointSection, {**point, "step": int(point["step"])}) for point in self.history],
         )
@@ -155,8 +167,13 @@ def distill(
             )
         if finished is None:
             student = _student(training, decoder, edit, operators, seed)
-            loop = _loop(training, student, text, validation, cache, model_key, seed, workers)
-            finished = _train(loop, edit, cache, key, report)
+            state = cache.find("distillation_state", key, remember=False)
+            source = _source(training, student, torch.cat([text.ids, validation.ids]), cache, model_key, workers)
+
+            def loop_of(settings: Training) -> Loop:
+                return Loop(settings, student, source, len(validation.ids), seed=seed, workers=workers)
+
+            finished = _train(loop_of(_with_rate(training, loop_of, state)), state, edit, cache, key, report)
             if workers.is_main:
                 cache.put("distillation", key, finished)
         else:
@@ -170,7 +187,7 @@ def distill(
         log.warning(
             "distill: no step improved the fitted model, which is kept. Use another distill.learning_rate (now %g) or "
             "more text.",
-            training.learning_rate,
+            distilled.learning_rate,
         )
     return distilled
 
@@ -216,29 +233,36 @@ def _patches(training: Training, decoder: Decoder, operators: Sequence[Operator]
     return patches
 
 
-def _loop(
+def _source(
     training: Training,
     student: Runner,
-    text: TokenBlocks,
-    validation: TokenBlocks,
+    ids: Tensor,
     cache: Cache,
     model_key: Mapping[str, Any],
-    seed: int,
     workers: Workers,
-) -> Loop:
-    ids = torch.cat([text.ids, validation.ids])
-    source: Source = Online(training, student, ids)
-    if training.keeping is not None:
-        cached = Cached(training, student, ids, training.keeping, cache, model_key)
-        missing = cached.missing()
-        _check_room(training.keeping, student, len(missing) * SHARD * ids.shape[1], cache)
-        workers.wait()
-        rows = workers.share(missing)
-        with steps(f"targets, {SHARD} sequences each", len(rows)) as on_step:
-            cached.prepare(rows, on_step)
-        workers.wait()
-        source = cached
-    return Loop(training, student, source, len(validation.ids), seed=seed, workers=workers)
+) -> Source:
+    """Where lessons come from; targets that are kept are made now."""
+    if training.keeping is None:
+        return Online(training, student, ids)
+    cached = Cached(training, student, ids, training.keeping, cache, model_key)
+    missing = cached.missing()
+    _check_room(training.keeping, student, len(missing) * SHARD * ids.shape[1], cache)
+    workers.wait()
+    rows = workers.share(missing)
+    with steps(f"targets, {SHARD} sequences each", len(rows)) as on_step:
+        cached.prepare(rows, on_step)
+    workers.wait()
+    return cached
+
+
+def _with_rate(training: Training, loop_of: Callable[[Training], Loop], state: Entry | None) -> Training:
+    """The training with a learning rate that is a number: as set, as it was before it was stopped, or searched."""
+    if training.learning_rate != "auto":
+        return training
+    if state is not None:
+        return replace(training, learning_rate=state.facts["learning_rate"])
+    constant = replace(training, learning_rate=RATES[0], final_learning_rate=1.0, on_policy=0.0)
+    return replace(training, learning_rate=best_rate(loop_of(constant)))
 
 
 def _check_room(keeping: Keeping, student: Runner, tokens: int, cache: Cache) -> None:
@@ -257,12 +281,12 @@ def _check_room(keeping: Keeping, student: Runner, tokens: int, cache: Cache) ->
 
 def _train(
     loop: Loop,
+    state: Entry | None,
     fitted: Edit,
     cache: Cache,
     key: Mapping[str, Any],
     report: Callable[[Mapping[str, float]], None],
 ) -> Entry:
-    state = cache.find("distillation_state", key, remember=False)
     if state is not None:
         loop.restore(state)
         log.info("distill: going on after step %d of %d", loop.step, loop.total)
@@ -295,6 +319,9 @@ def _entry(loop: Loop, fitted: Edit) -> Entry:
         "best_step": loop.best_step,
         "num_trained": sum(parameter.numel() for parameter in loop.parameters),
         "num_tokens": loop.num_tokens,
+        "learning_rate": loop.training.learning_rate,
+        "seconds": round(loop.seconds, 1),
+        "peak_memory_bytes": peak_memory(loop.student.decoder.input_device),
     }
     return Entry(tensors, facts)
 
@@ -311,5 +338,5 @@ def _distilled(entry: Entry, edit: Edit) -> Distilled:
     facts = entry.facts
     weights = weights_from(facts["weights"], entry.tensors, WEIGHTS)
     edit = edit.with_modules(operators).with_weights(weights)
-    counts = {name: facts[name] for name in ("history", "num_steps", "best_step", "num_trained", "num_tokens")}
-    return Distilled(edit, **counts)
+    figures = {setting.name: facts[setting.name] for setting in fields(Distilled) if setting.name != "edit"}
+    return Distilled(edit, **figures)

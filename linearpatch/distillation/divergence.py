@@ -12,7 +12,7 @@ DIVERGENCES = ("forward", "reverse", "jsd")
 
 
 def divergence(student_log: Tensor, teacher_log: Tensor, kind: str, mixture: float) -> Tensor:
-    """Sum over rows of the divergence of the student's distribution q from the teacher's p.
+    """The divergence of the student's distribution q from the teacher's p, `[rows]`.
 
     Args:
         student_log: log q, `[rows, tokens]`.
@@ -23,11 +23,24 @@ def divergence(student_log: Tensor, teacher_log: Tensor, kind: str, mixture: flo
         mixture: β.
     """
     if kind == "forward":
-        return functional.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
+        return _kl(student_log, teacher_log)
     if kind == "reverse":
-        return functional.kl_div(teacher_log, student_log, reduction="sum", log_target=True)
+        return _kl(teacher_log, student_log)
     mixed = torch.logaddexp(teacher_log + log(mixture), student_log + log(1 - mixture))
-    of_teacher, of_student = (
-        functional.kl_div(mixed, logits, reduction="sum", log_target=True) for logits in (teacher_log, student_log)
-    )
-    return mixture * of_teacher + (1 - mixture) * of_student
+    return mixture * _kl(mixed, teacher_log) + (1 - mixture) * _kl(mixed, student_log)
+
+
+def entropy(logs: Tensor) -> Tensor:
+    """Of distributions given by their logarithms, in nats, `[…]`."""
+    return -(logs.exp() * logs).sum(dim=-1)
+
+
+def entropy_weights(entropies: Tensor) -> Tensor:
+    """Weights of tokens in proportion to the teacher's entropy, with a mean of 1; all 1 where it is sure of all."""
+    mean = entropies.mean()
+    return entropies / mean if mean > 0 else torch.ones_like(entropies)
+
+
+def _kl(of: Tensor, reference: Tensor) -> Tensor:
+    """KL(reference ‖ of) of each row."""
+    return functional.kl_div(of, reference, reduction="none", log_target=True).sum(dim=-1)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from linearpatch.distillation.clock import TRIALS, Clock, seconds
-from linearpatch.distillation.patch_forms import TrainablePatch
-from linearpatch.distillation.sources import SHARD, Source
+from linearpatch.distillation.on_policy import OnPolicy
+from linearpatch.distillation.patch_forms import at_rest
+from linearpatch.distillation.sources import SHARD, Online, Source
 from linearpatch.distillation.training import Lesson, Training
 from linearpatch.errors import NumericsError
 from linearpatch.models.edit import Edit
@@ -53,6 +54,7 @@ class Loop:
         best_step: After which step the validation loss was lowest …
         best_loss: … that loss …
         best: … and the parameters then.
+        seconds: Spent on steps and validation, before a training was resumed as well.
     """
 
     def __init__(
@@ -95,9 +97,11 @@ class Loop:
         self.best_step = 0
         self.best_loss = math.inf
         self.best = self._copies()
+        self.seconds = 0.0
         self._recent: list[float] = []  # losses of the steps since the last point of the history
         self._rate = training.learning_rate  # of the last step
         self._validation: list[Lesson] = []
+        self.on_policy = OnPolicy(training.on_policy, student, source.ids, self.sequences_per_step, self.rows, seed)
 
     def run(
         self,
@@ -123,10 +127,12 @@ class Loop:
                 self._fit_into(60 * self.training.minutes - self.training.validations * validating)
         with stop_requests() as stop, training_bar("distill", self.total, self.step) as show:
             clock = Clock(self.training.checkpoint_minutes, self.training.checkpoint_steps)
+            seconds_before = self.seconds
             marks = {round(self.total * part / self.training.validations) for part in range(self.training.validations)}
             while self.step < self.total:
                 self._recent.append(self.advance())
                 clock.tick(self.sequences_per_step * self.source.ids.shape[1])
+                self.seconds = seconds_before + clock.seconds
                 show(self.step, self._recent[-1], self.learning_rate, clock.tokens_per_s)
                 if clock.is_silent():
                     self._tell(clock)
@@ -182,17 +188,28 @@ class Loop:
         rows = self.rows(self.step)
         own_rows = self.workers.share(rows)
         size = self.training.batch_size
+        self.on_policy.prepare(self.step)
         for start in range(0, len(own_rows), size):
             part = own_rows[start : start + size]
-            loss = self.training.loss(self.student, self.source.lesson(part))
+            loss = self.training.loss(self.student, self._lesson(part))
             share = len(part) / len(rows)  # all sequences are equally long
             self.scaler.scale(loss * share).backward()
             total += loss.detach().cpu().double() * share
         return total
 
+    def _lesson(self, rows: Sequence[int]) -> Lesson:
+        """The lesson of some sequences of the next step; the dense model reads what the student wrote of them."""
+        own = self.on_policy.sequences(self.step, rows)
+        if own is None:
+            return self.source.lesson(rows)
+        return Online(self.training, self.student, own).lesson(range(len(own)))
+
     def _fit_into(self, time_s: float) -> None:
         """Choose the number of steps by the time that one takes; the first process decides."""
         step = seconds(self._gradients, TRIALS)
+        if self.training.on_policy:  # what the first of them wrote serves several steps
+            step += seconds(lambda: self.on_policy.prepare(self.step + self.on_policy.period)) / self.on_policy.period
+            self.on_policy.forget()
         self.optimizer.zero_grad(set_to_none=True)
         steps = max(1, int(time_s / step)) if self.workers.is_main else 0
         self.total = int(self.workers.sum(torch.tensor(float(steps), dtype=torch.float64)))
@@ -202,7 +219,7 @@ class Loop:
         )
 
     def _new_schedule(self) -> CosineAnnealingLR:
-        least = self.training.learning_rate * self.training.final_learning_rate
+        least = self.learning_rate * self.training.final_learning_rate
         return CosineAnnealingLR(self.optimizer, max(1, self.total), eta_min=least)
 
     @property
@@ -234,13 +251,18 @@ class Loop:
 
     def best_edit(self) -> Edit:
         """The student as it was when the validation loss was lowest, with operators and weights that don't train."""
-        now, edit = self._copies(), self.student.edit
+        now = self._copies()
         self._put(self.best)
-        patches = [placed.module for placed in edit.operators]
-        operators = [patch.operator() for patch in patches if isinstance(patch, TrainablePatch)]
-        weights = {name: change.trained() for name, change in edit.weights.items()}
+        best = at_rest(self.student.edit)
         self._put(now)
-        return edit.with_modules(operators).with_weights(weights)
+        return best
+
+    def restart(self, learning_rate: float) -> None:
+        """Begin again where it began, with another learning rate; for trials of a few steps that keep it."""
+        self._put(self.best)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=self.training.weight_decay)
+        self.schedule = self._new_schedule()
+        self.step = self.skipped = 0
 
     def state(self) -> Entry:
         """Everything that the next step depends on."""
@@ -249,7 +271,9 @@ class Loop:
             for index, entries in self.optimizer.state_dict()["state"].items()
             for name, values in entries.items()
         }
+        own_text = self.on_policy.state()
         tensors = {
+            **own_text.tensors,
             **{f"parameter.{index}": values.detach() for index, values in enumerate(self.parameters)},
             **{f"best.{index}": values for index, values in enumerate(self.best)},
             **{f"moment.{name}": torch.as_tensor(values) for name, values in moments.items()},
@@ -265,6 +289,9 @@ class Loop:
             "recent": self._recent,
             "best_step": self.best_step,
             "best_loss": self.best_loss,
+            "seconds": self.seconds,
+            "learning_rate": self.training.learning_rate,
+            "on_policy": own_text.facts,
         }
         return Entry({name: tensor.clone() for name, tensor in tensors.items()}, facts)
 
@@ -285,9 +312,11 @@ class Loop:
         if state.facts["scaler"]:
             self.scaler.load_state_dict(state.facts["scaler"])
         torch.set_rng_state(state.tensors["rng"])
+        self.on_policy.restore(state.tensors, state.facts["on_policy"])
         self.step, self.total, self.skipped = (state.facts[name] for name in ("step", "total", "skipped"))
         self.history, self._recent = list(state.facts["history"]), list(state.facts["recent"])
         self.best_step, self.best_loss = state.facts["best_step"], state.facts["best_loss"]
+        self.seconds = state.facts["seconds"]
 
     def _sum_gradients(self) -> None:
         for parameter in self.parameters:  # a process may have had no sequence in the last step of an epoch

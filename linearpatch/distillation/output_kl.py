@@ -70,4 +70,6 @@ class OutputKL(LogitLoss):
         """The divergence at the K indices."""
         normed = student.edited.final_norm(student.run(lesson.stream, lesson.calls))
         targets = TopK(lesson.targets["probabilities"], lesson.targets["indices"])
-        return top_k_kl(student.edited, normed, targets, self.temperature, self.divergence, self.mixture)
+        return top_k_kl(
+            student.edited, normed, targets, self.temperature, self.divergence, self.mixture, self.token_weighting
+        )

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from linearpatch.errors import ConfigError
 from linearpatch.linalg.hadamard import hadamard_matrix
+from linearpatch.models.edit import Edit
 from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap, Operator
 
 
@@ -192,6 +193,14 @@ class LowRankPatch(MatrixPatch):
     def bias(self) -> Tensor | None:
         """b₀."""
         return None if self.start_bias is None else self.get_buffer("start_bias")
+
+
+def at_rest(edit: Edit) -> Edit:
+    """A student's edit as it is now, with operators and weights of its own that don't train."""
+    modules = [placed.module for placed in edit.operators]
+    operators = [module.operator() if isinstance(module, TrainablePatch) else module for module in modules]
+    weights = {name: change.trained() for name, change in edit.weights.items()}
+    return edit.with_modules(operators).with_weights(weights)
 
 
 def dense_form(operator: nn.Module, size: int) -> tuple[Tensor, Tensor | None]:

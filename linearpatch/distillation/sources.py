@@ -37,10 +37,17 @@ class Source(ABC):
         self.training = training
         self.student = student
         self.ids = ids
+        self._calls: dict[int, dict[int, LayerCall]] = {}
 
     @abstractmethod
     def lesson(self, rows: Sequence[int]) -> Lesson:
         """The lesson on some sequences."""
+
+    def _calls_for(self, batch: int) -> dict[int, LayerCall]:
+        """What layers are given beside the stream, where no pass of the dense model says it."""
+        if batch not in self._calls:
+            self._calls[batch] = calls_of_shape(self.student.decoder, batch, self.ids.shape[1])
+        return self._calls[batch]
 
 
 class Online(Source):
@@ -48,11 +55,12 @@ class Online(Source):
 
     def lesson(self, rows: Sequence[int]) -> Lesson:
         """One pass gives the stream where the student begins, what is given beside it, and the targets."""
-        decoder, entry = self.student.decoder, self.student.entry
+        decoder, entry, ids = self.student.decoder, self.student.entry, self.ids[list(rows)]
         layers = self.training.streams(self.student)
-        recording = record(decoder, self.ids[list(rows)], layers | {entry})
+        recording = record(decoder, ids, layers | {entry})
         targets = self.training.teach(decoder, {index: recording.streams[index] for index in layers})
-        return Lesson(recording.streams[entry], recording.calls, targets)
+        calls = recording.calls if layers else self._calls_for(len(ids))
+        return Lesson(recording.streams[entry], calls, targets, ids)
 
 
 class Cached(Source):
@@ -85,7 +93,6 @@ class Cached(Source):
         self.model_key = dict(model_key)
         self.kinds = ("targets", "states") if keeping.states else ("targets",)
         self._shard = lru_cache(maxsize=2)(self._load)
-        self._calls: dict[int, dict[int, LayerCall]] = {}
 
     def missing(self) -> list[int]:
         """The files that don't exist yet, by number."""
@@ -111,7 +118,7 @@ class Cached(Source):
             stream = stacked.pop("stream").to(decoder.model.dtype)
         else:
             stream = record(decoder, self.ids[list(rows)], {self.student.entry}).streams[self.student.entry]
-        return Lesson(stream, self._calls_for(len(rows)), stacked)
+        return Lesson(stream, self._calls_for(len(rows)), stacked, self.ids[list(rows)])
 
     def _exist(self, keys: Mapping[str, Mapping[str, Any]]) -> bool:
         return all(self.cache.holds(kind, key) for kind, key in keys.items())
@@ -156,11 +163,6 @@ class Cached(Source):
         common = {"model": self.model_key, "tokens": token_hash(ids), "version": VERSION}
         keys = {"targets": {**common, **self.keeping.key}, "states": {**common, "stream": self.student.entry}}
         return {kind: keys[kind] for kind in self.kinds}
-
-    def _calls_for(self, batch: int) -> dict[int, LayerCall]:
-        if batch not in self._calls:
-            self._calls[batch] = calls_of_shape(self.student.decoder, batch, self.ids.shape[1])
-        return self._calls[batch]
 
 
 def calls_of_shape(decoder: Decoder, batch: int, tokens: int) -> dict[int, LayerCall]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from linearpatch.distillation.chunks import at_least_fp32, mean_loss
-from linearpatch.distillation.divergence import divergence
+from linearpatch.distillation.divergence import divergence, entropy, entropy_weights
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.loss import logit_rows
 
@@ -83,6 +83,7 @@ def top_k_kl(
     temperature: float,
     kind: str = "forward",
     mixture: float = 0.5,
+    token_weighting: str = "none",
 ) -> Tensor:
     """Mean over tokens of the divergence of both models, renormalised over the teacher's K tokens, times τ².
 
@@ -93,19 +94,28 @@ def top_k_kl(
         temperature: τ; its square keeps the gradient's size (Hinton et al., section 2).
         kind: As of `divergence.divergence`.
         mixture: As well.
+        token_weighting: As of `of_logits.LogitLoss`.
     """
     k = targets.indices.shape[-1]
     probabilities, indices = targets.probabilities.view(-1, k), targets.indices.view(-1, k)
+    precision = at_least_fp32(normed)
+    weights = torch.ones(len(indices), dtype=precision, device=normed.device)
+    if token_weighting == "entropy":
+        weights = entropy_weights(entropy(_teacher_log(probabilities.to(normed.device, precision))))
 
     def loss_of(part: slice, hidden: Tensor) -> Tensor:
         logits = decoder.logits_at(hidden, indices[part].to(hidden.device, torch.int64))
-        # Rounded to fp16 a row's probabilities don't quite sum to one any more.
-        teacher = probabilities[part].to(hidden.device, at_least_fp32(logits))
-        teacher_log = (teacher / teacher.sum(dim=-1, keepdim=True)).clamp(min=LEAST).log()
-        student = (logits.to(teacher.dtype) / temperature).log_softmax(dim=-1)
-        return temperature**2 * divergence(student, teacher_log, kind, mixture)
+        teacher_log = _teacher_log(probabilities[part].to(hidden.device, at_least_fp32(logits)))
+        student = (logits.to(teacher_log.dtype) / temperature).log_softmax(dim=-1)
+        apart = divergence(student, teacher_log, kind, mixture)
+        return temperature**2 * (weights[part].to(apart) * apart).sum()
 
     return mean_loss(normed.flatten(0, -2), loss_of, _rows(decoder, normed, k), tuple(decoder.head.parameters()))
+
+
+def _teacher_log(probabilities: Tensor) -> Tensor:
+    """Logarithms of rows that, rounded to fp16, don't quite sum to one any more."""
+    return (probabilities / probabilities.sum(dim=-1, keepdim=True)).clamp(min=LEAST).log()
 
 
 def _rows(decoder: Decoder, normed: Tensor, k: int) -> int:

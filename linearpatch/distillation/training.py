@@ -27,7 +27,7 @@ from linearpatch.distillation.trainable_sets import (
     PatchesAlone,
     TrainableSet,
 )
-from linearpatch.errors import ConfigError, ModelError, require_choice, require_range
+from linearpatch.errors import ConfigError, ModelError, require_choice, require_number, require_range
 from linearpatch.linalg.hadamard import hadamard_factors
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.models.runner import Runner
@@ -62,11 +62,13 @@ class Lesson:
         stream: The dense model's stream where the student begins, `[batch, tokens, hidden_size]`.
         calls: What each layer is given beside the stream.
         targets: What `Training.teach` made of the dense model's pass, by name.
+        ids: The text, `[batch, tokens]`.
     """
 
     stream: Tensor
     calls: Mapping[int, LayerCall]
     targets: Mapping[str, Tensor]
+    ids: Tensor
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ class Training(Distillation, ABC):
         radius: Of `neighbours`: how many layers on a side …
         side: … and on which: `both`, `before` or `after` the interface.
         last_layers: Of `last_layers`: how many.
-        learning_rate: Of AdamW at the beginning; it follows a cosine.
+        learning_rate: Of AdamW at the beginning; it follows a cosine. `auto`: of several, the one with the lowest
+            validation loss after a few steps, which are done again.
         final_learning_rate: At the end, as a share of that at the beginning (the paper's code: a twentieth).
         weight_decay: Of AdamW.
         decay_toward: What weight decay pulls patches to: `zero` (the paper's code) or the `initial` patch; null is
@@ -129,6 +132,8 @@ class Training(Distillation, ABC):
         batch_size: Sequences in one forward pass.
         accumulation: Forward passes in one step. Several processes share them, so the same settings give the same
             training on any number of devices.
+        on_policy: Share of the sequences whose second half the student writes itself (sampled, renewed every few
+            steps), and the dense model scores. 0: none.
         validations: How many times the validation loss is measured after the first.
         recompute: Gradient checkpointing: less memory for a longer backward pass.
         checkpoint_minutes: Save the training so often; null never.
@@ -146,7 +151,7 @@ class Training(Distillation, ABC):
     radius: int = 1
     side: str = "both"
     last_layers: int = 3
-    learning_rate: float = 1e-4
+    learning_rate: Any = 1e-4  # a number or `auto`
     final_learning_rate: float = 0.05
     weight_decay: float = 1e-4
     decay_toward: str | None = None
@@ -156,6 +161,7 @@ class Training(Distillation, ABC):
     minutes: float | None = None
     batch_size: int = 1
     accumulation: int = 1
+    on_policy: float = 0.0
     validations: int = 10
     recompute: bool = field(default=False, metadata={"identity": False})
     checkpoint_minutes: float | None = field(default=5.0, metadata={"identity": False})
@@ -191,9 +197,9 @@ class Training(Distillation, ABC):
             require_range(f"distill.{name}", getattr(self, name), low=1)
         if self.lora_targets is not None and not self.lora_targets:
             raise ConfigError("distill.lora_targets is empty. Name matrices, such as [q_proj, v_proj], or use null.")
-        if not 0 < self.learning_rate < inf:
-            raise ConfigError(f"distill.learning_rate is {self.learning_rate}. Allowed: more than 0, such as 1e-4.")
+        require_number("distill.learning_rate", self.learning_rate, "auto", zero=False)
         require_range("distill.final_learning_rate", self.final_learning_rate, low=0, high=1)
+        require_range("distill.on_policy", self.on_policy, low=0, high=1)
         require_range("distill.weight_decay", self.weight_decay, low=0, high=1e6)
         budgets = {name: getattr(self, name) for name in ("tokens", "minutes") if getattr(self, name) is not None}
         if len(budgets) > 1 or (budgets and self.epochs != Training.epochs):
@@ -303,7 +309,7 @@ class Training(Distillation, ABC):
 
     @abstractmethod
     def streams(self, student: Runner) -> set[int]:
-        """The dense model's streams from which targets are made."""
+        """The dense model's streams from which targets are made; none, where it teaches nothing."""
 
     @abstractmethod
     def teach(self, decoder: Decoder, streams: Mapping[int, Tensor]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from linearpatch.data.blocks import BlockSpec
 from linearpatch.data.reader import Reader
 from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder
+from linearpatch.models.edit import DENSE, Edit
 from linearpatch.models.model import LoadedModel
 from linearpatch.results.metric import Metric
 from linearpatch.storage.cache import Cache
@@ -43,13 +44,18 @@ class Subject:
         stage: `dense`, `pruned`, `patched` or `distilled`.
         decoder: The model; all subjects of a run share their weights.
         dense: The model that it came from; itself at stage `dense`.
-        removed: Dense indices of the layers that it lacks.
+        edit: What makes it of that.
     """
 
     stage: str
     decoder: Decoder
     dense: Decoder
-    removed: Sequence[int] = ()
+    edit: Edit = DENSE
+
+    @property
+    def removed(self) -> Sequence[int]:
+        """Dense indices of the layers that it lacks."""
+        return self.edit.removed_layers
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,11 @@ class Evaluation(ABC):
 
     version: ClassVar[int] = 1
 
+    @property
+    def needs_stock_models(self) -> bool:
+        """Whether it measures ordinary models of a family alone."""
+        return False
+
     @abstractmethod
     def prepare(self, name: str, reader: Reader) -> Preparation:
         """Read what is needed, so that missing data is known before a model is loaded.
@@ -126,6 +137,27 @@ class Evaluation(ABC):
     def aggregates(self, name: str, metrics: Mapping[str, Metric]) -> Sequence[Aggregate]:
         """Means over what it measured, given the metrics of one stage as the record holds them."""
         return ()
+
+
+def check_stock(evaluations: Mapping[str, Evaluation], stages: Sequence[str], *, foldable: bool) -> None:
+    """Reject evaluations of stock models where a stage's model is none.
+
+    Args:
+        evaluations: By name.
+        stages: Those that are measured.
+        foldable: Whether the patch can become a part of a stock model's weights.
+
+    Raises:
+        ConfigError: names the evaluation and the stage.
+    """
+    patched = [stage for stage in stages if stage in ("patched", "distilled")]
+    for name, evaluation in evaluations.items():
+        if evaluation.needs_stock_models and patched and not foldable:
+            raise ConfigError(
+                f"eval.{name} measures stock models alone, and the patch of the {patched[0]} one is a module of its "
+                f"own. Use a patch that folds into weights (mlp_refit, block, mlp_lstsq, scalar), "
+                f"eval.{name}.backend=memory, or leave that stage out of stages."
+            )
 
 
 def check_metrics(evaluations: Mapping[str, Evaluation], reader: Reader) -> None:

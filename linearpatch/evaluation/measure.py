@@ -45,9 +45,7 @@ def measure(
     """
     dense = model.decoder
     keys = {stage: {"model": model.key, **edit.identity()} for stage, edit in stages.items()}
-    subjects = {
-        stage: Subject(stage, edit.decoder(dense), dense, edit.removed_layers) for stage, edit in stages.items()
-    }
+    subjects = {stage: Subject(stage, edit.decoder(dense), dense, edit) for stage, edit in stages.items()}
     for stage in stages:
         record.metrics.setdefault(stage, {})
         with record.step(f"evaluate {stage}"):

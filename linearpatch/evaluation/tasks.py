@@ -18,6 +18,11 @@ from linearpatch.results.metric import Metric
 class Tasks(TaskSettings, Evaluation):
     """Tasks of lm_eval on the model in memory; each task's results are cached by themselves."""
 
+    @property
+    def needs_stock_models(self) -> bool:
+        """Those that vLLM serves."""
+        return self.backend == "vllm"
+
     def prepare(self, name: str, reader: Reader) -> Preparation:
         """Find the tasks and load their data; each is a measurement of its own."""
         from linearpatch.evaluation.harness.suite import prepare  # lm_eval takes seconds to import

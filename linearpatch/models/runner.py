@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from linearpatch.errors import ModelError
 from linearpatch.models.decoder import Decoder, LayerCall, unwrap
 from linearpatch.models.edit import Edit, PlacedOperator
-from linearpatch.models.weight_changes import changed_decoder
+from linearpatch.models.weight_changes import WeightChange, changed_decoder
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,12 @@ class Step:
     Attributes:
         layer: Dense index; the number of layers stands for the final norm.
         operators: Those that act on what it reads or writes.
+        weights: Changes of its own weights, which the decoder that it runs on has (`changed_decoder`).
     """
 
     layer: int
     operators: tuple[PlacedOperator, ...] = ()
+    weights: tuple[WeightChange, ...] = ()
 
     def read(self, hidden: Tensor) -> Tensor:
         """What the layer reads, once operators have acted on the stream that reaches it."""
@@ -61,8 +63,11 @@ def steps_of(edit: Edit, num_layers: int) -> list[Step]:
     operators: dict[int, list[PlacedOperator]] = {}
     for placed in sorted(edit.operators, key=lambda placed: placed.place.first_layer):
         operators.setdefault(placed.place.runs_with(removed), []).append(placed)
+    weights: dict[int, list[WeightChange]] = {}
+    for name, change in edit.weights.items():
+        weights.setdefault(name.layer, []).append(change)
     kept = [layer for layer in range(num_layers + 1) if layer not in removed]
-    return [Step(layer, tuple(operators.get(layer, ()))) for layer in kept]
+    return [Step(layer, tuple(operators.get(layer, ())), tuple(weights.get(layer, ()))) for layer in kept]
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,9 @@ class DistillationSection:
         num_trained: Numbers that training moved.
         num_tokens: Tokens that were trained on, as often as each was.
         num_steps: Steps done.
+        learning_rate: At the beginning; found by a range test where the setting is `auto`.
+        seconds: Spent on steps and validation.
+        peak_memory_bytes: Of the process, or on its GPU, at most.
         validation_loss: `first`, of the fitted patch, and `best`.
         curve: Points in order.
     """
@@ -174,6 +177,9 @@ class DistillationSection:
     num_trained: Count = 0
     num_tokens: Count = 0
     num_steps: Count = 0
+    learning_rate: Number | None = None
+    seconds: Number | None = None
+    peak_memory_bytes: Count = 0
     validation_loss: dict[str, Number | None] = field(default_factory=dict)
     curve: list[PointSection] = field(default_factory=list)
 

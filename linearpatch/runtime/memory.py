@@ -38,6 +38,11 @@ def high_water() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def peak_memory(device: torch.device) -> int:
+    """Bytes that were allocated on a GPU at most, or that this process has had at most."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else high_water()
+
+
 def peak_growth(work: Callable[[], object], device: torch.device) -> int | None:
     """Bytes by which memory grows at most while some work runs; None where this system keeps no record of it.
 

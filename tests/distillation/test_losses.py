@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from linearpatch.distillation.feature_mse import FeatureMSE
 from linearpatch.distillation.full_kl import FullKL
+from linearpatch.distillation.language_model import LanguageModel
 from linearpatch.distillation.output_kl import OutputKL
 from linearpatch.distillation.patch_forms import FullPatch
 from linearpatch.distillation.sources import Online
@@ -336,3 +337,22 @@ def test_lessons_hold_what_the_student_needs():
     assert torch.equal(lesson.stream, record(decoder, IDS[1:]).streams[2])
     assert lesson.targets["indices"].shape == (1, 12, 5)
     assert functional.softmax(lesson.targets["probabilities"].float(), -1).isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gptj", "granite"])
+def test_the_language_modelling_loss_is_that_of_the_whole_model(family):
+    decoder = in_fp64(family)
+    training = LanguageModel()
+    student, patches = student_of(decoder, (2, 3))
+    lesson = Online(training, student, IDS).lesson([0, 1])
+    assert lesson.targets == {}
+    loss = training.loss(student, lesson)
+    loss.backward()
+    view, (weight,) = whole_view(decoder, (2, 3), patches)
+    expected = view(input_ids=IDS, labels=IDS, use_cache=False).loss
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    (patch,) = modules_of(student)
+    assert torch.allclose(patch.moved["matrix"].grad, weight.grad.T, atol=1e-6 * weight.grad.abs().max())
+    with pytest.raises(ConfigError, match="no dense model scores what the student writes"):
+        replace(training, on_policy=0.5)

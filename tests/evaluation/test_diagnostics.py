@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import FakeCorpus, measurements_of, tiny_model
-from edits import on_stream, view_of
+from edits import edit_of, on_stream, view_of
 
 from linearpatch.data.reader import Reader
 from linearpatch.evaluation.diagnostics import Diagnostics
@@ -24,8 +24,8 @@ def measured():
     pruned, patched = (decoder_of(view_of(dense, [2, 3], patches)) for patches in ([], [patch]))
     subjects = [
         Subject("dense", dense, dense),
-        Subject("pruned", pruned, dense, (3, 2)),
-        Subject("patched", patched, dense, (3, 2)),
+        Subject("pruned", pruned, dense, edit_of((3, 2))),
+        Subject("patched", patched, dense, edit_of((3, 2))),
     ]
     settings = Diagnostics(num_blocks=2, seq_len=40)
     (measurement,) = measurements_of(settings, "diagnostics", Reader(FakeCorpus(), "evaluation"), byte_tokenizer())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import FakeCorpus, measurements_of, tiny_model
-from edits import view_of
+from edits import edit_of, view_of
 
 from linearpatch.data.reader import Reader
 from linearpatch.evaluation import divergence as module
@@ -60,7 +60,7 @@ def test_the_metrics_are_those_of_the_positions(models):
     dense, pruned = models
     settings = Divergence(seq_len=40, num_blocks=3)
     (measurement,) = measurements_of(settings, "divergence", Reader(FakeCorpus(), "evaluation"), byte_tokenizer())
-    subjects = [Subject("dense", dense, dense), Subject("pruned", pruned, dense, (2, 3))]
+    subjects = [Subject("dense", dense, dense), Subject("pruned", pruned, dense, edit_of((2, 3)))]
     own, found = measurement.run(subjects, lambda count: None)
     ids = torch.tensor(byte_tokenizer()(FakeCorpus().documents()[0]).input_ids)[:120].view(3, 40)
     kl, agrees = direct(dense, pruned, ids)

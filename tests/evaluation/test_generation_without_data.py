@@ -2,7 +2,7 @@
 
 import pytest
 from conftest import FakeCorpus, tiny_model
-from edits import view_of
+from edits import edit_of, view_of
 
 from linearpatch.config import compose_experiment
 from linearpatch.data.reader import Reader
@@ -32,7 +32,7 @@ def measure(evaluation, name, models, cache=None):
     loaded = LoadedModel(dense, byte_tokenizer(), "tiny")
     metrics, questions = {"dense": {}, "pruned": {}}, {"dense": {}, "pruned": {}}
     for measurement in evaluation.prepare(name, READER)(loaded, cache or Cache()):
-        for subject in (Subject("dense", dense, dense), Subject("pruned", pruned, dense, (2, 3))):
+        for subject in (Subject("dense", dense, dense), Subject("pruned", pruned, dense, edit_of((2, 3)))):
             done = []
             (found,) = measurement.run([subject], done.append)
             assert sum(done) <= measurement.total + 1e-6

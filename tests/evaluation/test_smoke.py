@@ -1,7 +1,9 @@
-"""The questions of the smoke suite are well formed, and lm-eval finds and loads them."""
+"""The questions of the smoke suite are well formed, lm-eval finds and loads them, and they show damage."""
 
-import json
+import importlib.util
 from collections import Counter
+from functools import cache
+from math import comb
 from pathlib import Path
 
 import pytest
@@ -9,15 +11,23 @@ import pytest
 import linearpatch.evaluation
 
 FOLDER = Path(linearpatch.evaluation.__file__).parent / "smoke"
-CHOICES = {"facts": 4, "completion": 4, "pronouns": 2, "arithmetic": 4}
+CHOICES = {"facts": 4, "completion": 4, "pronouns": 4, "arithmetic": 4}
+
+
+@cache
+def items_module():
+    spec = importlib.util.spec_from_file_location("smoke_items", FOLDER / "items.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def items_of(kind):
-    return [json.loads(line) for line in (FOLDER / f"{kind}.jsonl").read_text(encoding="utf-8").splitlines()]
+    return items_module().read(kind)
 
 
 def test_there_are_four_kinds_with_enough_items():
-    assert {path.stem for path in FOLDER.glob("*.jsonl")} == set(CHOICES)
+    assert {path.stem for path in FOLDER.glob("*.jsonl")} == set(CHOICES) - {"pronouns"}
     assert min(len(items_of(kind)) for kind in CHOICES) >= 45
     assert sum(len(items_of(kind)) for kind in CHOICES) >= 150
 
@@ -70,3 +80,48 @@ def test_lm_eval_loads_the_group_and_asks_every_choice(monkeypatch, tmp_path):
             assert (len(examples.splitlines()), line) == ((5, "\n") if kind == "arithmetic" else (0, ""))
             assert not any(example.startswith(other["context"]) for example in examples.splitlines() for other in items)
         assert [task.doc_to_target(doc) for doc in task.eval_docs] == [item["answer"] for item in items]
+
+
+def test_a_pronoun_refers_to_the_subject_and_to_nobody_else_in_the_sentence():
+    rule = items_module()
+    for pronoun, others in rule.OTHERS.items():
+        beside = {other.lower() for other in others}
+        assert not beside & {subject.lower() for subject in rule.SUBJECTS[pronoun]}
+    answers = Counter((item["choices"][item["answer"]], item["answer"]) for item in items_of("pronouns"))
+    assert len(answers) == 16  # every pronoun is right at every place
+
+
+@pytest.mark.embedded
+@pytest.mark.slow
+def test_each_kind_tells_the_embedded_model_from_one_without_nine_layers():
+    """Paired by question, sign test, p < 0.01; layers as streamline chooses them."""
+    import linearpatch
+    from linearpatch.config import compose_experiment
+    from linearpatch.storage.cache import default_cache_dir
+
+    model = compose_experiment(["model=smollm2_135m"]).model.load(default_cache_dir())
+    edit = linearpatch.Edit.of_layers(range(10, 19))
+    dense, pruned = (right_answers(one, model) for one in (model.decoder, edit.decoder(model.decoder)))
+    for kind in CHOICES:
+        pairs = list(zip(dense[kind], pruned[kind], strict=True))
+        won, lost = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+        chance = 2 * sum(comb(won + lost, k) for k in range(lost + 1)) / 2 ** (won + lost)
+        assert won > lost, kind
+        assert chance < 0.01, (kind, won, lost)
+
+
+def right_answers(decoder, model):
+    """Whether each question is answered right, by kind."""
+    from linearpatch.data.reader import Reader
+    from linearpatch.evaluation.evaluation import Subject
+    from linearpatch.evaluation.tasks import Tasks
+    from linearpatch.storage.cache import Cache
+
+    found = {}
+    for measurement in Tasks(["smoke"], num_fewshot=0).prepare("smoke", Reader(None, "evaluation", None))(
+        model, Cache()
+    ):
+        (measured,) = measurement.run([Subject("one", decoder, decoder)], lambda count: None)
+        kind = measurement.name.rpartition("_")[2]
+        found[kind] = measured.questions[f"smoke/{kind}/acc"].tolist()
+    return found

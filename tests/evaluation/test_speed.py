@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import measurements_of, tiny_model
-from edits import on_stream, view_of
+from edits import edit_of, on_stream, view_of
 
 from linearpatch.data.reader import Reader
 from linearpatch.errors import ConfigError
@@ -22,8 +22,8 @@ def stages() -> list[Subject]:
     pruned, patched = (decoder_of(view_of(dense, [2, 3], patches)) for patches in ([], [patch]))
     return [
         Subject("dense", dense, dense),
-        Subject("pruned", pruned, dense, (2, 3)),
-        Subject("patched", patched, dense, (2, 3)),
+        Subject("pruned", pruned, dense, edit_of((2, 3))),
+        Subject("patched", patched, dense, edit_of((2, 3))),
     ]
 
 

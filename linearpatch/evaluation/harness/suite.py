@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,7 +27,9 @@ from linearpatch.evaluation.evaluation import Measured, Measurement, Preparation
 from linearpatch.evaluation.harness.catalogue import Selection, select
 from linearpatch.evaluation.harness.data import Missing, load
 from linearpatch.evaluation.harness.model import HarnessModel
+from linearpatch.evaluation.harness.samples import samples_of
 from linearpatch.evaluation.harness.task_settings import TaskSettings
+from linearpatch.evaluation.harness.vllm import check_installed, served
 from linearpatch.models.fingerprint import tokenizer_hash
 from linearpatch.models.model import LoadedModel
 from linearpatch.results.metric import Metric
@@ -45,6 +48,8 @@ def prepare(settings: TaskSettings, name: str, datasets_dir: Path | None) -> Pre
         ConfigError: a task is unknown, or would run code that it generates.
         DataError: a task's data can't be had, or isn't what the task reads.
     """
+    if settings.backend == "vllm":
+        check_installed(f"eval.{name}")
     with _quiet():
         selection = select(tuple(settings.tasks), settings.own_folder)
         loaded = {entry.name: load(entry, datasets_dir, settings.num_fewshot) for entry in selection.entries}
@@ -101,6 +106,7 @@ class _Harness:
         extras += [f"first {questions}"] if questions < available else []
         extras += ["chat template"] if settings.chat_template else []
         extras += ["system instruction"] if settings.system_instruction else []
+        extras += [f"vLLM {version('vllm')}"] if settings.backend == "vllm" else []
         protocol = f"lm_eval {lm_eval.__version__}, {task.task_name} v{task.VERSION}, {', '.join(extras)}"
         key = {
             "version": settings.version,
@@ -111,6 +117,7 @@ class _Harness:
             "max_length": settings.max_length,
             "chat_template": self._tokenizer.chat_template if settings.chat_template else None,
             "system_instruction": settings.system_instruction,
+            "backend": settings.backend,
         }
 
         def run(subjects: Sequence[Subject], on_step: Callable[[float], None]) -> list[Measured]:
@@ -124,28 +131,39 @@ class _Harness:
 
     def _evaluate(self, task: Any, subject: Subject, on_step: Callable[[float], None]) -> tuple[Mapping[str, Any], str]:
         """lm_eval's results on one model, and the hash of the tokens it read."""
-        settings = self._settings
+        if self._settings.backend == "vllm":
+            with served(subject, self._tokenizer, self._settings, self._owner) as engine:
+                results = self._ask(task, engine)
+            on_step(1)
+            requests = [instance.args for instance in task.instances]
+            return results, hashlib.sha256(canonical(requests).encode()).hexdigest()[:16]
         with _quiet():
             if self._model is None:
                 self._model = HarnessModel(
                     subject.decoder,
                     self._tokenizer,
-                    batch_size=BatchSize(settings.batch_size, subject.decoder.input_device.type, self._owner),
-                    max_length=settings.max_length,
-                    share=settings.share_prefixes,
+                    batch_size=BatchSize(self._settings.batch_size, subject.decoder.input_device.type, self._owner),
+                    max_length=self._settings.max_length,
+                    share=self._settings.share_prefixes,
                 )
             self._model.measure(subject.decoder, on_step)
-            with _scoring(task.task_name):
-                results = evaluator.evaluate(
-                    self._model,
-                    {"tasks": {task.task_name: task}},
-                    limit=settings.limit,
-                    bootstrap_iters=0,
-                    apply_chat_template=settings.chat_template,
-                    fewshot_as_multiturn=settings.chat_template,
-                    system_instruction=settings.system_instruction,
-                )
-        return results, self._model.token_hash
+        return self._ask(task, self._model), self._model.token_hash
+
+    def _ask(self, task: Any, model: Any) -> Mapping[str, Any]:
+        """lm_eval's results; what is sampled is the same at every call."""
+        settings = self._settings
+        with _quiet(), _scoring(task.task_name), torch.random.fork_rng():
+            torch.manual_seed(0)
+            results: Mapping[str, Any] = evaluator.evaluate(
+                model,
+                {"tasks": {task.task_name: task}},
+                limit=settings.limit,
+                bootstrap_iters=0,
+                apply_chat_template=settings.chat_template,
+                fewshot_as_multiturn=settings.chat_template,
+                system_instruction=settings.system_instruction,
+            )
+        return results
 
 
 @contextmanager
@@ -222,6 +240,18 @@ def _measured(name: str, task: Any, results: Mapping[str, Any], protocol: str, t
             float(value), stderr, len(values), protocol, token_hash, unit=unit, counted="questions",
             chance=choices.chance if choices and metric in ("acc", "acc_norm") else None,
         )  # fmt: skip
+    for sampled in samples_of(task):
+        hashes = {sample["doc_id"]: sample for sample in answers}
+        for k in sampled.counts:
+            label = metric_name(name, task_name, f"{sampled.name}/pass@{k}")
+            each = torch.tensor(sampled.pass_at(k), dtype=torch.float64)
+            stderr = each.std(correction=1).item() / math.sqrt(len(each)) if len(each) > 1 else None
+            asked = f"{protocol}, {sampled.total} answers each"
+            metrics[label] = Metric.of(
+                each.mean().item(), stderr, len(each), asked, token_hash, unit="share", counted="questions"
+            )
+            questions[label] = each.float()
+            documents[label] = _hashes([hashes[document] for document in sampled.documents])
     return Measured(metrics, questions, documents)
 
 

@@ -10,6 +10,7 @@ from linearpatch.errors import ConfigError, looked_in, require_choice, require_p
 from linearpatch.runtime.memory import check_batch_size
 
 MISSING_DATA = ("error", "skip")
+BACKENDS = ("memory", "vllm")
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,12 @@ class TaskSettings:
         chat_template: Ask through the tokenizer's chat template, examples as turns of a conversation.
         system_instruction: Text before everything else.
         share_prefixes: Read what several requests begin with once; same results up to rounding.
+        backend: `memory`: the model as it is. `vllm`: a copy of it on disk, served by vLLM (`linearpatch[vllm]`), for
+            stages without a patch and patches that fold into weights.
         missing_data: `error` rejects to start where a task's data can't be had, `skip` runs without the task.
     """
 
-    version: ClassVar[int] = 2  # of the results: raise it when the scoring changes; 2 knows which answers were chosen
+    version: ClassVar[int] = 3  # of the results: raise it when the scoring changes; 3 knows each of several answers
 
     tasks: list[str] = field(default_factory=list)
     num_fewshot: int | None = None
@@ -39,6 +42,7 @@ class TaskSettings:
     max_length: int | None = None
     chat_template: bool = False
     system_instruction: str | None = None
+    backend: str = "memory"
     share_prefixes: bool = field(default=True, metadata={"identity": False})
     missing_data: str = field(default="error", metadata={"identity": False})
 
@@ -48,6 +52,7 @@ class TaskSettings:
                 "eval=tasks needs names of tasks, such as 'tasks=[arc_easy,hellaswag]'. `lm_eval ls tasks` prints all."
             )
         check_batch_size("batch_size", self.batch_size)
+        require_choice("backend", self.backend, BACKENDS)
         require_choice("missing_data", self.missing_data, MISSING_DATA)
         for what, value, low in (
             ("num_fewshot", self.num_fewshot, 0), ("limit", self.limit, 1), ("max_length", self.max_length, 2),

@@ -1,0 +1,170 @@
+"""Which measure tells recipes apart, and with how much text or how many questions.
+
+    python experiments/sensitivity/compare.py outputs/sensitivity
+
+Recipes of one size are ranked by a measure, and each is compared with the next, paired over windows of text or over
+questions: the effect is the mean difference, z that over its standard error. A pair is told apart from z = 1.96 on. As
+z² grows with their number, (2.8 / z)² times as many windows or questions would tell the median pair apart with a
+probability of 80 %. Correlations are Spearman's, over all recipes and sizes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil, inf
+from pathlib import Path
+from statistics import median
+
+import numpy
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Column, Table
+from scipy import stats
+
+from linearpatch.results.files import read_record
+from linearpatch.results.questions import Answers
+
+WINDOWS = "/windows"
+DETECTED, POWER = 1.96, 2.8  # z of a difference at 5 %; the mean z with which 80 % of samples reach it
+HIGHER_IS_BETTER = ("acc", "acc_norm", "agreement", "valid", "first_difference")
+OTHERS = ("choice", "length", "length_ratio")  # neither more nor less of them is better
+
+Values = NDArray[numpy.float64]
+Samples = Mapping[str, Values]  # by measure: a value for each window or question, lower is better
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe at one size.
+
+    Attributes:
+        name: Pruner and patch.
+        size: Layers removed.
+        samples: What it was measured by.
+    """
+
+    name: str
+    size: int
+    samples: Samples
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How well a measure tells neighbours apart.
+
+    Attributes:
+        counted: `windows` or `questions`.
+        number: How many.
+        effects: z of each pair of neighbours.
+        best: By size, the recipe that wins.
+    """
+
+    counted: str
+    number: int
+    effects: tuple[float, ...]
+    best: Mapping[int, str]
+
+    @property
+    def told_apart(self) -> int:
+        """Pairs whose difference is beyond chance."""
+        return sum(effect >= DETECTED for effect in self.effects)
+
+    @property
+    def needed(self) -> float:
+        """Windows or questions for the median pair."""
+        middle = median(self.effects)
+        return ceil(self.number * (POWER / middle) ** 2) if middle else inf
+
+
+def main(folder: Path) -> None:
+    """Print both tables."""
+    recipes = [recipe for path in sorted(folder.glob("*/result.json")) if (recipe := recipe_of(path.parent))]
+    if not recipes:
+        sys.exit(f"No completed run in {folder} (*/result.json). Make some: linearpatch run -m experiment=sensitivity")
+    console = Console(width=170)
+    sizes = sorted({recipe.size for recipe in recipes})
+    measures = measures_of(recipes)
+    table = Table(
+        Column("measure", no_wrap=True), "number", "told apart", "median effect / error", "needed",
+        *(f"best, {size}" for size in sizes), caption="neighbouring recipes of one size; needed: for the median pair",
+    )  # fmt: skip
+    for name in measures:
+        found = sensitivity(recipes, name)
+        if found is not None:
+            needed = "–" if found.needed == inf else f"{found.needed:,.0f}"
+            told = f"{found.told_apart} of {len(found.effects)}"
+            row = [f"{found.number} {found.counted}", told, f"{median(found.effects):.1f}", needed]
+            table.add_row(name, *row, *(found.best.get(size, "") for size in sizes))
+    console.print(table)
+    matrix = Table(Column("Spearman's ρ", no_wrap=True), *map(str, range(1, len(measures) + 1)))
+    for number, first in enumerate(measures, start=1):
+        matrix.add_row(f"{number} {first}", *(f"{correlation(recipes, first, second):.2f}" for second in measures))
+    console.print(matrix)
+
+
+def recipe_of(folder: Path) -> Recipe | None:
+    """What a run measured of the model it made; None where it isn't complete."""
+    record = read_record(folder)
+    if record is None or record.status != "completed":
+        return None
+    _, pruning, patch = record.require_edit()
+    answers = Answers(folder)
+    stages = {name.partition("/")[0] for name in answers.arrays} | set(answers.questions)
+    stage = "patched" if "patched" in stages else "pruned"
+    samples = {name: numpy.asarray(values, dtype=float) for name, values in answers.questions.get(stage, {}).items()}
+    samples |= {
+        name.removeprefix(f"{stage}/").removesuffix(WINDOWS): values.double().flatten().numpy()
+        for name, values in answers.arrays.items()
+        if name.startswith(f"{stage}/") and name.endswith(WINDOWS)
+    }
+    turned = {
+        name: -values if kind_of(name) in HIGHER_IS_BETTER else values
+        for name, values in samples.items()
+        if kind_of(name) not in OTHERS
+    }
+    return Recipe(f"{pruning.method} {patch.method}", len(pruning.removed_layers), turned)
+
+
+def kind_of(name: str) -> str:
+    """The last part of a measure's name."""
+    return name.rpartition("/")[2]
+
+
+def measures_of(recipes: list[Recipe]) -> list[str]:
+    """Measures that all recipes have."""
+    return [name for name in recipes[0].samples if all(name in recipe.samples for recipe in recipes)]
+
+
+def sensitivity(recipes: list[Recipe], name: str) -> Sensitivity | None:
+    """How well a measure tells neighbours apart; None where no size has two recipes."""
+    effects: list[float] = []
+    best: dict[int, str] = {}
+    number = 0
+    for size in sorted({recipe.size for recipe in recipes}):
+        ranked = sorted((recipe for recipe in recipes if recipe.size == size), key=lambda one: one.samples[name].mean())
+        best[size] = ranked[0].name
+        for better, worse in pairwise(ranked):
+            values = worse.samples[name] - better.samples[name]
+            number = len(values)
+            effects.append(effect(values))
+    counted = "windows" if name.startswith(("ppl/", "divergence")) else "questions"
+    return Sensitivity(counted, number, tuple(effects), best) if effects else None
+
+
+def effect(differences: Values) -> float:
+    """The mean of paired differences over its standard error; nothing where none differs."""
+    error = differences.std(ddof=1) / len(differences) ** 0.5
+    return float(abs(differences.mean()) / error) if error > 0 else 0.0
+
+
+def correlation(recipes: list[Recipe], first: str, second: str) -> float:
+    """Spearman's, of the means of two measures."""
+    means = [[recipe.samples[name].mean() for recipe in recipes] for name in (first, second)]
+    return float(stats.spearmanr(*means).statistic)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
