@@ -1,4 +1,4 @@
-"""Distillation of the stream where the cut is."""
+"""Distillation of the stream past each interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distillation of every stream behind the cut."""
+"""Distillation of every stream behind the interface."""
 
 from __future__ import annotations
 
