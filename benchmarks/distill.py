@@ -19,12 +19,13 @@ from linearpatch.distillation.output_kl import OutputKL
 from linearpatch.distillation.patch_forms import FullPatch, dense_form
 from linearpatch.distillation.sources import Cached, Online, Source
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.edit import Edit, Interface, PlacedOperator, Site
+from linearpatch.models.edit import Edit, PlacedOperator, Site
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.passes import record
 from linearpatch.models.places import OnStream
 from linearpatch.models.runner import Runner
+from linearpatch.models.units import Interface
 from linearpatch.patches.rotate import Rotate
 from linearpatch.storage.cache import Cache
 
@@ -54,7 +55,7 @@ class Case:
     @property
     def pruned(self) -> Edit:
         """The model without these layers."""
-        return Edit.of_layers(range(self.interface.start, self.interface.end))
+        return Edit.of_layers(range(START, END))
 
     def patch(self) -> FullPatch:
         """The patch at its beginning, to be trained."""
@@ -77,7 +78,7 @@ def claims() -> list[Claim]:
 
 def on_stream(interface: Interface) -> Site:
     """A site on the stream behind an interface."""
-    return Site(interface, interface.end, OnStream(interface.end))
+    return Site(interface, interface.reader, OnStream(interface.reader))
 
 
 def embedded_case(model: LoadedModel, blocks: int, validation: int, length: int) -> Case:
@@ -97,15 +98,15 @@ def time_claims(case: Case, *, repeats: int, gain: float) -> list[Claim]:
         gain: How many times faster than the published procedure an epoch should be.
     """
     decoder, batch = case.decoder, case.ids[:1].to(case.decoder.input_device)
-    recording = record(decoder, batch, {case.interface.end})
-    after = list(range(case.interface.end, decoder.num_layers))
+    recording = record(decoder, batch, {END})
+    after = list(range(END, decoder.num_layers))
     calls = record(decoder, batch).calls
 
     @torch.no_grad()
     def least() -> None:
         decoder.model(input_ids=batch, use_cache=False)
         for _ in range(2):
-            decoder.run_layers(recording.streams[case.interface.end], calls, after)
+            decoder.run_layers(recording.streams[END], calls, after)
 
     stepping = case.loop()
     step, mine, other = time_ratio(lambda: stepping.advance(), least, repeats=4 * repeats)
@@ -212,7 +213,7 @@ def _trainable_view(case: Case) -> tuple[nn.Module, FullPatch]:
         return (patch(args[0]), *args[1:])
 
     layers: nn.ModuleList = view.get_decoder().layers
-    layers[case.interface.start].register_forward_pre_hook(patched)
+    layers[START].register_forward_pre_hook(patched)
     return view, patch
 
 

@@ -9,9 +9,9 @@ import torch
 from benchmarks.distill import Case, dense_forward, epoch_of, time_claims
 from benchmarks.measure import Claim, time_ratio
 from linearpatch.config import compose_experiment
-from linearpatch.models.edit import Interface
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.modeling_linearpatch import LinearMap
+from linearpatch.models.units import Interface
 from linearpatch.storage.cache import default_cache_dir
 
 SHAPE = {

@@ -40,11 +40,12 @@ from linearpatch.evaluation.evaluation import Evaluation, Subject
 from linearpatch.evaluation.perplexity import Perplexity
 from linearpatch.evaluation.retention import Results, compare
 from linearpatch.models.decoder import Decoder, check_logits, decoder_of
-from linearpatch.models.edit import Edit, check_removed
+from linearpatch.models.edit import Edit
 from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.layer_config import check_prunable
 from linearpatch.models.model import LoadedModel, check_vocabulary
 from linearpatch.models.rebuilding import check_removal, check_tables
+from linearpatch.models.units import check_removed
 from linearpatch.patches.none import NoPatch
 from linearpatch.patches.patch import Patch
 from linearpatch.pruners.pruner import Pruner
@@ -116,7 +117,7 @@ def prune(
     Args:
         model: The dense model.
         data: Calibration tokens.
-        num_layers: How many layers to remove.
+        num_layers: How many layers to remove; how many sublayers, where the pruner has another `unit`.
         pruner: Its name or itself; `linearpatch list pruner` shows all.
         patch: What will repair the model, for pruners that measure patched models (`patch_aware`).
         settings: Of the pruner; where it is named, others are those of its YAML, as on the command line.
@@ -132,9 +133,10 @@ def prune(
     with _evaluating(model) as dense:
         repairer = repairer.for_model(dense)
         chosen.check(dense.num_layers, num_layers)
+        chosen.check_family(dense)
         workspace = _workspace(dense, data, repairer)
         edit = chosen.chooser.select(workspace, num_layers)
-        check_removal(dense, edit.view(dense), edit.removed_layers, edit.narrowed)
+        check_removal(dense, edit.view(dense), edit.removed_layers, edit.narrowed, edit.removed_parts)
     log.info("%s", edit.summary())
     return edit
 
@@ -163,7 +165,7 @@ def repair(
     _require_edit(edit)
     chosen = _component("patch", patch, Patch, settings)  # type: ignore[type-abstract]
     with _evaluating(model) as dense:
-        check_removed(edit.removed_layers, dense.num_layers)
+        check_removed(edit.removed, dense.num_layers)
         chosen = chosen.for_model(dense)
         chosen.check(dense)
         repaired = repair_compared(_workspace(dense, data, chosen), chosen, edit.with_operators(()))

@@ -24,8 +24,8 @@ from linearpatch.errors import ConfigError, looked_in, require_choice, require_p
 from linearpatch.evaluation.evaluation import Evaluation, check_metrics, check_stock
 from linearpatch.evaluation.harness.task_settings import MISSING_DATA
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.edit import interfaces_of
 from linearpatch.models.model import Model
+from linearpatch.models.units import LAYER, interfaces_of
 from linearpatch.patches.patch import Patch
 from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import identity, name_of
@@ -66,6 +66,7 @@ class Experiment:
         evaluation: What models are measured on.
         pruner: Chooses the layers.
         num_pruned_layers: How many layers go.
+        num_pruned: How many units go, where `pruner.unit` isn't a layer; null counts layers.
         patch: Bridges the interfaces.
         distill: Refines the patches.
         distillation: The text that they are trained on.
@@ -92,6 +93,7 @@ class Experiment:
     evaluation: EvaluationText = field(default_factory=EvaluationText)
     pruner: Pruner = MISSING
     num_pruned_layers: int = 5
+    num_pruned: int | None = None
     patch: Patch = MISSING
     distill: Distillation = MISSING
     distillation: DistillationText = field(default_factory=DistillationText)
@@ -118,19 +120,22 @@ class Experiment:
             raise ConfigError(f"stages is empty. Allowed: some of {', '.join(STAGES)}.")
         require_choice("missing_data", self.missing_data, MISSING_DATA)
         require_range("num_pruned_layers", self.num_pruned_layers, low=1)
+        _ = self.num_units  # rejects a number of another unit
         require_seed("seed", self.seed)
         for name in ("output_dir", "datasets_dir", "cache_dir"):
             require_path(name, getattr(self, name) or "")
         require_choice("gguf_type", self.gguf_type, TYPES)
-        check_format(self.save_format, self.patch, trainable=self.training.trainable if self.training else None)
+        trainable = self.training.trainable if self.training else None
+        check_format(self.save_format, self.patch, trainable=trainable, unit=self.pruner.unit)
         if self.training is not None and self.training.trainable == "patch" and name_of(self.patch) == "none":
             raise ConfigError(
                 f"distill={name_of(self.distill)} trains patches, and patch=none has none. Choose a patch to begin "
                 "with, such as rotate or lstsq, train weights of the model as well, as distill.trainable=lora does, or "
                 "use distill=none."
             )
-        if not self.pruner.removes_layers:
-            self._check_whole_layers()
+        if self.training is not None:
+            self.training.check_unit(self.pruner.unit)
+        self.pruner.check_rest(name_of(self.patch), self.save_format if self.save_model else "auto")
         if self.training is not None and self.training.patch_form != "full" and not self.patch.is_matrix:
             raise ConfigError(
                 f"distill.patch_form={self.training.patch_form} trains a part of one matrix, and this "
@@ -190,6 +195,11 @@ class Experiment:
         return self.patch if chooser.sees_whole_patches else self.patch.draft()
 
     @property
+    def num_units(self) -> int:
+        """How many layers or sublayers go."""
+        return self.pruner.number(self.num_pruned_layers, self.num_pruned)
+
+    @property
     def num_held_out(self) -> int:
         """Calibration blocks on which nothing is fitted."""
         return self.calibration.num_held_out(self.pruner.needs_held_out or self.patch.needs_held_out)
@@ -240,7 +250,7 @@ class Experiment:
             "model": identity(self.model),
             "calibration": identity(replace(self.calibration, corpus=self.calibration_reader.corpus)),
             "pruner": identity(self.pruner),
-            "num_pruned_layers": self.num_pruned_layers,
+            "num_pruned_layers": self.num_units,
             "patch": identity(self.patch),
             "distill": identity(self.distill),
             "seed": self.seed,
@@ -249,7 +259,8 @@ class Experiment:
             own = self.distillation_reader.corpus
             makes["distillation"] = identity(replace(self.distillation, corpus=own))
         label = self.model.label[:MOST_CHARACTERS]
-        chosen = f"{label}-{name_of(self.pruner)}-{self.num_pruned_layers}-{name_of(self.patch)}"
+        unit = "" if self.pruner.unit == LAYER else f"-{self.pruner.unit}"
+        chosen = f"{label}-{name_of(self.pruner)}{unit}-{self.num_units}-{name_of(self.patch)}"
         return f"{chosen}-{digest(makes)}"
 
     @property
@@ -317,10 +328,10 @@ class Experiment:
         num_layers, hidden_size = text.num_hidden_layers, getattr(text, "hidden_size", None)
         if self.save_model and self.save_format == "gguf":
             architecture_of(config)
-        self.pruner.check(num_layers, self.num_pruned_layers)
+        self.pruner.check(num_layers, self.num_units)
         for reader in self.readers:
             reader.corpus.check_model(config)
-        known = self.pruner.known_choice(num_layers, self.num_pruned_layers)
+        known = self.pruner.known_choice(num_layers, self.num_units)
         if known is not None:
             self.patch.place(interfaces_of(known))
         if hidden_size is not None:
@@ -347,25 +358,6 @@ class Experiment:
             return Path("outputs") / self.run_id
         base = Path(self.output_dir).expanduser()
         return base / self.run_id if in_sweep else base
-
-    def _check_whole_layers(self) -> None:
-        """Reject what needs interfaces, where the pruner removes parts of layers and leaves none.
-
-        Raises:
-            ConfigError: names the patch, or the format.
-        """
-        pruner = name_of(self.pruner)
-        if name_of(self.patch) != "none":
-            raise ConfigError(
-                f"pruner={pruner} removes parts of layers, not layers: there is no interface for "
-                f"patch={name_of(self.patch)} to bridge, nor for a distillation. Use patch=none distill=none, or a "
-                "pruner that removes layers."
-            )
-        if self.save_model and self.save_format not in ("auto", "custom"):
-            raise ConfigError(
-                f"save_format={self.save_format} can't hold the model of pruner={pruner}, whose layers have widths of "
-                "their own. Use save_format=custom."
-            )
 
     def _reader(self, purpose: str, own: Corpus | None) -> Reader:
         datasets_dir = Path(self.datasets_dir).expanduser() if self.datasets_dir else None

@@ -29,6 +29,7 @@ from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import DENSE, Edit
 from linearpatch.models.model import LoadedModel, Model
 from linearpatch.models.rebuilding import check_rebuilt, check_removal
+from linearpatch.models.units import LAYER
 from linearpatch.patches.patch import Patch
 from linearpatch.preparation import Prepared, Texts, cut_calibration, cut_training, load_model
 from linearpatch.pruners.pruner import Pruner
@@ -127,7 +128,7 @@ def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, wor
 
         with record.step("rank"):
             workspace = workspace_of(experiment, prepared, cache)
-            edits["pruned"] = rank(experiment.pruner, experiment.patch, workspace, experiment.num_pruned_layers)
+            edits["pruned"] = rank(experiment.pruner, experiment.patch, workspace, experiment.num_units)
         record.pruning = experiment.pruner.chooser.section(dense, edits["pruned"])
         check_removable(dense, edits["pruned"], experiment.save_format if experiment.save_model else None)
 
@@ -248,7 +249,9 @@ def workspace_of(experiment: Experiment, prepared: Prepared, cache: Cache) -> Wo
 def rank(pruner: Pruner, patch: Patch, workspace: Workspace, n: int) -> Edit:
     """Choose the layers to remove; what the patch needs of the dense model comes from the same pass."""
     chooser = pruner.chooser
-    workspace.collect(*chooser.statistics(n), *patch.statistics())
+    chooser.check_family(workspace.decoder)
+    of_patch = patch.statistics() if chooser.unit == LAYER else [one.of_sublayers() for one in patch.statistics()]
+    workspace.collect(*chooser.statistics(n), *of_patch)
     edit = chooser.select(workspace, n)
     workspace.release()
     log.info("%s", edit.summary())
@@ -267,8 +270,8 @@ def check_removable(dense: Decoder, edit: Edit, save_format: str | None) -> None
         ModelError: says which, and what works instead.
     """
     pruned = edit.view(dense)
-    check_removal(dense, pruned, edit.removed_layers, edit.narrowed)
-    if save_format not in (None, "adapter") and not edit.narrowed:  # those are loaded again when they are saved
+    check_removal(dense, pruned, edit.removed_layers, edit.narrowed, edit.removed_parts)
+    if save_format not in (None, "adapter") and edit.is_stock:  # others are loaded again when they are saved
         check_rebuilt(dense, pruned, edit.removed_layers)
 
 

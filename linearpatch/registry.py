@@ -209,12 +209,14 @@ def name_of(instance: object) -> str:
 def identity(instance: Any) -> dict[str, Any]:
     """What makes a component's result: its name, its settings and its algorithm's version.
 
-    Fields marked `metadata={"identity": False}` (labels, paths, batch sizes) don't take part.
+    Fields marked `metadata={"identity": False}` (labels, paths, batch sizes) don't take part; those marked `"changed"`
+    do where they have another value than their default, so that a new setting leaves names of runs as they were.
     """
     settings = {
-        field.name: getattr(instance, field.name)
+        field.name: value
         for field in dataclasses.fields(instance)
-        if field.metadata.get("identity", True)
+        for value in [getattr(instance, field.name)]
+        if (kind := field.metadata.get("identity", True)) and not (kind == "changed" and value == field.default)
     }
     nested = {key: identity(value) if dataclasses.is_dataclass(value) else value for key, value in settings.items()}
     return {"name": name_of(instance), "version": getattr(instance, "version", 1), **nested}

@@ -77,6 +77,20 @@ def layer_list(layers: Iterable[int]) -> str:
     return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
 
 
+def removal_list(units: Iterable[int | str]) -> str:
+    """Layers as ranges, sublayers by their kind.
+
+    >>> removal_list([4, 3]), removal_list(["11.attention", "5", "12.attention", "4.mlp"])
+    ('3-4', '5; attention 11-12; MLP 4')
+    """
+    kinds: dict[str, list[int]] = {"": [], "attention": [], "mlp": []}
+    for unit in units:
+        layer, _, part = str(unit).partition(".")
+        kinds[part].append(int(layer))
+    titles = {"": "", "attention": "attention ", "mlp": "MLP "}
+    return "; ".join(f"{titles[part]}{layer_list(layers)}" for part, layers in kinds.items() if layers)
+
+
 def printable(text: str) -> str:
     r"""Text from elsewhere (records, checkpoints, errors) for a terminal or a file: control characters as escapes.
 

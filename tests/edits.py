@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.edit import Edit, Interface, PlacedOperator, Site
+from linearpatch.models.edit import Edit, PlacedOperator, Site
 from linearpatch.models.places import InProjection, OnOutput, OnStream
+from linearpatch.models.units import Interface
 from linearpatch.patches.patch import Patch
 
 Operators = Iterable[PlacedOperator | tuple[Site, nn.Module]]

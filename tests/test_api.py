@@ -147,7 +147,8 @@ def test_a_name_means_in_python_what_it_means_on_the_command_line(group):
     others = ["patch=none"] if group == "pruner" else []  # which every pruner goes with
     for name in choices(group):
         component, settings = component_of(group, name)
-        composed = getattr(lp.compose(f"{group}={name}", *others), group)
+        counted = ["num_pruned=2"] if settings.get("unit", "layer") != "layer" else []
+        composed = getattr(lp.compose(f"{group}={name}", *others, *counted), group)
         assert resolve(group, component, object, settings) == composed, name
 
 

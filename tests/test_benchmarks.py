@@ -14,8 +14,8 @@ from linearpatch.calibration.workspace import Workspace
 from linearpatch.cli import main
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.models.decoder import decoder_of
-from linearpatch.models.edit import Interface
 from linearpatch.models.modeling_linearpatch import LinearMap
+from linearpatch.models.units import Interface
 from linearpatch.pruners.sleb import Sleb
 
 

@@ -95,7 +95,7 @@ def test_no_target_strings_but_those_of_hydras_plugins():
         ("output_dir=o/${pruner}", "For its name write ${hydra:runtime.choices.pruner}"),
         ("output_dir=${pruner}", "output_dir=${pruner} would contain all settings of pruner"),
         ("output_dir=o/${hydra:runtime.choices.prunr}", "prunr is not a group. Did you mean 'pruner'?"),
-        ("patch=null", "patch=null chooses nothing. Leave it out. Allowed: block, "),
+        ("patch=null", "patch=null chooses nothing. Leave it out. Allowed: average_update, "),
         ("corpus@calibration.corpus=null", "or set the value calibration.corpus=null to have none."),
         ("calibration.corpus=c4", "Choose it: corpus@calibration.corpus=c4."),
         ("evaluation.corpus=c4", "Choose it: corpus@evaluation.corpus=c4."),

@@ -45,6 +45,7 @@ RUNS = {  # at full and at small scale
     "relative_weighting": (8, 8),
     "retention": (8, 8),
     "sensitivity": (25, 4),
+    "sublayers": (21, 3),
     "top_k": (3, 3),
     "trainable": (4, 4),
 }

@@ -22,7 +22,8 @@ from linearpatch.calibration.finite import require_finite
 from linearpatch.calibration.race import Standing, race
 from linearpatch.calibration.statistics import Statistic
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.edit import DENSE, Edit, Interface, PlacedOperator, Site, interfaces_of
+from linearpatch.models.edit import DENSE, Edit, PlacedOperator, Site
+from linearpatch.models.units import Interface, Removable, as_units, interfaces_of, plain_units
 from linearpatch.registry import identity
 from linearpatch.runtime.progress import steps
 from linearpatch.storage.cache import Entry
@@ -86,8 +87,8 @@ class CandidateEdits:
         self.patch = patch
         self._operators: dict[Interface, tuple[PlacedOperator, ...]] = {}
 
-    def edits(self, removals: Sequence[Sequence[int]]) -> list[Edit]:
-        """The repaired edit that removes these layers, for each of some sets of layers."""
+    def edits(self, removals: Sequence[Sequence[Removable]]) -> list[Edit]:
+        """The repaired edit that removes these layers or sublayers, for each of some sets of them."""
         interfaces = [interfaces_of(removed) for removed in removals]
         self._fit(
             dict.fromkeys(
@@ -95,18 +96,24 @@ class CandidateEdits:
             )
         )
         return [
-            Edit.of_layers(removed, (placed for interface in of_edit for placed in self._operators[interface]))
+            Edit.without(as_units(removed)).with_operators(
+                placed for interface in of_edit for placed in self._operators[interface]
+            )
             for removed, of_edit in zip(removals, interfaces, strict=True)
         ]
 
     def losses(
-        self, removed: Sequence[int], removals: Sequence[Sequence[int]], *, survivors: int | None = None
+        self,
+        removed: Sequence[Removable],
+        removals: Sequence[Sequence[Removable]],
+        *,
+        survivors: int | None = None,
     ) -> list[CandidateLoss]:
-        """Held-out loss of the repaired model without each of some sets of layers; cached.
+        """Held-out loss of the repaired model without each of some sets of layers or sublayers; cached.
 
         Args:
-            removed: Layers removed in all of them: the streams of that model, repaired, are kept.
-            removals: Sets of layers.
+            removed: Those removed in all of them: the streams of that model, repaired, are kept.
+            removals: Sets of layers, by index, or units.
             survivors: Only so many of the best need exact losses; others may be lower bounds.
 
         Raises:
@@ -114,20 +121,21 @@ class CandidateEdits:
             NumericsError: no candidate has a finite loss.
         """
         workspace = self.workspace
-        removals = [sorted(candidate) for candidate in removals]
+        sets = [sorted(as_units(candidate)) for candidate in removals]
 
         def compute() -> list[CandidateLoss]:
-            base, *edits = self.edits([removed, *removals])
+            base, *edits = self.edits([removed, *sets])
             return workspace.losses(workspace.held_out, base, edits, survivors=survivors)
 
-        key = {"removed": sorted(removed), "removals": removals, "survivors": survivors}
+        names = [plain_units(candidate) for candidate in sets]
+        key = {"removed": plain_units(removed), "removals": names, "survivors": survivors}
         return _kept(workspace, self.patch, key, compute)
 
-    def race(self, removals: Sequence[Sequence[int]], *, noise: float) -> list[Standing]:
+    def race(self, removals: Sequence[Sequence[Removable]], *, noise: float) -> list[Standing]:
         """How the repaired models without each of some sets of layers stand to the best of them; cached.
 
         Args:
-            removals: Sets of layers.
+            removals: Sets of layers, by index, or units.
             noise: Standard errors by which a candidate drops out (`calibration.race`).
 
         Raises:
@@ -135,18 +143,19 @@ class CandidateEdits:
             NumericsError: no candidate has a finite loss.
         """
         workspace = self.workspace
-        removals = [sorted(candidate) for candidate in removals]
+        sets = [sorted(as_units(candidate)) for candidate in removals]
+        names = [plain_units(candidate) for candidate in sets]
 
         def compute() -> Entry:
-            edits = self.edits(removals)
+            edits = self.edits(sets)
             search = workspace.search(workspace.held_out)
             search.move(DENSE)
             with steps(f"race of {len(edits)} candidates", len(edits)) as on_step:
                 standings = race(search, edits, noise=noise, on_step=on_step)
-            require_finite([standing.loss for standing in standings], removals)
+            require_finite([standing.loss for standing in standings], names)
             return Entry(facts={"standings": [asdict(standing) for standing in standings]})
 
-        asked = {"removals": removals, "noise": noise, "race": RACE_VERSION}
+        asked = {"removals": names, "noise": noise, "race": RACE_VERSION}
         entry = workspace.cache.get("patched_race", {**_same(workspace, self.patch), **asked}, compute)
         return [Standing(**standing) for standing in entry.facts["standings"]]
 

@@ -18,15 +18,18 @@ from torch import Tensor
 
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.models.edit import DENSE, Edit
-from linearpatch.models.loss import stream_nll
+from linearpatch.models.loss import stream_divergence, stream_nll
 from linearpatch.models.passes import record
 from linearpatch.models.runner import Step, steps_of
 from linearpatch.models.weight_changes import changed_decoder
 
+NLL, DIVERGENCE = "nll", "divergence"
+OBJECTIVES = (NLL, DIVERGENCE)
+
 
 @dataclass(frozen=True)
 class CandidateLoss:
-    """Mean next-token loss of a candidate; a lower bound of it where the evaluation stopped early."""
+    """Mean loss of a candidate over tokens; a lower bound of it where the evaluation stopped early."""
 
     loss: float
     is_bound: bool = False
@@ -49,12 +52,16 @@ class CandidateSearch:
         decoder: The dense model.
         batches: Token ids, each `[batch, tokens]`.
         offload: Keep the streams in CPU memory, pinned where there is a GPU to carry them to.
+        objective: What the loss of a token is: `nll`, that of predicting the next one, or `divergence`, the
+            Kullback-Leibler divergence of the prediction from the dense model's.
 
     Attributes:
         layer_forwards: Layers run so far, each counted once per batch.
     """
 
-    def __init__(self, decoder: Decoder, batches: Sequence[Tensor], *, offload: bool = False) -> None:
+    def __init__(
+        self, decoder: Decoder, batches: Sequence[Tensor], *, offload: bool = False, objective: str = NLL
+    ) -> None:
         self.decoder = decoder
         self.batches = batches
         self._offload = offload
@@ -67,6 +74,8 @@ class CandidateSearch:
             self._streams.append([self._kept(recording.streams[step.layer]) for step in self._steps])
             self._calls.append(recording.calls)
             self.layer_forwards += decoder.num_layers
+        # What enters the dense model's final norm: predictions are compared with those that it gives.
+        self._reference = [streams[-1] for streams in self._streams] if objective == DIVERGENCE else None
 
     @torch.no_grad()
     def move(self, edit: Edit) -> None:
@@ -170,7 +179,11 @@ class CandidateSearch:
         hidden, calls = self._restored(self._streams[index][start]), self._calls[index]
         for step in plan.steps[start:-1]:
             hidden = self._run(plan, hidden, calls, step)
-        return stream_nll(plan.decoder, plan.steps[-1].read(hidden), self.batches[index])
+        stream = plan.steps[-1].read(hidden)
+        if self._reference is not None:
+            expected = self._restored(self._reference[index])
+            return stream_divergence(self.decoder, expected, plan.decoder, stream)
+        return stream_nll(plan.decoder, stream, self.batches[index])
 
     def _kept(self, hidden: Tensor) -> Tensor:
         """A stream where it is kept."""

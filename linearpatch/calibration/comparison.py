@@ -20,8 +20,9 @@ import torch
 from linearpatch.calibration.candidate_edits import Repairer, ready
 from linearpatch.calibration.candidate_losses import CandidateLoss, CandidateSearch
 from linearpatch.errors import ConfigError, NumericsError
-from linearpatch.models.edit import DENSE, Edit, PlacedOperator, interfaces_of
+from linearpatch.models.edit import DENSE, Edit, PlacedOperator
 from linearpatch.models.modeling_linearpatch import Operator
+from linearpatch.models.units import Removable, as_units, interfaces_of, plain_units
 from linearpatch.registry import identity, name_of
 from linearpatch.results.fields import section_of
 from linearpatch.results.sections import PatchSection, SiteSection
@@ -59,7 +60,7 @@ class Comparison:
     """Candidates for one set of removed layers, and which was kept.
 
     Attributes:
-        removed: Dense indices.
+        removed: Dense indices; sublayers by their names.
         kept: Name of the candidate that is kept: of those measured on all held-out tokens, that with the lowest loss.
         loss: Its mean loss; a lower bound where `is_bound`.
         is_bound: Whether its evaluation stopped early, because another set of layers was better.
@@ -67,7 +68,7 @@ class Comparison:
         candidates: All that were measured.
     """
 
-    removed: tuple[int, ...]
+    removed: tuple[int | str, ...]
     kept: str
     loss: float
     is_bound: bool
@@ -195,7 +196,7 @@ def repair(workspace: Workspace, patch: Repairer, edit: Edit) -> Repair:
     patch = patch.repairer
     if not (patch.compare and workspace.has_held_out and patch.place(edit.interfaces)):
         return Repair(patch.repair(workspace, edit))
-    (comparison,) = compare(workspace, patch, [edit.removed_layers])
+    (comparison,) = compare(workspace, patch, [edit.removed])
     log.info("candidates on held-out tokens: %s", comparison.summary())
     kept = AS_SET if comparison.kept == NO_PATCH else comparison.kept
     repaired = workspace.repaired.get((digest_of(identity(patch)), comparison.removed, kept))
@@ -207,7 +208,7 @@ def repair(workspace: Workspace, patch: Repairer, edit: Edit) -> Repair:
     return Repair(edit.with_operators(repaired.operators).with_weights(repaired.weights), comparison)
 
 
-def compare(workspace: Workspace, patch: Repairer, removals: Sequence[Sequence[int]]) -> list[Comparison]:
+def compare(workspace: Workspace, patch: Repairer, removals: Sequence[Sequence[Removable]]) -> list[Comparison]:
     """Compare candidates for some sets of layers; cached.
 
     Of the set whose kept candidate has the lowest loss, that loss is exact; others may stop early.
@@ -215,12 +216,12 @@ def compare(workspace: Workspace, patch: Repairer, removals: Sequence[Sequence[i
     Args:
         workspace: The dense model, its calibration tokens and those held out.
         patch: The fit as it is set, and what it is compared with (`Patch.compare`, `Patch.simpler`).
-        removals: Sets of layers. What their fits need is gathered in one pass, and kept for the run.
+        removals: Sets of layers, by index, or units. What their fits need is gathered in one pass and kept.
 
     Raises:
         NumericsError: no candidate has a finite loss, or a fit as set has no unique solution.
     """
-    sets = [sorted(removed) for removed in removals]
+    sets = [plain_units(removed) for removed in removals]
     same = {**workspace.key, "version": VERSION, "held_out": workspace.held_out.hash, "patch": identity(patch)}
 
     def compute() -> Entry:
@@ -243,7 +244,7 @@ def compare(workspace: Workspace, patch: Repairer, removals: Sequence[Sequence[i
 class _Contest:
     """Candidates of several sets of layers on the held-out batches, from a screen to those that are measured on all."""
 
-    def __init__(self, workspace: Workspace, patch: Repairer, removals: Sequence[list[int]]) -> None:
+    def __init__(self, workspace: Workspace, patch: Repairer, removals: Sequence[list[int | str]]) -> None:
         self.workspace = workspace
         self.removals = removals
         self.settings: dict[str, Repairer] = {AS_SET: patch, **(patch.simpler() if patch.compare else {})}
@@ -292,20 +293,20 @@ class _Contest:
 
     def _screen(self, index: int) -> None:
         """Measure all candidates of a set of layers on the first batches; keep the models of those that pass."""
-        removed = tuple(self.removals[index])
+        edit = Edit.without(as_units(self.removals[index]))
         batches = range(max(1, int(SCREENED * len(self.search.batches))))
         fits: dict[str, Edit] = {}
         for name, setting in self.settings.items():
             try:
-                fits[name] = setting.repair(self.workspace, Edit.of_layers(removed))
+                fits[name] = setting.repair(self.workspace, edit)
             except NumericsError:
                 if name == AS_SET:
                     raise
                 continue  # a simpler candidate without a solution is none
         decoder = self.workspace.decoder
-        models = {name: ready(edit, decoder) for name, edit in fits.items()}
+        models = {name: ready(fit, decoder) for name, fit in fits.items()}
         if self.against_none:
-            models[NO_PATCH] = Edit.of_layers(removed)
+            models[NO_PATCH] = edit
         for name, model in models.items():
             self.losses[index, name] = {batch: self.search.batch_loss(model, batch) for batch in batches}
         best = min(models, key=lambda name: self._total((index, name)))
@@ -315,7 +316,7 @@ class _Contest:
     def _finish(self, key: tuple[int, str]) -> None:
         """Measure a candidate on the other batches, until it can't be the best."""
         index, name = key
-        model = Edit.of_layers(self.removals[index]) if name == NO_PATCH else self.models[key]
+        model = Edit.without(as_units(self.removals[index])) if name == NO_PATCH else self.models[key]
         for batch in range(len(self.search.batches)):
             if batch not in self.losses[key] and self._total(key) <= self.best:
                 self.losses[key][batch] = self.search.batch_loss(model, batch)

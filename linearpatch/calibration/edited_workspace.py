@@ -15,7 +15,8 @@ from linearpatch.calibration.candidate_losses import CandidateLoss
 from linearpatch.calibration.statistics import LayerInput
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.models.edit import Edit, Site
-from linearpatch.models.passes import mlp_inputs, mlp_outputs, record
+from linearpatch.models.passes import mlp_outputs, projection_inputs, record
+from linearpatch.models.units import Removable, Unit, as_units, sublayer_before
 from linearpatch.registry import identity
 
 
@@ -43,12 +44,20 @@ class EditedWorkspace(Workspace):
         self.dense_index = [layer for layer in range(dense.num_layers) if layer not in removed]
 
     def _losses_without(
-        self, removed: Sequence[int], candidates: Sequence[int], *, survivors: int | None
+        self,
+        removed: Sequence[Removable],
+        candidates: Sequence[Removable],
+        *,
+        survivors: int | None,
+        objective: str,
     ) -> list[CandidateLoss]:
         """An operator stays where it is when the layer that reads it is removed."""
-        base = self._edit.without_layers(self.dense_index[layer] for layer in removed)
-        edits = [base.without_layers([self.dense_index[layer]]) for layer in candidates]
-        return self._dense.losses(self.blocks, base, edits, survivors=survivors)
+        base = self._edit.without_units(map(self._dense_unit, as_units(removed)))
+        edits = [base.without_units([self._dense_unit(unit)]) for unit in as_units(candidates)]
+        return self._dense.losses(self.blocks, base, edits, survivors=survivors, objective=objective)
+
+    def _dense_unit(self, unit: Unit) -> Unit:
+        return Unit(self.dense_index[unit.layer], unit.part)
 
 
 class SequentialWorkspace(Workspace):
@@ -79,13 +88,18 @@ class SequentialWorkspace(Workspace):
         """The same stream replaced on the held-out tokens."""
         return SequentialWorkspace(self._dense.on_held_out(), self._edit, self._site)
 
-    def _replaced(self, batch: Tensor, mlp_layers: Collection[int], products: Collection[int]) -> dict[int, LayerInput]:
+    def _replaced(
+        self, batch: Tensor, mlp_layers: Collection[int], projections: Collection[Unit]
+    ) -> dict[float, LayerInput]:
         start = self._site.interface.start
         reader = self._kept.index(self._site.reader)
+        units = {unit: Unit(self._kept.index(unit.layer), unit.part) for unit in projections}
         with (
             mlp_outputs(self._view, map(self._kept.index, mlp_layers)) as added,
-            mlp_inputs(self._view, map(self._kept.index, products)) as read,
+            projection_inputs(self._view, units.values()) as read,
         ):
             stream = record(self._view, batch, {reader}).streams[reader]
-        before = self._kept.index(start - 1) if mlp_layers or products else -1
-        return {start: LayerInput(start, stream, added.get(before), read.get(before))}
+        before = sublayer_before(start)
+        output = added.get(self._kept.index(before.layer)) if mlp_layers else None
+        projected = read[units[before]] if projections else None
+        return {start: LayerInput(start, stream, output, projected)}

@@ -27,7 +27,7 @@ def finite(values: Tensor, what: str, unit: str) -> Tensor:
     return values
 
 
-def require_finite(losses: Sequence[float], removals: Sequence[Sequence[int]]) -> None:
+def require_finite(losses: Sequence[float], removals: Sequence[Sequence[int | str]]) -> None:
     """Reject candidates of which none has a finite loss.
 
     Args:

@@ -19,6 +19,8 @@ from linearpatch.models.gradients import gradients_for
 from linearpatch.models.loss import stream_gradient
 from linearpatch.models.modeling_linearpatch import PATCH_PREFIX
 from linearpatch.models.passes import record
+from linearpatch.models.removal import own_names
+from linearpatch.models.sublayers import ATTENTION, MLP
 
 
 def layer_weights(layer: nn.Module) -> list[nn.Parameter]:
@@ -27,8 +29,45 @@ def layer_weights(layer: nn.Module) -> list[nn.Parameter]:
     return [weight for name, weight in named if not name.endswith("bias") and not name.startswith(PATCH_PREFIX)]
 
 
+def weight_rows(decoder: Decoder, index: int, *, sublayers: bool) -> list[int]:
+    """Which entry of a list of scores each of a layer's weights counts for.
+
+    Args:
+        decoder: The model.
+        index: Of the layer.
+        sublayers: Whether there are two for each layer, attention and MLP in turn, or one.
+
+    Raises:
+        ModelError: the family's sublayers can't be separated.
+    """
+    layer = decoder.layers[index]
+    if not sublayers:
+        return [index] * len(layer_weights(layer))
+    rows = {id(p): 2 * index for name in own_names(decoder, index, ATTENTION) for p in _of_child(layer, name)}
+    rows |= {id(p): 2 * index + 1 for name in own_names(decoder, index, MLP) for p in _of_child(layer, name)}
+    return [rows[id(weight)] for weight in layer_weights(layer)]
+
+
+def _of_child(layer: nn.Module, name: str) -> list[nn.Parameter]:
+    return list(layer.get_submodule(name).parameters())
+
+
+def weight_norms(decoder: Decoder, power: float, *, sublayers: bool) -> Tensor:
+    """Σ|W|^power over the weights of each layer, `[L]`, or of each sublayer, `[2 L]`, in fp64."""
+    norms = torch.zeros((2 if sublayers else 1) * decoder.num_layers, dtype=torch.float64)
+    for index, layer in enumerate(decoder.layers):
+        owners = weight_rows(decoder, index, sublayers=sublayers)
+        for weight, owner in zip(layer_weights(layer), owners, strict=True):
+            norms[owner] += weight.detach().float().abs().pow(power).sum(dtype=torch.float64).cpu()
+    return norms
+
+
 def first_order_importance(
-    decoder: Decoder, batches: Sequence[Tensor], *, on_step: Callable[[], None] = lambda: None
+    decoder: Decoder,
+    batches: Sequence[Tensor],
+    *,
+    sublayers: bool = False,
+    on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Σ over batches and weights of |W ⊙ ∂L/∂W| for each layer, `[L]` in fp64.
 
@@ -38,15 +77,17 @@ def first_order_importance(
     Args:
         decoder: The model.
         batches: Token ids, `[blocks, tokens]` each.
+        sublayers: For each sublayer, `[2 L]`: attention and MLP in turn.
         on_step: Called after each layer of each batch.
     """
-    importance = torch.zeros(decoder.num_layers, dtype=torch.float64)
+    owners = [weight_rows(decoder, index, sublayers=sublayers) for index in range(decoder.num_layers)]
+    importance = torch.zeros((2 if sublayers else 1) * decoder.num_layers, dtype=torch.float64)
     for batch in batches:
         for index, weights, gradients in layer_gradients(decoder, batch, layer_weights, on_step=on_step):
-            for weight, gradient in zip(weights, gradients, strict=True):
+            for owner, weight, gradient in zip(owners[index], weights, gradients, strict=True):
                 if gradient is not None:  # experts that no token reached have none
                     product = gradient.mul_(weight.detach()).abs_()
-                    importance[index] += product.sum(dtype=torch.float64).cpu()
+                    importance[owner] += product.sum(dtype=torch.float64).cpu()
     return importance
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from linearpatch.calibration.statistics import Accumulator, LayerInput, Statistic
+from linearpatch.calibration.statistics import Accumulator, LayerInput, Statistic, inside
 from linearpatch.models.modeling_linearpatch import EPSILON
+from linearpatch.models.units import Unit, sublayer_before
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,14 @@ class PairGram(Statistic):
     tokens · `bias`: 1 where rows x end in a 1, else 0.
 
     Attributes:
-        start_layer: Reads the stream before the interface.
+        start_layer: Reads the stream before the interface (`i + ½`: the MLP of layer i).
         end_layer: Reads the stream past it, y.
         weighting: `none`: w = 1 · `capped`: tokens of more than three times their block's median ‖y‖ count as one
             of that norm (`LayerInput.capped`) · `relative`: w = 1/‖y‖².
     """
 
-    start_layer: int
-    end_layer: int
+    start_layer: float
+    end_layer: float
     weighting: str = "none"
 
     @property
@@ -49,9 +51,13 @@ class PairGram(Statistic):
             return after.capped
         return 1 / energy if self.weighting == "relative" else None
 
-    def deepest(self, num_layers: int) -> int:
+    def deepest(self, num_layers: int) -> float:
         """Nothing is needed past the interface."""
         return self.end_layer
+
+    def between(self, num_layers: int) -> Collection[int]:
+        """Where the interface begins or ends between attention and MLP."""
+        return inside(self.start_layer, self.end_layer)
 
     @abstractmethod
     def rows(self, before: LayerInput, after: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,7 +144,7 @@ class MlpGram(PairGram):
 
     def mlp_layers(self) -> tuple[int, ...]:
         """The last layer before the interface."""
-        return (self.start_layer - 1,)
+        return (int(self.start_layer) - 1,)
 
     def rows(self, before: LayerInput, after: Tensor) -> tuple[Tensor, Tensor]:
         """What the MLP adds, and what it would have to add."""
@@ -151,8 +157,8 @@ class MlpGram(PairGram):
 class RefitGram(PairGram):
     """Rows from which a stream past an interface follows by the stream before it and by what made that.
 
-    Rows x are [x, h, 1] with x of stream `start_layer` and h what the last product of the MLP of layer
-    `start_layer − 1` reads; rows y are those of stream `end_layer`.
+    Rows x are [x, h, 1] with x of stream `start_layer` and h what the output projection of the sublayer before it
+    reads; rows y are those of stream `end_layer`.
     """
 
     @property
@@ -160,11 +166,11 @@ class RefitGram(PairGram):
         """Always."""
         return True
 
-    def mlp_products(self) -> tuple[int, ...]:
-        """The last layer before the interface."""
-        return (self.start_layer - 1,)
+    def projections(self) -> tuple[Unit, ...]:
+        """The last sublayer before the interface."""
+        return (sublayer_before(self.start_layer),)
 
     def rows(self, before: LayerInput, after: Tensor) -> tuple[Tensor, Tensor]:
         """The stream and what the product reads; the stream past the interface."""
-        assert before.mlp_input is not None
-        return torch.cat([before.tokens.to(after), before.mlp_input.reshape(len(after), -1).to(after)], dim=-1), after
+        assert before.projected is not None
+        return torch.cat([before.tokens.to(after), before.projected.reshape(len(after), -1).to(after)], dim=-1), after

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Protocol
 
@@ -19,9 +19,19 @@ from torch.nn import functional
 
 from linearpatch.errors import require_choice
 from linearpatch.linalg.hadamard import hadamard_transform
+from linearpatch.models.units import Unit
 
 BASES = ("channel", "hadamard")
 MOST_MEDIAN_NORMS = 3.0  # as one of which a token counts at most in sums of squares that are capped
+
+
+def inside(*streams: float) -> list[int]:
+    """Layers of which streams are read between attention and MLP.
+
+    >>> inside(3, 4.5)
+    [4]
+    """
+    return [int(stream) for stream in streams if stream != int(stream)]
 
 
 def ratio(after: Tensor, before: Tensor) -> Tensor:
@@ -33,19 +43,19 @@ class LayerInput:
     """The stream that one layer reads in one batch; what several statistics need of it is computed once.
 
     Attributes:
-        index: The layer, or the number of layers for the final norm.
+        index: The layer, or the number of layers for the final norm; `i + ½` for the MLP of layer i.
         hidden: `[blocks, tokens, hidden_size]` in the model's dtype.
         mlp_output: What the MLP of the layer before added to it, where a statistic asked for that layer.
-        mlp_input: What the last product of that MLP read, where a statistic asked for that.
+        projected: What the output projection of the sublayer before read, where a statistic asked for that.
     """
 
     def __init__(
-        self, index: int, hidden: Tensor, mlp_output: Tensor | None = None, mlp_input: Tensor | None = None
+        self, index: float, hidden: Tensor, mlp_output: Tensor | None = None, projected: Tensor | None = None
     ) -> None:
         self.index = index
         self.hidden = hidden
         self.mlp_output = mlp_output
-        self.mlp_input = mlp_input
+        self.projected = projected
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -98,16 +108,24 @@ class Statistic(ABC):
     def start(self, num_layers: int) -> Accumulator:
         """An accumulator for a model with so many layers."""
 
-    def deepest(self, num_layers: int) -> int:
+    def deepest(self, num_layers: int) -> float:
         """The last stream it needs; a pass stops at the deepest of all that listen."""
         return num_layers
+
+    def between(self, num_layers: int) -> Collection[int]:
+        """Layers of which it needs the stream between attention and MLP; it is shown no others."""
+        return ()
+
+    def of_sublayers(self) -> Statistic:
+        """What it is where sublayers are removed: the same, with the streams between them."""
+        return self
 
     def mlp_layers(self) -> tuple[int, ...]:
         """Layers whose MLP output it needs, too."""
         return ()
 
-    def mlp_products(self) -> tuple[int, ...]:
-        """Layers of which it needs what the last product of their MLP reads."""
+    def projections(self) -> tuple[Unit, ...]:
+        """Sublayers of which it needs what their output projection reads."""
         return ()
 
 
@@ -180,7 +198,7 @@ class _WindowMean:
         if stream.index == 0:
             self.recent.clear()
         self.recent.append(stream)
-        start = stream.index - self.window
+        start = int(stream.index) - self.window
         if start >= 0:
             total, count = self.compare(self.recent[0], stream)
             previous = self.sums[start]
@@ -190,7 +208,7 @@ class _WindowMean:
             self.recent.clear()
 
     def result(self) -> dict[str, Tensor]:
-        return {self.name: _on_cpu(self.sums) / self.count}
+        return {self.name: on_cpu(self.sums) / self.count}
 
 
 @dataclass(frozen=True)
@@ -198,36 +216,48 @@ class Magnitude(Statistic):
     """Mean absolute value of each channel of the stream that each layer reads.
 
     Result `magnitude`: `[L + 1, D]`. LinearPatch eq. 4 divides two of its rows. In the `hadamard` basis
-    the channels are those of the rotated stream X·H (section 3.3).
+    the channels are those of the rotated stream X·H (section 3.3). With `sublayers`, of what each sublayer reads,
+    `[2 L + 1, D]`: row 2 i for layer i, row 2 i + 1 for its MLP.
     """
 
     basis: str = "channel"
+    sublayers: bool = False
 
     def __post_init__(self) -> None:
         require_choice("Magnitude.basis", self.basis, BASES)
 
+    def between(self, num_layers: int) -> Collection[int]:
+        """All layers, or none."""
+        return range(num_layers) if self.sublayers else ()
+
+    def of_sublayers(self) -> Statistic:
+        """With what the MLPs read."""
+        return replace(self, sublayers=True)
+
     def start(self, num_layers: int) -> Accumulator:
         """Keep sums of absolute values."""
-        return _MagnitudeMean(self.basis, num_layers)
+        return _MagnitudeMean(self, num_layers)
 
 
 class _MagnitudeMean:
-    def __init__(self, basis: str, num_layers: int) -> None:
-        self.basis = basis
-        self.sums: list[Tensor | None] = [None] * (num_layers + 1)
+    def __init__(self, spec: Magnitude, num_layers: int) -> None:
+        self.basis = spec.basis
+        self.rows = 2 if spec.sublayers else 1  # for each layer
+        self.sums: list[Tensor | None] = [None] * (self.rows * num_layers + 1)
         self.count = 0
 
     def observe(self, stream: LayerInput) -> None:
         total = stream.in_basis(self.basis).abs().sum(dim=0).double()
-        previous = self.sums[stream.index]
-        self.sums[stream.index] = total if previous is None else previous + total
+        row = int(self.rows * stream.index)
+        previous = self.sums[row]
+        self.sums[row] = total if previous is None else previous + total
         self.count += len(stream.tokens) if stream.index == 0 else 0
 
     def result(self) -> dict[str, Tensor]:
-        return {"magnitude": _on_cpu(self.sums) / self.count}
+        return {"magnitude": on_cpu(self.sums) / self.count}
 
 
-def _on_cpu(sums: Sequence[Tensor | None]) -> Tensor:
+def on_cpu(sums: Sequence[Tensor | None]) -> Tensor:
     """Sums that exist, stacked and copied once: each copy from a GPU waits for all that it has to do."""
     totals = [total for total in sums if total is not None]
     return torch.stack([total.to(totals[0].device) for total in totals]).cpu()
@@ -241,17 +271,21 @@ class MagnitudeRatio(Statistic):
     computes in place of eq. 4's ratio of means.
     """
 
-    start_layer: int
-    end_layer: int
+    start_layer: float
+    end_layer: float
     basis: str = "channel"
     pooled: bool = False
 
     def __post_init__(self) -> None:
         require_choice("MagnitudeRatio.basis", self.basis, BASES)
 
-    def deepest(self, num_layers: int) -> int:
+    def deepest(self, num_layers: int) -> float:
         """Nothing is needed past the interface."""
         return self.end_layer
+
+    def between(self, num_layers: int) -> Collection[int]:
+        """Where the interface begins or ends between attention and MLP."""
+        return inside(self.start_layer, self.end_layer)
 
     def start(self, num_layers: int) -> Accumulator:
         """Keep the sum of ratios."""

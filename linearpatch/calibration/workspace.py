@@ -10,21 +10,23 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from linearpatch.calibration.candidate_edits import CandidateEdits, Repairer
-from linearpatch.calibration.candidate_losses import CandidateLoss, CandidateSearch
+from linearpatch.calibration.candidate_losses import NLL, CandidateLoss, CandidateSearch
 from linearpatch.calibration.comparison import Comparison, compare
 from linearpatch.calibration.finite import finite, require_finite
-from linearpatch.calibration.gradients import first_order_importance, layer_weights
+from linearpatch.calibration.gradients import first_order_importance, weight_norms
+from linearpatch.calibration.listening import Listeners
 from linearpatch.calibration.part_importance import part_importance
-from linearpatch.calibration.statistics import Accumulator, LayerInput, Statistic
+from linearpatch.calibration.statistics import LayerInput, Statistic
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.models.edit import DENSE, Edit
-from linearpatch.models.passes import mlp_inputs, mlp_outputs, walk
+from linearpatch.models.passes import mlp_outputs, projection_inputs, walk
+from linearpatch.models.sublayers import MLP
+from linearpatch.models.units import Removable, Unit, as_units, plain_units, sublayer_before
 from linearpatch.runtime.progress import steps
 from linearpatch.storage.cache import Cache, Entry
 
@@ -76,7 +78,7 @@ class Workspace:
         self._batches = self._on_device(blocks)
         self._searches: dict[str, CandidateSearch] = {}
         self._keeps_streams = False  # whether a pass over the tokens makes a search that keeps the streams
-        self.repaired: dict[tuple[str, tuple[int, ...], str], Edit] = {}  # fits that comparisons kept
+        self.repaired: dict[tuple[str, tuple[int | str, ...], str], Edit] = {}  # fits that comparisons kept
 
     def scratch(self) -> Workspace:
         """The same with a cache of its own, in memory, for what isn't worth keeping."""
@@ -98,8 +100,8 @@ class Workspace:
         self._candidate_edits = self._candidate_edits or CandidateEdits(self, self.patch.draft())
         return self._candidate_edits
 
-    def comparisons(self, removals: Sequence[Sequence[int]]) -> list[Comparison]:
-        """Held-out losses without each of some sets of layers: of the patch itself, simpler ones and none; cached.
+    def comparisons(self, removals: Sequence[Sequence[Removable]]) -> list[Comparison]:
+        """Held-out losses without each of some sets of units: of the patch itself, simpler ones and none; cached.
 
         Raises:
             ConfigError: no tokens are held out, or the workspace doesn't know how interfaces will be bridged.
@@ -201,14 +203,20 @@ class Workspace:
         return [entry.tensors for entry in entries if entry is not None]
 
     def removal_losses(
-        self, removed: Sequence[int], candidates: Sequence[int], *, stop_early: bool = False
-    ) -> dict[int, CandidateLoss]:
+        self,
+        removed: Sequence[Removable],
+        candidates: Sequence[Removable],
+        *,
+        stop_early: bool = False,
+        objective: str = NLL,
+    ) -> dict[Removable, CandidateLoss]:
         """Calibration loss of the model without `removed` and one candidate more.
 
         Args:
-            removed: Layers removed already, in the order of removal.
-            candidates: Layers to try.
+            removed: Layers, by index, or units removed already, in the order of removal.
+            candidates: Those to try.
             stop_early: Give up on a candidate once it can't be the best; its loss is then a bound.
+            objective: What a loss is; see `CandidateSearch`.
 
         Raises:
             NumericsError: no candidate has a finite loss.
@@ -216,17 +224,20 @@ class Workspace:
         key = {
             **self.key,
             "version": REMOVAL_LOSS_VERSION,
-            "removed": sorted(removed),
-            "candidates": sorted(candidates),
+            "removed": plain_units(removed),
+            "candidates": plain_units(candidates),
+            **({} if objective == NLL else {"objective": objective}),
         }
+        by_name = {str(candidate): candidate for candidate in candidates}
 
         def compute() -> Entry:
-            losses = self._losses_without(removed, candidates, survivors=1 if stop_early else None)
+            survivors = 1 if stop_early else None
+            losses = self._losses_without(removed, candidates, survivors=survivors, objective=objective)
             return Entry(facts={"losses": {str(c): asdict(loss) for c, loss in zip(candidates, losses, strict=True)}})
 
         exhaustive = self.cache.find("removal_loss", {**key, "stop_early": False})
         entry = exhaustive or self.cache.get("removal_loss", {**key, "stop_early": stop_early}, compute)
-        return {int(layer): CandidateLoss(**value) for layer, value in entry.facts["losses"].items()}
+        return {by_name[name]: CandidateLoss(**value) for name, value in entry.facts["losses"].items()}
 
     @property
     def has_held_out(self) -> bool:
@@ -254,6 +265,7 @@ class Workspace:
         edits: Sequence[Edit],
         *,
         survivors: int | None = None,
+        objective: str = NLL,
     ) -> list[CandidateLoss]:
         """Losses of edits that are the same as `base` up to some layer; only what follows is run. Not cached.
 
@@ -262,31 +274,38 @@ class Workspace:
             base: Streams of this edited model are kept for the next call.
             edits: Candidates.
             survivors: Only so many of the best need exact losses (`CandidateSearch.losses`).
+            objective: What a loss is; see `CandidateSearch`.
 
         Raises:
             NumericsError: no candidate has a finite loss.
         """
-        search = self.search(blocks)
+        search = self.search(blocks, objective)
         search.move(base)
         with steps(f"losses of {len(edits)} candidates", len(edits)) as on_step:
             losses = search.losses(edits, survivors=survivors, on_step=on_step)
-        require_finite([loss.loss for loss in losses], [edit.removed_layers for edit in edits])
+        require_finite([loss.loss for loss in losses], [edit.describe_removed() for edit in edits])
         return losses
 
-    def search(self, blocks: TokenBlocks) -> CandidateSearch:
+    def search(self, blocks: TokenBlocks, objective: str = NLL) -> CandidateSearch:
         """The streams that are kept for losses on some tokens; recorded at the first call."""
-        if blocks.hash not in self._searches:
-            self._searches[blocks.hash] = CandidateSearch(
-                self.decoder, self._on_device(blocks), offload=self.offload_streams
+        name = blocks.hash if objective == NLL else f"{blocks.hash} {objective}"
+        if name not in self._searches:
+            self._searches[name] = CandidateSearch(
+                self.decoder, self._on_device(blocks), offload=self.offload_streams, objective=objective
             )
-        return self._searches[blocks.hash]
+        return self._searches[name]
 
     def _losses_without(
-        self, removed: Sequence[int], candidates: Sequence[int], *, survivors: int | None
+        self,
+        removed: Sequence[Removable],
+        candidates: Sequence[Removable],
+        *,
+        survivors: int | None,
+        objective: str,
     ) -> list[CandidateLoss]:
-        base = Edit.of_layers(removed)
-        edits = [base.without_layers([layer]) for layer in candidates]
-        return self.losses(self.blocks, base, edits, survivors=survivors)
+        base = Edit.without(as_units(removed))
+        edits = [base.without_units(as_units([candidate])) for candidate in candidates]
+        return self.losses(self.blocks, base, edits, survivors=survivors, objective=objective)
 
     @property
     def layer_forwards(self) -> int:
@@ -298,18 +317,23 @@ class Workspace:
         self._searches.clear()
         self._candidate_edits = None
 
-    def importance(self) -> Tensor:
-        """First-order (Taylor) importance of each layer, `[L]`; see `first_order_importance`."""
+    def importance(self, *, sublayers: bool = False) -> Tensor:
+        """First-order (Taylor) importance of each layer, `[L]`; see `first_order_importance`.
+
+        Args:
+            sublayers: Of each sublayer, `[2 L]`: attention and MLP in turn.
+        """
 
         def compute() -> Entry:
             total = len(self._batches) * self.num_layers
             with steps("gradients", total) as on_step:
-                values = first_order_importance(self.decoder, self._batches, on_step=on_step)
+                values = first_order_importance(self.decoder, self._batches, sublayers=sublayers, on_step=on_step)
             return Entry({"importance": finite(values, "the first-order importance", "layer")})
 
         # Batches decide where absolute values are taken, so their size is part of the key.
         sizes = [len(batch) for batch in self._batches]
-        key = {**self.key, "version": IMPORTANCE_VERSION, "batches": sizes}
+        of = {"sublayers": True} if sublayers else {}
+        key = {**self.key, "version": IMPORTANCE_VERSION, "batches": sizes, **of}
         return self.cache.get("importance", key, compute).tensors["importance"]
 
     def part_importance(self, layers: range, kind: str) -> tuple[Tensor, Tensor]:
@@ -327,63 +351,56 @@ class Workspace:
         entry = self.cache.get("part_importance", {**self.key, "version": PART_IMPORTANCE_VERSION, **asked}, compute)
         return entry.tensors["heads"], entry.tensors["channels"]
 
-    def weight_norms(self, power: float) -> Tensor:
-        """Σ|W|^power over each layer's weights, `[L]` in fp64; needs no tokens."""
+    def weight_norms(self, power: float, *, sublayers: bool = False) -> Tensor:
+        """Σ|W|^power over each layer's weights, `[L]` in fp64; needs no tokens.
+
+        Args:
+            power: The exponent.
+            sublayers: Over each sublayer's, `[2 L]`: attention and MLP in turn.
+        """
 
         def compute() -> Entry:
-            norms = [
-                sum(w.detach().float().abs().pow(power).sum(dtype=torch.float64).cpu() for w in layer_weights(layer))
-                for layer in self.decoder.layers
-            ]
-            return Entry({"norm": finite(torch.stack([torch.as_tensor(n) for n in norms]), "the weights", "layer")})
+            norms = weight_norms(self.decoder, power, sublayers=sublayers)
+            return Entry({"norm": finite(norms, "the weights", "layer")})
 
-        key = {"model": self.key["model"], "version": WEIGHT_NORM_VERSION, "power": power}
+        of = {"sublayers": True} if sublayers else {}
+        key = {"model": self.key["model"], "version": WEIGHT_NORM_VERSION, "power": power, **of}
         return self.cache.get("weight_norm", key, compute).tensors["norm"]
 
     def _missing(self, statistics: Sequence[Statistic]) -> list[Statistic]:
         return [s for s in dict.fromkeys(statistics) if self.cache.find("statistic", self._statistic_key(s)) is None]
 
     def _run_pass(self, statistics: Sequence[Statistic], description: str) -> None:
-        accumulators = [statistic.start(self.num_layers) for statistic in statistics]
-        deepest = max(statistic.deepest(self.num_layers) for statistic in statistics)
-
-        mlp_layers = {layer for statistic in statistics for layer in statistic.mlp_layers()}
-        products = {layer for statistic in statistics for layer in statistic.mlp_products()}
-
+        listeners = Listeners(statistics, self.num_layers)
         search = self.search(self.blocks) if self._keeps_streams else self._searches.get(self.blocks.hash)
-        if search is not None and search.is_dense and not mlp_layers and not products:
+        if search is not None and search.is_dense and listeners.need_streams_alone:
             for number in range(len(search.batches)):
                 for index, hidden in enumerate(search.streams(number)):
-                    known = LayerInput(index, hidden)
-                    for accumulator in accumulators:
-                        accumulator.observe(known)
-            self._keep(statistics, accumulators)
-            return
+                    listeners.observe(LayerInput(index, hidden))
+        else:
+            self._walk(listeners, description)
+        for statistic, tensors in listeners.results():
+            self.cache.put("statistic", self._statistic_key(statistic), Entry(tensors))
 
-        def visit(index: int, hidden: Tensor, _: LayerCall) -> None:
-            stream = replaced.get(index) or LayerInput(index, hidden, added.get(index - 1), read.get(index - 1))
-            for accumulator in accumulators:
-                accumulator.observe(stream)
+    def _walk(self, listeners: Listeners, description: str) -> None:
+        def visit(index: float, hidden: Tensor, _: LayerCall) -> None:
+            before = sublayer_before(index)
+            output = added.get(before.layer) if before.part == MLP else None
+            listeners.observe(replaced.get(index) or LayerInput(index, hidden, output, read.get(before)))
 
         with (
             steps(description, len(self._batches)) as on_step,
-            mlp_outputs(self.decoder, mlp_layers) as added,
-            mlp_inputs(self.decoder, products) as read,
+            mlp_outputs(self.decoder, listeners.mlp_layers) as added,
+            projection_inputs(self.decoder, listeners.projections) as read,
         ):
             for batch in self._batches:
-                replaced = self._replaced(batch, mlp_layers, products)
-                walk(self.decoder, batch, visit, stop=deepest)
+                replaced = self._replaced(batch, listeners.mlp_layers, listeners.projections)
+                walk(self.decoder, batch, visit, stop=listeners.deepest, between=listeners.between)
                 on_step()
-        self._keep(statistics, accumulators)
 
-    def _keep(self, statistics: Sequence[Statistic], accumulators: Sequence[Accumulator]) -> None:
-        for statistic, accumulator in zip(statistics, accumulators, strict=True):
-            tensors = accumulator.result()
-            for name, tensor in tensors.items():
-                finite(tensor, f"{type(statistic).__name__} ({name})", "entry")
-            self.cache.put("statistic", self._statistic_key(statistic), Entry(tensors))
-
-    def _replaced(self, batch: Tensor, mlp_layers: Collection[int], products: Collection[int]) -> dict[int, LayerInput]:
+    def _replaced(
+        self, batch: Tensor, mlp_layers: Collection[int], projections: Collection[Unit]
+    ) -> dict[float, LayerInput]:
         """Streams that statistics shall see in place of the model's own, by layer."""
         return {}
 

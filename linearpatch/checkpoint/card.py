@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import replace
 
 from huggingface_hub import ModelCard, ModelCardData
 from omegaconf import OmegaConf
 
 from linearpatch.checkpoint.manifest import Manifest
-from linearpatch.models.edit import interfaces_of
+from linearpatch.models.sublayers import ATTENTION, MLP
+from linearpatch.models.units import LAYER, Unit, interfaces_of
 from linearpatch.registry import components
 from linearpatch.report.markdown import markdown_table
 from linearpatch.report.run_table import run_table
@@ -17,7 +19,7 @@ from linearpatch.results.display import metric_names
 from linearpatch.results.record import Record
 from linearpatch.results.sections import DistillationSection
 from linearpatch.results.stages import STAGES
-from linearpatch.text import layer_list, printable
+from linearpatch.text import counted, layer_list, printable
 
 LOADING = {
     "plain": """\
@@ -74,7 +76,9 @@ def model_card(manifest: Manifest, record: Record | None) -> str:
         record: The run that made it; without one the card has no results and no settings.
     """
     base = manifest.base
-    addition = "the patch, a module of its own" if manifest.removed_layers else "the sizes of narrower layers"
+    addition = "the patch, a module of its own" if manifest.units else "the sizes of narrower layers"
+    if manifest.removed:
+        addition = "which sublayers are gone, and the patches"
     data = ModelCardData(
         base_model=base.hub_id or None,
         license=base.license or None,
@@ -97,13 +101,22 @@ def model_card(manifest: Manifest, record: Record | None) -> str:
 def title(manifest: Manifest) -> str:
     """What is left of which model, in a few words."""
     base = manifest.base
+    if manifest.removed:
+        return f"{base.name} without {_counted(manifest.units)} of its {base.num_layers} layers"
     if not manifest.removed_layers:
         return f"{base.name} with narrower layers"
     return f"{base.name} without {len(manifest.removed_layers)} of {base.num_layers} layers"
 
 
+def _counted(units: Sequence[Unit]) -> str:
+    """Numbers of layers, attentions and MLPs in words."""
+    names = {LAYER: "layer", ATTENTION: "attention", MLP: "MLP"}
+    numbers = {part: sum(unit.part == part for unit in units) for part in names}
+    return " and ".join(counted(number, names[part]) for part, number in numbers.items() if number)
+
+
 def _what(manifest: Manifest, record: Record | None) -> str:
-    if not manifest.removed_layers:
+    if not manifest.units:
         chosen = ""
         if record and record.pruning:
             chosen = f", chosen by `{record.pruning.method}` ({record.pruning.ratio:.1%} of all parameters)"
@@ -111,8 +124,10 @@ def _what(manifest: Manifest, record: Record | None) -> str:
             f"- **Removed**: attention heads and MLP channels of some layers{chosen}. `linear_sizes` in config.json "
             "has the size of each matrix that is smaller. No layer is removed."
         )
-    interfaces = ", ".join(map(str, interfaces_of(manifest.removed_layers)))
+    interfaces = ", ".join(map(str, interfaces_of(manifest.units)))
     removed = f"layers {layer_list(manifest.removed_layers)} of the dense model, counted from 0"
+    if manifest.removed:
+        removed = f"{', '.join(map(str, manifest.removed))} of the dense model, layers counted from 0"
     patched = "nothing: the layers around an interface meet as they are"
     if manifest.patches:
         patched = "a linear operator at each interface"
@@ -124,7 +139,8 @@ def _what(manifest: Manifest, record: Record | None) -> str:
             patched = f"a linear operator at each interface, which began as `{record.patch.method}` and was distilled"
     if manifest.patches and manifest.format in ("plain", "gguf"):
         patched += ", folded into existing weights"
-    lines = [f"- **Removed**: {removed}. Interfaces (first removed, next kept): {interfaces}."]
+    cuts = "i + 0.5 lies between a layer's attention and its MLP" if manifest.removed else "first removed, next kept"
+    lines = [f"- **Removed**: {removed}. Interfaces ({cuts}): {interfaces}."]
     lines.append(f"- **Patched** with {patched}.")
     if record and record.distillation:
         lines.append(f"- **Trained**: {_trained(record.distillation)}")

@@ -167,7 +167,7 @@ def read_edit(folder: Path, manifest: Manifest) -> Edit:
         operator.load_state_dict({name: tensors[f"{index}.{name}"] for name in operator.state_dict()})
         operators.append(PlacedOperator(entry.site, operator))
     weights = weights_from(manifest.weights, tensors, WEIGHTS)
-    return Edit.of_layers(manifest.removed_layers, operators).with_weights(weights)
+    return Edit.without(manifest.units).with_operators(operators).with_weights(weights)
 
 
 def checkpoint_folder(folder: str | Path) -> Path:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from linearpatch.errors import StorageError
-from linearpatch.models.edit import Interface, PlacedOperator, Site
+from linearpatch.models.edit import PlacedOperator, Site
 from linearpatch.models.fingerprint import sha256_of
 from linearpatch.models.modeling_linearpatch import OPERATORS, Operator
 from linearpatch.models.places import place_from
+from linearpatch.models.units import Interface, Unit, unit_from, whole_layers
 from linearpatch.storage.cache import canonical
 from linearpatch.storage.files import write_atomically
 
@@ -25,7 +26,7 @@ LORA_FOLDER = "lora"
 LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
 GGUF_FILE = "model.gguf"
 CARD_NAME = "README.md"  # people may edit it
-ADDED = ("weights", "lora")  # since the schema version, so that a manifest may lack them
+ADDED = ("weights", "lora", "removed")  # since the schema version, so that a manifest may lack them
 CONFIG_FILE = "config.json"
 INDEX_SUFFIX = ".safetensors.index.json"
 # What transformers may read from a folder: configurations, weights, code, templates, vocabularies.
@@ -76,7 +77,7 @@ class PatchEntry:
         operator: Its name and its spec, as `operator_from` reads them.
     """
 
-    interface: Sequence[int]
+    interface: Sequence[float]
     reader: int
     place: Mapping[str, Any]
     operator: Mapping[str, Any]
@@ -110,11 +111,13 @@ class Manifest:
     Attributes:
         format: `plain`, `custom`, `adapter` or `gguf`.
         base: The dense model.
-        removed_layers: Its removed layers, in the order of removal.
+        removed_layers: Its layers that are removed as a whole, in the order of removal.
         patches: What bridges the interfaces; in a `plain` or `gguf` checkpoint they are folded into the weights.
         weights: Changed weights that an adapter holds, as `describe_weights` writes them; a whole checkpoint has them
             among its own.
         lora: Whether a LoRA adapter, in the folder `LORA_FOLDER`, belongs to the model.
+        removed: Where sublayers were removed, too, all that was, in the order of removal: layers by their indices,
+            sublayers by name, such as `3.attention`.
         files: SHA-256 of every file that loading reads, by name.
         provenance: Which run made it: run id, command, configuration, package versions.
         schema_version: Of this file.
@@ -126,6 +129,7 @@ class Manifest:
     patches: tuple[PatchEntry, ...]
     weights: tuple[Mapping[str, Any], ...] = ()
     lora: bool = False
+    removed: tuple[int | str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
@@ -136,6 +140,13 @@ class Manifest:
         layers = set(self.removed_layers)
         if len(layers) != len(self.removed_layers) or not layers <= set(range(self.base.num_layers)):
             raise ValueError(f"removed_layers {list(self.removed_layers)} of {self.base.num_layers} layers")
+        if self.removed and whole_layers(self.units) != self.removed_layers:
+            raise ValueError(f"removed_layers {list(self.removed_layers)}, and removed {list(self.removed)}")
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """All that is removed, in the order of removal."""
+        return tuple(map(unit_from, self.removed or self.removed_layers))
 
     @property
     def num_layers(self) -> int:
@@ -195,6 +206,7 @@ def read_manifest(folder: Path) -> Manifest:
                 **{name: content[name] for name in ADDED if name in content},
                 "base": Base(**content["base"]),
                 "removed_layers": tuple(content["removed_layers"]),
+                "removed": tuple(content.get("removed", ())),
                 "patches": tuple(PatchEntry(**entry) for entry in content["patches"]),
             }
         )

@@ -40,6 +40,7 @@ from linearpatch.models.model import LoadedModel
 from linearpatch.models.patched import check_storable
 from linearpatch.models.rebuilding import check_rebuilt
 from linearpatch.models.sublayers import sublayers_of
+from linearpatch.models.units import LAYER
 from linearpatch.models.weight_changes import NewWeight, describe_weights, tensors_of
 from linearpatch.patches.patch import Patch
 from linearpatch.registry import components, name_of
@@ -54,18 +55,24 @@ STOCK_FORMATS = ("plain", "gguf")  # hold the weights of a stock model and nothi
 EXPERTS_FROM_DISK = Version("5.14")
 
 
-def check_format(save_format: str, patch: Patch, *, trainable: str | None = None) -> None:
+def check_format(save_format: str, patch: Patch, *, trainable: str | None = None, unit: str = LAYER) -> None:
     """Reject early a format that can't hold what a model will be.
 
     Args:
         save_format: As of `save_checkpoint`.
         patch: Settings of the patch.
         trainable: What will be trained; None: nothing.
+        unit: What will be removed.
 
     Raises:
         ConfigError: says which formats remain.
     """
     require_choice("save_format", save_format, FORMATS)
+    if unit != LAYER and save_format in ("plain", "lora", "gguf"):
+        raise ConfigError(
+            f"save_format={save_format} can't hold a model whose layers lost sublayers (pruner.unit={unit}): no "
+            "configuration of a stock model describes them. Use save_format=custom or adapter."
+        )
     if save_format == "lora" and trainable != "lora":
         raise ConfigError(
             f"save_format=lora holds a LoRA adapter beside the model, and {_trained_otherwise(trainable)}. Use "
@@ -164,7 +171,12 @@ def save_checkpoint(
             f"save_format={save_format} can't hold layers that lost heads and channels: no configuration of a stock "
             "model describes them, and an adapter holds patches alone. Use save_format=custom."
         )
-    if save_format != "adapter" and not edit.narrowed:
+    if edit.removed_parts and save_format in ("plain", "lora", "gguf"):
+        raise ModelError(
+            f"save_format={save_format} can't hold layers that lost a sublayer: no configuration of a stock model "
+            "describes them. Use save_format=custom or adapter."
+        )
+    if save_format != "adapter" and edit.is_stock:
         check_rebuilt(model.decoder, edit.with_operators(()).view(model.decoder), edit.removed_layers)
     check_lora(save_format, edit)
     with_lora = save_format == "lora"
@@ -175,6 +187,7 @@ def save_checkpoint(
         format=save_format,
         base=_base(model, name, source, hub_id, license),
         removed_layers=edit.removed_layers,
+        removed=tuple(edit.describe_removed()) if edit.removed_parts else (),
         patches=entries,
         weights=tuple(describe_weights(edit.weights)) if view is None else (),
         lora=with_lora,
@@ -219,7 +232,7 @@ def _represent(save_format: str, dense: Decoder, edit: Edit) -> tuple[str, PreTr
         base = edit.with_weights(without_lora(edit))
         is_stock = not any(placed.place.adds_parameters for placed in base.operators)
         return ("plain" if is_stock else "custom"), base.view(dense)
-    if edit.narrowed:
+    if not edit.is_stock:
         return "custom", edit.view(dense)
     if save_format != "custom" and edit.can_fold:
         try:

@@ -57,10 +57,11 @@ def check_written(
     error = difference(actual, expected)
     allowed = allowed_difference(measured.dtype)
     if error > allowed:
+        names = edit.describe_removed() if edit.removed_parts else sorted(edit.removed_layers)
         others = [name for name in ("custom", "adapter") if name != manifest.format]
         raise ModelError(
             f"The {manifest.format} checkpoint of {type(dense.model).__name__} without layers "
-            f"{sorted(edit.removed_layers)} would load as another model than the one that was measured: its logits "
+            f"{names} would load as another model than the one that was measured: its logits "
             f"differ by {error:.1e} of the largest (allowed: {allowed:.0e} in "
             f"{str(measured.dtype).removeprefix('torch.')}). Nothing was saved. Use "
             f"save_format={' or '.join(others)}, or remove other layers."

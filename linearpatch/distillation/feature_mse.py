@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from linearpatch.distillation.training import Lesson, Training
 from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.runner import Runner
+from linearpatch.models.units import LAYER, SUBLAYER
 from linearpatch.registry import component
 
 
@@ -24,8 +26,11 @@ class FeatureMSE(Training):
     The paper's comparison (table 5), which overfits there; LLM-Streamline trains its replacement layer so.
     """
 
+    allows_sublayers: ClassVar[bool] = False
+
     def check_student(self, student: Runner) -> None:
         """Reject weights that lie behind the last interface, which this loss doesn't see."""
+        self.check_unit(SUBLAYER if student.edit.removed_parts else LAYER)
         last = max(self.streams(student))
         unseen = sorted({name.layer for name in student.edit.weights if name.layer >= last})
         if unseen:
@@ -37,7 +42,7 @@ class FeatureMSE(Training):
     def streams(self, student: Runner) -> set[int]:
         """What the layer behind each interface reads in the dense model."""
         readers = {placed.site.reader for placed in student.edit.operators}
-        return readers or {interface.end for interface in student.edit.interfaces}
+        return readers or {interface.reader for interface in student.edit.interfaces}
 
     def teach(self, decoder: Decoder, streams: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """Those streams themselves."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from linearpatch.distillation.chunks import at_least_fp32
 from linearpatch.distillation.training import Lesson, Training
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.runner import Runner
+from linearpatch.models.units import LAYER, SUBLAYER
 from linearpatch.models.weight_changes import ParameterName
 from linearpatch.registry import component
 
@@ -24,6 +26,13 @@ class StreamMSE(Training):
     Each layer is asked to do what it did in the dense model, with all of the layers before it as they are by then. A
     few tokens have streams a hundred times as long as others, so an error counts by its share of the token's length.
     """
+
+    allows_sublayers: ClassVar[bool] = False
+
+    def check_student(self, student: Runner) -> None:
+        """Reject removed sublayers: behind their interfaces other streams are repaired than layers read."""
+        super().check_student(student)
+        self.check_unit(SUBLAYER if student.edit.removed_parts else LAYER)
 
     def sees(self, decoder: Decoder, name: ParameterName) -> bool:
         """Weights of layers: final norm and head come after the last stream."""

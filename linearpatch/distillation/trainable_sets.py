@@ -18,6 +18,7 @@ from linearpatch.distillation.chunks import at_least_fp32
 from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import Edit
+from linearpatch.models.removal import own_names
 from linearpatch.models.sublayers import MATRICES
 from linearpatch.models.weight_changes import LowRankUpdate, NewWeight, ParameterName, WeightChange, Weights
 from linearpatch.text import layer_list
@@ -44,13 +45,20 @@ class TrainableSet(ABC):
             ConfigError: there is nothing of the kind in what is kept, or it can't be trained.
             ModelError: layers share a weight.
         """
-        names = self.names(decoder, edit)
+        names = self._left(decoder, edit)
         if not names:
             raise ConfigError(
                 f"{self} has no weights to train in {edit.summary()}. Use another distill.trainable, such as lora "
                 "with distill.lora_layers=kept."
             )
         _check_weights(decoder, edit, names)
+
+    def _left(self, decoder: Decoder, edit: Edit) -> list[ParameterName]:
+        """Which weights these are, without those of removed sublayers."""
+        lost = {layer: own_names(decoder, layer, part) for layer, part in edit.removed_parts.items()}
+        return [
+            name for name in self.names(decoder, edit) if name.name.partition(".")[0] not in lost.get(name.layer, ())
+        ]
 
     def weights(self, decoder: Decoder, edit: Edit, seed: int) -> Weights:
         """All changed weights of the student at its beginning: those that train, and others of the edit, which stay.
@@ -67,7 +75,7 @@ class TrainableSet(ABC):
         self.check_edit(decoder, edit)
         generator = torch.Generator().manual_seed(seed)
         changes: dict[ParameterName, WeightChange] = {}
-        for name in self.names(decoder, edit):
+        for name in self._left(decoder, edit):
             weight = parameter_of(decoder, name).detach()
             if name in edit.weights:
                 weight = edit.weights[name].value(weight)

@@ -31,8 +31,9 @@ from linearpatch.errors import ConfigError, ModelError, require_choice, require_
 from linearpatch.linalg.hadamard import hadamard_factors
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.models.runner import Runner
+from linearpatch.models.units import LAYER
 from linearpatch.models.weight_changes import ParameterName
-from linearpatch.registry import component
+from linearpatch.registry import component, name_of
 from linearpatch.text import counted
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class Distillation:
     """Refines fitted patches, or leaves them."""
 
     version: ClassVar[int] = 1
+    allows_sublayers: ClassVar[bool] = True  # whether interfaces may lie between the sublayers of a layer
 
 
 @component("distill", "none")
@@ -299,6 +301,19 @@ class Training(Distillation, ABC):
     def sees(self, decoder: Decoder, name: ParameterName) -> bool:
         """Whether the loss depends on a weight; others stay."""
         return True
+
+    def check_unit(self, unit: str) -> None:
+        """Reject what is removed where the loss compares streams that only layers read.
+
+        Raises:
+            ConfigError: names losses that compare the model's outputs.
+        """
+        if unit != LAYER and not self.allows_sublayers:
+            raise ConfigError(
+                f"distill={name_of(self)} compares the streams that layers read, and pruner.unit={unit} leaves "
+                "interfaces between the sublayers of a layer. Use distill=output_kl or distill=full_kl, which compare "
+                "what the models predict."
+            )
 
     def check_student(self, student: Runner) -> None:
         """Reject a student of which this loss would train only a part, before training.

@@ -15,9 +15,9 @@ from linearpatch.data.reader import Reader
 from linearpatch.errors import require_range, settings_of
 from linearpatch.evaluation.evaluation import Evaluation, Measured, Measurement, Preparation, Subject
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.edit import interfaces_of
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.passes import walk
+from linearpatch.models.units import interfaces_of
 from linearpatch.registry import component
 from linearpatch.results.metric import Metric
 from linearpatch.storage.cache import Cache
@@ -112,7 +112,7 @@ class _Profile:
         self._sum("error_to_dense", [_errors(x, y).sum() for x, y in zip(own, expected, strict=True)])
         self._sum("expected_magnitude", [y.abs().mean(dim=1).sum() for y in expected])
         for interface in self.interfaces:
-            arrived = own[self.streams.index(interface.end)]
+            arrived = own[self.streams.index(interface.reader)]
             self._sum(f"interface_{interface.start}_{interface.end}/channel_magnitude", list(arrived.abs().sum(dim=0)))
 
     def measured(self, name: str, protocol: str, blocks: TokenBlocks) -> Measured:
@@ -122,7 +122,7 @@ class _Profile:
         arrays["streams"] = torch.tensor(self.streams)
         metrics: dict[str, Metric] = {}
         for interface in self.interfaces:
-            at = self.streams.index(interface.end)
+            at = self.streams.index(interface.reader)
             for key in ("magnitude_ratio", "cosine_to_dense", "error_to_dense"):
                 metrics[f"{name}/interface_{interface.start}_{interface.end}/{key}"] = Metric.of(
                     arrays[key][at].item(), None, self._tokens, protocol, blocks.hash

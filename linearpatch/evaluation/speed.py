@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedConfig
 
 from linearpatch.data.reader import Reader
 from linearpatch.errors import require_range
@@ -35,7 +36,7 @@ from linearpatch.storage.cache import Cache
 @component("eval", "speed")
 @dataclass(frozen=True)
 class Speed(Evaluation):
-    """Prefill and decoding: time, tokens per second, peak memory, parameters and operations.
+    """Prefill and decoding: time, tokens per second, peak memory, KV cache, parameters and operations.
 
     Every round measures each stage once, in an order that rotates; the values are medians over the rounds, the ratios
     medians of the rounds' own ratios with their quartiles. The first pair of batch size and length gives the metrics
@@ -48,6 +49,8 @@ class Speed(Evaluation):
         rounds: Measurements of each stage.
         warmup: Rounds before them that don't count.
     """
+
+    version: ClassVar[int] = 2
 
     batch_sizes: list[int] = field(default_factory=lambda: [1])
     lengths: list[int] = field(default_factory=lambda: [512])
@@ -151,6 +154,7 @@ def _metrics(subject: Subject, prompt: Tensor, times: Mapping[str, Times], proto
         "peak_memory_bytes": metric(costs.memory, "bytes"),
         "num_parameters": metric(costs.parameters, "count"),
         "prefill_flops": metric(costs.flops, "FLOP"),
+        "kv_cache_bytes_per_token": metric(costs.cache, "bytes/token"),
     }
 
 
@@ -162,11 +166,14 @@ class Costs:
         parameters: Of the model.
         flops: Operations of reading the prompt (a multiplication and an addition are two).
         memory: Bytes of its parameters and of what reading the prompt needs at its peak; None where unknown.
+        cache: Bytes that the model keeps of the prompt, by token: keys and values, and states that don't grow; with
+            sliding windows fewer, the longer the prompt is.
     """
 
     parameters: int
     flops: int
     memory: int | None
+    cache: float
 
 
 def ratio_of_rounds(base: Sequence[float], other: Sequence[float]) -> dict[str, float]:
@@ -214,11 +221,12 @@ def _costs(decoder: Decoder, prompt: Tensor) -> Costs:
     ids = prompt.to(decoder.input_device)
     last_only = last_logits_only(decoder.model)
 
-    def read() -> object:
+    def read() -> Any:
         return decoder.model(input_ids=ids, use_cache=True, **last_only)
 
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
         read()
+    kept = sum(tensor.numel() * tensor.element_size() for tensor in tensors_kept(cache_of(read())))
     growth = peak_growth(read, ids.device)
     parameters = list(decoder.model.parameters())
     weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
@@ -226,7 +234,32 @@ def _costs(decoder: Decoder, prompt: Tensor) -> Costs:
         parameters=sum(parameter.numel() for parameter in parameters),
         flops=counter.get_total_flops(),
         memory=None if growth is None else weights + growth,
+        cache=kept / ids.numel(),
     )
+
+
+def tensors_kept(value: Any) -> list[Tensor]:
+    """The tensors of a cache, of whatever class and in whatever containers, each once."""
+    found: dict[int, Tensor] = {}
+    seen: set[int] = set()
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, Tensor):
+            found[item.data_ptr() if item.numel() else id(item)] = item
+        elif id(item) not in seen:
+            seen.add(id(item))
+            todo += _contents(item)
+    return list(found.values())
+
+
+def _contents(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    is_ours = type(value).__module__.startswith("transformers.") and not isinstance(value, PreTrainedConfig)
+    return list(vars(value).values()) if is_ours and hasattr(value, "__dict__") else []
 
 
 @contextmanager

@@ -15,35 +15,11 @@ from linearpatch.models.decoder import Decoder, decoder_of
 from linearpatch.models.fingerprint import parameter_hash
 from linearpatch.models.narrowing import NarrowedLayer, widths_of
 from linearpatch.models.places import Place
+from linearpatch.models.removal import num_parameters_of
+from linearpatch.models.units import Interface, Unit, check_removed, interfaces_of, whole_layers
 from linearpatch.models.view import view_of
 from linearpatch.models.weight_changes import Weights
 from linearpatch.results.scores import LayerScores
-
-PARTS = ("layer", "attention", "mlp")
-
-
-@dataclass(frozen=True, order=True)
-class Unit:
-    """What can be removed: a layer, or one of its sublayers.
-
-    Attributes:
-        layer: Dense index.
-        part: `layer` for all of it, `attention` or `mlp`.
-    """
-
-    layer: int
-    part: str = "layer"
-
-
-@dataclass(frozen=True, order=True)
-class Interface:
-    """Layers `[start, end)` were removed: layer `end` (or the final norm) reads what layer `start` used to read."""
-
-    start: int
-    end: int
-
-    def __str__(self) -> str:
-        return f"[{self.start}, {self.end})"
 
 
 @dataclass(frozen=True)
@@ -51,7 +27,7 @@ class Site:
     """Where an operator is wanted.
 
     Attributes:
-        interface: What it stands for: it maps stream `start` of the dense model to stream `end`.
+        interface: What it stands for: it maps the dense model's stream at `start` to that at `end`.
         reader: Dense index of the layer that reads the repaired stream; the number of layers for the final norm.
         place: Where it acts.
     """
@@ -59,6 +35,14 @@ class Site:
     interface: Interface
     reader: int
     place: Place
+
+    def __post_init__(self) -> None:
+        if self.reader != int(self.reader):
+            raise ConfigError(
+                f"A patch puts an operator where layer {self.reader} would read, at {self.interface}: it was written "
+                "for whole layers. Use Interface.reader for the layer that reads behind an interface, or another patch "
+                "where sublayers are removed."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +72,7 @@ class Edit:
     """What makes a smaller model of a dense one. Without anything in it, it is the dense model itself.
 
     Attributes:
-        removed: What is removed, in the order in which it was chosen.
+        removed: Layers and sublayers that are removed, in the order in which they were chosen.
         operators: What bridges the interfaces. Those at one place act in this order.
         narrowed: Layers that stay but lose attention heads and MLP channels.
         weights: Changed weights of what is kept, by their names in the dense model.
@@ -108,6 +92,11 @@ class Edit:
         """Whole layers removed, in this order."""
         return cls(tuple(Unit(layer) for layer in removed), tuple(operators), scores=scores)
 
+    @classmethod
+    def without(cls, removed: Iterable[Unit], *, scores: LayerScores | None = None) -> Edit:
+        """Layers and sublayers removed, in this order."""
+        return cls(tuple(removed), scores=scores)
+
     @property
     def is_dense(self) -> bool:
         """Whether it changes nothing."""
@@ -116,12 +105,18 @@ class Edit:
     @cached_property
     def removed_layers(self) -> tuple[int, ...]:
         """Dense indices of the layers that are removed as a whole, in the order of removal."""
-        return tuple(unit.layer for unit in self.removed if unit.part == "layer")
+        return whole_layers(self.removed)
+
+    @cached_property
+    def removed_parts(self) -> dict[int, str]:
+        """Which sublayer, `attention` or `mlp`, the layers lack that stay without one, by dense index."""
+        whole = set(self.removed_layers)
+        return {unit.layer: unit.part for unit in sorted(self.removed) if unit.layer not in whole}
 
     @cached_property
     def interfaces(self) -> list[Interface]:
-        """Where removed layers left a cut."""
-        return interfaces_of(self.removed_layers)
+        """Where removed layers and sublayers left a cut."""
+        return interfaces_of(self.removed)
 
     def first_difference(self, num_layers: int) -> int:
         """The first layer that the edited model lacks or runs otherwise; the number of layers where there is none."""
@@ -130,9 +125,14 @@ class Edit:
         return min(layers, default=num_layers)
 
     @property
+    def is_stock(self) -> bool:
+        """Whether a stock configuration may describe its layers: all that are left are whole."""
+        return not (self.narrowed or self.removed_parts)
+
+    @property
     def can_fold(self) -> bool:
         """Whether stock weights may hold all operators, going by their form."""
-        return all(placed.place.can_fold(placed.module) for placed in self.operators)
+        return self.is_stock and all(placed.place.can_fold(placed.module) for placed in self.operators)
 
     @property
     def num_added_parameters(self) -> int:
@@ -146,7 +146,11 @@ class Edit:
 
     def without_layers(self, layers: Iterable[int]) -> Edit:
         """The same without some layers more."""
-        return replace(self, removed=(*self.removed, *map(Unit, layers)))
+        return self.without_units(map(Unit, layers))
+
+    def without_units(self, units: Iterable[Unit]) -> Edit:
+        """The same without some layers or sublayers more."""
+        return replace(self, removed=(*self.removed, *units))
 
     def before(self, layer: int) -> Edit:
         """What of it lies before a layer: neither later layers nor operators."""
@@ -199,11 +203,12 @@ class Edit:
 
         Raises:
             ConfigError: a layer doesn't exist, is named twice, or none would be left.
-            ModelError: the model's configuration can't describe what would be left.
+            ModelError: the model's configuration can't describe what would be left, or its family's sublayers can't
+                be removed one without the other.
         """
-        check_removed(self.removed_layers, dense.num_layers)
+        check_removed(self.removed, dense.num_layers)
         operators = [(placed.place, placed.module) for placed in self.operators]
-        return view_of(dense, self.removed_layers, operators, self.narrowed, self.weights)
+        return view_of(dense, self.removed_layers, operators, self.narrowed, self.weights, self.removed_parts)
 
     def decoder(self, dense: Decoder) -> Decoder:
         """The view, and what we know of it; the dense model itself where nothing is changed."""
@@ -212,6 +217,7 @@ class Edit:
     def num_parameters_removed(self, dense: Decoder) -> int:
         """Parameters of the dense model that the edited one lacks; operators may add some."""
         whole = sum(p.numel() for layer in self.removed_layers for p in dense.layers[layer].parameters())
+        whole += sum(num_parameters_of(dense, layer, part) for layer, part in self.removed_parts.items())
         return whole + sum(
             widths_of(dense, narrowed_layer.layer).parameters_removed(narrowed_layer)
             for narrowed_layer in self.narrowed
@@ -220,49 +226,18 @@ class Edit:
     def summary(self) -> str:
         """What is removed, in a line."""
         if not self.narrowed:
+            what = "sublayers" if self.removed_parts else "layers"
             interfaces = ", ".join(map(str, self.interfaces))
-            return f"removed layers {list(self.removed_layers)}: interfaces {interfaces}"
+            return f"removed {what} {self.describe_removed()}: interfaces {interfaces}"
         first, last = min(self.narrowed), max(self.narrowed)
         return (
             f"narrowed layers {first.layer} to {last.layer}: {len(first.heads)} key-value heads and "
             f"{len(first.channels):,} MLP channels are left in layer {first.layer}"
         )
 
-    def describe_removed(self) -> list[int] | list[str]:
+    def describe_removed(self) -> list[int | str]:
         """What is removed as plain values, in the order of removal."""
-        if all(unit.part == "layer" for unit in self.removed):
-            return [unit.layer for unit in self.removed]
-        return [f"{unit.layer}.{unit.part}" for unit in self.removed]
+        return [unit.plain for unit in self.removed]
 
 
 DENSE = Edit()
-
-
-def interfaces_of(removed: Iterable[int]) -> list[Interface]:
-    """The cuts that removed layers leave, in order; touching removals form one.
-
-    >>> interfaces_of([5, 3, 4, 9])
-    [Interface(start=3, end=6), Interface(start=9, end=10)]
-    """
-    interfaces: list[Interface] = []
-    for layer in sorted(removed):
-        if interfaces and interfaces[-1].end == layer:
-            interfaces[-1] = Interface(interfaces[-1].start, layer + 1)
-        else:
-            interfaces.append(Interface(layer, layer + 1))
-    return interfaces
-
-
-def check_removed(removed: Sequence[int], num_layers: int) -> None:
-    """Reject layers that can't be removed together.
-
-    Raises:
-        ConfigError: a layer doesn't exist, is named twice, or none would be left.
-    """
-    unknown = [layer for layer in removed if not 0 <= layer < num_layers]
-    if unknown:
-        raise ConfigError(f"Layers {unknown} don't exist. Allowed: 0 to {num_layers - 1}.")
-    if len(set(removed)) != len(removed):
-        raise ConfigError(f"Layers {list(removed)} to remove name a layer twice. Name each once.")
-    if len(removed) >= num_layers:
-        raise ConfigError(f"All {num_layers} layers would be removed. Keep at least one.")

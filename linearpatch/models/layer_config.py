@@ -66,7 +66,7 @@ def check_prunable(config: Any) -> None:
     Raises:
         ModelError: names the rule and its value.
     """
-    if getattr(config, "linear_patches", None) or getattr(config, "linear_sizes", None):
+    if any(getattr(config, name, None) for name in ("linear_patches", "linear_sizes", "linear_removed")):
         raise already_patched(config.model_type)
     lists_types = getattr(config, "layer_types", None) is not None
     for rule, (harmless, reason) in UNREPRESENTABLE.items():

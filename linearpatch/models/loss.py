@@ -38,6 +38,30 @@ def stream_nll(decoder: Decoder, stream: Tensor, input_ids: Tensor) -> Tensor:
     return next_token_nll(decoder, decoder.final_norm(stream), input_ids)
 
 
+@torch.no_grad()
+def stream_divergence(dense: Decoder, expected: Tensor, decoder: Decoder, stream: Tensor) -> Tensor:
+    """KL divergence of each prediction from the dense model's, at the tokens where `stream_nll` has a loss.
+
+    Args:
+        dense: The dense model, whose final norm and head make of …
+        expected: … what enters them the prediction p, `[batch, tokens, hidden_size]`.
+        decoder: The other model, whose final norm and head make …
+        stream: … of this the prediction q.
+
+    Returns:
+        Σ p (ln p − ln q) over the vocabulary, `[batch, tokens - 1]` in fp32.
+    """
+    models = ((dense, expected), (decoder, stream))
+    rows = [(model, model.final_norm(one)[:, :-1].reshape(-1, one.shape[-1])) for model, one in models]
+    divergences = torch.empty(len(rows[0][1]), device=stream.device)
+    step = logit_rows(decoder, stream.device) // 2
+    for start in range(0, len(divergences), step):
+        part = slice(start, start + step)
+        p, q = (functional.log_softmax(model.logits(one[part]).float(), dim=-1) for model, one in rows)
+        divergences[part] = (p.exp() * (p - q)).sum(dim=-1).clamp_min(0)
+    return divergences.view(len(stream), -1)
+
+
 def stream_gradient(decoder: Decoder, stream: Tensor, input_ids: Tensor) -> Tensor:
     """Gradient of the mean next-token loss with respect to the stream that enters the final norm.
 

@@ -1,9 +1,10 @@
 """A causal language model that lost layers and carries small linear patches where they were.
 
 This file lies beside the weights of such a model, so that transformers loads it with
-`trust_remote_code=True` where the linearpatch package isn't installed. It adds two things to a model of
-transformers: each entry of `config.linear_patches` puts an operator on what enters, or leaves, one module, and each of
-`config.linear_sizes` says how many outputs and inputs of a matrix are left.
+`trust_remote_code=True` where the linearpatch package isn't installed. It adds three things to a model of
+transformers: each entry of `config.linear_patches` puts an operator on what enters, or leaves, one module, each of
+`config.linear_sizes` says how many outputs and inputs of a matrix are left, and `config.linear_removed` says which
+modules of attention or MLP sublayers are gone, and where those that are left keep their keys and values.
 """
 
 from __future__ import annotations
@@ -75,6 +76,31 @@ class ChannelScale(Operator, name="channel_scale"):
     def from_spec(cls, size: int) -> ChannelScale:  # type: ignore[override]
         """A scale of one."""
         return cls(torch.ones(size))
+
+
+class ChannelShift(Operator, name="channel_shift"):
+    """Adds the same to every token: x ↦ x + b.
+
+    Args:
+        bias: b, `[hidden_size]`.
+    """
+
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__()
+        self.bias = _parameter(bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Shift `[…, hidden_size]`."""
+        return hidden + self.bias
+
+    def spec(self) -> dict[str, Any]:
+        """Its size."""
+        return {"size": self.bias.numel()}
+
+    @classmethod
+    def from_spec(cls, size: int) -> ChannelShift:  # type: ignore[override]
+        """A shift by nothing."""
+        return cls(torch.zeros(size))
 
 
 class LinearMap(Operator, name="linear_map"):
@@ -205,6 +231,43 @@ def _apply(module: nn.Module, name: str, hidden: Tensor) -> Tensor:
     return patched
 
 
+class RemovedModule(nn.Module):
+    """Stands for a module of a sublayer that was removed; it has no weights and keeps nothing in a cache.
+
+    Args:
+        adds: Whether the output of the module was added to the stream: then nothing is, else it hands on what it reads.
+        entries: Of the tuple that the module returned; 0: it returned a tensor.
+    """
+
+    def __init__(self, adds: bool, entries: int) -> None:
+        super().__init__()
+        self.adds = adds
+        self.entries = entries
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the rest of the layer takes for the module's output."""
+        hidden = args[0] if args else kwargs.get("hidden_states")
+        if hidden is None:
+            hidden = next(value for value in kwargs.values() if isinstance(value, Tensor))
+        output = torch.zeros_like(hidden) if self.adds else hidden
+        return (output, *[None] * (self.entries - 1)) if self.entries else output
+
+
+def remove_sublayers(model: nn.Module, removed: Mapping[str, Any]) -> None:
+    """Put placeholders where modules of sublayers were, and give the others their places in a cache.
+
+    Args:
+        model: It changes.
+        removed: `modules`: each with `module`, its name, and the arguments of a `RemovedModule`; `caches`: each with
+            `module`, the name of one that keeps keys and values, `attribute`, and the `value` that this has now.
+    """
+    for entry in removed["modules"]:
+        owner, _, name = entry["module"].rpartition(".")
+        setattr(model.get_submodule(owner), name, RemovedModule(entry["adds"], entry["entries"]))
+    for entry in removed["caches"]:
+        model.get_submodule(entry["module"]).__dict__[entry["attribute"]] = entry["value"]
+
+
 def resize(matrix: nn.Linear, num_outputs: int, num_inputs: int) -> None:
     """Make room for another number of weights in a matrix whose values are loaded later."""
     matrix.out_features, matrix.in_features = num_outputs, num_inputs
@@ -214,12 +277,14 @@ def resize(matrix: nn.Linear, num_outputs: int, num_inputs: int) -> None:
 
 
 class LinearPatchMixin:
-    """Adds to a causal language model the patches that its configuration lists, and gives layers their own sizes."""
+    """Makes a causal language model as its configuration says: patches, sizes of layers, sublayers that are gone."""
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         for name, (num_outputs, num_inputs) in (getattr(config, "linear_sizes", None) or {}).items():
             resize(self.get_submodule(name), num_outputs, num_inputs)
+        if removed := getattr(config, "linear_removed", None):
+            remove_sublayers(self, removed)
         for entry in config.linear_patches:
             attach(self.get_submodule(entry["module"]), operator_from(entry), entry["side"])
         self.post_init()

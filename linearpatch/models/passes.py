@@ -18,10 +18,11 @@ from torch.utils.hooks import RemovableHandle
 
 from linearpatch.models.decoder import Decoder, LayerCall, split_call, unwrap
 from linearpatch.models.places import InProjection, OnOutput
-from linearpatch.models.sublayers import sublayers_of
+from linearpatch.models.sublayers import mlp_reader, sublayers_of
+from linearpatch.models.units import Unit
 
-# Called with the index of the reader, the stream it reads, and the rest of its call.
-Visitor = Callable[[int, Tensor, LayerCall], None]
+# Called with the index of the reader (`i + ½` for the MLP of layer i), the stream it reads, and the rest of its call.
+Visitor = Callable[[float, Tensor, LayerCall], None]
 
 
 class _Stop(Exception):
@@ -52,18 +53,27 @@ def _removed_at_the_end(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 
 @contextmanager
-def _watching(decoder: Decoder, visit: Visitor, stop: int, before_patches: bool) -> Iterator[None]:
-    def hook(index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+def _watching(
+    decoder: Decoder, visit: Visitor, stop: float, before_patches: bool, between: Collection[int]
+) -> Iterator[None]:
+    shapes: list[torch.Size] = []  # of the layer's input: OPT flattens what its MLP reads
+
+    def hook(index: float) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def before_forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            visit(index, *split_call(args, kwargs))
+            hidden, call = split_call(args, kwargs)
+            if isinstance(index, int):
+                shapes[:] = [hidden.shape]
+            visit(index, hidden.view(shapes[0]), call)
             if index == stop:
                 raise _Stop
 
         return before_forward
 
+    readers: list[tuple[float, nn.Module]] = [(index, decoder.reader(index)) for index in range(int(stop) + 1)]
+    readers += [(index + 0.5, mlp_reader(decoder, index)) for index in between if index + 0.5 <= stop]
     handles = [
-        decoder.reader(index).register_forward_pre_hook(hook(index), prepend=before_patches, with_kwargs=True)
-        for index in range(stop + 1)
+        reader.register_forward_pre_hook(hook(index), prepend=before_patches, with_kwargs=True)
+        for index, reader in readers
     ]
     with _removed_at_the_end(handles):
         yield
@@ -75,8 +85,9 @@ def walk(
     input_ids: Tensor,
     visit: Visitor,
     *,
-    stop: int | None = None,
+    stop: float | None = None,
     before_patches: bool = False,
+    between: Collection[int] = (),
 ) -> None:
     """Run one forward pass without gradients and visit what each layer reads, in order.
 
@@ -86,9 +97,13 @@ def walk(
         visit: Called for layers `0, 1, …` and, with index `num_layers`, for the final norm.
         stop: Index of the last stream to visit; the pass ends there. None visits all.
         before_patches: In a patched model, see the stream that reaches a layer before the patch on its input.
+        between: Layers of which the stream between attention and MLP is visited, too, as `i + ½`.
+
+    Raises:
+        ModelError: `between` names layers of a family whose sublayers can't be separated.
     """
     stop = decoder.num_layers if stop is None else stop
-    with _watching(decoder, visit, stop, before_patches):
+    with _watching(decoder, visit, stop, before_patches, between):
         try:
             decoder.hidden_states(decoder.forward(input_ids.to(decoder.input_device), use_cache=False))
         except _Stop:
@@ -119,26 +134,26 @@ def mlp_outputs(decoder: Decoder, layers: Iterable[int]) -> Iterator[dict[int, T
 
 
 @contextmanager
-def mlp_inputs(decoder: Decoder, layers: Iterable[int]) -> Iterator[dict[int, Tensor]]:
-    """While open, keep what the output projections of some layers' MLPs read in the last forward pass, by layer.
+def projection_inputs(decoder: Decoder, sublayers: Iterable[Unit]) -> Iterator[dict[Unit, Tensor]]:
+    """While open, keep what the output projections of some sublayers read in the last forward pass.
 
     It is scaled so that the projection's weight alone leads to the stream.
 
     Raises:
-        ModelError: the family's MLP has no output projection, or a norm stands between it and the stream.
+        ModelError: such a sublayer has no output projection, or a norm stands between it and the stream.
     """
-    read: dict[int, Tensor] = {}
+    read: dict[Unit, Tensor] = {}
 
-    def keep(index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def keep(unit: Unit) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def before_forward(_: nn.Module, args: tuple[Any, ...]) -> None:
-            read[index] = args[0] * multipliers[index]
+            read[unit] = args[0] * multipliers[unit]
 
         return before_forward
 
-    layers = list(layers)
-    multipliers = {index: sublayers_of(decoder, index).mlp.multiplier for index in layers}
-    projections = {index: InProjection.projection_of(decoder, index) for index in layers}
-    handles = [module.register_forward_pre_hook(keep(index)) for index, module in projections.items()]
+    sublayers = list(sublayers)
+    multipliers = {unit: sublayers_of(decoder, unit.layer)[unit.part].multiplier for unit in sublayers}
+    projections = {unit: InProjection.projection_of(decoder, unit.layer, unit.part) for unit in sublayers}
+    handles = [module.register_forward_pre_hook(keep(unit)) for unit, module in projections.items()]
     with _removed_at_the_end(handles):
         yield read
 
@@ -157,7 +172,8 @@ def record(
     streams: dict[int, Tensor] = {}
     calls: dict[int, LayerCall] = {}
 
-    def keep(index: int, hidden: Tensor, call: LayerCall) -> None:
+    def keep(index: float, hidden: Tensor, call: LayerCall) -> None:
+        assert isinstance(index, int)
         if wanted is None or index in wanted:
             streams[index] = hidden
         calls[index] = call

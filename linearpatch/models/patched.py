@@ -77,14 +77,18 @@ def _operators_in(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def become_patched(
-    model: PreTrainedModel, entries: Sequence[dict[str, Any]], sizes: Mapping[str, Sequence[int]] | None = None
+    model: PreTrainedModel,
+    entries: Sequence[dict[str, Any]],
+    sizes: Mapping[str, Sequence[int]] | None = None,
+    removed: Mapping[str, Any] | None = None,
 ) -> None:
-    """Give a model that patches were attached to, or whose layers have sizes of their own, the class that says so.
+    """Give a model that no configuration of its family describes the class that says what is different.
 
     Args:
         model: A view of its own, with patches attached as `entries` describe.
         entries: What `LinearPatchMixin` needs to build them again, from `Place.add_to`.
         sizes: Outputs and inputs of the matrices that are smaller than the configuration says, by name.
+        removed: Which modules of sublayers are gone, as `remove_sublayers` takes it.
     """
     base_model: Any = type(model)
     base_config: Any = type(model.config)
@@ -93,6 +97,8 @@ def become_patched(
     model.config.linear_patches = list(entries)
     if sizes:
         model.config.linear_sizes = {name: list(size) for name, size in sizes.items()}
+    if removed:
+        model.config.linear_removed = dict(removed)
     model.config.auto_map = {
         "AutoConfig": f"{MODULE}.{CONFIG_CLASS}",
         "AutoModelForCausalLM": f"{MODULE}.{MODEL_CLASS}",

@@ -21,7 +21,7 @@ from linearpatch.errors import ModelError
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap, Operator, attach
 from linearpatch.models.offload import read_parameter, replace_parameter
-from linearpatch.models.sublayers import Sublayer, sublayers_of
+from linearpatch.models.sublayers import ATTENTION, MLP, Sublayer, sublayers_of
 
 PLACES: dict[str, type[Place]] = {}
 
@@ -246,21 +246,28 @@ class OnOutput(AtOutput):
 
 @dataclass(frozen=True)
 class InProjection(AtLayer):
-    """Beside the output projection of the MLP of a layer: a map of what it reads, added to its weight."""
+    """Beside the output projection of a sublayer: a map of what it reads, added to its weight.
+
+    Attributes:
+        part: Which sublayer: `mlp` or `attention`.
+    """
 
     kind = "mlp_projection"
     adds_parameters = False
 
+    part: str = MLP
+
     @contextmanager
     def attached(self, decoder: Decoder, operator: nn.Module) -> Iterator[None]:
         """While open, the projection also writes what the operator makes of what it reads."""
-        with _hooked(self.projection_of(decoder, self.layer), lambda _, args, output: output + operator(args[0])):
+        projection = self.projection_of(decoder, self.layer, self.part)
+        with _hooked(projection, lambda _, args, output: output + operator(args[0])):
             yield
 
     @torch.no_grad()
     def add_to(self, view: Decoder, kept: Sequence[int], operator: nn.Module) -> None:
         """Add it to the weight."""
-        projection = self.projection_of(view, kept.index(self.layer))
+        projection = self.projection_of(view, kept.index(self.layer), self.part)
         weight, added = read_parameter(projection, "weight").double(), operator.get_parameter("weight").double()
         added = added.to(weight.device)
         replace_parameter(projection, "weight", weight + (added.T if isinstance(projection, Conv1D) else added))
@@ -281,12 +288,14 @@ class InProjection(AtLayer):
         return idle
 
     @staticmethod
-    def projection_of(decoder: Decoder, index: int) -> nn.Module:
-        """The output projection of a layer's MLP.
+    def projection_of(decoder: Decoder, index: int, part: str = MLP) -> nn.Module:
+        """The output projection of a layer's MLP, or of its attention.
 
         Raises:
             ModelError: the MLP is a mixture of experts, or a norm stands between it and the stream.
         """
+        if part == ATTENTION:
+            return _attention_projection(decoder, index)
         output = OnOutput.output_of(decoder, index)
         projection = sublayers_of(decoder, index).mlp.projection
         if projection is None:
@@ -303,6 +312,16 @@ class InProjection(AtLayer):
         projection = InProjection.projection_of(decoder, index)
         outputs, inputs = read_parameter(projection, "weight").shape
         return int(outputs if isinstance(projection, Conv1D) else inputs)
+
+
+def _attention_projection(decoder: Decoder, index: int) -> nn.Module:
+    projection = sublayers_of(decoder, index).attention.projection
+    if projection is None:
+        raise ModelError(
+            f"The attention of {type(decoder.layers[index]).__name__} doesn't end in an output projection that writes "
+            "to the stream, which could be fitted again. Use a patch on the stream, such as patch=lstsq."
+        )
+    return projection
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,6 +26,7 @@ from linearpatch.models.blueprint import SHAPE, Difference, blueprint_of, differ
 from linearpatch.models.decoder import Decoder, split_call, text_config
 from linearpatch.models.layer_config import apply_changes, propose
 from linearpatch.models.narrowing import NarrowedLayer, masked
+from linearpatch.models.sublayers import sublayers_of
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,11 @@ def config_changes(dense: Decoder, kept: Sequence[int]) -> Mapping[str, Any]:
 
 
 def check_removal(
-    dense: Decoder, view: PreTrainedModel, removed: Sequence[int], narrowed: Sequence[NarrowedLayer] = ()
+    dense: Decoder,
+    view: PreTrainedModel,
+    removed: Sequence[int],
+    narrowed: Sequence[NarrowedLayer] = (),
+    removed_parts: Mapping[int, str] = MappingProxyType({}),
 ) -> None:
     """Make sure that a view is the dense model with some layers skipped, by the logits of a few tokens.
 
@@ -75,6 +81,7 @@ def check_removal(
         view: It without these layers, and without patches.
         removed: Their dense indices.
         narrowed: Layers of the view that lack heads and channels, which are masked in the dense model.
+        removed_parts: The sublayer that layers of the view lack, by dense index, which is silenced in the dense model.
 
     Raises:
         ModelError: other layers depend on the removed ones or on their own position, or the view can't run.
@@ -85,19 +92,23 @@ def check_removal(
             handle = dense.layers[index].register_forward_hook(_passing_on, with_kwargs=True)
             stack.callback(handle.remove)
         stack.enter_context(masked(dense, narrowed))
+        for index, part in removed_parts.items():
+            output = sublayers_of(dense, index)[part].output
+            stack.callback(output.register_forward_hook(_silenced).remove)
         expected = check_logits_of(dense.model)
     advice = "Remove other layers, such as the last ones (pruner=tail), or choose another model."
+    names = [*sorted(removed), *(f"{index}.{part}" for index, part in sorted(removed_parts.items()))]
     try:
         actual = check_logits_of(view)
     except Exception as error:  # whatever a family's code says of it
         raise ModelError(
-            f"{kind} can't run without layers {sorted(removed)}: {type(error).__name__}: "
+            f"{kind} can't run without layers {names}: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:300]} Its other layers need them. {advice}"
         ) from error
     error_size = difference(actual, expected)
     if error_size > _allowed(view):
         raise ModelError(
-            f"Removing layers {sorted(removed)} from {kind} changes more than these layers: its logits differ by "
+            f"Removing layers {names} from {kind} changes more than these layers: its logits differ by "
             f"{error_size:.1e} of the largest from those of the dense model that skips them. Other layers depend on "
             f"their position, or on what the removed ones compute. {advice}"
         )
@@ -105,7 +116,7 @@ def check_removal(
     if size > allowed_difference(view.dtype):
         usual, _ = _without_a_cache(dense.model, check_logits_of(dense.model))
         if size > MORE_THAN_USUAL * usual:  # some families aren't exact themselves
-            raise ModelError(f"{kind} can't generate with a cache without layers {sorted(removed)}: {reason} {advice}")
+            raise ModelError(f"{kind} can't generate with a cache without layers {names}: {reason} {advice}")
 
 
 def check_rebuilt(dense: Decoder, view: PreTrainedModel, removed: Sequence[int]) -> None:
@@ -215,6 +226,11 @@ def _in_memory(view: PreTrainedModel) -> bool:
 
 def _allowed(view: PreTrainedModel) -> float:
     return SAME_ARITHMETIC.get(view.dtype, SAME_ARITHMETIC_IN_HALF_PRECISION)
+
+
+def _silenced(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+    """A forward hook by which a sublayer adds nothing."""
+    return (output[0] * 0, *output[1:]) if isinstance(output, tuple) else output * 0
 
 
 def _passing_on(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

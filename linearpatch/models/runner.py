@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from linearpatch.errors import ModelError
 from linearpatch.models.decoder import Decoder, LayerCall, unwrap
 from linearpatch.models.edit import Edit, PlacedOperator
+from linearpatch.models.removal import without_sublayers
 from linearpatch.models.weight_changes import WeightChange, changed_decoder
 
 
@@ -28,11 +29,13 @@ class Step:
         layer: Dense index; the number of layers stands for the final norm.
         operators: Those that act on what it reads or writes.
         weights: Changes of its own weights, which the decoder that it runs on has (`changed_decoder`).
+        removed_part: The sublayer that it lacks, `attention` or `mlp`; empty: it has both.
     """
 
     layer: int
     operators: tuple[PlacedOperator, ...] = ()
     weights: tuple[WeightChange, ...] = ()
+    removed_part: str = ""
 
     def read(self, hidden: Tensor) -> Tensor:
         """What the layer reads, once operators have acted on the stream that reaches it."""
@@ -42,6 +45,7 @@ class Step:
 
     def run(self, decoder: Decoder, hidden: Tensor, call: LayerCall) -> Tensor:
         """What the layer makes of that, `[batch, tokens, hidden_size]`."""
+        decoder = without_sublayers(decoder, {self.layer: self.removed_part} if self.removed_part else {})
         with ExitStack() as stack:
             for placed in self.operators:
                 stack.enter_context(placed.place.attached(decoder, placed.module))
@@ -67,7 +71,10 @@ def steps_of(edit: Edit, num_layers: int) -> list[Step]:
     for name, change in edit.weights.items():
         weights.setdefault(name.layer, []).append(change)
     kept = [layer for layer in range(num_layers + 1) if layer not in removed]
-    return [Step(layer, tuple(operators.get(layer, ())), tuple(weights.get(layer, ()))) for layer in kept]
+    return [
+        Step(layer, tuple(operators.get(layer, ())), tuple(weights.get(layer, ())), edit.removed_parts.get(layer, ""))
+        for layer in kept
+    ]
 
 
 @dataclass(frozen=True)

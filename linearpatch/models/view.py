@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +22,8 @@ from linearpatch.models.narrowing import NarrowedLayer, narrow, widths_of
 from linearpatch.models.patched import become_patched
 from linearpatch.models.places import Place
 from linearpatch.models.rebuilding import config_changes
+from linearpatch.models.removal import remove_from_view
+from linearpatch.models.sublayers import remember_sublayers
 from linearpatch.models.weight_changes import Weights, set_weights, shared_tensors
 
 
@@ -31,6 +33,7 @@ def view_of(
     operators: Sequence[tuple[Place, nn.Module]] = (),
     narrowed: Sequence[NarrowedLayer] = (),
     weights: Weights = MappingProxyType({}),
+    removed_parts: Mapping[int, str] = MappingProxyType({}),
 ) -> PreTrainedModel:
     """Make a model without some layers, with operators at their places, that shares the dense model's weights.
 
@@ -40,27 +43,38 @@ def view_of(
         operators: The view gets copies. Those of one place act in the order given.
         narrowed: Kept layers that lose heads and channels; their weights are copies.
         weights: Other values of weights, by their names in the dense model.
+        removed_parts: Which sublayer, `attention` or `mlp`, layers that are kept lose, by dense index.
 
     Raises:
-        ModelError: the model's configuration can't describe what would be left.
+        ModelError: the model's configuration can't describe what would be left, or its family's sublayers can't be
+            removed one without the other.
     """
     check_prunable(dense.config)
     kept = [index for index in range(dense.num_layers) if index not in set(removed)]
+    if removed_parts:
+        remember_sublayers(dense)
     model: PreTrainedModel = copy.deepcopy(dense.model, memo=shared_tensors(dense.model))
     view = decoder_of(model)
     apply_changes(text_config(model.config), config_changes(dense, kept), len(kept))
 
     layers = nn.ModuleList([view.layers[index] for index in kept])
     position = {old: new for new, old in enumerate(kept)}
+    slots = []
     for layer, module, attribute in _indices(view.layers):
         if layer in position:
             module.__dict__[attribute] += position[layer] - layer
+            slots.append((module, attribute))
     owner, _, name = view.parts.layers.rpartition(".")
     setattr(model.get_submodule(owner), name, layers)
     if getattr(model, "hf_device_map", None):
         model.hf_device_map = _renumber(model.hf_device_map, view.parts.layers, kept)
 
     pruned = decoder_of(model)
+    removed_modules = None
+    if removed_parts:
+        names = {id(module): name for name, module in model.named_modules()}
+        by_name = {names[id(module)]: attribute for module, attribute in slots}
+        removed_modules = remove_from_view(dense, pruned, kept, removed_parts, by_name)
     set_weights(pruned, [*kept, dense.num_layers], weights)
     entries = [place.add_to(pruned, kept, operator) for place, operator in operators]
     sizes: dict[str, tuple[int, int]] = {}
@@ -68,8 +82,8 @@ def view_of(
         sizes |= narrow(
             pruned, kept.index(narrowed_layer.layer), widths_of(dense, narrowed_layer.layer), narrowed_layer
         )
-    if (attached := [entry for entry in entries if entry is not None]) or sizes:
-        become_patched(model, attached, sizes)
+    if (attached := [entry for entry in entries if entry is not None]) or sizes or removed_modules:
+        become_patched(model, attached, sizes, removed_modules)
     return model.eval()
 
 

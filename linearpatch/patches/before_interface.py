@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from linearpatch.calibration.gram import RefitGram
 from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.edit import Interface, Site
+from linearpatch.models.edit import Site
 from linearpatch.models.places import InProjection, Place
+from linearpatch.models.units import Interface, sublayer_before
 from linearpatch.patches.least_squares import LeastSquaresPatch
 from linearpatch.patches.penalty import Penalty
 from linearpatch.registry import name_of
@@ -36,10 +37,13 @@ class BeforeInterfacePatch(LeastSquaresPatch):
         """At the MLP of the layer before each interface."""
         if any(interface.start == 0 for interface in interfaces):
             raise ConfigError(
-                f"patch={name_of(self)} needs a layer before the interface, but layer 0 is removed. Keep it: set "
-                "pruner.protect_first=1 (leave it out of pruner.layers, where you name them), or use another patch."
+                f"patch={name_of(self)} needs a layer before the interface, but layer 0 is removed, or its attention. "
+                "Keep it: set pruner.protect_first=1 (leave it out of pruner.layers, where you name them), or use "
+                "another patch."
             )
-        return [Site(interface, interface.end, place) for interface in interfaces for place in self.places(interface)]
+        return [
+            Site(interface, interface.reader, place) for interface in interfaces for place in self.places(interface)
+        ]
 
     @abstractmethod
     def places(self, interface: Interface) -> Sequence[Place]:
@@ -81,3 +85,9 @@ class RefitPatch(BeforeInterfacePatch):
     def prior(self, gram: Mapping[str, Tensor]) -> Tensor:
         """The identity for the stream, nothing for the rest."""
         return torch.eye(len(gram["xx"]) - 1, gram["xy"].shape[1]).to(gram["xy"])
+
+
+def projection_before(interface: Interface) -> InProjection:
+    """The output projection that writes to the stream last before an interface: of an MLP, or of an attention."""
+    before = sublayer_before(interface.start)
+    return InProjection(before.layer, before.part)

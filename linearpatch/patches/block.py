@@ -19,10 +19,11 @@ from linearpatch.distillation.patch_forms import OperatorPatch
 from linearpatch.distillation.trainable_sets import SIDES, Neighbours, parameter_of
 from linearpatch.errors import ConfigError, ModelError, require_choice, require_range
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.edit import Edit, Interface, PlacedOperator, Site
+from linearpatch.models.edit import Edit, PlacedOperator, Site
 from linearpatch.models.modeling_linearpatch import LinearMap, Operator
 from linearpatch.models.places import InProjection, Place
 from linearpatch.models.runner import Runner
+from linearpatch.models.units import Interface
 from linearpatch.models.weight_changes import Weights, describe_weights, tensors_of, weights_from
 from linearpatch.patches.before_interface import RefitPatch
 from linearpatch.patches.least_squares import LeastSquaresPatch, Solution
@@ -109,7 +110,7 @@ class Block(RefitPatch):
 
     def places(self, interface: Interface) -> Sequence[Place]:
         """In the output projection of the MLP before it."""
-        return [InProjection(interface.start - 1)]
+        return [InProjection(interface.layers.start - 1)]
 
     def regression(self, gram: Mapping[str, Tensor], penalty: Penalty) -> Solution:
         """That of the start."""
@@ -138,7 +139,7 @@ class Block(RefitPatch):
         return edit.with_operators(operators).with_weights(weights)
 
     def _check_layers(self, decoder: Decoder, edit: Edit) -> None:
-        trained = [layer for interface in edit.interfaces for layer in self._layers(interface.start, interface.end)]
+        trained = [layer for interface in edit.interfaces for layer in self._layers(interface.layers)]
         if decoder.num_layers in trained:
             raise ConfigError(
                 f"patch.side={self.side} trains the layer behind each interface, and behind layer "
@@ -151,8 +152,12 @@ class Block(RefitPatch):
                 "once. Use patch.sequential=true, which takes one after the other, or patch.side=before."
             )
 
-    def _layers(self, start: int, end: int) -> list[int]:
-        return [layer for layer, side in ((start - 1, "before"), (end, "after")) if self.side in (side, "both")]
+    def _layers(self, removed: range) -> list[int]:
+        return [
+            layer
+            for layer, side in ((removed.start - 1, "before"), (removed.stop, "after"))
+            if self.side in (side, "both")
+        ]
 
     def _repaired(self, workspace: Workspace, site: Site, before: Edit) -> tuple[PlacedOperator, Weights]:
         """What one interface gets, on the stream as the edit before it leaves it (`sequential`) or the dense one's."""
@@ -174,12 +179,12 @@ class Block(RefitPatch):
     def _trained(self, workspace: Workspace, start: PlacedOperator, before: Edit) -> Entry:
         began = time.monotonic()
         interface, decoder = start.site.interface, workspace.decoder
-        reader = interface.end if self.side == "before" else interface.end + 1
+        reader = interface.layers.stop if self.side == "before" else interface.layers.stop + 1
         student = self._student(decoder, start, before)
         shown = before if self.sequential else Edit()
         gram = self.gram(start.site)
         lessons, checks = (
-            lessons_of(decoder, batches, shown, interface.start - 1, reader, gram)
+            lessons_of(decoder, batches, shown, interface.layers.start - 1, reader, gram)
             for batches in (workspace.batches, workspace.on_held_out().batches)
         )
         training = LocalTraining(student, reader, lessons, checks, self.steps, self.learning_rate)
@@ -213,15 +218,15 @@ class Block(RefitPatch):
         interface = start.site.interface
         assert isinstance(start.module, Operator)
         operator = OperatorPatch(start.module.to(decoder.input_device), around_start=False)
-        local = Edit.of_layers(range(interface.start, interface.end), [replace(start, module=operator)])
-        near = (interface.start - 1, interface.end)
+        local = Edit.of_layers(interface.layers, [replace(start, module=operator)])
+        near = (interface.layers.start - 1, interface.layers.stop)
         changed = ready(before, decoder).weights
         local = local.with_weights({name: change for name, change in changed.items() if name.layer in near})
         weights = Neighbours(1, self.side).weights(decoder, local, seed=0)
         if self.side == "after":
             operator.requires_grad_(False)
         else:
-            projection = InProjection.projection_of(decoder, interface.start - 1).weight
+            projection = InProjection.projection_of(decoder, interface.layers.start - 1).weight
             weights = {
                 name: change
                 for name, change in weights.items()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from linearpatch.calibration.canonical import CanonicalBound
 from linearpatch.calibration.gram import Gram
+from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError, require_choice, require_number, require_range
-from linearpatch.models.edit import Site
+from linearpatch.models.edit import PlacedOperator, Site
 from linearpatch.models.modeling_linearpatch import FeatureMap, LinearMap
 from linearpatch.patches.least_squares import (
     LeastSquaresPatch,
@@ -52,6 +54,8 @@ class LeastSquares(StreamPatch, LeastSquaresPatch):
         rank: Of the product.
         gain: Enlarges how outputs differ from their mean, from which a regression falls short: a number, or `matched`,
             as much as the stream past the interface does. Needs a b, and the map in full.
+        bound: Record NBL's bound on the relative error of any linear map of what was read to the stream past the
+            interface (`calibration.canonical`), as the diagnostic `bound`.
     """
 
     bias: bool = False
@@ -59,6 +63,7 @@ class LeastSquares(StreamPatch, LeastSquaresPatch):
     form: str = "full"
     rank: int = 64
     gain: Any = 1.0
+    bound: bool = field(default=False, metadata={"identity": "changed"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,6 +86,22 @@ class LeastSquares(StreamPatch, LeastSquaresPatch):
                 f"patch.gain={self.gain} acts around the mean of the map's outputs: it needs patch.bias=true, "
                 "patch.features=hidden and patch.form=full."
             )
+
+    def draft(self) -> Patch:
+        """Without the bound, which changes no operator."""
+        return replace(super().draft(), bound=False)  # type: ignore[call-arg]
+
+    def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[PlacedOperator]:
+        """Solve, and say how good a linear map could be where that is asked for."""
+        if not self.bound:
+            return super().fit(workspace, sites)
+        wanted = [CanonicalBound(site.interface.start, site.interface.end) for site in sites]
+        listening = [*self.interface_statistics(sites), *wanted]  # in one pass
+        results = workspace.collect(*listening, description="fit")[-len(wanted) :]
+        return [
+            replace(placed, diagnostics={**placed.diagnostics, "bound": result["bound"].item()})
+            for placed, result in zip(super().fit(workspace, sites), results, strict=True)
+        ]
 
     def check_size(self, hidden_size: int) -> None:
         """Reject a product that would be no thinner than the map itself."""

@@ -9,10 +9,13 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from linearpatch.calibration.gram import MlpGram
+from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.edit import Interface, Site
+from linearpatch.models.edit import Site
 from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.places import OnOutput, Place
+from linearpatch.models.sublayers import MLP
+from linearpatch.models.units import Interface, sublayer_before
 from linearpatch.patches.before_interface import BeforeInterfacePatch
 from linearpatch.patches.least_squares import Solution, penalty_of, solve
 from linearpatch.patches.penalty import Penalty
@@ -34,8 +37,18 @@ class MlpLeastSquares(BeforeInterfacePatch):
     find: ClassVar[Callable[[Decoder, int], nn.Module]] = staticmethod(OnOutput.output_of)
 
     def places(self, interface: Interface) -> Sequence[Place]:
-        """On the output of the MLP before it."""
-        return [OnOutput(interface.start - 1)]
+        """On the output of the MLP before it.
+
+        Raises:
+            ConfigError: an attention is the last before it.
+        """
+        before = sublayer_before(interface.start)
+        if before.part != MLP:
+            raise ConfigError(
+                f"patch=mlp_lstsq acts on what an MLP adds before an interface, and before {interface} stands the "
+                f"attention of layer {before.layer}. Use patch=lstsq or patch=refit, or pruner.unit=attention."
+            )
+        return [OnOutput(before.layer)]
 
     def gram(self, site: Site) -> MlpGram:
         """What the MLP adds, and what it would have to add."""

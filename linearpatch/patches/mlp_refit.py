@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from linearpatch.models.edit import Interface
 from linearpatch.models.modeling_linearpatch import LinearMap
-from linearpatch.models.places import InProjection, Place
-from linearpatch.patches.before_interface import RefitPatch
+from linearpatch.models.places import Place
+from linearpatch.models.units import Interface
+from linearpatch.patches.before_interface import RefitPatch, projection_before
 from linearpatch.patches.least_squares import Solution, energies, solve
 from linearpatch.patches.penalty import Penalty
 from linearpatch.registry import component
@@ -23,17 +23,17 @@ from linearpatch.registry import component
 class MlpRefit(RefitPatch):
     """The last product of the MLP before an interface, fitted again: x + h Δ ≈ y.
 
-    h is what that product reads. `mlp_lstsq` can only turn what the product makes of h; this fits the product
-    itself, with several times as many unknowns. The checkpoint is an ordinary one of its family, with no
-    parameter more than the pruned model.
+    h is what that product reads. `mlp_lstsq` can only turn what the product makes of h; this fits the product itself,
+    with several times as many unknowns. Before a removed MLP it is the attention's output projection. Where whole
+    layers are removed, the checkpoint is an ordinary one of its family, with no parameter more than the pruned model.
     """
 
     foldable: ClassVar[bool] = True
     foldable_distilled: ClassVar[bool] = True
 
     def places(self, interface: Interface) -> Sequence[Place]:
-        """In the output projection of the MLP before it."""
-        return [InProjection(interface.start - 1)]
+        """In the output projection before it."""
+        return [projection_before(interface)]
 
     def regression(self, gram: Mapping[str, Tensor], penalty: Penalty) -> Solution:
         """What the interface adds, regressed on what the product reads."""

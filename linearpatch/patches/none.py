@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from linearpatch.calibration.workspace import Workspace
-from linearpatch.models.edit import Interface, PlacedOperator, Site
+from linearpatch.models.edit import PlacedOperator, Site
+from linearpatch.models.units import Interface
 from linearpatch.patches.patch import StreamPatch
 from linearpatch.registry import component
 

@@ -17,8 +17,9 @@ from linearpatch.calibration.statistics import Magnitude, MagnitudeRatio, Statis
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import require_choice
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.edit import Edit, Interface, PlacedOperator, Site
+from linearpatch.models.edit import Edit, PlacedOperator, Site
 from linearpatch.models.places import OnStream
+from linearpatch.models.units import Interface
 from linearpatch.patches.sequential import Sequential
 
 SITES = ("one_per_interface", "one_per_layer")
@@ -129,8 +130,8 @@ class StreamPatch(Patch):
     """Base of the patches with one operator on the stream.
 
     Attributes:
-        sites: `one_per_interface`, or `one_per_layer`: one operator for each removed layer, one after the
-            other at the same place (the paper's tables 13 to 15).
+        sites: `one_per_interface`, or `one_per_layer`: one operator for each removed layer (or sublayer, where an
+            interface begins or ends at one), one after the other at the same place (the paper's tables 13 to 15).
     """
 
     sites: str = "one_per_interface"
@@ -140,13 +141,13 @@ class StreamPatch(Patch):
         require_choice("patch.sites", self.sites, SITES)
 
     def place(self, interfaces: Sequence[Interface]) -> list[Site]:
-        """On the stream that the layer after each interface reads."""
+        """On the stream that the layer after each interface reads; with its attention removed, that is its MLP."""
         if self.sites == "one_per_interface":
-            return [Site(interface, interface.end, OnStream(interface.end)) for interface in interfaces]
+            return [Site(interface, interface.reader, OnStream(interface.reader)) for interface in interfaces]
         return [
-            Site(Interface(layer, layer + 1), interface.end, OnStream(interface.end))
+            Site(part, interface.reader, OnStream(interface.reader))
             for interface in interfaces
-            for layer in range(interface.start, interface.end)
+            for part in interface.parts
         ]
 
 
@@ -194,7 +195,24 @@ class ScalePatch(StreamPatch):
             spans = [(site.interface.start, site.interface.end) for site in sites]
             ratios = [MagnitudeRatio(start, end, self.basis, self.pooled) for start, end in spans]
             return [result["ratio"] for result in workspace.collect(*ratios, description="fit")]
-        magnitude = workspace.statistic(Magnitude(self.basis))["magnitude"]
+        magnitude = at_streams(workspace, Magnitude(self.basis), "magnitude", [site.interface for site in sites])
         if self.pooled:
-            magnitude = magnitude.sum(dim=-1, keepdim=True)
+            magnitude = {stream: rows.sum(dim=-1, keepdim=True) for stream, rows in magnitude.items()}
         return [ratio(magnitude[site.interface.end], magnitude[site.interface.start]) for site in sites]
+
+
+def at_streams(
+    workspace: Workspace, statistic: Statistic, name: str, interfaces: Sequence[Interface]
+) -> dict[float, Tensor]:
+    """Rows of a statistic with one for each stream, where interfaces begin and end.
+
+    Args:
+        workspace: Shows the streams.
+        statistic: Has a row for each layer; for each sublayer where it is one of sublayers.
+        name: Of its result.
+        interfaces: Where they lie decides whether streams between attention and MLP are needed.
+    """
+    by_layer = all(interface.is_of_layers for interface in interfaces)
+    rows = workspace.statistic(statistic if by_layer else statistic.of_sublayers())[name]
+    step = 1 if by_layer else 2
+    return {end: rows[int(step * end)] for one in interfaces for end in (one.start, one.end)}

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from linearpatch.errors import ModelError, require_number
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.edit import Interface, Site
+from linearpatch.models.edit import Site
 from linearpatch.models.modeling_linearpatch import LinearMap
-from linearpatch.models.places import InProjection, OnStream, Place
-from linearpatch.patches.before_interface import RefitPatch
+from linearpatch.models.places import OnStream, Place
+from linearpatch.models.units import Interface
+from linearpatch.patches.before_interface import RefitPatch, projection_before
 from linearpatch.patches.least_squares import Solution, energies, solve, unshrunk
 from linearpatch.patches.patch import Patch
 from linearpatch.patches.penalty import Penalty
@@ -35,7 +36,8 @@ class Refit(RefitPatch):
     But what the last product of the MLP before the interface reads, h, are many nonlinear functions of the token, and a
     weight decides what becomes of them. So y ≈ x W + h V + b is solved by least squares over both. V comes
     before the map then: the weight changes by Δ with Δ W ≈ V, and W and b are solved once more for the stream
-    x + h Δ that this gives. The model has as many parameters as with `lstsq` and its bias, and takes as long.
+    x + h Δ that this gives. Before a removed MLP stands an attention, whose output projection is the one that changes
+    then. The model has as many parameters as with `lstsq` and its bias, and takes as long.
 
     Attributes:
         ridge: Holds back each entry of V by this fraction of the energy of what it multiplies; a hundredth of it
@@ -71,8 +73,8 @@ class Refit(RefitPatch):
         return self
 
     def places(self, interface: Interface) -> Sequence[Place]:
-        """In the output projection of the MLP before it, and on the stream behind it."""
-        return [InProjection(interface.start - 1), OnStream(interface.end)]
+        """In the output projection before it, and on the stream behind it."""
+        return [projection_before(interface), OnStream(interface.reader)]
 
     def draft(self) -> Patch:
         """The map alone, a tenth of the work; each token by its share of its norm, so that none owns the fit."""

@@ -10,7 +10,8 @@ from linearpatch.calibration.candidate_edits import Repairer
 from linearpatch.calibration.edited_workspace import SequentialWorkspace
 from linearpatch.calibration.statistics import Statistic
 from linearpatch.calibration.workspace import Workspace
-from linearpatch.models.edit import Edit, Interface, PlacedOperator, Site
+from linearpatch.models.edit import Edit, PlacedOperator, Site
+from linearpatch.models.units import Interface
 
 if TYPE_CHECKING:
     from linearpatch.patches.patch import Patch

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from linearpatch.calibration.edited_workspace import EditedWorkspace
 from linearpatch.calibration.statistics import Statistic
 from linearpatch.calibration.workspace import Workspace
+from linearpatch.errors import ConfigError
 from linearpatch.models.edit import Edit
+from linearpatch.models.units import LAYER
 from linearpatch.pruners.pruner import Pruner
 from linearpatch.results.scores import LayerScores, SearchStep
 
@@ -23,6 +25,15 @@ class RankingPruner(Pruner):
     """
 
     iterative: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.iterative and self.unit != LAYER:
+            raise ConfigError(
+                f"pruner.iterative=true chooses whole layers, and pruner.unit is {self.unit}. Use pruner=sleb or "
+                "pruner=patch_aware pruner.search=greedy, which choose one sublayer after the other, or "
+                "pruner.iterative=false."
+            )
 
     @property
     def chooser(self) -> Pruner:
@@ -67,5 +78,5 @@ class Iterative(Pruner):
             criterion = scores.criterion
             losses = {str(left[int(layer)]): loss for layer, loss in scores.by_step[0].items()}
             bounds = scores.steps[0].bounds if scores.steps else None
-            steps.append(SearchStep(removed[-1], losses, [left[layer] for layer in bounds or ()]))
+            steps.append(SearchStep(removed[-1], losses, [left[int(layer)] for layer in bounds or ()]))
         return Edit.of_layers(removed, scores=LayerScores(criterion, "layer", steps=steps))

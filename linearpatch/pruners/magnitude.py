@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import require_range
 from linearpatch.models.edit import Edit
+from linearpatch.models.units import LAYER
 from linearpatch.pruners.iterative import RankingPruner
+from linearpatch.pruners.pruner import UNITS
 from linearpatch.registry import component
 
 
@@ -22,6 +26,8 @@ class Magnitude(RankingPruner):
         power: The p; 1 as published.
     """
 
+    units: ClassVar[Sequence[str]] = UNITS
+
     protect_first: int = 4
     protect_last: int = 2
     power: float = 1.0
@@ -32,4 +38,6 @@ class Magnitude(RankingPruner):
 
     def select(self, workspace: Workspace, n: int) -> Edit:
         """Rank the layers by the size of their weights."""
-        return self.lowest(f"sum |W|^{self.power:g}", workspace.weight_norms(self.power).tolist(), n)
+        by_layer = self.unit == LAYER
+        norms = workspace.weight_norms(self.power, sublayers=not by_layer)
+        return self.lowest(f"sum |W|^{self.power:g}", norms.tolist() if by_layer else self.of_unit(norms), n)

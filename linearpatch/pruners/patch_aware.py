@@ -1,4 +1,4 @@
-"""Layers chosen by the loss of the model after its interfaces are patched, not before."""
+"""Units chosen by the loss of the model after its interfaces are patched, not before."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from linearpatch.calibration.candidate_losses import CandidateLoss
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.models.edit import Edit
+from linearpatch.models.units import LAYER, Unit, plain_units
 from linearpatch.pruners.iterative import RankingPruner
-from linearpatch.pruners.pruner import Pruner
+from linearpatch.pruners.pruner import UNITS, Pruner
 from linearpatch.registry import component, components, name_of
 from linearpatch.results.scores import LayerScores, SearchStep
 
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 SEARCHES = ("window", "greedy", "beam")
 CRITERION = "held-out NLL when patched"
 
-Layers = tuple[int, ...]
+Units = tuple[Unit, ...]
 
 
 @component("pruner", "patch_aware", title="Patch-aware")
@@ -35,9 +36,9 @@ class PatchAware(Pruner):
     fitted on the calibration tokens, losses measured on `calibration.held_out_blocks`.
 
     Attributes:
-        search: `window` tries every window of n layers. `greedy` removes one layer after the other; layers
-            that touch share a patch, which is fitted again. `beam` keeps the `width` best sets of each size,
-            grows each by every layer, and tries every window of that size as well.
+        search: `window` tries every window of n layers; sublayers have none. `greedy` removes one layer or sublayer
+            after the other; those that touch share a patch, which is fitted again. `beam` keeps the `width` best sets
+            of each size, grows each by every layer, and tries every window of layers of that size as well.
         width: Sets that a beam keeps.
         stop_early: Where candidates don't race, give up on one once it can't be among the best. The same layers are
             removed either way; the recorded loss of such a candidate is a lower bound.
@@ -53,6 +54,7 @@ class PatchAware(Pruner):
         rivals: Pruners whose choices, made on the held-out tokens, are candidates of a window search, too.
     """
 
+    units: ClassVar[Sequence[str]] = UNITS
     needs_held_out: ClassVar[bool] = True
 
     search: str = "window"
@@ -75,6 +77,11 @@ class PatchAware(Pruner):
             require_range("pruner.noise", self.noise, low=0)
         for name in self.rivals:
             require_choice("pruner.rivals", name, rankings())
+        if self.search == "window" and self.unit != LAYER:
+            raise ConfigError(
+                f"pruner.search=window tries windows of whole layers, and pruner.unit is {self.unit}. Use "
+                "pruner.search=greedy or pruner.search=beam."
+            )
 
     @property
     def sees_whole_patches(self) -> bool:
@@ -88,19 +95,19 @@ class PatchAware(Pruner):
         held_out = 1.0 if races else self.draft_share
         best, scores = search(workspace.part(self.draft_share, held_out=held_out), n)
         if self.finalists == 1 or len(best) == 1:
-            return Edit.of_layers(best[0], scores=scores)
+            return Edit.without(best[0], scores=scores)
         finalists = best[: self.finalists]
         comparisons = dict(zip(finalists, workspace.comparisons(finalists), strict=True))
         taken = _best({layers: comparison.candidate_loss for layers, comparison in comparisons.items()})[0]
         for layers, comparison in comparisons.items():
-            log.info("finalist %s: %s", sorted(layers), comparison.summary())
+            log.info("finalist %s: %s", plain_units(layers), comparison.summary())
             if layers != taken:  # the fit logs those of the one that is taken
                 for warning in comparison.warnings(name_of(workspace.patch)):
                     log.warning("finalist: %s", warning)
         results = [comparison.describe() for comparison in comparisons.values()]
-        return Edit.of_layers(taken, scores=replace(scores, finalists=results))
+        return Edit.without(taken, scores=replace(scores, finalists=results))
 
-    def _window(self, workspace: Workspace, n: int) -> tuple[list[Layers], LayerScores]:
+    def _window(self, workspace: Workspace, n: int) -> tuple[list[Units], LayerScores]:
         tried = list(dict.fromkeys([*self._windows(workspace, n), *self._rivals(workspace, n)]))
         if self.noise is not None:
             return self._raced(workspace, tried, n)
@@ -108,11 +115,11 @@ class PatchAware(Pruner):
         values: list[float | None] = [None] * (workspace.num_layers - n + 1)
         windows = {layers: loss for layers, loss in losses.items() if _is_window(layers)}
         for window, loss in windows.items():
-            values[window[0]] = loss.loss
-        bounds = [window[0] for window, loss in windows.items() if loss.is_bound]
+            values[window[0].layer] = loss.loss
+        bounds: list[int | str] = [window[0].layer for window, loss in windows.items() if loss.is_bound]
         return _best(losses), LayerScores(CRITERION, "window", values, bounds)
 
-    def _raced(self, workspace: Workspace, tried: Sequence[Layers], n: int) -> tuple[list[Layers], LayerScores]:
+    def _raced(self, workspace: Workspace, tried: Sequence[Units], n: int) -> tuple[list[Units], LayerScores]:
         assert self.noise is not None
         standings = dict(zip(tried, workspace.candidate_edits.race(tried, noise=self.noise), strict=True))
         contenders = sorted(
@@ -123,71 +130,75 @@ class PatchAware(Pruner):
         for layers in contenders:
             standing = standings[layers]
             place = f"{standing.loss - best:.4f} ± {standing.stderr:.4f} behind" if standing.stderr else "the best"
-            log.info("race: layers %s, held-out loss %.4f, %s", list(layers), standing.loss, place)
+            log.info("race: layers %s, held-out loss %.4f, %s", plain_units(layers), standing.loss, place)
         values: list[float | None] = [None] * (workspace.num_layers - n + 1)
         for layers, standing in standings.items():
             if _is_window(layers) and isfinite(standing.loss):
-                values[layers[0]] = standing.loss
+                values[layers[0].layer] = standing.loss
         raced = [
             {
-                "removed": list(layers),
+                "removed": plain_units(layers),
                 **{key: value if value != inf else None for key, value in asdict(standing).items()},
             }
             for layers, standing in standings.items()
         ]
         return contenders, LayerScores(CRITERION, "window", values, race=raced)
 
-    def _rivals(self, workspace: Workspace, n: int) -> list[Layers]:
+    def _rivals(self, workspace: Workspace, n: int) -> list[Units]:
         """The layers that other pruners would choose on the held-out tokens, whose streams are at hand."""
         choices = []
         for name in self.rivals:
             pruner = replace(rankings()[name](), protect_first=self.protect_first, protect_last=self.protect_last)
-            choices.append(tuple(sorted(pruner.select(workspace.on_held_out(keep_streams=True), n).removed_layers)))
+            choices.append(tuple(sorted(pruner.select(workspace.on_held_out(keep_streams=True), n).removed)))
         return choices
 
-    def _greedy(self, workspace: Workspace, n: int) -> tuple[list[Layers], LayerScores]:
-        removed: Layers = ()
+    def _greedy(self, workspace: Workspace, n: int) -> tuple[list[Units], LayerScores]:
+        removed: Units = ()
         steps = []
-        losses: dict[Layers, CandidateLoss] = {}
+        losses: dict[Units, CandidateLoss] = {}
         for size in range(1, n + 1):
-            layers = [layer for layer in self.candidates(workspace.num_layers) if layer not in removed]
+            left = self.left(workspace.num_layers, removed)
             survivors = self.finalists if size == n else 1
-            losses = self._losses(workspace, removed, [(*removed, layer) for layer in layers], survivors)
+            losses = self._losses(workspace, removed, [(*removed, unit) for unit in left], survivors)
             removed = _best(losses)[0]
-            by_layer = {str(tried[-1]): loss.loss for tried, loss in losses.items()}
-            bounds = [tried[-1] for tried, loss in losses.items() if loss.is_bound]
-            steps.append(SearchStep(removed[-1], by_layer, bounds))
-        return _best(losses), LayerScores(CRITERION, steps=steps)
+            by_unit = {str(tried[-1]): loss.loss for tried, loss in losses.items()}
+            bounds = [tried[-1].plain for tried, loss in losses.items() if loss.is_bound]
+            steps.append(SearchStep(removed[-1].plain, by_unit, bounds))
+        return _best(losses), LayerScores(CRITERION, self.unit, steps=steps)
 
-    def _beam(self, workspace: Workspace, n: int) -> tuple[list[Layers], LayerScores]:
-        kept: list[Layers] = [()]
+    def _beam(self, workspace: Workspace, n: int) -> tuple[list[Units], LayerScores]:
+        kept: list[Units] = [()]
         steps = []
         for size in range(1, n + 1):
-            losses: dict[Layers, CandidateLoss] = {}
+            losses: dict[Units, CandidateLoss] = {}
             width = self.width if size < n else max(self.width, self.finalists)
             for base in kept:
-                layers = [layer for layer in self.candidates(workspace.num_layers) if layer not in base]
-                grown = dict.fromkeys(tuple(sorted((*base, layer))) for layer in layers)
+                left = self.left(workspace.num_layers, base)
+                grown = dict.fromkeys(tuple(sorted((*base, unit))) for unit in left)
                 losses |= self._losses(
                     workspace, base, [candidate for candidate in grown if candidate not in losses], width
                 )
             windows = [window for window in self._windows(workspace, size) if window not in losses]
             losses |= self._losses(workspace, (), windows, width)
             kept = _best(losses)[:width]
-            by_layer = {
-                str(layer): min(loss.loss for tried, loss in losses.items() if layer in tried)
-                for layer in self.candidates(workspace.num_layers)
+            by_unit = {
+                str(unit): min(loss.loss for tried, loss in losses.items() if unit in tried)
+                for unit in self.left(workspace.num_layers)
+                if any(unit in tried for tried in losses)
             }
-            steps.append(SearchStep(list(kept[0]), by_layer, [], [*map(list, kept)]))
-        return kept, LayerScores(f"{CRITERION}, with the layer", steps=steps)
+            steps.append(SearchStep(plain_units(kept[0]), by_unit, [], [*map(plain_units, kept)]))
+        return kept, LayerScores(f"{CRITERION}, with the {self.unit}", self.unit, steps=steps)
 
-    def _windows(self, workspace: Workspace, size: int) -> list[Layers]:
+    def _windows(self, workspace: Workspace, size: int) -> list[Units]:
+        if self.unit != LAYER:
+            return []
         allowed = self.candidates(workspace.num_layers)
-        return [tuple(range(start, start + size)) for start in range(allowed.start, allowed.stop - size + 1)]
+        starts = range(allowed.start, allowed.stop - size + 1)
+        return [tuple(Unit(layer) for layer in range(start, start + size)) for start in starts]
 
     def _losses(
-        self, workspace: Workspace, base: Layers, tried: Sequence[Layers], survivors: int
-    ) -> dict[Layers, CandidateLoss]:
+        self, workspace: Workspace, base: Units, tried: Sequence[Units], survivors: int
+    ) -> dict[Units, CandidateLoss]:
         if not tried:
             return {}
         losses = workspace.candidate_edits.losses(base, tried, survivors=survivors if self.stop_early else None)
@@ -199,10 +210,10 @@ def rankings() -> dict[str, type[RankingPruner]]:
     return {name: cls for name, cls in components("pruner").items() if issubclass(cls, RankingPruner)}
 
 
-def _is_window(layers: Layers) -> bool:
-    return layers[-1] - layers[0] == len(layers) - 1
+def _is_window(layers: Units) -> bool:
+    return layers[-1].layer - layers[0].layer == len(layers) - 1
 
 
-def _best(losses: Mapping[Layers, CandidateLoss]) -> list[Layers]:
+def _best(losses: Mapping[Units, CandidateLoss]) -> list[Units]:
     """Sets of layers from the lowest loss to the highest; bounds, which can't be among the best, come last."""
     return sorted(losses, key=lambda layers: (losses[layers].is_bound, losses[layers].loss, layers))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
+from typing import ClassVar
 
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.models.edit import Edit
 from linearpatch.pruners.iterative import RankingPruner
+from linearpatch.pruners.pruner import UNITS
 from linearpatch.registry import component
 from linearpatch.results.scores import LayerScores
 
@@ -20,11 +24,12 @@ class Perplexity(RankingPruner):
     Only candidates are measured; the protected layers have no score.
     """
 
+    units: ClassVar[Sequence[str]] = UNITS
+
     def select(self, workspace: Workspace, n: int) -> Edit:
         """Rank the layers by the loss without them."""
-        candidates = self.candidates(workspace.num_layers)
-        losses = workspace.removal_losses([], candidates)
-        scores = [losses[layer].loss if layer in losses else float("inf") for layer in range(workspace.num_layers)]
-        edit = self.lowest("mean NLL without the layer", scores, n)
-        values = [losses[layer].loss if layer in losses else None for layer in range(workspace.num_layers)]
-        return Edit.of_layers(edit.removed_layers, scores=LayerScores("mean NLL without the layer", values=values))
+        losses = workspace.removal_losses([], self.left(workspace.num_layers))
+        values = [losses[unit].loss if unit in losses else None for unit in self.all_units(workspace.num_layers)]
+        criterion = f"mean NLL without the {self.unit}"
+        edit = self.lowest(criterion, [inf if value is None else value for value in values], n)
+        return Edit.without(edit.removed, scores=LayerScores(criterion, self.unit, values=values))

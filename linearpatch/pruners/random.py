@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -10,6 +12,7 @@ from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import require_seed
 from linearpatch.models.edit import Edit
 from linearpatch.pruners.iterative import RankingPruner
+from linearpatch.pruners.pruner import UNITS
 from linearpatch.registry import component
 
 
@@ -22,6 +25,8 @@ class Random(RankingPruner):
         seed: Of the order; the YAML takes the run's.
     """
 
+    units: ClassVar[Sequence[str]] = UNITS
+
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -30,5 +35,6 @@ class Random(RankingPruner):
 
     def select(self, workspace: Workspace, n: int) -> Edit:
         """Draw the layers."""
-        draws = torch.rand(workspace.num_layers, generator=torch.Generator().manual_seed(self.seed))
+        number = len(self.all_units(workspace.num_layers))
+        draws = torch.rand(number, generator=torch.Generator().manual_seed(self.seed))
         return self.lowest("random draw", draws.tolist(), n)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.models.edit import Edit
+from linearpatch.models.units import Unit
 from linearpatch.pruners.iterative import RankingPruner
+from linearpatch.pruners.pruner import UNITS
 from linearpatch.registry import component
 
 
@@ -19,13 +22,16 @@ class Tail(RankingPruner):
     The simple heuristic of "The unreasonable ineffectiveness of the deeper layers", section 4.4.
     """
 
+    units: ClassVar[Sequence[str]] = UNITS
+
     protect_last: int = 1
 
-    def known_choice(self, num_layers: int, n: int) -> Sequence[int]:
+    def known_choice(self, num_layers: int, n: int) -> Sequence[Unit]:
         """From the end, the last ones protected."""
-        return sorted(self.candidates(num_layers))[-n:]
+        return self.left(num_layers)[-n:]
 
     def select(self, workspace: Workspace, n: int) -> Edit:
         """Take layers from the end."""
-        depth = [float(workspace.num_layers - layer) for layer in range(workspace.num_layers)]
+        number = len(self.all_units(workspace.num_layers))
+        depth = [float(number - at) for at in range(number)]
         return self.lowest("distance from the end", depth, n)

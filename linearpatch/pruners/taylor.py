@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.models.edit import Edit
+from linearpatch.models.units import LAYER
 from linearpatch.pruners.iterative import RankingPruner
+from linearpatch.pruners.pruner import UNITS
 from linearpatch.registry import component
 
 
@@ -19,9 +23,13 @@ class Taylor(RankingPruner):
     first layer looks least important for most models and its removal destroys them.
     """
 
+    units: ClassVar[Sequence[str]] = UNITS
+
     protect_first: int = 4
     protect_last: int = 2
 
     def select(self, workspace: Workspace, n: int) -> Edit:
         """Rank the layers by their importance."""
-        return self.lowest("sum |W * dL/dW|", workspace.importance().tolist(), n)
+        by_layer = self.unit == LAYER
+        importance = workspace.importance(sublayers=not by_layer)
+        return self.lowest("sum |W * dL/dW|", importance.tolist() if by_layer else self.of_unit(importance), n)

@@ -26,7 +26,7 @@ from linearpatch.report.rows import Row, Variant
 from linearpatch.report.tables import Cell, Column, Line, Table
 from linearpatch.results.metric import DEFINITIONS, Metric
 from linearpatch.results.settings import telling
-from linearpatch.text import layer_list
+from linearpatch.text import removal_list
 
 CORPORA = {"wikitext2": "WikiText-2", "c4": "C4", "ptb": "PTB"}
 TASKS = {
@@ -39,7 +39,7 @@ RATES = ("speed/prefill_tokens_per_s", "speed/decode_tokens_per_s")
 SPEED = {
     "prefill_tokens_per_s": "Prefill tokens/s", "decode_tokens_per_s": "Decode tokens/s", "prefill_s": "Prefill ms",
     "decode_step_s": "Decode ms/token", "peak_memory_bytes": "Memory MiB", "num_parameters": "Parameters M",
-    "prefill_flops": "Prefill GFLOP",
+    "prefill_flops": "Prefill GFLOP", "kv_cache_bytes_per_token": "KV cache KiB/token",
 }  # fmt: skip
 MOST_TASKS = 24  # an evaluation of more tasks shows its groups
 
@@ -141,9 +141,12 @@ def speed_columns(shape: str, known: Mapping[str, Metric]) -> list[Column]:
 
 
 def cost_columns(rows: Sequence[Row]) -> list[Column]:
-    """What a model costs: parameters, and the latencies and memory of each shape that was measured."""
+    """What a model costs: parameters, and the KV cache, latencies and memory of each shape that was measured."""
     known = all_metrics(rows)
-    titles = {"decode_step_s": "Decode, ms a token", "prefill_s": "Prefill, ms", "peak_memory_bytes": "Memory, MiB"}
+    titles = {
+        "kv_cache_bytes_per_token": "KV cache, KiB a token", "decode_step_s": "Decode, ms a token",
+        "prefill_s": "Prefill, ms", "peak_memory_bytes": "Memory, MiB",
+    }  # fmt: skip
     columns = [PARAMETERS]
     for end, title in titles.items():
         for key in (key for key in known if key.startswith("speed/") and key.endswith(f"/{end}")):
@@ -207,28 +210,37 @@ def layers_table(entries: Sequence[Entry]) -> Table | None:
         own = [entry for entry in entries if entry.variant.model == model]
         for layers, words in layer_sets(own):
             group = (model, f"{len(layers)}/{own[0].variant.num_layers}")
-            lines.append(Line((*group, words), (Cell(layer_list(layers)),), group))
+            lines.append(Line((*group, words), (Cell(removal_list(layers)),), group))
     heads = ("model", "layers", "removed by")
     table = Table("layers", "Removed layers", heads, ("removed layers",), tuple(lines), keys=("removed_layers",))
     return table if lines else None
 
 
-def layer_sets(entries: Sequence[Entry]) -> list[tuple[tuple[int, ...], str]]:
+def layer_sets(entries: Sequence[Entry]) -> list[tuple[tuple[int | str, ...], str]]:
     """Each distinct set of removed layers with who removes it, by size: in the fewest words that mean one set."""
     removed = [
-        (entry, row.seed, tuple(sorted(row.removed))) for entry in entries if not entry.is_dense for row in entry.rows
+        (entry, row.seed, tuple(sorted(row.removed, key=_in_order)))
+        for entry in entries
+        if not entry.is_dense
+        for row in entry.rows
     ]
-    meant: dict[tuple[int, str], set[tuple[int, ...]]] = {}
+    meant: dict[tuple[int, str], set[tuple[int | str, ...]]] = {}
     for entry, seed, layers in removed:
         for words in _called(entry, seed):
             meant.setdefault((len(layers), words), set()).add(layers)
-    rows: dict[tuple[int, ...], dict[str, None]] = {}
+    rows: dict[tuple[int | str, ...], dict[str, None]] = {}
     for entry, seed, layers in removed:
         called = _called(entry, seed)
         words = next((words for words in called if len(meant[len(layers), words]) == 1), called[-1])
         rows.setdefault(layers, {})[words] = None
     named = [(layers, ", ".join(words)) for layers, words in rows.items()]
     return sorted(named, key=lambda row: (len(row[0]), row[1]))
+
+
+def _in_order(unit: int | str) -> tuple[int, str]:
+    """Layers in the order of the model, attention before MLP."""
+    layer, _, part = str(unit).partition(".")
+    return int(layer), part
 
 
 def _called(entry: Entry, seed: int) -> tuple[str, ...]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from linearpatch.registry import title_of
 from linearpatch.report.rows import Row, Variant
-from linearpatch.text import layer_list
+from linearpatch.text import removal_list
 
 MOST_LAYERS = 40  # characters
+UNITS = {"mlp": "MLP"}  # in titles
 
 
 def recipe_name(variant: Variant) -> str:
@@ -24,8 +25,15 @@ def recipe_name(variant: Variant) -> str:
 
 
 def pruner_name(variant: Variant) -> str:
-    """The pruner's title."""
-    return title_of("pruner", variant.pruner)
+    """The pruner's title, and the sublayers that it chose among."""
+    method, _, unit = variant.pruner.partition(" ")
+    return " ".join(part for part in (title_of("pruner", method), UNITS.get(unit, unit)) if part)
+
+
+def removed_words(variants: Iterable[Variant]) -> str:
+    """What the numbers of some variants count."""
+    kinds = {" " in variant.pruner for variant in variants if variant.stage != "dense"}
+    return {1: "sublayers", 2: "layers or sublayers"}[len(kinds)] + " removed" if True in kinds else "layers removed"
 
 
 def names_of(entries: Sequence[tuple[Variant, Sequence[Row]]]) -> list[str]:
@@ -34,7 +42,7 @@ def names_of(entries: Sequence[tuple[Variant, Sequence[Row]]]) -> list[str]:
     places = [(variant.model, variant.num_removed, name) for (variant, _), name in zip(entries, names, strict=True)]
     for repeated in [place for place, count in Counter(places).items() if count > 1]:
         own = [at for at, place in enumerate(places) if place == repeated]
-        layers = [layer_list(entries[at][1][0].removed) for at in own]
+        layers = [removal_list(entries[at][1][0].removed) for at in own]
         distinct = len(set(layers)) == len(own) and max(map(len, layers)) <= MOST_LAYERS
         for at, text in zip(own, layers, strict=True):
             names[at] += f" [{f'layers {text}' if distinct else entries[at][1][0].runs[0]}]"

@@ -22,7 +22,7 @@ from linearpatch.report.reading import ReadRuns, Run
 from linearpatch.report.tables import Column, Table, labels_of
 from linearpatch.results.metric import DEFINITIONS
 from linearpatch.results.units import unit_of
-from linearpatch.text import printable, printable_values
+from linearpatch.text import printable, printable_values, removal_list
 
 SCRIPTS = ("page.js", "table.js", "matrix.js", "figures.js", "details.js", "start.js")
 SLOT = re.compile(r"<!--slot:(\w+)-->")
@@ -158,7 +158,7 @@ def _lines(entries: Sequence[Entry], columns: Sequence[Column], run_index: dict[
                 "stage": variant.stage, "pruner": labels[2], "patch": variant.patch, "distill": variant.distill,
                 "settings": variant.settings_text, "name": entry.name,
                 "seeds": sorted({row.seed for row in entry.rows}),
-                "removed": [sorted(row.removed) for row in entry.rows],
+                "removed": [_removed(row.removed) for row in entry.rows],
                 "runs": sorted({run_index[run] for row in entry.rows for run in row.runs if run in run_index}),
                 "values": {
                     str(at): _number(value, columns[at], protocols, marks[at])
@@ -168,6 +168,12 @@ def _lines(entries: Sequence[Entry], columns: Sequence[Column], run_index: dict[
             }
         )  # fmt: skip
     return {"lines": lines, "protocols": list(protocols)}
+
+
+def _removed(units: Sequence[int | str]) -> list[int | str]:
+    """Layers in order, which the page shows as ranges; sublayers in words."""
+    layers = [unit for unit in units if isinstance(unit, int)]
+    return [*sorted(layers)] if len(layers) == len(units) else [removal_list(units)]
 
 
 def _number(value: Value, column: Column, protocols: dict[str, int], marks: dict[str, str]) -> dict[str, Any]:

@@ -22,8 +22,8 @@ class Variant:
         model: Name of the dense model.
         num_layers: That it has.
         stage: `dense`, `pruned`, `patched` or `distilled`.
-        num_removed: Layers that were removed, or as many as have the parameters that a narrowed model lost.
-        pruner: Empty for dense, as are the next two.
+        num_removed: Layers or sublayers that were removed; of a narrowed model, layers with the parameters it lost.
+        pruner: Empty for dense, as are the next two. Followed by `attention`, `mlp` or `sublayer` where it chose these.
         patch: `none` at stage pruned.
         distill: `none` but at stage distilled.
         settings: What else matters to this stage, by name; after `told_apart` what tells rows with all the rest alike.
@@ -64,7 +64,7 @@ class Row:
     Attributes:
         variant: Which model it is.
         seed: Of its runs.
-        removed: The layers it lacks, in the order of removal.
+        removed: The layers it lacks, in the order of removal; where sublayers go, all by their names.
         metrics: By name.
         retained: Retained performance, by definition and average.
         num_parameters: That it has.
@@ -76,7 +76,7 @@ class Row:
 
     variant: Variant
     seed: int
-    removed: tuple[int, ...]
+    removed: tuple[int | str, ...]
     metrics: Mapping[str, Metric]
     retained: Mapping[str, Mapping[str, Retained]]
     num_parameters: int
@@ -94,7 +94,8 @@ class Row:
 def rows_of_run(record: Record) -> Iterator[Row]:
     """One row for each stage that a run measured; settings are all that matter to it."""
     model, pruning, fitted = record.require_edit()
-    removed, packages = tuple(pruning.removed_layers), record.environment.packages
+    removed: tuple[int | str, ...] = tuple(pruning.removed or pruning.removed_layers)
+    packages = record.environment.packages
     dense = Variant(model.name, model.num_layers, "dense")
     for stage in (stage for stage in STAGES if stage in record.metrics):
         variant = replace(dense, stage=stage, settings=tuple(sorted(relevant(record, stage).items())))
@@ -103,7 +104,7 @@ def rows_of_run(record: Record) -> Iterator[Row]:
             variant = replace(
                 variant,
                 num_removed=record.size,
-                pruner=pruning.method,
+                pruner=f"{pruning.method} {record.unit}" if pruning.removed else pruning.method,
                 patch="none" if stage == "pruned" else fitted.method,
                 distill=training.method if training else "none",
             )

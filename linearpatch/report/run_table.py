@@ -23,7 +23,7 @@ from linearpatch.results.display import (
 from linearpatch.results.metric import DEFINITIONS
 from linearpatch.results.record import Record
 from linearpatch.results.stages import STAGES
-from linearpatch.text import layer_list
+from linearpatch.text import counted, layer_list, removal_list
 
 
 def run_table(record: Record) -> Table:
@@ -33,6 +33,11 @@ def run_table(record: Record) -> Table:
         f"{model.name}: {len(pruning.removed_layers)} of {model.num_layers} layers removed by {pruning.method} "
         f"({layer_list(pruning.removed_layers)}), patch {patch.method}"
     )
+    if pruning.removed:
+        title = (
+            f"{model.name}: {counted(len(pruning.removed), 'sublayer')} of {model.num_layers} layers removed by "
+            f"{pruning.method} ({removal_list(pruning.removed)}), patch {patch.method}"
+        )
     if pruning.narrowed:
         share = f"{len(pruning.narrowed)} of {model.num_layers} layers narrowed by {pruning.method}"
         title = f"{model.name}: {share}, by as many parameters as {record.size} layers have"

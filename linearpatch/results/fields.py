@@ -26,6 +26,7 @@ Count = Annotated[int, Field(ge=0, le=10**18)]
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Positive = Annotated[float, Field(ge=0, le=LARGEST)]
 Layer = Annotated[int, Field(ge=0, le=MAX_LAYERS)]
+StreamPlace = Layer | Annotated[float, Field(ge=0, le=MAX_LAYERS, multiple_of=0.5)]
 
 T = TypeVar("T")
 

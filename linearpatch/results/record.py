@@ -83,8 +83,9 @@ class Record:
             return
         layers, pruning = self.model.num_layers, self.pruning
         outside = [layer for layer in pruning.removed_layers if layer >= layers]
-        outside += [end for _, end in pruning.interfaces if end > layers]
-        outside += [site.end for site in (self.patch.sites if self.patch else ()) if site.end > layers]
+        ends = [end for _, end in pruning.interfaces] + [site.end for site in (self.patch.sites if self.patch else ())]
+        outside += [int(end) for end in ends if end > layers]
+        outside += [layer for layer in map(_layer_of, pruning.removed) if layer >= layers]
         if outside:
             raise ValueError(f"there is layer {outside[0]} of a model that has {layers} layers")
         if pruning.num_parameters_removed > self.model.num_parameters:
@@ -131,12 +132,20 @@ class Record:
 
     @property
     def size(self) -> int:
-        """Layers removed, or of a narrowed model as many as have the parameters that it lost."""
+        """Layers or sublayers removed, or of a narrowed model as many as have the parameters that it lost."""
         if self.pruning is None:
             return 0
         if self.pruning.narrowed:
             return int(self.config.get("num_pruned_layers", 0))
-        return len(self.pruning.removed_layers)
+        return len(self.pruning.removed or self.pruning.removed_layers)
+
+    @property
+    def unit(self) -> str:
+        """What was chosen among: `layer`, or `attention`, `mlp` or `sublayer` for either kind."""
+        kinds = {name.partition(".")[2] or "layer" for name in self.pruning.removed} if self.pruning else set()
+        chosen = self.config.get("pruner", {})
+        named = chosen.get("unit") if isinstance(chosen, Mapping) else None
+        return str(named or (kinds.pop() if len(kinds) == 1 else "sublayer")) if kinds else "layer"
 
     def to_plain(self) -> dict[str, Any]:
         """The record as values of JSON; numbers that aren't finite become null."""
@@ -158,3 +167,8 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return values
+
+
+def _layer_of(unit: str) -> int:
+    """The layer of a unit's name, such as `3.attention`."""
+    return int(unit.partition(".")[0])

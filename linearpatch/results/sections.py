@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, with_config
 
-from linearpatch.results.fields import CHECKED, MAX_LAYERS, Count, Layer, Name, Number, Words
-from linearpatch.results.scores import LayerName, LayerScores
+from linearpatch.results.fields import CHECKED, MAX_LAYERS, Count, Layer, Name, Number, StreamPlace, Words
+from linearpatch.results.scores import LayerName, LayerScores, UnitName
 
 
 @with_config(CHECKED)
@@ -58,22 +58,25 @@ class PruningSection:
     Attributes:
         method: Name of the pruner.
         removed_layers: In the order of removal.
-        interfaces: Where they left a cut: `[start, end)`.
+        interfaces: Where they left a cut: `[start, end)`; `i + ½` lies between the attention and the MLP of layer i.
         num_parameters_removed: Parameters in them …
         ratio: … as a share of the dense model's.
         sees_patches: Whether the choice depends on the patch.
         scores: Why these; in another form where a plug-in recorded them.
+        removed: Where sublayers are removed, all that is, in the order of removal, such as `3.attention`; a layer that
+            loses both is among `removed_layers`, too.
         narrowed: Key-value heads and MLP channels that are left of layers which lost some, by layer.
     """
 
     method: Name
     removed_layers: Annotated[list[Layer], Field(max_length=MAX_LAYERS)]
-    interfaces: Annotated[list[tuple[Layer, Layer]], Field(max_length=MAX_LAYERS)]
+    interfaces: Annotated[list[tuple[StreamPlace, StreamPlace]], Field(max_length=MAX_LAYERS)]
     num_parameters_removed: Count
     ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
     sees_patches: bool = False
     scores: LayerScores | dict[str, Any] = field(default_factory=dict)
     narrowed: dict[LayerName, dict[Name, Count]] = field(default_factory=dict)
+    removed: Annotated[list[UnitName], Field(max_length=2 * MAX_LAYERS)] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if len(set(self.removed_layers)) < len(self.removed_layers):
@@ -87,8 +90,8 @@ class PruningSection:
 class SiteSection:
     """What a fit says of one interface; diagnostics of an operator's own stand beside these."""
 
-    start: Layer
-    end: Layer
+    start: StreamPlace
+    end: StreamPlace
     error_before: Number | None = None
     error_after: Number | None = None
     scale_mean: Number | None = None

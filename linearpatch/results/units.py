@@ -24,6 +24,7 @@ class Unit:
 UNITS = {
     "share": Unit(100),
     "bytes": Unit(2**-20, 0, " MiB"),
+    "bytes/token": Unit(2**-10, 1, " KiB/token"),
     "s": Unit(1000, 1, " ms"),
     "1/s": Unit(1, 1),
     "FLOP": Unit(1e-9, 1, " GFLOP"),

@@ -188,7 +188,7 @@ def _order_pruned(shared: dict[str, Job], needs: Mapping[int, set[str]]) -> None
     searches: dict[str, Hashable] = {}
     for name, step in shared.items():
         if step.request.part == "pruned" and step.experiment:
-            experiment, n = step.experiment, step.experiment.num_pruned_layers
+            experiment, n = step.experiment, step.experiment.num_units
             if not experiment.pruner.chooser.statistics(n):
                 searches[name] = key = (_statistics_key(experiment), digest(identity(experiment.pruner)))
                 longest[key] = max(longest.get(key, (0, "")), (n, name))
@@ -257,7 +257,7 @@ def _pruned_key(experiment: Experiment) -> Hashable:
     """The choice of layers; where evaluations differ, the step makes those of its first run."""
     pruner, patch = experiment.pruner, experiment.patch_seen
     seen = None if patch is None else identity(patch)
-    return digest([_statistics_key(experiment), identity(pruner), experiment.num_pruned_layers, seen])
+    return digest([_statistics_key(experiment), identity(pruner), experiment.num_units, seen])
 
 
 def _targets_key(experiment: Experiment) -> Hashable:

@@ -12,6 +12,7 @@ from linearpatch.distillation.training import NoDistillation
 from linearpatch.evaluation.measure import measure
 from linearpatch.experiment import Experiment
 from linearpatch.models.edit import DENSE, Edit
+from linearpatch.models.units import LAYER
 from linearpatch.patches.none import NoPatch
 from linearpatch.pipeline import prepare, rank, workspace_of
 from linearpatch.preparation import Prepared
@@ -48,8 +49,11 @@ def collect_statistics(experiments: Sequence[Experiment], cache: Cache, record: 
                 for experiment in experiments
                 for patch in [experiment.patch.for_model(prepared.model.decoder)]
                 for statistic in (
-                    *experiment.pruner.chooser.statistics(experiment.num_pruned_layers),
-                    *patch.statistics(),
+                    *experiment.pruner.chooser.statistics(experiment.num_units),
+                    *(
+                        statistic if experiment.pruner.unit == LAYER else statistic.of_sublayers()
+                        for statistic in patch.statistics()
+                    ),
                 )
             ]
             workspace_of(experiments[0], prepared, cache).collect(*statistics)
@@ -63,7 +67,7 @@ def measure_pruned(experiment: Experiment, cache: Cache, record: Record, folder:
         plain = _plain(experiment.for_model(prepared.model.decoder))
         with record.step("rank"):
             workspace = workspace_of(plain, prepared, cache)
-            edit = rank(plain.pruner, plain.patch, workspace, plain.num_pruned_layers)
+            edit = rank(plain.pruner, plain.patch, workspace, plain.num_units)
         record.pruning = plain.pruner.chooser.section(prepared.model.decoder, edit)
         if "pruned" in experiment.stages:
             _measure(experiment, prepared, {"pruned": edit}, cache, record, folder)

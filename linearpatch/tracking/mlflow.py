@@ -97,7 +97,7 @@ class MlflowTracker(Tracker):
         known = client.get_run(run_id).data.params  # MLflow rejects another value for one
         settings = {_name(name): str(value) for name, value in {**flat(record.config), **labels(record)}.items()}
         if record.pruning:
-            settings["removed_layers"] = str(record.pruning.removed_layers)
+            settings["removed_layers"] = str(record.pruning.removed or record.pruning.removed_layers)
         new = [Param(name, value) for name, value in settings.items() if name not in known]
         for part in _parts(new, MOST_PARAMETERS):
             client.log_batch(run_id, params=part)

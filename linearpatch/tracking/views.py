@@ -12,7 +12,7 @@ import pandas
 from linearpatch.results.display import metric_names
 from linearpatch.results.questions import QUESTIONS
 from linearpatch.results.record import Record
-from linearpatch.results.scores import LayerScores
+from linearpatch.results.scores import LayerScores, SearchStep
 
 NUM_REMOVED = "num_pruned_layers"  # the axis that metrics are drawn against
 
@@ -115,10 +115,16 @@ def _layers(record: Record) -> Table:
     criterion = "score"
     if isinstance(scores, LayerScores):  # a plug-in may record its scores in another form
         known = scores.by_step[0] if scores.by_step else {}
-        criterion = scores.criterion if scores.unit == "layer" else f"{scores.criterion} of the {scores.unit} from here"
+        criterion = (
+            scores.criterion if scores.unit != "window" else f"{scores.criterion} of the {scores.unit} from here"
+        )
+    order = {str(unit): at for at, unit in enumerate(record.pruning.removed or removed, start=1)}
+    names = [str(layer) for layer in range(record.model.num_layers)]
+    if record.pruning.removed:
+        names = [f"{layer}.{part}" for layer in names for part in ("attention", "mlp")]
     rows = (
-        (layer, known.get(str(layer)), layer in removed, removed.index(layer) + 1 if layer in removed else None)
-        for layer in range(record.model.num_layers)
+        (name if record.pruning.removed else int(name), known.get(name), name in order, order.get(name))
+        for name in names
     )
     return Table(("layer", criterion, "removed", "order of removal"), tuple(rows))
 
@@ -129,17 +135,22 @@ def _search(record: Record) -> Table:
     scores = record.pruning.scores
     steps = (scores.steps if isinstance(scores, LayerScores) else None) or []
     rows = (
-        (number, int(layer), loss, int(layer) in (step.removed if isinstance(step.removed, list) else [step.removed]))
+        (number, int(name) if name.isdecimal() else name, loss, name in _removed_at(step))
         for number, step in enumerate(steps, start=1)
-        for layer, loss in step.losses.items()
+        for name, loss in step.losses.items()
     )
     return Table(("step", "layer", "loss", "removed"), tuple(rows))
+
+
+def _removed_at(step: SearchStep) -> set[str]:
+    """Names of what a step removed."""
+    return set(map(str, step.removed if isinstance(step.removed, list) else [step.removed]))
 
 
 def _interfaces(record: Record) -> Table:
     """One row for each interface, with what the fit says of it."""
     assert record.pruning is not None
-    cuts: dict[tuple[int, int], dict[str, float]] = {
+    cuts: dict[tuple[float, float], dict[str, float]] = {
         (start, end): {"start": start, "end": end} for start, end in record.pruning.interfaces
     }
     for site in record.patch.sites if record.patch else ():

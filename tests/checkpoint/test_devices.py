@@ -14,11 +14,11 @@ from linearpatch.checkpoint.saving import EXPERTS_FROM_DISK, save_checkpoint
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ModelError
 from linearpatch.models.decoder import decoder_of
-from linearpatch.models.edit import interfaces_of
 from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap
 from linearpatch.models.random import byte_tokenizer
+from linearpatch.models.units import interfaces_of
 from linearpatch.patches.rotate import Rotate
 
 accelerate = pytest.importorskip("accelerate")

@@ -12,10 +12,10 @@ from linearpatch.checkpoint.saving import save_checkpoint
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ModelError
 from linearpatch.models.decoder import decoder_of
-from linearpatch.models.edit import interfaces_of
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.modeling_linearpatch import ChannelScale
 from linearpatch.models.random import byte_tokenizer
+from linearpatch.models.units import interfaces_of
 from linearpatch.registry import components
 
 POST_NORM = ("gemma2", "gemma3_text")

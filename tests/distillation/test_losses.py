@@ -20,11 +20,11 @@ from linearpatch.distillation.top_k import TopK, largest, top_k_kl, top_k_target
 from linearpatch.distillation.training import Lesson
 from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.decoder import decoder_of
-from linearpatch.models.edit import interfaces_of
 from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.passes import record
 from linearpatch.models.places import InProjection, OnOutput
 from linearpatch.models.runner import Runner
+from linearpatch.models.units import interfaces_of
 
 IDS = torch.randint(3, 300, (2, 12), generator=torch.Generator().manual_seed(0))
 SIZE = 32

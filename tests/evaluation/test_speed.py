@@ -38,7 +38,7 @@ def test_every_stage_has_every_number_with_its_spread():
     found = measure()
     assert {name.partition("/")[2] for name in found["dense"]} == {
         "prefill_tokens_per_s", "decode_tokens_per_s", "prefill_s", "decode_step_s", "peak_memory_bytes",
-        "num_parameters", "prefill_flops",
+        "num_parameters", "prefill_flops", "kv_cache_bytes_per_token",
     }  # fmt: skip
     for stage, metrics in found.items():
         assert metrics["speed/prefill_tokens_per_s"].value > 0

@@ -8,9 +8,10 @@ from torch import nn
 
 from linearpatch.errors import ModelError
 from linearpatch.models.decoder import decoder_of, unwrap
-from linearpatch.models.passes import mlp_inputs, mlp_outputs, record
+from linearpatch.models.passes import mlp_outputs, projection_inputs, record
 from linearpatch.models.places import InProjection, OnOutput
 from linearpatch.models.sublayers import sublayers_of
+from linearpatch.models.units import Unit
 
 TOKENS = torch.randint(3, 300, (2, 14), generator=torch.Generator().manual_seed(3))
 NORMED = ("gemma2", "gemma3_text")
@@ -62,10 +63,10 @@ def test_outputs_and_inputs_include_what_the_family_multiplies_them_by():
         wrote.append(output)
 
     projection.register_forward_hook(keep)
-    with mlp_outputs(decoder, [3]) as added, mlp_inputs(decoder, [3]) as seen:
+    with mlp_outputs(decoder, [3]) as added, projection_inputs(decoder, [Unit(3, "mlp")]) as seen:
         record(decoder, TOKENS)
     assert torch.allclose(added[3], 0.7 * wrote[0])
-    assert torch.allclose(seen[3], 0.7 * read[0])
+    assert torch.allclose(seen[Unit(3, "mlp")], 0.7 * read[0])
     record(decoder, TOKENS)
     assert torch.allclose(added[3], 0.7 * wrote[0])  # the hooks have gone
 

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.decoder import check_logits, decoder_of, text_config
-from linearpatch.models.edit import Interface, interfaces_of
 from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.passes import mlp_outputs, record
+from linearpatch.models.units import Interface, interfaces_of
 
 TOKENS = torch.randint(3, 300, (2, 14), generator=torch.Generator().manual_seed(3))
 

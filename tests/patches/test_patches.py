@@ -9,9 +9,9 @@ from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError, NumericsError
 from linearpatch.linalg.hadamard import hadamard_matrix
-from linearpatch.models.edit import Interface
 from linearpatch.models.fingerprint import parameter_hash
 from linearpatch.models.passes import mlp_outputs, record
+from linearpatch.models.units import Interface
 from linearpatch.patches.diag import Diag
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.mlp_lstsq import MlpLeastSquares

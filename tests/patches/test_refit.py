@@ -14,10 +14,10 @@ from linearpatch.checkpoint.saving import save_checkpoint
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.decoder import decoder_of
-from linearpatch.models.edit import interfaces_of
 from linearpatch.models.model import LoadedModel
-from linearpatch.models.passes import mlp_inputs, record
+from linearpatch.models.passes import projection_inputs, record
 from linearpatch.models.random import byte_tokenizer
+from linearpatch.models.units import Unit, interfaces_of
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.mlp_refit import MlpRefit
 from linearpatch.patches.penalty import Penalty
@@ -37,6 +37,9 @@ def random_blocks(count, seed):
     return TokenBlocks(torch.randint(3, 300, (count, 12), generator=torch.Generator().manual_seed(seed)), "random")
 
 
+MLP_1 = Unit(1, "mlp")
+
+
 def workspace_of(family="llama", patch=None):
     decoder = decoder_of(tiny_model(family))
     return Workspace(decoder, random_blocks(40, 8), held_out=random_blocks(4, 9), batch_size=4, patch=patch)
@@ -44,9 +47,9 @@ def workspace_of(family="llama", patch=None):
 
 def streams_of(workspace):
     """The stream before and after the interface, and what the MLP's last product read, `[tokens, …]` in fp64."""
-    with mlp_inputs(workspace.decoder, [1]) as read:
+    with projection_inputs(workspace.decoder, [MLP_1]) as read:
         streams = record(workspace.decoder, workspace.blocks.ids).streams
-    return [values.flatten(0, -2).double() for values in (streams[2], streams[4], read[1])]
+    return [values.flatten(0, -2).double() for values in (streams[2], streams[4], read[MLP_1])]
 
 
 def ridged(design, target, penalty, prior):

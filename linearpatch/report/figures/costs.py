@@ -22,6 +22,7 @@ from linearpatch.report.figures.style import (
     short,
 )
 from linearpatch.report.layouts import cost_columns
+from linearpatch.report.names import removed_words
 from linearpatch.report.quantities import Entry
 from linearpatch.report.tables import Column
 from linearpatch.results.units import unit_of
@@ -83,7 +84,7 @@ def _figure(
     _place(figure, axes, labels)
     caption = (
         f"{model}: {quality.title}{measured_how(quality, entries)} against cost; line: Pareto front, which no other "
-        "model beats in both; numbers: layers removed"
+        f"model beats in both; numbers: {removed_words(entry.variant for entry in entries)}"
     )
     rest = f"; grey: {len(every) - len(names)} more recipes" if len(every) > len(names) else ""
     return Drawing(f"costs_{quality.name}_{model}", caption + rest, figure, model, tuple(every))

@@ -13,11 +13,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from linearpatch.registry import title_of
+from linearpatch.report.figures.layers import removed_text
 from linearpatch.report.figures.style import FAINT, GREY, INK, Drawing, legend, log_scale, look, panels, short
 from linearpatch.report.reading import Run
 from linearpatch.results.fields import plain
 from linearpatch.results.questions import ARRAYS
-from linearpatch.text import counted, layer_list
+from linearpatch.text import layer_list
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def largest(runs: Sequence[Run]) -> list[Run]:
         distill = run.record.distillation.method if run.record.distillation else "none"
         key = (run.model.name, run.pruning.method, run.patch.method, distill)
         other = chosen.setdefault(key, run)
-        if len(other.pruning.removed_layers) < len(run.pruning.removed_layers):
+        if other.record.size < run.record.size:
             chosen[key] = run
     return [chosen[key] for key in sorted(chosen)]
 
@@ -135,7 +136,7 @@ def training_curves(runs: Sequence[Run]) -> list[Drawing]:
                 if kind == "validation_loss" and distillation.best_step in steps:
                     best = steps.index(distillation.best_step)
                     axis.plot([steps[best]], [losses[best]], marker="*", color=look(0).color, markersize=10)
-            pruned = f"{run.pruning.method} {len(run.pruning.removed_layers)}"
+            pruned = f"{run.pruning.method} {run.record.size}"
             axis.set_title(f"{pruned}, {run.patch.method} + {distillation.method}", fontsize=8)
             axis.set_xlabel("step")
             axis.set_ylabel("loss")
@@ -153,14 +154,16 @@ def _sites(run: Run) -> list[dict[str, float]]:
 
 
 def _site_name(run: Run, site: Mapping[str, float]) -> str:
-    layers = layer_list(range(int(site["start"]), int(site["end"])))
+    start, end = site["start"], site["end"]
+    is_of_layers = start == int(start) and end == int(end)
+    layers = layer_list(range(int(start), int(end))) if is_of_layers else f"{start:g} to {end:g}"
     recipe = f"{title_of('pruner', run.pruning.method)} + {title_of('patch', run.patch.method)}"
     return f"{short(recipe, 40)}: {layers}"
 
 
 def _run_name(run: Run) -> str:
     recipe = f"{title_of('pruner', run.pruning.method)} + {title_of('patch', run.patch.method)}"
-    return f"{run.model.name}, {recipe}, {counted(len(run.pruning.removed_layers), 'layer')}"
+    return f"{run.model.name}, {recipe}, {removed_text(run.pruning)}"
 
 
 def _arrays(run: Run) -> dict[str, NDArray[numpy.float32]]:

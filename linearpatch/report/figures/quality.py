@@ -29,6 +29,7 @@ from linearpatch.report.figures.style import (
     panels,
     short,
 )
+from linearpatch.report.names import removed_words
 from linearpatch.report.quantities import Entry
 
 MOST_DOTS = 60
@@ -70,6 +71,7 @@ def _lines(
     facets = list(dict.fromkeys(_facet_of(entry, facet) for entry in pruned))
     names = highlighted(quality, pruned)
     every = list(dict.fromkeys(entry.name for entry in pruned))
+    what = removed_words(entry.variant for entry in pruned)
     figure, axes = panels(len(facets), sharey=True, size=(6.2, 3.9) if len(facets) == 1 else (3.1, 2.5))
     dense = next((value for entry in entries if entry.is_dense and (value := quality.of(entry))), None)
     for axis, called in zip(axes, facets, strict=True):
@@ -87,7 +89,7 @@ def _lines(
         if dense:
             axis.axhline(dense.mean, color=INK, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
         axis.set_title(short(called))
-        axis.set_xlabel("layers removed")
+        axis.set_xlabel(what)
         integer_axis(axis, [entry.variant.num_removed for entry in pruned])
         if quality.lower_is_better:
             log_scale(axis, "y")
@@ -98,7 +100,7 @@ def _lines(
     legend(figure, samples, [*names, *(["dense"] if dense else [])], beside=len(facets) == 1)
     more = len(every) - len(names)
     rest = f"; grey: {more} more recipes, worse at the largest size" if more else ""
-    caption = f"{model}: {quality.title}{measured_how(quality, entries)} against layers removed; {BARS}{rest}"
+    caption = f"{model}: {quality.title}{measured_how(quality, entries)} against {what}; {BARS}{rest}"
     return Drawing(f"{quality.name}_{model}", caption, figure, model, tuple(every))
 
 
@@ -165,6 +167,9 @@ def _dots(model: str, quality: Quality, entries: Sequence[Entry]) -> Drawing:
     variant = shown[0].variant
     rest = f"; the best {len(shown)} of {len(ordered)} recipes" if len(ordered) > len(shown) else ""
     what = f"{quality.title}{measured_how(quality, entries)}"
-    size = f"{variant.num_removed} of {variant.num_layers} layers removed"
+    what_goes = removed_words(entry.variant for entry in shown)
+    size = f"{variant.num_removed} of {variant.num_layers} {what_goes}"
+    if what_goes != "layers removed":
+        size = f"{variant.num_removed} {what_goes} from {variant.num_layers} layers"
     caption = f"{model}, {size}: {what}, the best first; {BARS}{rest}"
     return Drawing(f"{quality.name}_{model}", caption, figure, model, tuple(entry.name for entry in shown))

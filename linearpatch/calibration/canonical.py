@@ -1,0 +1,100 @@
+"""How nearly linear what lies between two places of the stream is: canonical correlations and the bound they give.
+
+NBL (Erdogan et al. 2025, "Efficient large language model inference with neural block linearization", theorem 3.2): the
+mean squared error of the best linear map of X to Y, relative to the variance of Y, is at most (D − r) + Σ (1 − ρᵢ²), ρᵢ
+their r canonical correlations. Here X is the normed stream that a sublayer reads, and Y the stream past it: what it
+adds and what was there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from linearpatch.calibration.statistics import Accumulator, LayerInput, Statistic, inside
+from linearpatch.models.modeling_linearpatch import EPSILON
+
+SMALLEST = 1e-9  # of the largest variance: directions with less are left out, as rounding owns them
+
+
+@dataclass(frozen=True)
+class CanonicalBound(Statistic):
+    """The bound of what lies between two places of the stream.
+
+    Results: `correlations`: ρ in descending order, `[D]` · `bound`: Σ (1 − ρᵢ²), directions in which Y doesn't vary
+    left out · `error`: the relative error of the least-squares map itself, which is never larger.
+
+    Attributes:
+        start_layer: Where X is read (`i + ½`: what the MLP of layer i reads).
+        end_layer: Where Y is.
+    """
+
+    start_layer: float
+    end_layer: float
+
+    def deepest(self, num_layers: int) -> float:
+        """Nothing is needed past it."""
+        return self.end_layer
+
+    def between(self, num_layers: int) -> Collection[int]:
+        """Where it begins or ends between attention and MLP."""
+        return inside(self.start_layer, self.end_layer)
+
+    def start(self, num_layers: int) -> Accumulator:
+        """Keep sums of products."""
+        return _Products(self)
+
+
+class _Products:
+    def __init__(self, spec: CanonicalBound) -> None:
+        self.spec = spec
+        self.before: LayerInput | None = None
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def observe(self, stream: LayerInput) -> None:
+        if stream.index == self.spec.start_layer:
+            self.before = stream
+        elif stream.index == self.spec.end_layer:
+            assert self.before is not None
+            x, y = self.before.tokens.double(), stream.tokens.double()
+            x = x.to(y) * (x.to(y).square().mean(dim=-1, keepdim=True) + EPSILON).rsqrt()
+            parts = {"x": x.sum(0), "y": y.sum(0), "xx": x.T @ x, "xy": x.T @ y, "yy": y.T @ y}
+            for name, part in parts.items():
+                self.sums[name] = self.sums[name] + part if name in self.sums else part
+            self.count += len(y)
+            self.before = None
+
+    def result(self) -> dict[str, Tensor]:
+        sums, n = self.sums, self.count
+        mean_x, mean_y = sums["x"] / n, sums["y"] / n
+        xx = sums["xx"] / n - mean_x[:, None] * mean_x
+        xy = sums["xy"] / n - mean_x[:, None] * mean_y
+        yy = sums["yy"] / n - mean_y[:, None] * mean_y
+        return {name: value.cpu() for name, value in bound_of(xx, xy, yy).items()}
+
+
+def bound_of(xx: Tensor, xy: Tensor, yy: Tensor) -> dict[str, Tensor]:
+    """Canonical correlations of two variables and what follows from them.
+
+    Args:
+        xx: Covariance of X, `[D, D]`.
+        xy: Of X and Y.
+        yy: Of Y.
+    """
+    white_x, white_y = _whitening(xx), _whitening(yy)
+    correlations = torch.linalg.svdvals(white_x.T @ xy @ white_y).clamp(0, 1)
+    unexplained = white_y.shape[1] - correlations.square().sum()
+    explained = (white_x.T @ xy).square().sum()
+    return {"correlations": correlations, "bound": unexplained, "error": 1 - explained / yy.trace()}
+
+
+def _whitening(covariance: Tensor) -> Tensor:
+    """V with Vᵀ C V = I, over the directions in which there is variance, `[D, directions]`."""
+    values, vectors = torch.linalg.eigh(covariance)
+    kept = values > SMALLEST * values[-1]
+    whitening: Tensor = vectors[:, kept] * values[kept].rsqrt()
+    return whitening
