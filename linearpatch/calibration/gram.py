@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,12 +115,13 @@ class _Sums:
 class Gram(PairGram):
     """Rows x of stream `start_layer`, followed by a 1 where `bias` is set, and rows y of stream `end_layer`.
 
-    Where `normalised` is set, rows x are those of the stream over their root mean square, and rows y what the
-    interface adds to the stream.
+    Where `normalised` is set, rows x are those of the stream over their root mean square (`epsilon` is added to the
+    mean square), and rows y what the interface adds to the stream.
     """
 
     bias: bool = False
     normalised: bool = False
+    epsilon: float = EPSILON
 
     @property
     def has_bias(self) -> bool:
@@ -130,7 +132,7 @@ class Gram(PairGram):
         """Both streams."""
         x = before.tokens.to(after)
         if self.normalised:
-            return x * (x.square().mean(dim=-1, keepdim=True) + EPSILON).rsqrt(), after - x
+            return _normalised(x, self.epsilon), after - x
         return x, after
 
 
@@ -174,3 +176,49 @@ class RefitGram(PairGram):
         """The stream and what the product reads; the stream past the interface."""
         assert before.projected is not None
         return torch.cat([before.tokens.to(after), before.projected.reshape(len(after), -1).to(after)], dim=-1), after
+
+
+@dataclass(frozen=True)
+class NormedGram(PairGram):
+    """Rows from which a stream past an interface follows by the normalised stream before it, and by what made that.
+
+    Rows x are [x, n(x), 1], n(x) the stream over its root mean square. As long as no weight is given, what the
+    output projection of the sublayer before it reads, h, is between n(x) and the 1; with Δ given, x is the stream that
+    this projection leaves when its weight has changed by Δ: x + h Δ.
+
+    Attributes:
+        epsilon: Added to the mean square.
+        change: Δ, `[hidden units, hidden_size]` in fp64.
+        change_hash: What identifies it.
+    """
+
+    epsilon: float = EPSILON
+    change_hash: str = ""
+    change: Tensor | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def has_bias(self) -> bool:
+        """Always."""
+        return True
+
+    def identity(self) -> dict[str, Any]:
+        """The hash stands for the weight."""
+        return asdict(replace(self, change=None))
+
+    def projections(self) -> tuple[Unit, ...]:
+        """The last sublayer before the interface."""
+        return (sublayer_before(self.start_layer),)
+
+    def rows(self, before: LayerInput, after: Tensor) -> tuple[Tensor, Tensor]:
+        """The stream, as it is and normalised, and what the product reads or makes of it; the stream past it."""
+        assert before.projected is not None
+        x, h = before.tokens.to(after), before.projected.reshape(len(after), -1).to(after)
+        if self.change is None:
+            return torch.cat([x, _normalised(x, self.epsilon), h], dim=-1), after
+        x = x + h @ self.change.to(h)
+        return torch.cat([x, _normalised(x, self.epsilon)], dim=-1), after
+
+
+def _normalised(x: Tensor, epsilon: float) -> Tensor:
+    """Rows over their root mean square, in their precision."""
+    return x * (x.square().mean(dim=-1, keepdim=True) + epsilon).rsqrt()

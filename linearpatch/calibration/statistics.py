@@ -9,9 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -107,6 +107,10 @@ class Statistic(ABC):
     @abstractmethod
     def start(self, num_layers: int) -> Accumulator:
         """An accumulator for a model with so many layers."""
+
+    def identity(self) -> dict[str, Any]:
+        """What distinguishes it from others of its class, as plain values for cache keys."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]
 
     def deepest(self, num_layers: int) -> float:
         """The last stream it needs; a pass stops at the deepest of all that listen."""

@@ -406,7 +406,7 @@ class Workspace:
 
     def _statistic_key(self, statistic: Statistic) -> dict[str, Any]:
         kind = f"{type(statistic).__module__}.{type(statistic).__qualname__}"
-        return {**self.key, "statistic": kind, "version": statistic.version, **asdict(statistic)}  # type: ignore[call-overload]
+        return {**self.key, "statistic": kind, "version": statistic.version, **statistic.identity()}
 
     def _on_device(self, blocks: TokenBlocks) -> list[Tensor]:
         return [batch.to(self.decoder.input_device) for batch in blocks.ids.split(self.batch_size)]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from linearpatch.errors import ModelError
+from linearpatch.models.modeling_linearpatch import EPSILON
 from linearpatch.models.tracing import Parts, check_tokens, parts_of
 
 # Names under which models return and take what they remember of earlier tokens.
@@ -177,6 +178,11 @@ def last_logits_only(model: PreTrainedModel) -> dict[str, Any]:
 def text_config(config: Any) -> Any:
     """The configuration that describes the decoder: `text_config` where a model has more than one."""
     return config.get_text_config(decoder=True)
+
+
+def norm_epsilon(decoder: Decoder) -> float:
+    """What the norms of a model add to a mean square; `EPSILON` where its configuration doesn't say."""
+    return float(getattr(decoder.config, "rms_norm_eps", None) or EPSILON)
 
 
 def decoder_of(model: PreTrainedModel) -> Decoder:

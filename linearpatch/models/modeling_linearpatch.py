@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-EPSILON = 1e-6  # added to a mean square before dividing by its root
+EPSILON = 1e-6  # added to a mean square before dividing by its root, where a model has no other
 PATCH_PREFIX = "linear_patch_"  # of the names of patches, as submodules of what they sit on
 
 
@@ -137,35 +137,44 @@ class FeatureMap(Operator, name="feature_map"):
     """Adds a linear map of what a layer sees of the stream: x ↦ x ⊙ d + n(x) W + b.
 
     n(x) is x, or x over its root mean square, as the norm before a layer has it. W may be a product A B of two
-    thin matrices.
+    thin matrices. Normalised and without d it is a layer of its own to formats that have linear layers.
 
     Args:
         maps: W, `[hidden_size, hidden_size]`, or A and B, `[hidden_size, rank]` and `[rank, hidden_size]`.
         normalised: Whether n divides by the root mean square.
         scale: d, `[hidden_size]`; None: one.
         bias: b, `[hidden_size]`.
+        epsilon: Added to the mean square before its root is taken; the model's norms have theirs.
     """
 
     def __init__(
-        self, maps: Sequence[Tensor], normalised: bool, scale: Tensor | None = None, bias: Tensor | None = None
+        self,
+        maps: Sequence[Tensor],
+        normalised: bool,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        epsilon: float = EPSILON,
     ) -> None:
         super().__init__()
         self.weights = nn.ParameterList([_parameter(matrix.T) for matrix in maps])
         self.normalised = normalised
+        self.epsilon = epsilon
         self.scale = None if scale is None else _parameter(scale)
         self.bias = None if bias is None else _parameter(bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Map `[…, hidden_size]`."""
-        added = hidden
-        if self.normalised:
-            wide = hidden.float()  # squares of massive activations overflow in half precision
-            added = (wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + EPSILON)).to(hidden.dtype)
+        added = rms_normalised(hidden, self.epsilon) if self.normalised else hidden
         *first, last = self.weights
         for weight in first:
             added = functional.linear(added, weight)
         added = functional.linear(added, last, self.bias)
         return added + (hidden if self.scale is None else hidden * self.scale)
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it adds what it makes of the normalised stream to the stream as it is, as a layer would."""
+        return self.normalised and self.scale is None
 
     def spec(self) -> dict[str, Any]:
         """Its size, its rank where it has one, and which of its parts there are."""
@@ -175,16 +184,68 @@ class FeatureMap(Operator, name="feature_map"):
             "normalised": self.normalised,
             "scale": self.scale is not None,
             "rank": len(self.weights[0]) if len(self.weights) > 1 else None,
+            "epsilon": self.epsilon,
         }
 
     @classmethod
     def from_spec(  # type: ignore[override]
-        cls, size: int, bias: bool = False, normalised: bool = False, scale: bool = False, rank: int | None = None
+        cls,
+        size: int,
+        bias: bool = False,
+        normalised: bool = False,
+        scale: bool = False,
+        rank: int | None = None,
+        epsilon: float = EPSILON,
     ) -> FeatureMap:
         """A map that adds nothing to the stream."""
         shapes = [(size, size)] if rank is None else [(size, rank), (rank, size)]
         maps = [torch.zeros(shape) for shape in shapes]
-        return cls(maps, normalised, torch.ones(size) if scale else None, torch.zeros(size) if bias else None)
+        return cls(maps, normalised, torch.ones(size) if scale else None, torch.zeros(size) if bias else None, epsilon)
+
+
+class GatedMlp(Operator, name="gated_mlp"):
+    """Adds what a small MLP makes of the normalised stream: x ↦ x + (silu(n(x) G) ⊙ n(x) U) D + b.
+
+    n(x) is x over its root mean square. It is a layer without attention.
+
+    Args:
+        gate: G, `[hidden_size, width]`.
+        up: U, of the same shape.
+        down: D, `[width, hidden_size]`.
+        bias: b, `[hidden_size]`.
+        epsilon: Added to the mean square before its root is taken; the model's norms have theirs.
+    """
+
+    def __init__(
+        self, gate: Tensor, up: Tensor, down: Tensor, bias: Tensor | None = None, epsilon: float = EPSILON
+    ) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = _parameter(gate.T), _parameter(up.T), _parameter(down.T)
+        self.bias = None if bias is None else _parameter(bias)
+        self.epsilon = epsilon
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map `[…, hidden_size]`."""
+        normed = rms_normalised(hidden, self.epsilon)
+        units = functional.silu(functional.linear(normed, self.gate)) * functional.linear(normed, self.up)
+        return hidden + functional.linear(units, self.down, self.bias)
+
+    def spec(self) -> dict[str, Any]:
+        """Its sizes, and whether there is a bias."""
+        size, width = self.down.shape
+        return {"size": size, "width": width, "bias": self.bias is not None, "epsilon": self.epsilon}
+
+    @classmethod
+    def from_spec(cls, size: int, width: int, bias: bool = False, epsilon: float = EPSILON) -> GatedMlp:  # type: ignore[override]
+        """An MLP that adds nothing to the stream; its units read a channel each, so that it can be trained."""
+        inward = torch.eye(size).repeat(1, -(-width // size))[:, :width]
+        return cls(inward, inward, torch.zeros(width, size), torch.zeros(size) if bias else None, epsilon)
+
+
+def rms_normalised(hidden: Tensor, epsilon: float) -> Tensor:
+    """The stream over its root mean square, `[…, hidden_size]`, as an RMSNorm without a weight has it."""
+    wide = hidden.float()  # squares of massive activations overflow in half precision
+    return (wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + epsilon)).to(hidden.dtype)
 
 
 def _parameter(values: Tensor) -> nn.Parameter:

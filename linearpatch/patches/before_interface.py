@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from linearpatch.calibration.gram import RefitGram
+from linearpatch.calibration.gram import PairGram, RefitGram
 from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import Site
@@ -19,6 +19,9 @@ from linearpatch.models.units import Interface, sublayer_before
 from linearpatch.patches.least_squares import LeastSquaresPatch
 from linearpatch.patches.penalty import Penalty
 from linearpatch.registry import name_of
+
+STREAM_SHARE = 0.01  # of the ridge holds back the map: it has a fraction of the unknowns and does most of the work
+SMALLEST = 0.03  # what the map shrinks by more than that isn't asked of the weight before it
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class RefitPatch(BeforeInterfacePatch):
         widths = (InProjection.width(decoder, index) for index in range(decoder.num_layers))
         return decoder.hidden_size + max(widths)
 
-    def gram(self, site: Site) -> RefitGram:
+    def gram(self, site: Site) -> PairGram:
         """The stream before the interface and what the last MLP's product reads, and the stream after."""
         return RefitGram(site.interface.start, site.interface.end, self.weighting)
 
@@ -91,3 +94,17 @@ def projection_before(interface: Interface) -> InProjection:
     """The output projection that writes to the stream last before an interface: of an MLP, or of an attention."""
     before = sublayer_before(interface.start)
     return InProjection(before.layer, before.part)
+
+
+def before_the_map(behind: Tensor, matrix: Tensor) -> Tensor:
+    """Δ with Δ W ≈ V: exact in directions that W keeps, and small in those that it nearly loses.
+
+    Args:
+        behind: V, `[H, D]`.
+        matrix: W, `[D, D]`.
+    """
+    # V Wᵀ (W Wᵀ + s² I)⁻¹: each singular value σ of W is divided by as σ / (σ² + s²), without a decomposition.
+    damped = matrix @ matrix.T
+    damped.diagonal().add_(SMALLEST**2)
+    before: Tensor = torch.cholesky_solve(matrix @ behind.T, torch.linalg.cholesky(damped)).T
+    return before

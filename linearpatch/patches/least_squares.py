@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import inf
 from typing import Any, ClassVar
@@ -41,6 +42,21 @@ class Solution:
     matrix: Tensor
     bias: Tensor | None = None
     gain: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a fit is solved from.
+
+    Attributes:
+        spec: Which sums of products.
+        gram: Those of the tokens that are fitted on.
+        check: Those of held-out tokens, where a ridge or a gain follows from them.
+    """
+
+    spec: PairGram
+    gram: Mapping[str, Tensor]
+    check: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -162,36 +178,41 @@ class LeastSquaresPatch(Patch):
         """
         groups = self.together(sites)
         wanted = [self.gram(group[0]) for group in groups]
+        return [
+            placed
+            for group, sums in zip(groups, self.sums(workspace, wanted), strict=True)
+            for placed in self.solved(group, sums, self.penalty_for(workspace, sums))
+        ]
+
+    def sums(self, workspace: Workspace, wanted: Sequence[PairGram]) -> Iterator[Sums]:
+        """Sums of products from one pass over the tokens, and from one over held-out ones where they decide."""
         grams = workspace.collect(*wanted, description="fit")
-        checks: Sequence[Mapping[str, Tensor] | None] = [None] * len(groups)
-        if self.check_statistics(sites) and (self.ridge == "auto" or workspace.has_held_out):
+        checks: Sequence[Mapping[str, Tensor] | None] = [None] * len(wanted)
+        if self.ridge == "auto" or (self.matches_gain and workspace.has_held_out):
             checks = workspace.on_held_out().collect(*wanted, description="held-out tokens")
         device = solving_device(workspace.decoder)
-        fitted: list[PlacedOperator] = []
-        for group, spec, gram, check in zip(groups, wanted, grams, checks, strict=True):
-            gram = {name: sums.to(device) for name, sums in gram.items()}
-            check = check and {name: sums.to(device) for name, sums in check.items()}
-            penalty = self.penalty if check is None else self._penalty(workspace, spec, gram, check)
-            fitted += self._solve(group, gram, check, penalty)
-        return fitted
+        for spec, gram, check in zip(wanted, grams, checks, strict=True):
+            yield Sums(spec, _on(gram, device), check and _on(check, device))
 
-    def _solve(
-        self,
-        sites: Sequence[Site],
-        gram: Mapping[str, Tensor],
-        check: Mapping[str, Tensor] | None,
-        penalty: Penalty,
+    def solved(
+        self, sites: Sequence[Site], sums: Sums, penalty: Penalty, *, error_before: float | None = None
     ) -> list[PlacedOperator]:
-        try:
+        """Operators at sites that are fitted together, and what is known of their fit.
+
+        Args:
+            sites: Where they act.
+            sums: What they are solved from.
+            penalty: Holds the fit back.
+            error_before: The error without a patch; None: that of W₀.
+
+        Raises:
+            NumericsError: there is no unique solution.
+        """
+        gram, check = sums.gram, sums.check
+        with self.solvable(sites, gram):
             operators, solution = self.operators(gram, penalty, check)
-        except NumericsError as error:
-            raise NumericsError(
-                f"The least-squares fit at {sites[0].interface} has no unique solution: "
-                f"{int(gram['count'])} tokens for {len(gram['xx'])} unknowns per channel, patch.ridge={self.ridge}. "
-                "Use more calibration text (calibration.num_blocks) or a larger patch.ridge."
-            ) from error
         diagnostics = {
-            "error_before": relative_error(Solution(self.prior(gram)), gram),
+            "error_before": relative_error(Solution(self.prior(gram)), gram) if error_before is None else error_before,
             "error_after": relative_error(solution, gram),
             "tokens": gram["count"].item(),
             "ridge": penalty.ridge,
@@ -213,19 +234,31 @@ class LeastSquaresPatch(Patch):
             for site, operator in zip(sites, operators, strict=True)
         ]
 
-    def _penalty(
-        self, workspace: Workspace, spec: PairGram, gram: Mapping[str, Tensor], check: Mapping[str, Tensor]
-    ) -> Penalty:
+    @contextmanager
+    def solvable(self, sites: Sequence[Site], gram: Mapping[str, Tensor]) -> Iterator[None]:
+        """While open, a system without a unique solution is reported with its place and what helps."""
+        try:
+            yield
+        except NumericsError as error:
+            raise NumericsError(
+                f"The least-squares fit at {sites[0].interface} has no unique solution: "
+                f"{int(gram['count'])} tokens for {len(gram['xx'])} unknowns per channel, patch.ridge={self.ridge}. "
+                "Use more calibration text (calibration.num_blocks) or a larger patch.ridge."
+            ) from error
+
+    def penalty_for(self, workspace: Workspace, sums: Sums) -> Penalty:
         """As set, or the best one; cached, since fits that differ in their gain alone share it."""
         if self.ridge != "auto":
             return self.penalty
+        assert sums.check is not None
+        gram, check = sums.gram, sums.check
 
         def compute() -> Entry:
             best = self._best_penalty(gram, check)
             return Entry(facts={name: value if value != inf else "inf" for name, value in asdict(best).items()})
 
         same = {**identity(self), "gain": None}
-        asked = {"held_out": workspace.held_out.hash, "patch": same, "gram": repr(spec)}
+        asked = {"held_out": workspace.held_out.hash, "patch": same, "gram": repr(sums.spec)}
         facts = workspace.cache.get("penalty", {**workspace.key, **asked}, compute).facts
         return Penalty(**{name: inf if value == "inf" else value for name, value in facts.items()})
 
@@ -238,6 +271,10 @@ class LeastSquaresPatch(Patch):
         best, lowest = best_penalty(self.penalty, error)
         nothing = Penalty(inf, None if best.stream is None else inf)
         return best if lowest <= error(nothing) else nothing
+
+
+def _on(sums: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: values.to(device) for name, values in sums.items()}
 
 
 def solving_device(decoder: Decoder) -> torch.device:

@@ -15,8 +15,9 @@ from linearpatch.calibration.canonical import CanonicalBound
 from linearpatch.calibration.gram import Gram
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError, require_choice, require_number, require_range
+from linearpatch.models.decoder import Decoder, norm_epsilon
 from linearpatch.models.edit import PlacedOperator, Site
-from linearpatch.models.modeling_linearpatch import FeatureMap, LinearMap
+from linearpatch.models.modeling_linearpatch import EPSILON, FeatureMap, LinearMap
 from linearpatch.patches.least_squares import (
     LeastSquaresPatch,
     Solution,
@@ -48,7 +49,7 @@ class LeastSquares(StreamPatch, LeastSquaresPatch):
         bias: Whether there is a b; it isn't held back by the ridge.
         features: What the map reads: `hidden` is the stream. With `rms_normalised` it reads the stream over
             its root mean square, as the removed layers did, and adds to the stream: x ↦ x + n(x) W + b, with
-            the ridge toward W = 0.
+            the ridge toward W = 0. llama.cpp has such a map as a layer of its own.
         form: `full`; `low_rank`: the identity (or 0) and a product of two thin matrices;
             `diagonal_plus_low_rank`: a scale of each channel and such a product.
         rank: Of the product.
@@ -56,6 +57,7 @@ class LeastSquares(StreamPatch, LeastSquaresPatch):
             as much as the stream past the interface does. Needs a b, and the map in full.
         bound: Record NBL's bound on the relative error of any linear map of what was read to the stream past the
             interface (`calibration.canonical`), as the diagnostic `bound`.
+        epsilon: Added to the mean square of the stream, with features=rms_normalised. null: what the model's norms add.
     """
 
     bias: bool = False
@@ -64,6 +66,7 @@ class LeastSquares(StreamPatch, LeastSquaresPatch):
     rank: int = 64
     gain: Any = 1.0
     bound: bool = field(default=False, metadata={"identity": "changed"})
+    epsilon: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,6 +84,8 @@ class LeastSquares(StreamPatch, LeastSquaresPatch):
                 "to the stream. Use patch.form=low_rank, or patch.features=hidden."
             )
         require_number("patch.gain", self.gain, "matched", zero=False)
+        if self.epsilon is not None:
+            require_range("patch.epsilon", self.epsilon, low=0)
         if self.gain != 1 and not (self.bias and self.is_matrix):
             raise ConfigError(
                 f"patch.gain={self.gain} acts around the mean of the map's outputs: it needs patch.bias=true, "
@@ -103,6 +108,12 @@ class LeastSquares(StreamPatch, LeastSquaresPatch):
             for placed, result in zip(super().fit(workspace, sites), results, strict=True)
         ]
 
+    def for_model(self, decoder: Decoder) -> Patch:
+        """With the epsilon of the model's norms, where the map reads as they do."""
+        if not self.normalised or self.epsilon is not None:
+            return self
+        return replace(self, epsilon=norm_epsilon(decoder))
+
     def check_size(self, hidden_size: int) -> None:
         """Reject a product that would be no thinner than the map itself."""
         if self.form != "full" and self.rank > hidden_size:
@@ -123,13 +134,23 @@ class LeastSquares(StreamPatch, LeastSquaresPatch):
         return self.features == "rms_normalised"
 
     @property
+    def _epsilon(self) -> float:
+        return EPSILON if self.epsilon is None else self.epsilon
+
+    @property
+    def adds_layers(self) -> bool:
+        """Where the map reads what layers read."""
+        return self.normalised
+
+    @property
     def is_matrix(self) -> bool:
         """Neither thin nor of normalised features."""
         return self.form == "full" and not self.normalised
 
     def gram(self, site: Site) -> Gram:
         """The streams before and after the interface."""
-        return Gram(site.interface.start, site.interface.end, self.weighting, self.bias, self.normalised)
+        start, end = site.interface.start, site.interface.end
+        return Gram(start, end, self.weighting, self.bias, self.normalised, self._epsilon)
 
     def prior(self, gram: Mapping[str, Tensor]) -> Tensor:
         """The identity, or nothing to add."""
@@ -151,7 +172,7 @@ class LeastSquares(StreamPatch, LeastSquaresPatch):
             return [operator], solution
         solution = self.regression(gram, penalty)
         if self.normalised:
-            return [FeatureMap([solution.matrix], True, bias=solution.bias)], solution
+            return [FeatureMap([solution.matrix], True, bias=solution.bias, epsilon=self._epsilon)], solution
         if self.gain != 1 and penalty.ridge < inf:
             solution = unshrunk(solution, gram, self.gain, check)
         return [LinearMap(solution.matrix, solution.bias)], solution
@@ -173,4 +194,5 @@ class LeastSquares(StreamPatch, LeastSquaresPatch):
         matrix = kept + first @ second
         bias = None if mean_x is None or mean_y is None else mean_y - mean_x @ matrix
         scale = kept.diagonal() if self.form == "diagonal_plus_low_rank" else None
-        return FeatureMap([first, second], self.normalised, scale, bias), Solution(matrix, bias)
+        operator = FeatureMap([first, second], self.normalised, scale, bias, self._epsilon)
+        return operator, Solution(matrix, bias)

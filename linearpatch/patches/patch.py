@@ -74,6 +74,11 @@ class Patch(ABC):
         return True
 
     @property
+    def adds_layers(self) -> bool:
+        """Whether its operators can be layers of their own, beside what folds, in formats that have such layers."""
+        return False
+
+    @property
     def needs_held_out(self) -> bool:
         """Whether the fit chooses something by its loss on tokens that nothing was fitted on."""
         return False

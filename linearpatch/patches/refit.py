@@ -17,14 +17,11 @@ from linearpatch.models.edit import Site
 from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.places import OnStream, Place
 from linearpatch.models.units import Interface
-from linearpatch.patches.before_interface import RefitPatch, projection_before
+from linearpatch.patches.before_interface import STREAM_SHARE, RefitPatch, before_the_map, projection_before
 from linearpatch.patches.least_squares import Solution, energies, solve, unshrunk
 from linearpatch.patches.patch import Patch
 from linearpatch.patches.penalty import Penalty
 from linearpatch.registry import component, components
-
-STREAM_SHARE = 0.01  # of the ridge holds back the map: it has a fraction of the unknowns and does most of the work
-SMALLEST = 0.03  # what the map shrinks by more than that isn't asked of the weight before it
 
 
 @component("patch", "refit")
@@ -129,17 +126,3 @@ class Refit(RefitPatch):
 def _moved(gram: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
     """The sums of products of rows x times a matrix."""
     return {**gram, "xx": rows.T @ gram["xx"] @ rows, "xy": rows.T @ gram["xy"]}
-
-
-def before_the_map(behind: Tensor, matrix: Tensor) -> Tensor:
-    """Δ with Δ W ≈ V: exact in directions that W keeps, and small in those that it nearly loses.
-
-    Args:
-        behind: V, `[H, D]`.
-        matrix: W, `[D, D]`.
-    """
-    # V Wᵀ (W Wᵀ + s² I)⁻¹: each singular value σ of W is divided by as σ / (σ² + s²), without a decomposition.
-    damped = matrix @ matrix.T
-    damped.diagonal().add_(SMALLEST**2)
-    before: Tensor = torch.cholesky_solve(matrix @ behind.T, torch.linalg.cholesky(damped)).T
-    return before

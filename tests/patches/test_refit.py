@@ -18,10 +18,11 @@ from linearpatch.models.model import LoadedModel
 from linearpatch.models.passes import projection_inputs, record
 from linearpatch.models.random import byte_tokenizer
 from linearpatch.models.units import Unit, interfaces_of
+from linearpatch.patches.before_interface import SMALLEST, STREAM_SHARE, before_the_map
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.mlp_refit import MlpRefit
 from linearpatch.patches.penalty import Penalty
-from linearpatch.patches.refit import SMALLEST, STREAM_SHARE, Refit, before_the_map
+from linearpatch.patches.refit import Refit
 from linearpatch.pruners.patch_aware import PatchAware
 
 REMOVED = [2, 3]
