@@ -134,6 +134,16 @@ class Edit:
         """Whether stock weights may hold all operators, going by their form."""
         return self.is_stock and all(placed.place.can_fold(placed.module) for placed in self.operators)
 
+    @cached_property
+    def new_layers(self) -> tuple[PlacedOperator, ...]:
+        """Operators that formats with layers of other kinds hold as layers of their own."""
+        return tuple(placed for placed in self.operators if placed.place.can_be_layer(placed.module))
+
+    @property
+    def without_new_layers(self) -> Edit:
+        """The same without those."""
+        return self.with_operators(placed for placed in self.operators if placed not in self.new_layers)
+
     @property
     def num_added_parameters(self) -> int:
         """What the operators add to a model: nothing where weights that it has absorb all of them."""

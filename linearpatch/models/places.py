@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from linearpatch.errors import ModelError
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap, Operator, attach
+from linearpatch.models.modeling_linearpatch import ChannelScale, FeatureMap, GatedMlp, LinearMap, Operator, attach
 from linearpatch.models.offload import read_parameter, replace_parameter
 from linearpatch.models.sublayers import ATTENTION, MLP, Sublayer, sublayers_of
 
@@ -74,6 +74,10 @@ class Place(ABC):
 
     def can_fold(self, operator: nn.Module) -> bool:
         """Whether stock weights may hold what an operator does here, going by its form."""
+        return False
+
+    def can_be_layer(self, operator: nn.Module) -> bool:
+        """Whether a layer of its own may stand for what an operator does here."""
         return False
 
     def fold(self, view: Decoder, kept: Sequence[int], operator: nn.Module) -> None:
@@ -136,6 +140,10 @@ class OnStream(Place):
         """Attach it to the input of its reader."""
         position = sum(layer < self.reader for layer in kept)
         return _attach(view, view.reader(position), operator, "input")
+
+    def can_be_layer(self, operator: nn.Module) -> bool:
+        """One that adds what it makes of the normalised stream, as layers do."""
+        return isinstance(operator, GatedMlp) or (isinstance(operator, FeatureMap) and operator.is_layer)
 
     def can_fold(self, operator: nn.Module) -> bool:
         """One factor for all channels: the norms past it forget the scale of the stream."""
