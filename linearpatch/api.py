@@ -306,8 +306,8 @@ def save(
         model: The dense model.
         tokenizer: Its tokenizer, which is saved with it.
         edit: What is removed, and the operators.
-        save_format: `plain`, `custom`, `adapter`, `lora`, `gguf`, or `auto`: plain where stock weights can hold the
-            operators, else custom.
+        save_format: `plain`, `custom`, `adapter`, `lora`, `gguf`, `nemotron_nas`, or `auto`: plain where stock weights
+            can hold the operators, else custom.
         gguf_type: Of the matrices in a GGUF file: `f32`, `f16`, `bf16` or `q8_0`; `auto` is the model's own.
         name: Of the dense model, for the model card; empty takes the model's own.
 

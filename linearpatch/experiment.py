@@ -12,10 +12,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from linearpatch.checkpoint.gguf.architecture import architecture_of
 from linearpatch.checkpoint.gguf.writing import TYPES
 from linearpatch.checkpoint.hub import check_repository
-from linearpatch.checkpoint.saving import check_format
+from linearpatch.checkpoint.saving import check_config, check_format
 from linearpatch.data.blocks import BlockSpec
 from linearpatch.data.corpus import Corpus, require_corpus
 from linearpatch.data.reader import Calibration, DistillationText, Reader, check_disjoint
@@ -76,7 +75,8 @@ class Experiment:
         missing_data: What evaluations do about tasks whose data can't be had: `error` or `skip`.
         tracker: Where the record is shown beside the run's folder, by name.
         save_model: Write the pruned, patched model to the run's folder, as `model/`.
-        save_format: `auto`, `plain`, `custom`, `adapter`, `lora` or `gguf`; see `checkpoint.saving.save_checkpoint`.
+        save_format: `auto`, `plain`, `custom`, `adapter`, `lora`, `gguf` or `nemotron_nas`; see
+            `checkpoint.saving.save_checkpoint`.
         gguf_type: Of the matrices in a GGUF file: `f32`, `f16`, `bf16` or `q8_0`; `auto` is the model's own.
         push_to_hub: Repository on the hub that gets a copy of `model/`, such as `me/smaller-model`; null: none.
         seed: Of every random choice.
@@ -309,10 +309,11 @@ class Experiment:
         patch = self.patch.for_model(decoder)
         if patch is self.patch:
             return self
-        log.info(
-            "patch=%s in place of %s, which has nothing to fit in models of this family", name_of(patch),
-            name_of(self.patch),
-        )  # fmt: skip
+        if name_of(patch) != name_of(self.patch):
+            log.info(
+                "patch=%s in place of %s, which has nothing to fit in models of this family", name_of(patch),
+                name_of(self.patch),
+            )  # fmt: skip
         return replace(self, patch=patch)
 
     def check_model(self, config: Any) -> None:
@@ -326,8 +327,8 @@ class Experiment:
         """
         text = config.get_text_config(decoder=True)
         num_layers, hidden_size = text.num_hidden_layers, getattr(text, "hidden_size", None)
-        if self.save_model and self.save_format == "gguf":
-            architecture_of(config)
+        if self.save_model:
+            check_config(config, self.save_format, new_layers=self.patch.adds_layers)
         self.pruner.check(num_layers, self.num_units)
         for reader in self.readers:
             reader.corpus.check_model(config)

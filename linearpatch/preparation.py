@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from linearpatch.checkpoint.gguf.writing import check_convertible
-from linearpatch.checkpoint.saving import STOCK_FORMATS, check_foldable
+from linearpatch.checkpoint.saving import STOCK_FORMATS, check_foldable, check_model
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.data.reader import Reader, Text
 from linearpatch.distillation.training import Training
@@ -132,8 +131,8 @@ def load_model(
     patch.for_model(loaded.decoder).check(loaded.decoder)
     if training:
         training.check(loaded.decoder)
-    if save_format == "gguf":
-        check_convertible(loaded)
+    if save_format is not None:
+        check_model(loaded, save_format, new_layers=patch.adds_layers)
     if save_format in STOCK_FORMATS and name_of(patch) != "none":
         check_foldable(loaded.decoder)
     return loaded

@@ -32,11 +32,19 @@ model = AutoModelForCausalLM.from_pretrained("{folder}")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```""",
     "gguf": """\
-One file for llama.cpp and the tools built on it: no custom code, no added parameters.
+One file for llama.cpp and the tools built on it: no custom code.
 
 ```bash
 llama-server -m {folder}/model.gguf
 llama-quantize {folder}/model.gguf smaller.gguf Q4_K_M    # types that linearpatch doesn't write
+```""",
+    "nemotron_nas": """\
+A checkpoint of the family `nemotron-nas`, in which a layer may lack attention: that is how patches are in it. vLLM and
+MLX compute the family; `configuration_nemotron_nas.py` only reads config.json. Not run by this package in either.
+
+```bash
+vllm serve {folder} --trust-remote-code
+mlx_lm.generate --model {folder} --prompt "The capital of France is"
 ```""",
     "custom": """\
 `modeling_linearpatch.py` beside the weights adds to the family's class what it can't describe: {addition}.
@@ -137,8 +145,8 @@ def _what(manifest: Manifest, record: Record | None) -> str:
         patched = f"`{record.patch.method}` at each interface: {_purpose(record.patch.method)}"
         if record.distillation:
             patched = f"a linear operator at each interface, which began as `{record.patch.method}` and was distilled"
-    if manifest.patches and manifest.format in ("plain", "gguf"):
-        patched += ", folded into existing weights"
+    if manifest.patches and manifest.format != "custom":
+        patched += ", as layers of their own" if manifest.num_new_layers else ", folded into existing weights"
     cuts = "i + 0.5 lies between a layer's attention and its MLP" if manifest.removed else "first removed, next kept"
     lines = [f"- **Removed**: {removed}. Interfaces ({cuts}): {interfaces}."]
     lines.append(f"- **Patched** with {patched}.")

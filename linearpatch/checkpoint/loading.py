@@ -57,15 +57,20 @@ def load(folder: str | Path, **settings: Any) -> PreTrainedModel:
             f"{folder} is an adapter: it holds what was changed, not a whole model. Load {manifest.base.name} "
             f"({manifest.base.source or 'the dense model'}) and call linearpatch.apply(model, {str(folder)!r})."
         )
-    _reject_gguf(folder, manifest)
+    _reject_served(folder, manifest)
     return load_whole(folder, manifest, **settings)
 
 
-def _reject_gguf(folder: Path, manifest: Manifest) -> None:
-    if manifest.format == "gguf":
+def _reject_served(folder: Path, manifest: Manifest) -> None:
+    """Reject what other programs load."""
+    program = {
+        "gguf": f"a GGUF file, which llama.cpp loads: llama-server -m {folder / GGUF_FILE}",
+        "nemotron_nas": f"a nemotron-nas model, which vLLM loads: vllm serve {folder} --trust-remote-code",
+    }
+    if manifest.format in program:
         raise StorageError(
-            f"{folder} holds a GGUF file, which llama.cpp loads: llama-server -m {folder / GGUF_FILE}. For this "
-            "package, save the run with save_format=plain or custom as well, in another output_dir."
+            f"{folder} holds {program[manifest.format]}. For this package, save the run with save_format=plain or "
+            "custom as well, in another output_dir."
         )
 
 
@@ -119,7 +124,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     manifest = read_manifest(folder)
     if manifest.format == "adapter":
         raise StorageError(f"{folder} is an adapter; the tokenizer is that of {manifest.base.name}.")
-    _reject_gguf(folder, manifest)
+    _reject_served(folder, manifest)
     config = _config_class(manifest, folder)()
     try:
         return AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)

@@ -25,8 +25,10 @@ WEIGHTS = "weight."  # how the names of changed weights begin in it
 LORA_FOLDER = "lora"
 LORA_FILES = ("adapter_config.json", "adapter_model.safetensors")
 GGUF_FILE = "model.gguf"
-CARD_NAME = "README.md"  # people may edit it
-ADDED = ("weights", "lora", "removed")  # since the schema version, so that a manifest may lack them
+CARD_NAME = "README.md"  # people may edit it, …
+MERGEKIT_FILE = "mergekit.yml"  # … and this, which loading doesn't read
+NOT_HASHED = (FILE_NAME, CARD_NAME, MERGEKIT_FILE)
+ADDED = ("weights", "lora", "removed", "num_new_layers")  # since the schema version, so that a manifest may lack them
 CONFIG_FILE = "config.json"
 INDEX_SUFFIX = ".safetensors.index.json"
 # What transformers may read from a folder: configurations, weights, code, templates, vocabularies.
@@ -109,15 +111,17 @@ class Manifest:
     """The content of `pruning.json`.
 
     Attributes:
-        format: `plain`, `custom`, `adapter` or `gguf`.
+        format: `plain`, `custom`, `adapter`, `gguf` or `nemotron_nas`.
         base: The dense model.
         removed_layers: Its layers that are removed as a whole, in the order of removal.
-        patches: What bridges the interfaces; in a `plain` or `gguf` checkpoint they are folded into the weights.
+        patches: What bridges the interfaces; in a `plain` checkpoint they are folded into the weights, in
+            a `gguf` or `nemotron_nas` one into weights, or they are layers of their own.
         weights: Changed weights that an adapter holds, as `describe_weights` writes them; a whole checkpoint has them
             among its own.
         lora: Whether a LoRA adapter, in the folder `LORA_FOLDER`, belongs to the model.
         removed: Where sublayers were removed, too, all that was, in the order of removal: layers by their indices,
             sublayers by name, such as `3.attention`.
+        num_new_layers: How many patches are layers of their own, in formats that have layers of several kinds.
         files: SHA-256 of every file that loading reads, by name.
         provenance: Which run made it: run id, command, configuration, package versions.
         schema_version: Of this file.
@@ -130,12 +134,13 @@ class Manifest:
     weights: tuple[Mapping[str, Any], ...] = ()
     lora: bool = False
     removed: tuple[int | str, ...] = ()
+    num_new_layers: int = 0
     files: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        if self.format not in ("plain", "custom", "adapter", "gguf"):
+        if self.format not in ("plain", "custom", "adapter", "gguf", "nemotron_nas"):
             raise ValueError(f"format {self.format!r}")
         layers = set(self.removed_layers)
         if len(layers) != len(self.removed_layers) or not layers <= set(range(self.base.num_layers)):
@@ -218,7 +223,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def hash_files(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in a folder that loading reads."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (FILE_NAME, CARD_NAME))
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in NOT_HASHED)
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
 
 

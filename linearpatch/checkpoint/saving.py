@@ -7,6 +7,7 @@ import logging
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -16,13 +17,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from linearpatch.checkpoint.folding import folded_view
-from linearpatch.checkpoint.gguf.writing import TYPES, check_convertible, write_gguf
+from linearpatch.checkpoint.gguf.architecture import architecture_of
+from linearpatch.checkpoint.gguf.writing import TYPES, check_tokenizer, write_gguf
 from linearpatch.checkpoint.lora import check_lora, without_lora, write_lora
 from linearpatch.checkpoint.manifest import (
     CARD_NAME,
     FILE_NAME,
     GGUF_FILE,
     LORA_FOLDER,
+    MERGEKIT_FILE,
     PATCH_FILE,
     WEIGHTS,
     Base,
@@ -31,6 +34,9 @@ from linearpatch.checkpoint.manifest import (
     hash_files,
     parent_of,
 )
+from linearpatch.checkpoint.mergekit import mergekit_yaml
+from linearpatch.checkpoint.nemotron_nas import check_family, write_nemotron_nas
+from linearpatch.checkpoint.new_layers import FOLDING, layered_model
 from linearpatch.checkpoint.verifying import check_written
 from linearpatch.errors import ConfigError, ModelError, StorageError, require_choice
 from linearpatch.models.decoder import Decoder
@@ -50,8 +56,10 @@ from linearpatch.text import values_without_folders, without_folders
 
 log = logging.getLogger(__name__)
 
-FORMATS = ("auto", "plain", "custom", "adapter", "lora", "gguf")
-STOCK_FORMATS = ("plain", "gguf")  # hold the weights of a stock model and nothing else
+FORMATS = ("auto", "plain", "custom", "adapter", "lora", "gguf", "nemotron_nas")
+STOCK_FORMATS = ("plain", "gguf", "nemotron_nas")  # hold the weights of a stock model and nothing else …
+LAYERED_FORMATS = ("gguf", "nemotron_nas")  # … or layers of other kinds beside its own
+AS_LAYERS = "Patches that are layers of their own: normed_refit, mlp, and lstsq with patch.features=rms_normalised."
 EXPERTS_FROM_DISK = Version("5.14")
 
 
@@ -68,7 +76,7 @@ def check_format(save_format: str, patch: Patch, *, trainable: str | None = None
         ConfigError: says which formats remain.
     """
     require_choice("save_format", save_format, FORMATS)
-    if unit != LAYER and save_format in ("plain", "lora", "gguf"):
+    if unit != LAYER and save_format in ("lora", *STOCK_FORMATS):
         raise ConfigError(
             f"save_format={save_format} can't hold a model whose layers lost sublayers (pruner.unit={unit}): no "
             "configuration of a stock model describes them. Use save_format=custom or adapter."
@@ -78,6 +86,8 @@ def check_format(save_format: str, patch: Patch, *, trainable: str | None = None
             f"save_format=lora holds a LoRA adapter beside the model, and {_trained_otherwise(trainable)}. Use "
             "distill.trainable=lora, or another save_format."
         )
+    if save_format in LAYERED_FORMATS and patch.adds_layers:
+        return
     if save_format in STOCK_FORMATS and patch.foldable and trainable and not patch.foldable_distilled:
         raise ConfigError(
             f"save_format={save_format} can't hold patch={name_of(patch)} once it has been distilled: it is one "
@@ -89,6 +99,7 @@ def check_format(save_format: str, patch: Patch, *, trainable: str | None = None
             f"save_format={save_format} can't hold patch={name_of(patch)}: no weight of a stock model acts on the "
             "whole stream, so it can't be folded. Remaining formats: custom (a checkpoint with a short modeling file), "
             f"adapter (the patch alone). Patches that fold: {', '.join(foldable)}."
+            f"{' ' + AS_LAYERS if save_format in LAYERED_FORMATS else ''}"
         )
 
 
@@ -108,6 +119,34 @@ def check_target(folder: Path) -> None:
             f"{folder} exists and isn't a checkpoint of this package (it holds no {FILE_NAME}). Move it away, or "
             "choose another output_dir."
         )
+
+
+def check_config(config: Any, save_format: str, *, new_layers: bool) -> None:
+    """Reject early a model that another program than transformers would compute otherwise.
+
+    Args:
+        config: The dense model's, as transformers has it.
+        save_format: As of `save_checkpoint`.
+        new_layers: Whether patches become layers of their own.
+
+    Raises:
+        ModelError: names what the format lacks.
+    """
+    if save_format == "gguf":
+        architecture_of(config, new_layers=new_layers)
+    elif save_format == "nemotron_nas":
+        check_family(config)
+
+
+def check_model(model: LoadedModel, save_format: str, *, new_layers: bool) -> None:
+    """The same with the tokenizer, which a GGUF file holds.
+
+    Raises:
+        ModelError: names what the format lacks.
+    """
+    check_config(model.decoder.model.config, save_format, new_layers=new_layers)
+    if save_format == "gguf":
+        check_tokenizer(model)
 
 
 def check_foldable(decoder: Decoder) -> None:
@@ -142,8 +181,9 @@ def save_checkpoint(
         save_format: `plain`: a stock checkpoint, with all patches folded into its weights. `custom`: the
             patches as modules of their own, with a modeling file. `adapter`: patches and changed weights alone, for
             `linearpatch.apply`. `lora`: the model without the LoRA adapter that was trained, and that adapter beside
-            it, for peft. `gguf`: as `plain`, but one file for llama.cpp. `auto`: `plain` where the patches can be
-            folded, else `custom`.
+            it, for peft. `gguf`: one file for llama.cpp, with patches folded as in `plain`, or as layers of their own.
+            `nemotron_nas`: the same for vLLM and MLX, as a checkpoint of that family. `auto`: `plain` where the
+            patches can be folded, else `custom`.
         gguf_type: Of the matrices of a GGUF file: `f32`, `f16`, `bf16`, `q8_0`; `auto` is the model's own.
         name: Of the dense model, for people.
         source: Where the dense model was loaded from.
@@ -161,17 +201,16 @@ def save_checkpoint(
     """
     require_choice("save_format", save_format, FORMATS)
     require_choice("gguf_type", gguf_type, TYPES)
-    if save_format == "gguf":
-        check_convertible(model)
+    check_model(model, save_format, new_layers=bool(edit.new_layers))
     check_target(Path(folder))
     check_storable(placed.module for placed in edit.operators)
     entries = tuple(PatchEntry.of(placed) for placed in edit.operators)
-    if edit.narrowed and save_format in ("plain", "adapter", "gguf"):
+    if edit.narrowed and save_format in ("adapter", *STOCK_FORMATS):
         raise ModelError(
             f"save_format={save_format} can't hold layers that lost heads and channels: no configuration of a stock "
             "model describes them, and an adapter holds patches alone. Use save_format=custom."
         )
-    if edit.removed_parts and save_format in ("plain", "lora", "gguf"):
+    if edit.removed_parts and save_format in ("lora", *STOCK_FORMATS):
         raise ModelError(
             f"save_format={save_format} can't hold layers that lost a sublayer: no configuration of a stock model "
             "describes them. Use save_format=custom or adapter."
@@ -180,7 +219,8 @@ def save_checkpoint(
         check_rebuilt(model.decoder, edit.with_operators(()).view(model.decoder), edit.removed_layers)
     check_lora(save_format, edit)
     with_lora = save_format == "lora"
-    save_format, view = _represent(save_format, model.decoder, edit)
+    layered = layered_model(model.decoder, edit, save_format) if save_format in LAYERED_FORMATS else None
+    save_format, view = (save_format, layered.stock) if layered else _represent(save_format, model.decoder, edit)
     if view is not None and save_format == "plain":
         _check_experts_on_disk(view)
     manifest = Manifest(
@@ -191,6 +231,7 @@ def save_checkpoint(
         patches=entries,
         weights=tuple(describe_weights(edit.weights)) if view is None else (),
         lora=with_lora,
+        num_new_layers=layered.num_new_layers if layered else 0,
         provenance=_provenance(record, source),
     )
     with replacing_folder(Path(folder)) as temporary:
@@ -207,18 +248,23 @@ def save_checkpoint(
 
             card = model_card(manifest, record)
             (temporary / CARD_NAME).write_text(card, encoding="utf-8")
-            if save_format == "gguf":
+            if layered and save_format == "gguf":
                 texts = {"linearpatch.model_card": card, "linearpatch.pruning": manifest.text}
                 file = temporary / GGUF_FILE
-                write_gguf(file, view, model.tokenizer, gguf_type=gguf_type, name=title(manifest), texts=texts)
+                write_gguf(file, layered, model.tokenizer, gguf_type=gguf_type, name=title(manifest), texts=texts)
+            elif layered:
+                write_nemotron_nas(temporary, layered)
+                model.tokenizer.save_pretrained(temporary)
             else:
                 view.save_pretrained(temporary)
+                if recipe := mergekit_yaml(model.decoder, edit, hub_id or manifest.base.name):
+                    (temporary / MERGEKIT_FILE).write_text(recipe, encoding="utf-8")
                 if with_lora:
                     write_lora(temporary / LORA_FOLDER, model.decoder, edit)
                 model.tokenizer.save_pretrained(temporary)
         manifest = replace(manifest, files=hash_files(temporary))
         manifest.write(temporary)
-        if save_format != "gguf":  # which only llama.cpp loads
+        if not layered:  # those are loaded by other programs
             check_written(temporary, manifest, model.decoder, edit, view)
     log.info("saved %s (%s)", folder, save_format)
     return manifest
@@ -236,16 +282,13 @@ def _represent(save_format: str, dense: Decoder, edit: Edit) -> tuple[str, PreTr
         return "custom", edit.view(dense)
     if save_format != "custom" and edit.can_fold:
         try:
-            return "gguf" if save_format == "gguf" else "plain", folded_view(dense, edit)
+            return "plain", folded_view(dense, edit)
         except ModelError as error:
-            if save_format in STOCK_FORMATS:
+            if save_format == "plain":
                 raise
             log.warning("the patches are saved as modules of their own: %s", error)
-    elif save_format in STOCK_FORMATS:
-        raise ModelError(
-            f"save_format={save_format} can't hold these patches: only a scale common to all channels, or a map of an "
-            "MLP's output, can be folded into stock weights. Remaining formats: custom, adapter."
-        )
+    elif save_format == "plain":
+        raise ModelError(f"save_format=plain can't hold these patches: {FOLDING}. Remaining formats: custom, adapter.")
     view = edit.view(dense)
     if not any(placed.place.adds_parameters for placed in edit.operators):
         log.info("no patch is a module of its own, so that the checkpoint needs no code: it is plain")

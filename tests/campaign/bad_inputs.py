@@ -129,7 +129,9 @@ def combinations() -> Iterator[Bad]:
     """Settings that are right one by one."""
     for words in (
         ("patch=lstsq", "patch.form=low_rank", "patch.rank=33"), ("patch=lstsq", "patch.rank=0"),
-        ("patch=lstsq", "patch.gain=2"), ("patch=lstsq", "patch.form=diagonal_plus_low_rank",
+        ("patch=mlp", "patch.width=0"), ("patch=normed_refit", "patch.epsilon=-1"),
+        ("patch=lstsq", "save_model=true", "save_format=nemotron_nas"), ("patch=lstsq", "patch.gain=2"),
+        ("patch=lstsq", "patch.form=diagonal_plus_low_rank",
          "patch.features=rms_normalised"),
         ("patch=lstsq", "patch.ridge=auto", "calibration.held_out_blocks=0"),
         ("patch=none", "distill=output_kl"), ("stages=[distilled]",), ("distill=output_kl", "stages=[dense]"),

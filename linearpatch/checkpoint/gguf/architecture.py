@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from linearpatch.models.offload import read_parameter
 
 ROTARY_TYPES = ("default", "linear", "llama3")
 OTHER_FORMATS = "Use save_format=plain, custom or adapter."
+STOCK_PATCH = "Use a patch that folds into stock weights, such as patch=mlp_refit, or save_format=custom or adapter."
 
 
 @dataclass(frozen=True)
@@ -44,24 +45,34 @@ ARCHITECTURES = {
     "qwen3": Architecture("qwen3", interleaved=False, head_norms=True),
 }
 
+# The architecture whose layers may each be of another kind, and how it computes a family.
+WITH_NEW_LAYERS = {
+    "llama": Architecture("deci", interleaved=True),
+    "mistral": Architecture("deci", interleaved=True),
+    "qwen2": Architecture("deci", interleaved=True, attention_bias=True),
+}
 
-def architecture_of(config: Any) -> Architecture:
+
+def architecture_of(config: Any, *, new_layers: bool = False) -> Architecture:
     """How llama.cpp computes the models of a configuration.
 
     Args:
         config: As transformers has it.
+        new_layers: Whether patches become layers of their own.
 
     Raises:
         ModelError: it can't, or only approximately; names the family or the setting.
     """
     config = text_config(config)
     family = config.model_type
-    if family not in ARCHITECTURES:
+    known = WITH_NEW_LAYERS if new_layers else ARCHITECTURES
+    if family not in known:
+        with_what = " with patches as layers of their own" if new_layers else ""
         raise ModelError(
-            f"save_format=gguf can't hold models of the family {family}. Families that it can: "
-            f"{', '.join(ARCHITECTURES)}. {OTHER_FORMATS}"
+            f"save_format=gguf can't hold models of the family {family}{with_what}. Families that it can: "
+            f"{', '.join(known)}. {STOCK_PATCH if new_layers and family in ARCHITECTURES else OTHER_FORMATS}"
         )
-    architecture = ARCHITECTURES[family]
+    architecture = known[family]
     rotary = rotary_of(config)
     rotary_type = rotary.get("rope_type", "default")
     if rotary_type not in ROTARY_TYPES:
@@ -166,12 +177,3 @@ def interleaved(weight: Tensor, heads: int) -> Tensor:
     """
     rows = weight.shape[0]
     return weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
-
-
-def all_tensors(model: Any, architecture: Architecture, layers: Iterable[Any]) -> list[Named]:
-    """Names in GGUF and values of a model, in the file's order."""
-    config = text_config(model.config)
-    named = list(outer_tensors(model, config))
-    for index, layer in enumerate(layers):
-        named += layer_tensors(layer, index, architecture, config)
-    return named

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,17 @@ from gguf import (
 from torch import Tensor
 
 from linearpatch.checkpoint.gguf.architecture import (
-    Architecture,
-    all_tensors,
     architecture_of,
     context_length,
     head_size,
+    outer_tensors,
     rotary_of,
 )
+from linearpatch.checkpoint.gguf.layers import LayerSizes, check_order, sizes_of, tensors_of
 from linearpatch.checkpoint.gguf.vocabulary import vocabulary_of
+from linearpatch.checkpoint.new_layers import LayeredModel
 from linearpatch.errors import ModelError
-from linearpatch.models.decoder import decoder_of, text_config
+from linearpatch.models.decoder import text_config
 from linearpatch.models.model import LoadedModel
 
 TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
@@ -45,22 +47,23 @@ FILE_TYPES = {
 Q8_BLOCK = 32
 
 
-def check_convertible(model: LoadedModel) -> None:
-    """Reject early a model or a tokenizer that llama.cpp has no equivalent for.
+def check_tokenizer(model: LoadedModel) -> None:
+    """Reject early a tokenizer that llama.cpp has no equivalent for.
 
     Raises:
         ModelError: names what it lacks.
     """
-    architecture_of(model.decoder.model.config)
     vocabulary_of(model.tokenizer, _num_embeddings(model.decoder.model))
 
 
-def write_gguf(path: Path, model: Any, tokenizer: Any, *, gguf_type: str, name: str, texts: dict[str, str]) -> None:
-    """Write a model that is stock weights and nothing else.
+def write_gguf(
+    path: Path, layered: LayeredModel, tokenizer: Any, *, gguf_type: str, name: str, texts: dict[str, str]
+) -> None:
+    """Write a model that is stock weights, and operators that are layers of their own.
 
     Args:
         path: The file; nothing is there.
-        model: Of a family that `architecture_of` knows.
+        layered: Of a family that `architecture_of` knows.
         tokenizer: Its tokenizer.
         gguf_type: Of its matrices: `f32`, `f16`, `bf16`, `q8_0`, or `auto`, which is the model's own.
         name: Of the model.
@@ -69,8 +72,11 @@ def write_gguf(path: Path, model: Any, tokenizer: Any, *, gguf_type: str, name: 
     Raises:
         ModelError: llama.cpp would compute something else.
     """
+    model = layered.stock
     config = text_config(model.config)
-    architecture = architecture_of(config)
+    architecture = architecture_of(config, new_layers=layered.num_new_layers > 0)
+    sizes = [sizes_of(layer, config) for layer in layered.layers]
+    check_order(sizes)
     kind = TYPE_OF_DTYPE[model.dtype] if gguf_type == "auto" else gguf_type
     vocabulary = vocabulary_of(tokenizer, _num_embeddings(model))
     writer = GGUFWriter(path, architecture.name)
@@ -79,11 +85,13 @@ def write_gguf(path: Path, model: Any, tokenizer: Any, *, gguf_type: str, name: 
         writer.add_name(name)
         writer.add_file_type(FILE_TYPES[kind])
         writer.add_quantization_version(GGML_QUANT_VERSION)
-        _add_sizes(writer, config, architecture)
+        _add_sizes(writer, config, sizes)
         vocabulary.add_to(writer)
         for key, text in texts.items():
             writer.add_string(key, text)
-        tensors = all_tensors(model, architecture, decoder_of(model).layers)
+        tensors = [*outer_tensors(model, config)]
+        for index, layer in enumerate(layered.layers):
+            tensors += tensors_of(layer, index, architecture, config)
         kinds = {}
         for key, value_of in tensors:
             shape = tuple(value_of().shape)
@@ -105,16 +113,16 @@ def _num_embeddings(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def _add_sizes(writer: GGUFWriter, config: Any, architecture: Architecture) -> None:
+def _add_sizes(writer: GGUFWriter, config: Any, layers: Sequence[LayerSizes]) -> None:
     size = head_size(config)
     rotary = rotary_of(config)
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(context_length(config))
     writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_block_count(len(layers))
+    writer.add_feed_forward_length(_common([layer.width for layer in layers]))
+    writer.add_head_count(_common([layer.heads for layer in layers]))
+    writer.add_head_count_kv(_common([layer.key_value_heads for layer in layers]))
     writer.add_key_length(size)
     writer.add_value_length(size)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
@@ -123,6 +131,11 @@ def _add_sizes(writer: GGUFWriter, config: Any, architecture: Architecture) -> N
     if rotary.get("rope_type") == "linear":
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rotary["factor"])
+
+
+def _common(values: list[int]) -> int | list[int]:
+    """One number where all layers have the same, as stock architectures write it."""
+    return values[0] if len(set(values)) == 1 else values
 
 
 def _kind_of(shape: tuple[int, ...], kind: str) -> GGMLQuantizationType:

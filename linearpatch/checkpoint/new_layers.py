@@ -1,0 +1,101 @@
+"""An edited model as a stock one with patches between its layers, for formats whose layers are of several kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from linearpatch.checkpoint.folding import folded_view
+from linearpatch.errors import ModelError
+from linearpatch.models.decoder import Decoder, decoder_of, norm_epsilon
+from linearpatch.models.edit import Edit
+from linearpatch.models.modeling_linearpatch import FeatureMap
+
+FOLDING = "only a scale common to all channels, or a map of an MLP's output, can be folded into stock weights"
+
+
+@dataclass(frozen=True)
+class LayeredModel:
+    """A stock model, and operators that are layers of their own.
+
+    Attributes:
+        stock: Everything else is in its weights.
+        layers: Its layers and the operators, in the order in which they run.
+    """
+
+    stock: PreTrainedModel
+    layers: Sequence[nn.Module]
+
+    @property
+    def num_new_layers(self) -> int:
+        """How many of the layers are operators."""
+        return len(self.layers) - decoder_of(self.stock).num_layers
+
+
+def layered_model(dense: Decoder, edit: Edit, save_format: str) -> LayeredModel:
+    """The edited model in that form.
+
+    Args:
+        dense: The dense model; it does not change.
+        edit: What is changed of it.
+        save_format: What it is for.
+
+    Raises:
+        ModelError: as of `check_layers`, or a fold isn't exact.
+    """
+    check_layers(dense, edit, save_format)
+    stock = folded_view(dense, edit.without_new_layers)
+    layers: list[nn.Module] = []
+    kept = [index for index in range(dense.num_layers) if index not in edit.removed_layers]
+    stock_layers = decoder_of(stock).layers
+    for position in range(len(kept) + 1):
+        readers = set(range(kept[position - 1] + 1 if position else 0, [*kept, dense.num_layers][position] + 1))
+        layers += [placed.module for placed in edit.new_layers if placed.site.reader in readers]
+        layers += stock_layers[position : position + 1]
+    return LayeredModel(stock, layers)
+
+
+def check_layers(dense: Decoder, edit: Edit, save_format: str) -> None:
+    """Reject operators that are neither layers nor foldable, or normalise otherwise than the model.
+
+    Args:
+        dense: The dense model.
+        edit: What is changed of it.
+        save_format: What it is for.
+
+    Raises:
+        ModelError: says which.
+    """
+    others = edit.without_new_layers
+    if not others.can_fold:
+        raise ModelError(
+            f"save_format={save_format} can't hold these patches: {FOLDING}, and only what adds to the stream a map or "
+            "an MLP of the normalised stream is a layer of its own (patch=normed_refit, patch=mlp). Remaining formats: "
+            "custom, adapter."
+        )
+    if edit.new_layers and any(placed.place.adds_parameters for placed in others.operators):
+        raise ModelError(
+            f"save_format={save_format} can't hold patches that fold into weights beside patches that are layers of "
+            "their own. Use patches of one kind, or save_format=custom or adapter."
+        )
+    expected = norm_epsilon(dense)
+    for placed in edit.new_layers:
+        if (epsilon := placed.module.epsilon) != expected:  # a file has one for all its norms
+            raise ModelError(
+                f"save_format={save_format} can't hold the patch at {placed.site.interface}: it adds {epsilon:.3g} to "
+                f"mean squares, and the norms of the model {expected:.3g}. Fit it with patch.epsilon=null, or use "
+                "save_format=custom or adapter."
+            )
+
+
+@torch.no_grad()
+def matrix_of(operator: FeatureMap) -> Tensor:
+    """W of an operator as `[outputs, inputs]`, where it is a product multiplied out."""
+    product: Tensor = operator.weights[0].double()
+    for weight in operator.weights[1:]:
+        product = weight.double() @ product
+    return product.float()
