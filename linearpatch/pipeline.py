@@ -18,6 +18,7 @@ from typing import Any
 
 from linearpatch.calibration.comparison import repair
 from linearpatch.calibration.workspace import Workspace
+from linearpatch.checkpoint.formats import formats_of
 from linearpatch.checkpoint.hub import push
 from linearpatch.checkpoint.saving import check_target, save_checkpoint
 from linearpatch.data.blocks import BlockSpec
@@ -136,7 +137,7 @@ def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, wor
             experiment.training.trainable_set.check_edit(dense, edits["pruned"])
 
         with record.step("fit"):
-            edits["patched"] = fit(experiment.patch, workspace, edits["pruned"], record)
+            edits["patched"] = fit(experiment.patch, prepared.model, workspace, edits["pruned"], record)
 
         if experiment.training and prepared.lessons:
             with record.step("distill"):
@@ -275,13 +276,13 @@ def check_removable(dense: Decoder, edit: Edit, save_format: str | None) -> None
         check_rebuilt(dense, pruned, edit.removed_layers)
 
 
-def fit(patch: Patch, workspace: Workspace, pruned: Edit, record: Record) -> Edit:
-    """Repair the interfaces."""
+def fit(patch: Patch, model: LoadedModel, workspace: Workspace, pruned: Edit, record: Record) -> Edit:
+    """Repair the interfaces, and note which formats can hold the result."""
     repaired = repair(workspace, patch, pruned)
     workspace.release()
     for warning in repaired.warnings(name_of(patch)):
         log.warning("%s", warning)
-    record.patch = repaired.section(name_of(patch))
+    record.patch = replace(repaired.section(name_of(patch)), formats=formats_of(model, repaired.edit))
     return repaired.edit
 
 

@@ -16,7 +16,9 @@ from linearpatch.data.pydoc import SHARES
 
 NAMES = sorted(file.stem for file in (CONF_DIR / "experiment").glob("*.yaml"))
 # Presets, and the page that explains each.
-PRESETS = {"recommended": "repair", "recommended_distilled": "repair", "recommended_healed": "healing"}
+PRESETS = {
+    "recommended": "repair", "recommended_distilled": "repair", "recommended_healed": "healing", "servable": "saving",
+}  # fmt: skip
 DOCUMENTED = [one for one in NAMES if one not in ("demo", *PRESETS)]  # demo is in the README
 RUNS = {  # at full and at small scale
     "calibration_corpus": (4, 2),
@@ -45,6 +47,7 @@ RUNS = {  # at full and at small scale
     "relative_weighting": (8, 8),
     "retention": (8, 8),
     "sensitivity": (25, 4),
+    "servable": (6, 6),
     "sublayers": (21, 3),
     "top_k": (3, 3),
     "trainable": (4, 4),

@@ -180,6 +180,11 @@ def _tell(jobs: Jobs) -> int:
         out.print(f"{jobs.folder}/result.json", soft_wrap=True)
         if saved := jobs.record.checkpoint:
             out.print(f"{jobs.folder}/{saved.folder} ({saved.format})", soft_wrap=True)
+        elif jobs.record.patch and (formats := jobs.record.patch.formats):
+            out.print(
+                f"save_model=true would save it; save_format can be {', '.join(formats)} (docs/saving.md)",
+                soft_wrap=True,
+            )
     return 0
 
 

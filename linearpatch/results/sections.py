@@ -123,12 +123,14 @@ class PatchSection:
         num_parameters: Parameters that it adds.
         sites: One for each interface.
         comparison: What it was compared with on held-out tokens; None where nothing was.
+        formats: Values of `save_format` that can hold the patched model.
     """
 
     method: Name
     num_parameters: Count
     sites: Annotated[list[SiteSection], Field(max_length=MAX_LAYERS)] = field(default_factory=list)
     comparison: dict[str, Any] | None = None
+    formats: list[Name] = field(default_factory=list)
 
 
 @with_config(CHECKED)
@@ -194,7 +196,7 @@ class CheckpointSection:
 
     Attributes:
         folder: In the run's folder.
-        format: `plain`, `custom` or `adapter`.
+        format: `plain`, `custom`, `adapter`, `gguf` or `nemotron_nas`.
         bytes: Of all its files.
         pushed_to: Address of its copy on the hub.
     """
