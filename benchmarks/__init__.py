@@ -26,8 +26,8 @@ BENCHMARKS = (
     "report",
 )
 
-# Those that need a large machine or half an hour run by name only.
-LARGE = ("distill_8b", "gpu", "sweep")
+# Those that need a large machine, half an hour or llama.cpp run by name only.
+LARGE = ("distill_8b", "gpu", "llama_cpp", "sweep")
 
 
 def claims_of(name: str) -> Sequence[Claim]:

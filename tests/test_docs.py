@@ -120,7 +120,7 @@ def test_saving_and_serving_runs_from_top_to_bottom(tmp_path, monkeypatch, capsy
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "lines.yaml").write_text(lm_eval_task("lines", tmp_path / "lines.jsonl"))
     (tmp_path / "lines.jsonl").write_text('{"text": "The capital of France is Paris."}\n')
-    run_by_others = ("hf ", "python llama.cpp", "vllm ")
+    run_by_others = ("hf ", "llama-", "mlx_lm.", "vllm ")
     printed = []
     for language, block in blocks_of((ROOT / "docs" / "saving.md").read_text(), "bash", "python"):
         if language == "python":
