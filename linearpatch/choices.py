@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from linearpatch.errors import ConfigError, suggest
 from linearpatch.registry import GROUPS, declared
 
@@ -59,12 +57,14 @@ def component_of(group: str, choice: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ConfigError: there is no such choice.
     """
+    from omegaconf import OmegaConf  # completion of the command line lists choices, and must be quick
+
     if choice not in choices(group):
         raise unknown_choice(group, choice)
     file = CONF_DIR / group / f"{choice}.yaml"
     if not file.is_file():  # of a plug-in, which has no YAML
         return choice, {}
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content: Any = OmegaConf.to_container(OmegaConf.load(file))  # to YAML's own reader, 2e-4 is a text
     (schema,) = (entry for entry in content.pop("defaults") if str(entry).endswith(SCHEMA))
     settings = {name: value for name, value in content.items() if not str(value).startswith("${")}
     return schema.removesuffix(SCHEMA), settings
