@@ -20,7 +20,7 @@ from linearpatch.models.edit import PlacedOperator, Site
 from linearpatch.models.gated_units import GatedUnits, check_gated, units_of
 from linearpatch.models.modeling_linearpatch import EPSILON, GatedMlp
 from linearpatch.models.units import Interface
-from linearpatch.patches.beside import enlarged_beside, normed_map_alone, solve_beside, sums_beside
+from linearpatch.patches.additions import enlarged_addition, normed_map_alone, solve_addition, sums_of_additions
 from linearpatch.patches.least_squares import LeastSquaresPatch, Solution, Sums, centred, energies
 from linearpatch.patches.patch import Patch, StreamPatch
 from linearpatch.patches.penalty import Penalty
@@ -166,15 +166,15 @@ class Mlp(StreamPatch, LeastSquaresPatch):
 
     def regression(self, gram: Mapping[str, Tensor], penalty: Penalty) -> Solution:
         """The identity over D."""
-        return solve_beside(gram, penalty.ridge * energies(sums_beside(gram)["xx"][:-1, :-1]))
+        return solve_addition(gram, penalty.ridge * energies(sums_of_additions(gram)["xx"][:-1, :-1]))
 
     def operators(
         self, gram: Mapping[str, Tensor], penalty: Penalty, check: Mapping[str, Tensor] | None = None
     ) -> tuple[list[nn.Module], Solution]:
         """The units with D and b."""
         size = gram["xy"].shape[1]
-        held_back = penalty.ridge * energies(sums_beside(gram)["xx"][:-1, :-1])
-        solution = enlarged_beside(gram, held_back, self.gain, check)
+        held_back = penalty.ridge * energies(sums_of_additions(gram)["xx"][:-1, :-1])
+        solution = enlarged_addition(gram, held_back, self.gain, check)
         bias = torch.zeros_like(solution.matrix[0]) if solution.bias is None else solution.bias
         return [GatedMlp(gram["gate"], gram["up"], solution.matrix[size:], bias, self._epsilon)], solution
 
@@ -197,7 +197,7 @@ def leading_units(gram: Mapping[str, Tensor], count: int, ridge: float) -> Tenso
     Returns:
         Their indices in ascending order.
     """
-    xx, xy, _, _ = centred(sums_beside(gram))
+    xx, xy, _, _ = centred(sums_of_additions(gram))
     held_back = ridge * energies(xx)
     energy = xx.diagonal() + held_back  # of what the units chosen so far leave of each
     least = 1e-9 * energy.mean()

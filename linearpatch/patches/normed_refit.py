@@ -19,8 +19,8 @@ from linearpatch.models.fingerprint import parameter_hash
 from linearpatch.models.modeling_linearpatch import EPSILON, FeatureMap, LinearMap
 from linearpatch.models.places import OnStream, Place
 from linearpatch.models.units import Interface
+from linearpatch.patches.additions import enlarged_addition, normed_map_alone, solve_addition, sums_of_additions
 from linearpatch.patches.before_interface import STREAM_SHARE, RefitPatch, before_the_map, projection_before
-from linearpatch.patches.beside import enlarged_beside, normed_map_alone, solve_beside, sums_beside
 from linearpatch.patches.least_squares import Solution, Sums, energies, relative_error
 from linearpatch.patches.patch import Patch
 from linearpatch.patches.penalty import Penalty
@@ -97,9 +97,9 @@ class NormedRefit(RefitPatch):
     def regression(self, gram: Mapping[str, Tensor], penalty: Penalty) -> Solution:
         """The identity over W over V, the latter two solved for together."""
         size = gram["xy"].shape[1]
-        energy = energies(sums_beside(gram)["xx"][:-1, :-1])
+        energy = energies(sums_of_additions(gram)["xx"][:-1, :-1])
         held_back = torch.cat([self._stream(penalty) * energy[:size], penalty.ridge * energy[size:]])
-        return solve_beside(gram, held_back)
+        return solve_addition(gram, held_back)
 
     def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[PlacedOperator]:
         """Solve for both, move V before the map, and solve for the map on the streams that this leaves.
@@ -139,8 +139,8 @@ class NormedRefit(RefitPatch):
     ) -> tuple[list[nn.Module], Solution]:
         """The change of the weight, and the map behind it."""
         size = gram["xy"].shape[1]
-        held_back = self._stream(penalty) * energies(sums_beside(gram)["xx"][:-1, :-1])
-        solution = enlarged_beside(gram, held_back, self.gain, check)
+        held_back = self._stream(penalty) * energies(sums_of_additions(gram)["xx"][:-1, :-1])
+        solution = enlarged_addition(gram, held_back, self.gain, check)
         bias = torch.zeros_like(solution.matrix[0]) if solution.bias is None else solution.bias
         behind = FeatureMap([solution.matrix[size:]], True, None, bias, self._epsilon)
         return [LinearMap(gram["change"]), behind], solution

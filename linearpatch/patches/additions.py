@@ -12,14 +12,14 @@ from linearpatch.patches.patch import Patch
 from linearpatch.registry import components
 
 
-def sums_beside(gram: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def sums_of_additions(gram: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The sums of products of rows [f(x), 1] and y − x."""
     size = gram["xy"].shape[1]
     xx, xy = gram["xx"], gram["xy"]
     return {"xx": xx[size:, size:], "xy": xy[size:] - xx[size:, :size], "bias": gram["bias"]}
 
 
-def solve_beside(gram: Mapping[str, Tensor], penalty: Tensor) -> Solution:
+def solve_addition(gram: Mapping[str, Tensor], penalty: Tensor) -> Solution:
     """The minimiser of Σ w ‖x + f(x) W + b − y‖² + ‖Λ½ W‖², as a map of rows [x, f(x)]: the identity over W, and b.
 
     Args:
@@ -29,12 +29,12 @@ def solve_beside(gram: Mapping[str, Tensor], penalty: Tensor) -> Solution:
     Raises:
         NumericsError: there is no unique one.
     """
-    beside = sums_beside(gram)
-    found = solve(beside, penalty, torch.zeros_like(beside["xy"][:-1]))
-    return Solution(torch.cat([_identity(gram), found.matrix]), found.bias)
+    added = sums_of_additions(gram)
+    solution = solve(added, penalty, torch.zeros_like(added["xy"][:-1]))
+    return Solution(torch.cat([_identity(gram), solution.matrix]), solution.bias)
 
 
-def enlarged_beside(
+def enlarged_addition(
     gram: Mapping[str, Tensor], penalty: Tensor, gain: float | str, check: Mapping[str, Tensor] | None = None
 ) -> Solution:
     """The same for targets whose differences from their mean are enlarged: ȳ + g (y − ȳ) in place of y.
@@ -52,11 +52,11 @@ def enlarged_beside(
         NumericsError: there is no unique solution.
     """
     if penalty.isinf().any():
-        return solve_beside(gram, penalty)
+        return solve_addition(gram, penalty)
     size = gram["xy"].shape[1]
-    beside = sums_beside(gram)
+    added = sums_of_additions(gram)
     toward, own = (
-        solve({**beside, "xy": targets}, penalty, torch.zeros_like(targets[:-1])).matrix
+        solve({**added, "xy": targets}, penalty, torch.zeros_like(targets[:-1])).matrix
         for targets in (gram["xy"][size:], gram["xx"][size:, :size])
     )
     # The regression of ȳ + g (y − ȳ) − x is g times that of y, less that of x, and a constant.
