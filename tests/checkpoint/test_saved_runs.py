@@ -118,7 +118,7 @@ def test_a_saved_model_is_pruned_once_more_and_keeps_its_licence(tmp_path, monke
     ("overrides", "message"),
     [
         (["save_model=true", "save_format=plain", "patch=diag"], "Remaining formats: custom"),
-        (["save_model=true", "save_format=pickle"], "Allowed: adapter, auto, custom, gguf, lora, plain"),
+        (["save_model=true", "save_format=pickle"], "Allowed: adapter, auto, custom, gguf, lora, nemotron_nas, plain"),
         (["push_to_hub=me/model"], "set save_model=true"),
         (["save_model=true", "push_to_hub=not a name"], "is not the name of a repository"),
         (["patch=mlp_lstsq", "patch.sites=one_per_layer"], "sites"),
