@@ -65,7 +65,9 @@ def fitted(model, removed, patch, settings):
 
 
 @pytest.mark.parametrize("family", IN_FULL)
-@pytest.mark.parametrize("pruner", [name for name, cls in components("pruner").items() if cls.removes_layers])
+@pytest.mark.parametrize(
+    "pruner", [name for name, cls in components("pruner").items() if cls.removes_layers and "layer" in cls.units]
+)
 def test_every_pruner_selects_layers(family, pruner):
     held_out = TokenBlocks(BLOCKS.ids.flip(0, 1), "random/held out")
     patch = components("patch")["rotate"]()
