@@ -83,7 +83,7 @@ def test_answers_equal_those_of_lm_eval_question_by_question():
             assert metrics[name].value == expected["results"][task][f"{kind},none"]
             assert metrics[name].stderr == pytest.approx(expected["results"][task][f"{kind}_stderr,none"])
             assert metrics[name].n == 12
-            assert metrics[name].chance == (0.5 if task == "smoke_pronouns" else 0.25)
+            assert metrics[name].chance == 0.25
         chosen = questions[f"smoke/{task.removeprefix('smoke_')}/choice"].tolist()
         right = [float(choice == int(sample["target"])) for choice, sample in
                  zip(chosen, expected["samples"][task], strict=True)]  # fmt: skip
