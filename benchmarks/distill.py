@@ -55,7 +55,7 @@ class Case:
     @property
     def pruned(self) -> Edit:
         """The model without these layers."""
-        return Edit.of_layers(range(START, END))
+        return Edit.of_layers(self.interface.layers)
 
     def patch(self) -> FullPatch:
         """The patch at its beginning, to be trained."""
@@ -98,15 +98,16 @@ def time_claims(case: Case, *, repeats: int, gain: float) -> list[Claim]:
         gain: How many times faster than the published procedure an epoch should be.
     """
     decoder, batch = case.decoder, case.ids[:1].to(case.decoder.input_device)
-    recording = record(decoder, batch, {END})
-    after = list(range(END, decoder.num_layers))
+    reader = case.interface.reader
+    recording = record(decoder, batch, {reader})
+    after = list(range(reader, decoder.num_layers))
     calls = record(decoder, batch).calls
 
     @torch.no_grad()
     def least() -> None:
         decoder.model(input_ids=batch, use_cache=False)
         for _ in range(2):
-            decoder.run_layers(recording.streams[END], calls, after)
+            decoder.run_layers(recording.streams[reader], calls, after)
 
     stepping = case.loop()
     step, mine, other = time_ratio(lambda: stepping.advance(), least, repeats=4 * repeats)
@@ -213,7 +214,7 @@ def _trainable_view(case: Case) -> tuple[nn.Module, FullPatch]:
         return (patch(args[0]), *args[1:])
 
     layers: nn.ModuleList = view.get_decoder().layers
-    layers[START].register_forward_pre_hook(patched)
+    layers[case.interface.layers.start].register_forward_pre_hook(patched)  # the reader's index in the view
     return view, patch
 
 

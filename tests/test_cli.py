@@ -147,7 +147,7 @@ def completions(line, monkeypatch):
         ("linearpatch st", {"status"}),
         ("linearpatch run prun", {"pruner="}),
         ("linearpatch run pruner=sl", {"sleb"}),  # bash breaks words at =
-        ("linearpatch run -m pruner=sleb,shor", {"sleb,shortgpt"}),
+        ("linearpatch run -m pruner=sleb,shor", {"sleb,shortgpt", "sleb,shortx"}),
         ("linearpatch run force=", {"true", "false"}),
         ("linearpatch bench star", {"startup"}),
         ("linearpatch list tra", {"tracker"}),
