@@ -19,11 +19,12 @@ from linearpatch.results.files import read_record
 from linearpatch.results.state import state_of
 
 NAMED = "pruner.layers=[3,4,7]"
+ON_STREAM = ("none", "scalar", "diag", "rotate", "lstsq", "nbl", "average_update")
 
 
 def pairs() -> list[tuple[str, str]]:
     """Each pruner and each patch once, and those that read or change what others do not."""
-    pruners = sorted(name for name, cls in components("pruner").items() if cls.removes_layers)
+    pruners = sorted(n for n, cls in components("pruner").items() if cls.removes_layers and "layer" in cls.units)
     patches = sorted(components("patch"))
     number = max(len(pruners), len(patches))
     shifted = [*patches[1:], patches[0]]  # explicit layers meet a patch that sits at an MLP
@@ -40,7 +41,7 @@ def _cache(session_cache, monkeypatch):
 @pytest.mark.parametrize(("pruner", "patch"), pairs())
 def test_every_pruner_and_every_patch_writes_the_contracts_record(pruner, patch, tmp_path):
     named = [NAMED] if pruner == "explicit" else []
-    if patch in ("mlp_lstsq", "mlp_refit", "refit"):  # they need a layer before each interface
+    if patch not in ON_STREAM:  # others need a layer before each interface
         named = named or ["pruner.protect_first=2"]
     assert run(f"pruner={pruner}", f"patch={patch}", f"output_dir={tmp_path}/D", *named) == 0
     found = result(tmp_path / "D")
