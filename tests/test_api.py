@@ -200,6 +200,7 @@ def test_importing_the_package_imports_nothing_heavy(module):
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_using_the_functions_needs_neither_hydra_nor_wandb():
     program = (
         "import sys, linearpatch as lp; lp.prune, lp.pruners.Sleb; sys.exit(bool({'hydra', 'wandb'} & {*sys.modules}))"
@@ -207,6 +208,7 @@ def test_using_the_functions_needs_neither_hydra_nor_wandb():
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_its_records(tmp_path, monkeypatch):
     monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "cache"))
     records = lp.run_sweep(

@@ -80,6 +80,7 @@ def test_a_dry_run_asks_nobody_and_writes_nothing(asked, tmp_path, name, sweep):
 
 
 @pytest.mark.embedded
+@pytest.mark.slow
 def test_a_dry_run_of_the_embedded_model_converts_nothing(asked, tmp_path, capsys):
     places = [f"output_dir={tmp_path}/D", f"cache_dir={tmp_path}/cache"]
     assert run("model=smollm2_135m", *places, "--dry-run") == 0
@@ -90,6 +91,7 @@ def test_a_dry_run_of_the_embedded_model_converts_nothing(asked, tmp_path, capsy
 
 
 @pytest.mark.embedded
+@pytest.mark.slow
 def test_the_header_says_what_the_converted_model_is(tmp_path):
     config = EmbeddedModel().config(tmp_path)
     assert (config.model_type, config.num_hidden_layers, config.hidden_size) == ("llama", 30, 576)

@@ -48,6 +48,7 @@ def linearpatch(environment, *arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_it_is_chosen_configured_and_listed(plugin_environment, tmp_path):
     listed = linearpatch(plugin_environment, "list", "pruner")
     assert "pruner=every_other" in listed.stdout

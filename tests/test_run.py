@@ -169,6 +169,7 @@ def test_a_folder_that_holds_another_run_is_left_alone(tmp_path, said):
     assert result(tmp_path / "D") == before
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_does_not_stop_the_sweep(tmp_path, capsys):
     assert main(["run", "-m", *FAST, "num_pruned_layers=3,12", f"output_dir={tmp_path}/S"]) == 1
     records = {r["status"]: r for r in (result(file.parent) for file in (tmp_path / "S").glob("*/result.json"))}
@@ -291,6 +292,7 @@ def test_force_computes_all_again(tmp_path, monkeypatch):
     assert second["pruning"] == first["pruning"]
 
 
+@pytest.mark.slow
 def test_a_second_run_reads_what_the_first_computed(tmp_path, monkeypatch):
     import linearpatch.calibration.workspace as module
 
@@ -310,6 +312,7 @@ def test_it_works_from_python_without_command_line(tmp_path):
     assert read_record(tmp_path / "D").metrics == record.metrics
 
 
+@pytest.mark.slow
 def test_no_wandb_is_needed_without_it(tmp_path):
     code = (
         "import sys; sys.modules['wandb'] = None\n"

@@ -54,6 +54,7 @@ def test_measures_that_agree_correlate(compare):
     assert compare.correlation(recipes, "up", "down") == pytest.approx(-1)
 
 
+@pytest.mark.slow
 def test_the_whole_comparison_reads_what_runs_leave(compare, tmp_path, capsys):
     from linearpatch.cli import main
 

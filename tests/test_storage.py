@@ -100,6 +100,7 @@ def write_and_die(folder):
     write_atomically(folder / f"{'0' * 32}.safetensors", b"half")
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_had_begun_to_write_is_removed(tmp_path):
     process = SPAWN.Process(target=write_and_die, args=(tmp_path,))
     process.start()

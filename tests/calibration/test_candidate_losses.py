@@ -55,6 +55,7 @@ def without(*layers):
 
 
 @pytest.mark.parametrize("survivors", [1, 2])
+@pytest.mark.slow
 def test_an_early_stop_gives_lower_bounds_and_the_same_best(decoder, survivors):
     batches = torch.randint(3, 300, (60, 5), generator=torch.Generator().manual_seed(2)).split(1)
     models = [*without(*range(NUM_LAYERS)), edit_of((0, 1, 2, 3, 4)), edit_of((0, 2, 4, 5))]

@@ -63,6 +63,7 @@ def test_beam_search_and_standard_input(run_folder, generated, monkeypatch):
     assert generated(run_folder, "-", "--num-beams", "3") == text
 
 
+@pytest.mark.slow
 def test_an_adapter_generates_on_its_base(tmp_path, generated, capsys):
     assert main(["run", *FAST, f"output_dir={tmp_path}/D", "save_model=true"]) == 0
     text = generated(tmp_path / "D", PROMPT)

@@ -95,6 +95,7 @@ def test_the_saved_model_is_the_one_that_was_measured(save_format, tmp_path):
     assert value == pytest.approx(recorded, rel=1e-4 if save_format == "plain" else 1e-9)
 
 
+@pytest.mark.slow
 def test_a_saved_model_is_pruned_once_more_and_keeps_its_licence(tmp_path, monkeypatch, said):
     monkeypatch.chdir(tmp_path)
     small = ["debug=tiny", "tracker=none", "num_pruned_layers=2", "save_model=true"]
@@ -133,6 +134,7 @@ def test_impossible_checkpoints_are_refused_before_anything_is_computed(override
 DIFFLLAMA = ("model.family=diffllama", "pruner=explicit", "pruner.layers=[1,4,5]", "patch=none")
 
 
+@pytest.mark.slow
 def test_a_model_that_would_load_as_another_is_rejected_before_the_long_work(tmp_path, said):
     assert run(*DIFFLLAMA, "save_model=true", f"output_dir={tmp_path}/D") == 1
     printed = said()
@@ -157,6 +159,7 @@ def test_a_model_that_would_load_as_another_is_rejected_before_the_long_work(tmp
     ],
     ids=["gpt_neo", "llama4_text", "mamba"],
 )
+@pytest.mark.slow
 def test_families_with_names_of_their_own_decode_and_are_measured(family, tmp_path):
     evaluations = ["eval=[ppl,smoke,speed]", "eval.speed.rounds=2", "eval.speed.warmup=0", "eval.speed.lengths=[8]"]
     sizes = ["model.settings.hidden_size=32", "+model.settings.pad_token_id=0", "model.attn_implementation=eager"]

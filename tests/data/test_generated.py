@@ -44,6 +44,7 @@ def generate(corpus=SMALL, purpose="calibration", model=None, cache=None):
     return corpus.read(purpose).generate(model or loaded(), cache or Cache())
 
 
+@pytest.mark.slow
 def test_text_is_the_same_again_and_for_any_batch_size():
     expected = generate()
     assert generate() == expected
@@ -215,6 +216,7 @@ def test_a_dry_run_knows_what_cannot_be_generated(words, error):
         Feasibility().check(compose_experiment([*small, *words.split()]))
 
 
+@pytest.mark.slow
 def test_a_run_reads_generated_text_for_every_purpose(tmp_path):
     words = ["model=random", "model.settings.num_hidden_layers=4", "debug=tiny", "num_pruned_layers=1", "cache_dir=C",
              "patch=diag", "distill=output_kl", "corpus=generated", "corpus.number=6", "corpus.length=100",

@@ -63,6 +63,7 @@ def test_a_part_that_is_null_is_left_out(mixture):
     assert compose_experiment(words).calibration_reader.open().documents
 
 
+@pytest.mark.slow
 def test_a_run_reads_a_mixture(tmp_path):
     (tmp_path / "mine.txt").write_text("\n\n".join(f"{'mine ' * (1 + number % 9)}" for number in range(4000)))
     words = ["model=random", "debug=tiny", *MIXED, f"corpus.parts.mine.path={tmp_path}/mine.txt", "output_dir=O"]

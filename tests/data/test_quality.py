@@ -63,6 +63,7 @@ def test_nothing_is_said_of_clean_text(tokenizer, sampling, block_length):
 
 @pytest.mark.data
 @pytest.mark.parametrize("split", ["validation", pytest.param("test", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_nothing_is_said_of_wikitext(datasets_dir, tokenizer, split):
     corpus = HubCorpus(name="w", path="Salesforce/wikitext", config="wikitext-2-v1")
     documents = corpus.documents(split, datasets_dir)
@@ -82,6 +83,7 @@ def test_nothing_is_said_of_clean_text_with_the_embedded_models_tokenizer(corpus
 
 
 @pytest.mark.parametrize("share", [0.03, 0.1, 0.4, 0.9])
+@pytest.mark.slow
 def test_padding_that_was_saved_with_the_text(tokenizer, share):
     (doubt, *others) = doubts(tokenizer, padded(CLEAN, share))
     figures = re.search(r"(\d+) of its (\d+) .* \((\d+)%\)", doubt.replace(",", ""))

@@ -34,6 +34,7 @@ def patch_of(folder) -> dict:
 
 
 @pytest.mark.parametrize("distill", ["output_kl", "full_kl", "feature_mse"])
+@pytest.mark.slow
 def test_a_run_measures_and_saves_the_distilled_model(distill, tmp_path, capsys):
     settings = [*FAST, f"distill={distill}", "distill.learning_rate=1e-3", "save_model=true", "eval=[ppl,speed]"]
     assert main(["run", *settings, f"output_dir={tmp_path}/D"]) == 0
@@ -61,6 +62,7 @@ def test_a_run_measures_and_saves_the_distilled_model(distill, tmp_path, capsys)
     assert not torch.equal(own, own.T)  # the paper's patch is symmetric until it is trained
 
 
+@pytest.mark.slow
 def test_a_healed_run_saves_an_adapter_for_peft(tmp_path):
     settings = ["distill.trainable=lora", "save_model=true", "save_format=lora", "distillation.num_blocks=16"]
     assert main(["run", *TRAINED, *settings, "distill.learning_rate=1e-4", f"output_dir={tmp_path}/D"]) == 0
@@ -76,6 +78,7 @@ def test_a_healed_run_saves_an_adapter_for_peft(tmp_path):
     linearpatch.load(tmp_path / "D")
 
 
+@pytest.mark.slow
 def test_evaluations_asked_for_later_train_nothing(tmp_path, monkeypatch):
     assert main(["run", *TRAINED, f"output_dir={tmp_path}/D"]) == 0
     monkeypatch.setattr(OutputKL, "loss", None)
@@ -223,6 +226,7 @@ def test_text_serves_one_purpose_only(tmp_path, said):
     assert "share text" in message
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_diverges_fails_with_the_best_patch_kept(tmp_path, said, monkeypatch):
     real, count = OutputKL.loss, []
 

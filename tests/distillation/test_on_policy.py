@@ -115,6 +115,7 @@ def test_tokens_count_by_the_teachers_entropy(cls):
     assert found.item() == pytest.approx(((entropies / entropies.mean()) * kl).mean().item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_learning_rate_is_the_one_that_gains_most_in_a_few_steps():
     found = train(replace(TRAINING, learning_rate="auto"))
     alone = train(replace(TRAINING, learning_rate=found.learning_rate))

@@ -39,6 +39,7 @@ def run(folder: Path, *overrides: str) -> dict:
     return json.loads((folder / "result.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_record_holds_tasks_averages_differences_and_what_is_retained(tmp_path):
     found = run(tmp_path / "D", "eval=[ppl,smoke,speed,diagnostics]")
     kinds = {f"smoke/{kind}/{metric}" for kind in ("facts", "completion", "pronouns", "arithmetic") for metric in
@@ -81,6 +82,7 @@ def made(folder):
     return [file.stat().st_mtime for file in folder.glob("*/result.json")]
 
 
+@pytest.mark.slow
 def test_an_evaluation_asked_for_later_is_the_only_one_made(tmp_path, measured):
     first = run(tmp_path / "D", "eval=[smoke]")
     done = len(measured)
@@ -93,6 +95,7 @@ def test_an_evaluation_asked_for_later_is_the_only_one_made(tmp_path, measured):
     assert again["metrics"] == first["metrics"]
 
 
+@pytest.mark.slow
 def test_tasks_that_were_finished_before_an_interruption_are_kept(tmp_path, measured, monkeypatch):
     counting = HarnessModel.loglikelihood
 
@@ -139,6 +142,7 @@ def test_text_is_written_for_gsm8k_and_triviaqa(tmp_path):
         assert "5-shot" in metrics["generation_tasks/gsm8k/exact_match/strict-match"]["protocol"]
 
 
+@pytest.mark.slow
 def test_stages_that_answered_other_questions_are_not_compared(tmp_path, capsys):
     folder = tmp_path / "data" / "ai2_arc" / "ARC-Easy"
     folder.mkdir(parents=True)

@@ -161,6 +161,7 @@ def test_a_run_rejects_them_before_it_starts(tmp_path, said, overrides, message)
     assert message in said()
 
 
+@pytest.mark.slow
 def test_a_run_measures_saves_and_reloads_it(tmp_path):
     places = [f"output_dir={tmp_path}/D", f"cache_dir={tmp_path}/cache"]
     assert run("pruner=llm_pruner", "patch=none", "save_model=true", *places) == 0

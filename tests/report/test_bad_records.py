@@ -125,6 +125,7 @@ def test_a_wrong_value_is_rejected_by_its_place(parsed):
             assert last in reason or place.split(".")[0] in reason, (place, value, reason)
 
 
+@pytest.mark.slow
 def test_a_report_and_a_status_hold_what_can_be_read_and_name_the_rest(parsed, tmp_path):
     good = full_record()
     write_record(good, tmp_path / "runs" / "good")
@@ -238,6 +239,7 @@ def test_forged_values(place, value, told):
         parse(forged(**{place: value}))
 
 
+@pytest.mark.slow
 def test_scores_that_nobody_can_draw_cost_one_figure(tmp_path, caplog):
     bad = LayerScores("x", steps=[SearchStep(3, {"1000000000": 3.0})])
     for name, scores in {"good": full_record().pruning.scores, "bad": bad}.items():
@@ -249,6 +251,7 @@ def test_scores_that_nobody_can_draw_cost_one_figure(tmp_path, caplog):
     assert "layer_scores" not in caplog.text
 
 
+@pytest.mark.slow
 def test_names_longer_than_a_file_may_have(tmp_path):
     one = record(model="m" * 900)
     write_record(one, tmp_path / "runs")

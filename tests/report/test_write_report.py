@@ -50,6 +50,7 @@ def test_tables_figures_a_document_and_a_page(runs, tmp_path):
     assert report.num_runs == 2
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(runs, tmp_path):
     write_report([runs], tmp_path / "one")
     write_report([runs], tmp_path / "two")
@@ -57,6 +58,7 @@ def test_the_same_runs_give_the_same_bytes(runs, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_second_report_takes_the_place_of_the_first_and_of_nothing_else(runs, tmp_path):
     output = tmp_path / "report"
     write_report([runs], output)
@@ -83,6 +85,7 @@ def test_files_that_no_report_wrote_are_not_overwritten(runs, tmp_path):
     assert files_of(output) == ["report.md"]
 
 
+@pytest.mark.slow
 def test_a_manifest_removes_nothing_outside(runs, tmp_path):
     output = tmp_path / "report"
     write_report([runs], output)
@@ -227,6 +230,7 @@ def test_the_front_is_what_nothing_beats_in_both():
     assert {points[at] for at in front} == {point for point in points if not is_beaten(point)}
 
 
+@pytest.mark.slow
 def test_quality_is_drawn_against_each_cost_that_differs(tmp_path):
     write_grid(tmp_path / "runs", pruners=("sleb", "shortgpt"), patches=("none", "rotate"))
     report = write_report([tmp_path / "runs"], tmp_path / "report")

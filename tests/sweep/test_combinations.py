@@ -77,6 +77,7 @@ def planned(monkeypatch):
 PATHS = ("tëxt (v2).txt", "a=b.txt", "x#1.txt", "null", "a,b.txt", 'it\'s "q".txt', " 1e5", "[a]", "back\\\\slash")
 
 
+@pytest.mark.slow
 def test_texts_of_a_file_arrive_as_they_are(planned, tmp_path):
     import yaml
 

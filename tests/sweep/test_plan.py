@@ -104,6 +104,7 @@ def complete(job):
     write_record(record, job.request.path)
 
 
+@pytest.mark.slow
 def test_what_is_complete_is_not_done_again(tmp_path):
     combinations = ("patch=none", "patch=rotate", "patch=diag")
     before = plan(*combinations, folder=tmp_path)

@@ -150,6 +150,7 @@ def test_an_impossible_combination_does_not_stop_the_others(capsys):
     assert "Did you mean 'rotate'?" in shown(capsys)
 
 
+@pytest.mark.slow
 def test_a_dry_run_touches_nothing(tmp_path, capsys):
     assert sweep(*GRID, "output_dir=S", "--dry-run") == 0
     told = capsys.readouterr().out

@@ -279,6 +279,7 @@ def test_the_row_that_cannot_be_read_is_told(datasets_dir):
         measure(Tasks(["arc_easy"]), datasets_dir)
 
 
+@pytest.mark.slow
 def test_a_task_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "oops.yaml").write_text("task: [oops\n")
