@@ -8,65 +8,41 @@ adds and what was there.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from linearpatch.calibration.statistics import Accumulator, LayerInput, Statistic, inside
+from linearpatch.calibration.gram import normalised
+from linearpatch.calibration.statistics import Accumulator, LayerInput, PairSums, StreamPair
 from linearpatch.models.modeling_linearpatch import EPSILON
 
 SMALLEST = 1e-9  # of the largest variance: directions with less are left out, as rounding owns them
 
 
 @dataclass(frozen=True)
-class CanonicalBound(Statistic):
+class CanonicalBound(StreamPair):
     """The bound of what lies between two places of the stream.
 
     Results: `correlations`: ρ in descending order, `[D]` · `bound`: Σ (1 − ρᵢ²), directions in which Y doesn't vary
     left out · `error`: the relative error of the least-squares map itself, which is never larger.
-
-    Attributes:
-        start_layer: Where X is read (`i + ½`: what the MLP of layer i reads).
-        end_layer: Where Y is.
     """
-
-    start_layer: float
-    end_layer: float
-
-    def deepest(self, num_layers: int) -> float:
-        """Nothing is needed past it."""
-        return self.end_layer
-
-    def between(self, num_layers: int) -> Collection[int]:
-        """Where it begins or ends between attention and MLP."""
-        return inside(self.start_layer, self.end_layer)
 
     def start(self, num_layers: int) -> Accumulator:
         """Keep sums of products."""
         return _Products(self)
 
 
-class _Products:
+class _Products(PairSums):
     def __init__(self, spec: CanonicalBound) -> None:
-        self.spec = spec
-        self.before: LayerInput | None = None
-        self.sums: dict[str, Tensor] = {}
+        super().__init__(spec.start_layer, spec.end_layer)
         self.count = 0
 
-    def observe(self, stream: LayerInput) -> None:
-        if stream.index == self.spec.start_layer:
-            self.before = stream
-        elif stream.index == self.spec.end_layer:
-            assert self.before is not None
-            x, y = self.before.tokens.double(), stream.tokens.double()
-            x = x.to(y) * (x.to(y).square().mean(dim=-1, keepdim=True) + EPSILON).rsqrt()
-            parts = {"x": x.sum(0), "y": y.sum(0), "xx": x.T @ x, "xy": x.T @ y, "yy": y.T @ y}
-            for name, part in parts.items():
-                self.sums[name] = self.sums[name] + part if name in self.sums else part
-            self.count += len(y)
-            self.before = None
+    def observe_pair(self, before: LayerInput, after: LayerInput) -> None:
+        y = after.tokens.double()
+        x = normalised(before.tokens.to(y), EPSILON)
+        self.accumulate(x=x.sum(0), y=y.sum(0), xx=x.T @ x, xy=x.T @ y, yy=y.T @ y)
+        self.count += len(y)
 
     def result(self) -> dict[str, Tensor]:
         sums, n = self.sums, self.count

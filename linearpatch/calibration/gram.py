@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -11,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from linearpatch.calibration.statistics import Accumulator, LayerInput, Statistic, inside
+from linearpatch.calibration.statistics import Accumulator, LayerInput, PairSums, StreamPair
 from linearpatch.models.modeling_linearpatch import EPSILON
 from linearpatch.models.units import Unit, sublayer_before
 
 
 @dataclass(frozen=True)
-class PairGram(Statistic):
+class PairGram(StreamPair):
     """Sums of products of rows x from before an interface and rows y from past it; a least-squares map follows.
 
     Results in fp64, w the weights that `weighting` names:
@@ -26,14 +25,10 @@ class PairGram(Statistic):
     tokens · `bias`: 1 where rows x end in a 1, else 0.
 
     Attributes:
-        start_layer: Reads the stream before the interface (`i + ½`: the MLP of layer i).
-        end_layer: Reads the stream past it, y.
         weighting: `none`: w = 1 · `capped`: tokens of more than three times their block's median ‖y‖ count as one
             of that norm (`LayerInput.capped`) · `relative`: w = 1/‖y‖².
     """
 
-    start_layer: float
-    end_layer: float
     weighting: str = "none"
 
     @property
@@ -52,14 +47,6 @@ class PairGram(Statistic):
             return after.capped
         return 1 / energy if self.weighting == "relative" else None
 
-    def deepest(self, num_layers: int) -> float:
-        """Nothing is needed past the interface."""
-        return self.end_layer
-
-    def between(self, num_layers: int) -> Collection[int]:
-        """Where the interface begins or ends between attention and MLP."""
-        return inside(self.start_layer, self.end_layer)
-
     @abstractmethod
     def rows(self, before: LayerInput, after: Tensor) -> tuple[Tensor, Tensor]:
         """Rows x (without a 1) and y.
@@ -74,36 +61,27 @@ class PairGram(Statistic):
         return _Sums(self)
 
 
-class _Sums:
+class _Sums(PairSums):
     def __init__(self, spec: PairGram) -> None:
+        super().__init__(spec.start_layer, spec.end_layer)
         self.spec = spec
-        self.before: LayerInput | None = None
-        self.sums: dict[str, Tensor] = {}
         self.count = 0
 
-    def observe(self, stream: LayerInput) -> None:
-        if stream.index == self.spec.start_layer:
-            self.before = stream
-        elif stream.index == self.spec.end_layer:
-            assert self.before is not None
-            after = stream.tokens.double()
-            energy = after.square().sum(dim=-1, keepdim=True)
-            x, y = self.spec.rows(self.before, after)
-            if self.spec.has_bias:
-                x = functional.pad(x, (0, 1), value=1.0)
-            weight = self.spec.weights(stream, energy)
-            self.add(x, y, energy, weight)
-            self.count += len(y)
-            self.before = None
+    def observe_pair(self, before: LayerInput, after: LayerInput) -> None:
+        stream = after.tokens.double()
+        energy = stream.square().sum(dim=-1, keepdim=True)
+        x, y = self.spec.rows(before, stream)
+        if self.spec.has_bias:
+            x = functional.pad(x, (0, 1), value=1.0)
+        self.add(x, y, energy, self.spec.weights(after, energy))
+        self.count += len(y)
 
     def add(self, x: Tensor, y: Tensor, energy: Tensor, weight: Tensor | None) -> None:
         """Add rows x with targets y, each row weighted."""
         weighted = x if weight is None else x * weight
         squares = y.square() if weight is None else y.square() * weight
         total = energy.sum() if weight is None else (energy * weight).sum()
-        products = {"xx": weighted.T @ x, "xy": weighted.T @ y, "yy": squares.sum(), "energy": total}
-        for name, product in products.items():
-            self.sums[name] = self.sums[name] + product if name in self.sums else product
+        self.accumulate(xx=weighted.T @ x, xy=weighted.T @ y, yy=squares.sum(), energy=total)
 
     def result(self) -> dict[str, Tensor]:
         facts = {"count": float(self.count), "bias": float(self.spec.has_bias)}
@@ -132,7 +110,7 @@ class Gram(PairGram):
         """Both streams."""
         x = before.tokens.to(after)
         if self.normalised:
-            return _normalised(x, self.epsilon), after - x
+            return normalised(x, self.epsilon), after - x
         return x, after
 
 
@@ -214,11 +192,11 @@ class NormedGram(PairGram):
         assert before.projected is not None
         x, h = before.tokens.to(after), before.projected.reshape(len(after), -1).to(after)
         if self.change is None:
-            return torch.cat([x, _normalised(x, self.epsilon), h], dim=-1), after
+            return torch.cat([x, normalised(x, self.epsilon), h], dim=-1), after
         x = x + h @ self.change.to(h)
-        return torch.cat([x, _normalised(x, self.epsilon)], dim=-1), after
+        return torch.cat([x, normalised(x, self.epsilon)], dim=-1), after
 
 
-def _normalised(x: Tensor, epsilon: float) -> Tensor:
+def normalised(x: Tensor, epsilon: float) -> Tensor:
     """Rows over their root mean square, in their precision."""
     return x * (x.square().mean(dim=-1, keepdim=True) + epsilon).rsqrt()

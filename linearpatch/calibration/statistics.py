@@ -268,20 +268,16 @@ def on_cpu(sums: Sequence[Tensor | None]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class MagnitudeRatio(Statistic):
-    """Mean over blocks of the ratio of mean absolute values after and before an interface.
+class StreamPair(Statistic):
+    """Base of statistics of two streams: before and past an interface.
 
-    Result `ratio`: `[D]`, or `[1]` where `pooled` takes all channels together. What the official code
-    computes in place of eq. 4's ratio of means.
+    Attributes:
+        start_layer: Reads the first (`i + ½`: the MLP of layer i).
+        end_layer: Reads the second.
     """
 
     start_layer: float
     end_layer: float
-    basis: str = "channel"
-    pooled: bool = False
-
-    def __post_init__(self) -> None:
-        require_choice("MagnitudeRatio.basis", self.basis, BASES)
 
     def deepest(self, num_layers: int) -> float:
         """Nothing is needed past the interface."""
@@ -290,6 +286,48 @@ class MagnitudeRatio(Statistic):
     def between(self, num_layers: int) -> Collection[int]:
         """Where the interface begins or ends between attention and MLP."""
         return inside(self.start_layer, self.end_layer)
+
+
+class PairSums(ABC):
+    """Sums over the tokens of two streams, of which the first is kept until the second has come."""
+
+    def __init__(self, start_layer: float, end_layer: float) -> None:
+        self.start_layer, self.end_layer = start_layer, end_layer
+        self.before: LayerInput | None = None
+        self.sums: dict[str, Tensor] = {}
+
+    def observe(self, stream: LayerInput) -> None:
+        """Add the pair where the second stream has come."""
+        if stream.index == self.start_layer:
+            self.before = stream
+        elif stream.index == self.end_layer:
+            assert self.before is not None
+            self.observe_pair(self.before, stream)
+            self.before = None
+
+    @abstractmethod
+    def observe_pair(self, before: LayerInput, after: LayerInput) -> None:
+        """Add what both streams of a batch give."""
+
+    def accumulate(self, **parts: Tensor) -> None:
+        """Add to sums by name."""
+        for name, part in parts.items():
+            self.sums[name] = self.sums[name] + part if name in self.sums else part
+
+
+@dataclass(frozen=True)
+class MagnitudeRatio(StreamPair):
+    """Mean over blocks of the ratio of mean absolute values after and before an interface.
+
+    Result `ratio`: `[D]`, or `[1]` where `pooled` takes all channels together. What the official code
+    computes in place of eq. 4's ratio of means.
+    """
+
+    basis: str = "channel"
+    pooled: bool = False
+
+    def __post_init__(self) -> None:
+        require_choice("MagnitudeRatio.basis", self.basis, BASES)
 
     def start(self, num_layers: int) -> Accumulator:
         """Keep the sum of ratios."""

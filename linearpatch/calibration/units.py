@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linearpatch.calibration.gram import PairGram
-from linearpatch.calibration.statistics import Accumulator, LayerInput
+from linearpatch.calibration.gram import PairGram, normalised
+from linearpatch.calibration.statistics import Accumulator, LayerInput, PairSums
 from linearpatch.models.gated_units import GatedUnits
 from linearpatch.models.modeling_linearpatch import EPSILON
 
@@ -41,7 +41,7 @@ class UnitGram(PairGram):
         """The stream and the units; the stream past the interface."""
         assert self.units is not None
         x = before.tokens.to(after)
-        normed = x * (x.square().mean(dim=-1, keepdim=True) + self.epsilon).rsqrt()
+        normed = normalised(x, self.epsilon)
         return torch.cat([x, self.units.of(normed.float()).to(x)], dim=-1), after
 
 
@@ -57,33 +57,21 @@ class UnitScores(UnitGram):
         return _Scores(self)
 
 
-class _Scores:
+class _Scores(PairSums):
     def __init__(self, spec: UnitScores) -> None:
+        super().__init__(spec.start_layer, spec.end_layer)
         self.spec = spec
-        self.before: LayerInput | None = None
-        self.sums: dict[str, Tensor] = {}
 
-    def observe(self, stream: LayerInput) -> None:
-        if stream.index == self.spec.start_layer:
-            self.before = stream
-        elif stream.index == self.spec.end_layer:
-            assert self.before is not None
-            after = stream.tokens.double()
-            rows, _ = self.spec.rows(self.before, after)
-            size = after.shape[1]
-            added, units = after - rows[:, :size], rows[:, size:]
-            weight = self.spec.weights(stream, after.square().sum(dim=-1, keepdim=True))
-            weight = torch.ones_like(after[:, :1]) if weight is None else weight
-            self._add(weight=weight, units=weight * units, added=weight * added, squares=weight * units.square())
-            self._keep("cross", (weight * units).T @ added)
-            self.before = None
-
-    def _add(self, **rows: Tensor) -> None:
-        for name, values in rows.items():
-            self._keep(name, values.sum(dim=0))
-
-    def _keep(self, name: str, value: Tensor) -> None:
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
+    def observe_pair(self, before: LayerInput, after: LayerInput) -> None:
+        stream = after.tokens.double()
+        rows, _ = self.spec.rows(before, stream)
+        size = stream.shape[1]
+        added, units = stream - rows[:, :size], rows[:, size:]
+        weight = self.spec.weights(after, stream.square().sum(dim=-1, keepdim=True))
+        weight = torch.ones_like(stream[:, :1]) if weight is None else weight
+        self.accumulate(cross=(weight * units).T @ added)
+        self.accumulate(weight=weight.sum(dim=0), units=(weight * units).sum(dim=0), added=(weight * added).sum(dim=0))
+        self.accumulate(squares=(weight * units.square()).sum(dim=0))
 
     def result(self) -> dict[str, Tensor]:
         total = self.sums["weight"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, ClassVar
 
 import torch
@@ -14,9 +15,10 @@ from linearpatch.calibration.gram import PairGram, RefitGram
 from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import Site
-from linearpatch.models.places import InProjection, Place
+from linearpatch.models.places import InProjection, OnStream, Place
 from linearpatch.models.units import Interface, sublayer_before
 from linearpatch.patches.least_squares import LeastSquaresPatch
+from linearpatch.patches.patch import Patch
 from linearpatch.patches.penalty import Penalty
 from linearpatch.registry import name_of
 
@@ -88,6 +90,29 @@ class RefitPatch(BeforeInterfacePatch):
     def prior(self, gram: Mapping[str, Tensor]) -> Tensor:
         """The identity for the stream, nothing for the rest."""
         return torch.eye(len(gram["xx"]) - 1, gram["xy"].shape[1]).to(gram["xy"])
+
+
+@dataclass(frozen=True)
+class RefitWithMap(RefitPatch):
+    """Base of those that fit a map of the stream behind the interface together with that projection."""
+
+    def places(self, interface: Interface) -> Sequence[Place]:
+        """In the output projection before it, and on the stream behind it."""
+        return [projection_before(interface), OnStream(interface.reader)]
+
+    def simpler(self) -> Mapping[str, Patch]:
+        """The map alone, too, as in a search."""
+        return {**super().simpler(), "lstsq, as in a search": self.draft()}
+
+    def together(self, sites: Sequence[Site]) -> list[list[Site]]:
+        """Both sites of an interface."""
+        return [list(pair) for _, pair in groupby(sites, key=lambda site: site.interface)]
+
+    @property
+    def penalty(self) -> Penalty:
+        """Beside the ridge, that of the map."""
+        ridge = super().penalty.ridge
+        return Penalty(ridge, STREAM_SHARE * ridge)
 
 
 def projection_before(interface: Interface) -> InProjection:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -17,10 +16,8 @@ from linearpatch.models.decoder import Decoder, norm_epsilon
 from linearpatch.models.edit import PlacedOperator, Site
 from linearpatch.models.fingerprint import parameter_hash
 from linearpatch.models.modeling_linearpatch import EPSILON, FeatureMap, LinearMap
-from linearpatch.models.places import OnStream, Place
-from linearpatch.models.units import Interface
 from linearpatch.patches.additions import enlarged_addition, normed_map_alone, solve_addition, sums_of_additions
-from linearpatch.patches.before_interface import STREAM_SHARE, RefitPatch, before_the_map, projection_before
+from linearpatch.patches.before_interface import RefitWithMap, before_the_map
 from linearpatch.patches.least_squares import Solution, Sums, energies, relative_error
 from linearpatch.patches.patch import Patch
 from linearpatch.patches.penalty import Penalty
@@ -29,7 +26,7 @@ from linearpatch.registry import component
 
 @component("patch", "normed_refit", title="normed refit")
 @dataclass(frozen=True)
-class NormedRefit(RefitPatch):
+class NormedRefit(RefitWithMap):
     """x ↦ x + n(x) W + b behind an interface, and a new weight for the last product of the MLP before it.
 
     n(x) is the stream over its root mean square, as the norm before a layer has it. llama.cpp has such a map as a
@@ -64,27 +61,9 @@ class NormedRefit(RefitPatch):
         """Always."""
         return True
 
-    def places(self, interface: Interface) -> Sequence[Place]:
-        """In the output projection before it, and on the stream behind it."""
-        return [projection_before(interface), OnStream(interface.reader)]
-
     def draft(self) -> Patch:
         """The map alone; each token by its share of its norm, so that none owns the fit."""
         return normed_map_alone(self.epsilon)
-
-    def simpler(self) -> Mapping[str, Patch]:
-        """The map alone, too, as in a search."""
-        return {**super().simpler(), "lstsq, as in a search": self.draft()}
-
-    def together(self, sites: Sequence[Site]) -> list[list[Site]]:
-        """Both sites of an interface."""
-        return [list(pair) for _, pair in groupby(sites, key=lambda site: site.interface)]
-
-    @property
-    def penalty(self) -> Penalty:
-        """Beside the ridge, that of the map."""
-        ridge = super().penalty.ridge
-        return Penalty(ridge, STREAM_SHARE * ridge)
 
     def gram(self, site: Site) -> NormedGram:
         """The stream before the interface and that normalised, what the MLP's product reads, and the stream after."""

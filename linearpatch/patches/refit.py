@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import groupby
 from math import inf
 from typing import Any
 
@@ -13,11 +12,8 @@ from torch import Tensor, nn
 
 from linearpatch.errors import ModelError, require_number
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.edit import Site
 from linearpatch.models.modeling_linearpatch import LinearMap
-from linearpatch.models.places import OnStream, Place
-from linearpatch.models.units import Interface
-from linearpatch.patches.before_interface import STREAM_SHARE, RefitPatch, before_the_map, projection_before
+from linearpatch.patches.before_interface import STREAM_SHARE, RefitWithMap, before_the_map
 from linearpatch.patches.least_squares import Solution, energies, solve, unshrunk
 from linearpatch.patches.patch import Patch
 from linearpatch.patches.penalty import Penalty
@@ -26,7 +22,7 @@ from linearpatch.registry import component, components
 
 @component("patch", "refit")
 @dataclass(frozen=True)
-class Refit(RefitPatch):
+class Refit(RefitWithMap):
     """x ↦ x W + b behind an interface, and a new weight for the last product of the MLP before it.
 
     Most of what removed layers compute isn't linear in the stream, and no matrix at an interface can make up for that.
@@ -69,28 +65,10 @@ class Refit(RefitPatch):
             return alone
         return self
 
-    def places(self, interface: Interface) -> Sequence[Place]:
-        """In the output projection before it, and on the stream behind it."""
-        return [projection_before(interface), OnStream(interface.reader)]
-
     def draft(self) -> Patch:
         """The map alone, a tenth of the work; each token by its share of its norm, so that none owns the fit."""
         stand_in: Patch = components("patch")["lstsq"](bias=True, ridge=1e-4, weighting="relative")
         return stand_in
-
-    def simpler(self) -> Mapping[str, Patch]:
-        """The map alone, too, as in a search."""
-        return {**super().simpler(), "lstsq, as in a search": self.draft()}
-
-    def together(self, sites: Sequence[Site]) -> list[list[Site]]:
-        """Both sites of an interface."""
-        return [list(pair) for _, pair in groupby(sites, key=lambda site: site.interface)]
-
-    @property
-    def penalty(self) -> Penalty:
-        """Beside the ridge, that of the map."""
-        ridge = super().penalty.ridge
-        return Penalty(ridge, STREAM_SHARE * ridge)
 
     def regression(self, gram: Mapping[str, Tensor], penalty: Penalty) -> Solution:
         """W over V, solved for together."""
