@@ -71,7 +71,7 @@ class OnPolicy:
         self.written = dict(zip(asked, self._continued(asked), strict=True))
 
     def forget(self) -> None:
-        """Drop what was written; the next step writes anew."""
+        """Drop what was written; the next step writes others."""
         self._until, self.written = 0, {}
 
     def sequences(self, step: int, rows: Sequence[int]) -> Tensor | None:

@@ -338,7 +338,7 @@ def resize(matrix: nn.Linear, num_outputs: int, num_inputs: int) -> None:
 
 
 class LinearPatchMixin:
-    """Makes a causal language model as its configuration says: patches, sizes of layers, sublayers that are gone."""
+    """Makes a causal language model as its configuration says: patches, sizes of layers, removed sublayers."""
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
