@@ -44,8 +44,8 @@ def test_an_adapter_of_sublayers_trained_and_put_on_the_dense_model(tmp_path):
     dense = compose_experiment([*FAST]).model.load(tmp_path / "cache").decoder.model
     model = linearpatch.apply(dense, tmp_path / "model")
     removed = {name.partition(".")[0] for name in found["pruning"]["removed"]}
-    gone = {entry["module"].split(".")[2] for entry in model.config.linear_removed["modules"]}
-    assert gone <= removed
+    listed = {entry["module"].split(".")[2] for entry in model.config.linear_removed["modules"]}
+    assert listed <= removed
 
 
 @pytest.mark.parametrize(

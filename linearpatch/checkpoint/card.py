@@ -86,7 +86,7 @@ def model_card(manifest: Manifest, record: Record | None) -> str:
     base = manifest.base
     addition = "the patch, a module of its own" if manifest.units else "the sizes of narrower layers"
     if manifest.removed:
-        addition = "which sublayers are gone, and the patches"
+        addition = "which sublayers are removed, and the patches"
     data = ModelCardData(
         base_model=base.hub_id or None,
         license=base.license or None,

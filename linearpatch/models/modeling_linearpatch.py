@@ -4,7 +4,7 @@ This file lies beside the weights of such a model, so that transformers loads it
 `trust_remote_code=True` where the linearpatch package isn't installed. It adds three things to a model of
 transformers: each entry of `config.linear_patches` puts an operator on what enters, or leaves, one module, each of
 `config.linear_sizes` says how many outputs and inputs of a matrix are left, and `config.linear_removed` says which
-modules of attention or MLP sublayers are gone, and where those that are left keep their keys and values.
+modules of attention or MLP sublayers are removed, and where those that remain keep their keys and values.
 """
 
 from __future__ import annotations

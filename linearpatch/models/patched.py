@@ -88,7 +88,7 @@ def become_patched(
         model: A view of its own, with patches attached as `entries` describe.
         entries: What `LinearPatchMixin` needs to build them again, from `Place.add_to`.
         sizes: Outputs and inputs of the matrices that are smaller than the configuration says, by name.
-        removed: Which modules of sublayers are gone, as `remove_sublayers` takes it.
+        removed: Which modules of sublayers are removed, as `remove_sublayers` takes it.
     """
     base_model: Any = type(model)
     base_config: Any = type(model.config)

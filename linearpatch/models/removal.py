@@ -107,12 +107,12 @@ def remove_from_view(
         ]
         forget_sublayer(view.layers[position], part)
     lost = {kept.index(index) for index, part in removed.items() if part == ATTENTION}
-    gone = tuple(f"{entry['module']}." for entry in modules)
+    prefixes = tuple(f"{entry['module']}." for entry in modules)
     caches = [
         {"module": name, "attribute": attribute, "value": value}
         for position, value in _slots(view.config, len(kept), lost).items()
         for name, attribute in slots.items()
-        if name.startswith(f"{view.parts.layers}.{position}.") and not f"{name}.".startswith(gone)
+        if name.startswith(f"{view.parts.layers}.{position}.") and not f"{name}.".startswith(prefixes)
     ]
     content = {"modules": modules, "caches": caches}
     remove_sublayers(view.model, content)

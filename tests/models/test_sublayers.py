@@ -68,7 +68,7 @@ def test_outputs_and_inputs_include_what_the_family_multiplies_them_by():
     assert torch.allclose(added[3], 0.7 * wrote[0])
     assert torch.allclose(seen[Unit(3, "mlp")], 0.7 * read[0])
     record(decoder, TOKENS)
-    assert torch.allclose(added[3], 0.7 * wrote[0])  # the hooks have gone
+    assert torch.allclose(added[3], 0.7 * wrote[0])  # the hooks were removed
 
 
 def test_layers_that_add_something_else_are_rejected():
