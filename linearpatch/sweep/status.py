@@ -70,7 +70,7 @@ class Watched:
         """Whether it is a shared step that a later sweep did in another way: the runs that need it are completed."""
         return (
             self.part != "run"
-            and self.now.state == "waiting"
+            and self.now.state not in ("completed", "running")
             and bool(self.serves)
             and set(self.serves) <= set(completed)
         )
@@ -203,7 +203,7 @@ def status_table(folder: Path, jobs: Sequence[Watched]) -> Table:
     for column in ("progress", "time", "left"):
         table.add_column(column, justify="right")
     for job in jobs:
-        if job.part != "run" and job.is_over:
+        if job.part != "run" and job.now.state == "completed":
             continue  # shared steps are shown while they matter
         seconds = job.seconds
         at, progress = _at(job)

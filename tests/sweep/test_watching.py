@@ -214,3 +214,13 @@ def test_a_step_that_a_later_sweep_did_in_another_way_is_not_shown():
     assert step.is_superseded({"a", "b", "c"})
     assert not step.is_superseded({"a"})
     assert not Watched("a", "run", RunState("waiting")).is_superseded({"a"})
+
+
+def test_a_shared_step_that_was_stopped_is_shown(tmp_path):
+    steps = [Watched(f"{state}-1", "statistics", RunState(state), ("a",)) for state in ("interrupted", "completed")]
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(status_table(tmp_path, steps))
+    text = console.export_text()
+    assert text.count("statistics for") == 1
+    assert steps[0].is_superseded({"a"})
+    assert not steps[0].is_superseded({"b"})
