@@ -12,14 +12,15 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from linearpatch.budgets.budget import Budget, Limit, check_size, sizes_of
 from linearpatch.checkpoint.gguf.writing import TYPES
 from linearpatch.checkpoint.hub import check_repository
 from linearpatch.checkpoint.saving import check_config, check_format
 from linearpatch.data.blocks import BlockSpec
-from linearpatch.data.corpus import Corpus, require_corpus
-from linearpatch.data.reader import Calibration, DistillationText, Reader, check_disjoint
+from linearpatch.data.corpus import Corpus
+from linearpatch.data.reader import Calibration, DistillationText, EvaluationText, Reader, check_disjoint
 from linearpatch.distillation.training import Distillation, Training
-from linearpatch.errors import ConfigError, looked_in, require_choice, require_path, require_range, require_seed
+from linearpatch.errors import ConfigError, looked_in, require_choice, require_path, require_seed
 from linearpatch.evaluation.evaluation import Evaluation, check_metrics, check_stock
 from linearpatch.evaluation.harness.task_settings import MISSING_DATA
 from linearpatch.models.decoder import Decoder
@@ -40,21 +41,6 @@ MOST_CHARACTERS = 100  # of a model's name in a run id, which is the name of a f
 
 
 @dataclass(frozen=True)
-class EvaluationText:
-    """The text on which models are measured.
-
-    Attributes:
-        corpus: A corpus of its own; null reads the run's.
-    """
-
-    corpus: Any = None  # a Corpus, as in Calibration
-
-    def __post_init__(self) -> None:
-        if self.corpus is not None:
-            require_corpus("evaluation.corpus", self.corpus, "corpus@evaluation.corpus")
-
-
-@dataclass(frozen=True)
 class Experiment:
     """One run: a model loses layers, is patched, and is measured at each stage.
 
@@ -64,8 +50,9 @@ class Experiment:
         calibration: How layers are chosen and patches fitted.
         evaluation: What models are measured on.
         pruner: Chooses the layers.
-        num_pruned_layers: How many layers go.
+        num_pruned_layers: How many layers go; null where a budget decides that.
         num_pruned: How many units go, where `pruner.unit` isn't a layer; null counts layers.
+        budget: Decides how many layers go.
         patch: Bridges the interfaces.
         distill: Refines the patches.
         distillation: The text that they are trained on.
@@ -85,6 +72,7 @@ class Experiment:
         cache_dir: What is kept between runs; null is LINEARPATCH_CACHE or the user's cache.
         group: Label that runs share; where none is given, the name of their experiment or sweep.
         force: Recompute everything, whatever records and the cache hold.
+        fail_fast: In a sweep, stop all runs when one fails, in place of going on with the others.
     """
 
     model: Model = MISSING
@@ -92,8 +80,9 @@ class Experiment:
     calibration: Calibration = MISSING
     evaluation: EvaluationText = field(default_factory=EvaluationText)
     pruner: Pruner = MISSING
-    num_pruned_layers: int = 5
+    num_pruned_layers: int | None = 5
     num_pruned: int | None = None
+    budget: Budget = MISSING
     patch: Patch = MISSING
     distill: Distillation = MISSING
     distillation: DistillationText = field(default_factory=DistillationText)
@@ -112,6 +101,7 @@ class Experiment:
     cache_dir: str | None = None
     group: str | None = None
     force: bool = False
+    fail_fast: bool = False
 
     def __post_init__(self) -> None:
         for stage in self.stages:
@@ -119,7 +109,7 @@ class Experiment:
         if not self.stages:
             raise ConfigError(f"stages is empty. Allowed: some of {', '.join(STAGES)}.")
         require_choice("missing_data", self.missing_data, MISSING_DATA)
-        require_range("num_pruned_layers", self.num_pruned_layers, low=1)
+        check_size(self.num_pruned_layers, self.num_pruned, self.budget)
         _ = self.num_units  # rejects a number of another unit
         require_seed("seed", self.seed)
         for name in ("output_dir", "datasets_dir", "cache_dir"):
@@ -172,6 +162,16 @@ class Experiment:
         return self.distill if isinstance(self.distill, Training) else None
 
     @property
+    def limit(self) -> Limit | None:
+        """What decides how many layers go, where a number doesn't."""
+        return self.budget if isinstance(self.budget, Limit) else None
+
+    @property
+    def format(self) -> str | None:
+        """That of the checkpoint; None where none is saved."""
+        return self.save_format if self.save_model else None
+
+    @property
     def evaluations(self) -> dict[str, Evaluation]:
         """The measurements asked for; presets may hold settings of others, which stay unused."""
         return {name: chosen for name, chosen in self.eval.items() if isinstance(chosen, Evaluation)}
@@ -195,14 +195,16 @@ class Experiment:
         return self.patch if chooser.sees_whole_patches else self.patch.draft()
 
     @property
-    def num_units(self) -> int:
-        """How many layers or sublayers go."""
-        return self.pruner.number(self.num_pruned_layers, self.num_pruned)
+    def num_units(self) -> int | None:
+        """How many layers or sublayers go; None where a budget decides that."""
+        return None if self.limit else self.pruner.number(self.num_pruned_layers, self.num_pruned)
 
     @property
     def num_held_out(self) -> int:
         """Calibration blocks on which nothing is fitted."""
-        return self.calibration.num_held_out(self.pruner.needs_held_out or self.patch.needs_held_out)
+        return self.calibration.num_held_out(
+            self.pruner.needs_held_out or self.patch.needs_held_out or self.budget.needs_held_out
+        )
 
     def calibration_blocks(self, unknowns: int = 0) -> BlockSpec:
         """The cut of the calibration text; where its size depends on the patch, as much of it as there is.
@@ -260,7 +262,10 @@ class Experiment:
             makes["distillation"] = identity(replace(self.distillation, corpus=own))
         label = self.model.label[:MOST_CHARACTERS]
         unit = "" if self.pruner.unit == LAYER else f"-{self.pruner.unit}"
-        chosen = f"{label}-{name_of(self.pruner)}{unit}-{self.num_units}-{name_of(self.patch)}"
+        size: int | str | None = self.num_units
+        if self.limit is not None:
+            makes["budget"], size = identity(self.limit), self.limit.label
+        chosen = f"{label}-{name_of(self.pruner)}{unit}-{size}-{name_of(self.patch)}"
         return f"{chosen}-{digest(makes)}"
 
     @property
@@ -329,10 +334,11 @@ class Experiment:
         num_layers, hidden_size = text.num_hidden_layers, getattr(text, "hidden_size", None)
         if self.save_model:
             check_config(config, self.save_format, new_layers=self.patch.adds_layers)
-        self.pruner.check(num_layers, self.num_units)
+        size = sizes_of(self.pruner, num_layers)[-1] if self.num_units is None else self.num_units
+        self.pruner.check(num_layers, size)
         for reader in self.readers:
             reader.corpus.check_model(config)
-        known = self.pruner.known_choice(num_layers, self.num_units)
+        known = self.pruner.known_choice(num_layers, size)
         if known is not None:
             self.patch.place(interfaces_of(known))
         if hidden_size is not None:

@@ -54,9 +54,9 @@ def quoted(text: str, *, literal: bool = False) -> str:
     return written
 
 
-def command(words: Sequence[str]) -> str:
-    """A command that repeats a run, as a shell takes it."""
-    return shlex.join(["linearpatch", "run", *words])
+def command(words: Sequence[str], name: str = "run") -> str:
+    """A command that repeats a run, or what another command did, as a shell takes it."""
+    return shlex.join(["linearpatch", name, *words])
 
 
 def advice(word: str) -> str:
@@ -72,7 +72,10 @@ def advice(word: str) -> str:
 
 
 def expanded(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
-    """Overrides with `model=./folder` and `model=org/name` in full: `model=hub model.path=…`.
+    """Overrides in full: `model=./folder` and `model=org/name` are `model=hub model.path=…`.
+
+    A budget and a number of layers exclude each other, and every configuration has a number: with `budget=NAME` it is
+    null, unless it is given, too.
 
     Args:
         overrides: Of one run.
@@ -86,6 +89,9 @@ def expanded(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[str]
             full.append(word)
         else:
             full += ["model=hub", override("model.path", path)]
+    budgets = [word for word in full if word.startswith("budget=")]
+    if budgets and budgets[-1] != "budget=none" and not any(word.startswith("num_pruned_layers=") for word in full):
+        full.append("num_pruned_layers=null")
     return full
 
 

@@ -38,6 +38,7 @@ GROUPS: Mapping[str, str] = MappingProxyType(
         "corpus": "linearpatch.data",
         "calibration": "linearpatch.data",
         "pruner": "linearpatch.pruners",
+        "budget": "linearpatch.budgets",
         "patch": "linearpatch.patches",
         "distill": "linearpatch.distillation",
         "eval": "linearpatch.evaluation",

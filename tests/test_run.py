@@ -25,6 +25,7 @@ ON_STREAM = ("none", "scalar", "diag", "rotate", "lstsq", "nbl", "average_update
 def pairs() -> list[tuple[str, str]]:
     """Each pruner and each patch once, and those that read or change what others do not."""
     pruners = sorted(n for n, cls in components("pruner").items() if cls.removes_layers and "layer" in cls.units)
+    pruners.remove("task")  # which asks questions of a task: tests/pruners/test_task_pruner.py
     patches = sorted(components("patch"))
     number = max(len(pruners), len(patches))
     shifted = [*patches[1:], patches[0]]  # explicit layers meet a patch that sits at an MLP
@@ -40,17 +41,17 @@ def _cache(session_cache, monkeypatch):
 
 @pytest.mark.parametrize(("pruner", "patch"), pairs())
 def test_every_pruner_and_every_patch_writes_the_contracts_record(pruner, patch, tmp_path):
-    named = [NAMED] if pruner == "explicit" else []
-    if patch not in ON_STREAM:  # others need a layer before each interface
-        named = named or ["pruner.protect_first=2"]
+    named = {"explicit": [NAMED], "evolution": ["pruner.generations=1", "pruner.offspring=2"]}.get(pruner, [])
+    if patch not in ON_STREAM and pruner != "explicit":  # others need a layer before each interface
+        named = [*named, "pruner.protect_first=2"]
     assert run(f"pruner={pruner}", f"patch={patch}", f"output_dir={tmp_path}/D", *named) == 0
     found = result(tmp_path / "D")
     assert found["status"] == "completed"
     assert found["error"] is None
     assert set(found) == {
         "schema_version", "run_id", "group", "command", "seed", "status", "error", "remark", "config", "model",
-        "calibration", "pruning", "patch", "distillation", "metrics", "retained", "checkpoint", "answered", "timings_s",
-        "peak_memory_bytes", "environment",
+        "calibration", "pruning", "budget", "patch", "distillation", "metrics", "retained", "checkpoint", "answered",
+        "timings_s", "peak_memory_bytes", "environment",
     }  # fmt: skip
     assert found["checkpoint"] is None
     assert {"name", "fingerprint", "num_layers", "num_parameters", "dtype"} <= set(found["model"])

@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 
 from linearpatch.choices import CONF_DIR, choices
-from linearpatch.data.reader import DistillationText
-from linearpatch.experiment import EvaluationText, Experiment
+from linearpatch.data.reader import DistillationText, EvaluationText
+from linearpatch.experiment import Experiment
 from linearpatch.registry import GROUPS, components
 from linearpatch.sweep.launchers import LAUNCHERS
+from linearpatch.sweep.search import SearchSettings
 
 INTRODUCTION = """\
 # Configuration reference
@@ -40,11 +41,17 @@ GROUP_TEXTS = {
     "calibration": "The text from which layers are chosen and patches fitted. Besides `default`, the choices are what "
     "the authors of the methods used.",
     "pruner": "Which layers are removed. [Methods](methods.md#pruners) tells what each computes.",
+    "budget": "Decides how many layers go, in place of `num_pruned_layers`. See [How far can I go?](how_far.md).",
     "patch": "What repairs the interfaces. [Methods](methods.md#patches) tells what each computes.",
     "distill": "Whether, and by which loss, the patches are trained. See [Distillation](distillation.md).",
     "eval": "What is measured: a list, `'eval=[ppl,smoke]'`. Settings of one are `eval.NAME.setting`. See "
     "[Measuring](measuring.md).",
     "tracker": "Where the record of a run is shown beside its own folder.",
+}
+HYDRA_TEXTS = {
+    "hydra/launcher": "Where the runs of a sweep go. See [Clusters](clusters.md).",
+    "hydra/sweeper": "Which runs a sweep has: every combination, or those that a search chooses. See "
+    "[Sweeps](sweeps.md#search).",
 }
 PRESETS = {
     "experiment": "Whole experiments: some set a recipe, others bring the combinations of a sweep (`-m`).",
@@ -101,6 +108,7 @@ def sections() -> Iterator[tuple[str, list[Setting]]]:
                 yield f"{group}: {name}", settings(cls, _yaml(group, name))
     for name in sorted(set(LAUNCHERS) - {"joblib"}):
         yield f"hydra/launcher: {name}", settings(LAUNCHERS[name])
+    yield "hydra/sweeper: optuna", settings(SearchSettings)
 
 
 def _parts() -> Iterator[str]:
@@ -121,13 +129,14 @@ def _parts() -> Iterator[str]:
             what = {"distill": "that patches are trained on", "eval": "on which models are measured"}[group]
             yield f"### Text: `{section}.…` {{#{section}-text}}\n\nThe text {what}.\n"
             yield _table(tables[section])
-    yield "## hydra/launcher\n\nWhere the runs of a sweep go. See [Clusters](clusters.md).\n"
-    yield _choices("hydra/launcher")
-    for title, rows in tables.items():
-        if title.startswith("hydra/launcher: "):
-            name = title.partition(": ")[2]
-            yield f"### `hydra/launcher={name}` {{#launcher-{name}}}\n"
-            yield _table(rows)
+    for group, text in HYDRA_TEXTS.items():
+        yield f"## {group}\n\n{text}\n"
+        yield _choices(group)
+        for title, rows in tables.items():
+            if title.startswith(f"{group}: "):
+                name = title.partition(": ")[2]
+                yield f"### `{group}={name}` {{#{group.removeprefix('hydra/')}-{name}}}\n"
+                yield _table(rows)
     for group, text in PRESETS.items():
         yield f"## {group}\n\n{text}\n"
         yield _choices(group)

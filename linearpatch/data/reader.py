@@ -138,6 +138,21 @@ class Calibration(BlocksOfText):
 
 
 @dataclass(frozen=True)
+class EvaluationText:
+    """The text on which models are measured.
+
+    Attributes:
+        corpus: A corpus of its own; null reads the run's.
+    """
+
+    corpus: Any = None  # a Corpus, as in Calibration
+
+    def __post_init__(self) -> None:
+        if self.corpus is not None:
+            require_corpus("evaluation.corpus", self.corpus, "corpus@evaluation.corpus")
+
+
+@dataclass(frozen=True)
 class DistillationText(BlocksOfText):
     """The text on which patches are trained, and that on which training is watched.
 

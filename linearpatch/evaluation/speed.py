@@ -99,7 +99,7 @@ class Speed(Evaluation):
         for turn in range(self.warmup + self.rounds):
             for offset in range(len(subjects)):  # nobody is always first, or always after the same one
                 subject = subjects[(turn + offset) % len(subjects)]
-                prefill, decode = _generate(subject.decoder, prompt, self.new_tokens)
+                prefill, decode = generation_times(subject.decoder, prompt, self.new_tokens)
                 if turn >= self.warmup:
                     times[subject.stage].prefill.append(prefill)
                     times[subject.stage].decode.append(decode / self.new_tokens)
@@ -189,7 +189,7 @@ def ratio_of_rounds(base: Sequence[float], other: Sequence[float]) -> dict[str, 
 
 
 @torch.inference_mode()
-def _generate(decoder: Decoder, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
+def generation_times(decoder: Decoder, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
     """Seconds to read a prompt, and to decode greedily after it."""
     ids = prompt.to(decoder.input_device)
     last_only = last_logits_only(decoder.model)

@@ -137,7 +137,7 @@ class Pruner(ABC):
                 f"Allowed: 1 to {possible}."
             )
 
-    def number(self, num_layers: int, num_units: int | None) -> int:
+    def number(self, num_layers: int | None, num_units: int | None) -> int | None:
         """How many units go, of the two settings that say so.
 
         Args:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, Field, with_config
 
+from linearpatch.results.budget import BudgetSection
 from linearpatch.results.environment import environment
 from linearpatch.results.fields import CHECKED, Count, Name, Words, plain
 from linearpatch.results.metric import Metric, Retained
@@ -68,6 +69,7 @@ class Record:
     model: ModelSection | None = None
     calibration: CalibrationSection | None = None
     pruning: PruningSection | None = None
+    budget: BudgetSection | None = None
     patch: PatchSection | None = None
     distillation: DistillationSection | None = None
     metrics: dict[Name, Metrics] = field(default_factory=dict)
@@ -136,7 +138,7 @@ class Record:
         if self.pruning is None:
             return 0
         if self.pruning.narrowed:
-            return int(self.config.get("num_pruned_layers", 0))
+            return self.budget.num_pruned_layers if self.budget else int(self.config.get("num_pruned_layers", 0))
         return len(self.pruning.removed or self.pruning.removed_layers)
 
     @property

@@ -80,7 +80,7 @@ def test_stages_take_turns(monkeypatch):
         order.append(decoder.num_layers + sum("linear_patch" in name for name, _ in decoder.model.named_parameters()))
         return 1.0, 1.0
 
-    monkeypatch.setattr(speed, "_generate", generate)
+    monkeypatch.setattr(speed, "generation_times", generate)
     measure(rounds=2, warmup=1)
     dense, pruned, patched = 6, 4, 5
     assert order == [dense, pruned, patched, pruned, patched, dense, patched, dense, pruned]
