@@ -1,8 +1,8 @@
 """LinearPatch: remove layers from a language model, repair the interface with one small matrix, measure what is left.
 
 `tokens`, `generate_texts`, `prune`, `repair`, `distill`, `evaluate`, `perplexity` and `save` make a smaller model of
-one in memory; `load` and `apply` give back what was saved; `run`, `run_sweep` and `compose` take what the command line
-takes. See `linearpatch.api` and `linearpatch.commands` for all of them.
+one in memory; `load` and `apply` give back what was saved; `run`, `run_sweep`, `frontier` and `compose` take what the
+command line takes. See `linearpatch.api` and `linearpatch.commands` for all of them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
         tokens,
     )
     from linearpatch.commands import compose, load_model, run, run_sweep
+    from linearpatch.frontiers.frontier import frontier
 
 __all__ = [
-    "Tokens", "apply", "compose", "distill", "evaluate", "generate_texts", "load", "load_model", "load_tokenizer",
-    "patches", "perplexity", "prune", "pruners", "repair", "run", "run_sweep", "save", "tokens",
+    "Tokens", "apply", "compose", "distill", "evaluate", "frontier", "generate_texts", "load", "load_model",
+    "load_tokenizer", "patches", "perplexity", "prune", "pruners", "repair", "run", "run_sweep", "save", "tokens",
 ]  # fmt: skip
 
 
@@ -40,6 +41,8 @@ def __getattr__(name: str) -> Any:
         return import_module(f"linearpatch.{name}")
     if name in ("compose", "load_model", "run", "run_sweep"):
         return getattr(import_module("linearpatch.commands"), name)
+    if name == "frontier":
+        return import_module("linearpatch.frontiers.frontier").frontier
     if name in __all__:
         return getattr(import_module("linearpatch.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

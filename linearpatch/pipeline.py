@@ -16,7 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from linearpatch.budgets.budget import sizes_of
 from linearpatch.calibration.comparison import repair
+from linearpatch.calibration.statistics import Statistic
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.checkpoint.formats import formats_of
 from linearpatch.checkpoint.hub import push
@@ -32,9 +34,9 @@ from linearpatch.models.model import LoadedModel, Model
 from linearpatch.models.rebuilding import check_rebuilt, check_removal
 from linearpatch.models.units import LAYER
 from linearpatch.patches.patch import Patch
-from linearpatch.preparation import Prepared, Texts, cut_calibration, cut_training, load_model
+from linearpatch.preparation import Prepared, Shared, Texts, check_planned, cut_calibration, cut_training, load_model
 from linearpatch.pruners.pruner import Pruner
-from linearpatch.registry import name_of
+from linearpatch.registry import identity, name_of
 from linearpatch.results.files import read_record
 from linearpatch.results.questions import Answers
 from linearpatch.results.record import Record
@@ -43,7 +45,7 @@ from linearpatch.results.sections import CheckpointSection
 from linearpatch.results.state import occupied
 from linearpatch.runtime.distributed import Workers
 from linearpatch.runtime.signals import Terminated
-from linearpatch.storage.cache import Cache
+from linearpatch.storage.cache import Cache, digest_of
 from linearpatch.storage.leftovers import tidied
 from linearpatch.text import counted
 from linearpatch.tracking.following import following
@@ -60,6 +62,7 @@ def run(
     since: float | None = None,
     run_id: str | None = None,
     remark: str | None = None,
+    shared: Shared | None = None,
 ) -> Record:
     """Prune, patch and measure a model. What the folder's record answers already isn't computed again.
 
@@ -71,6 +74,7 @@ def run(
         since: With `force`, cached results from before (seconds since 1970) are recomputed; None is now.
         run_id: Name of the run; None takes the experiment's own.
         remark: What readers of the record should know.
+        shared: What runs before it in this process have learnt; its record is the same with and without.
 
     Returns:
         The completed record. A run that fails leaves its record with the reason, and raises.
@@ -85,16 +89,21 @@ def run(
     workers = Workers.launched()
     if experiment.training:
         experiment.training.check_processes(workers.count)
-    cache = Cache(experiment.cache_path, since=(since or time.time()) if experiment.force else None)
+    cache = shared.cache if shared else cache_of(experiment, since)
     if workers.is_main:
         with tidied([experiment.cache_path]):
-            return _run(experiment, folder, record, cache, workers)
+            return _run(experiment, folder, record, cache, workers, shared)
     with TemporaryDirectory() as scratch:  # it helps with the distillation, and has nothing else to do
         helping = replace(experiment, eval={}, save_model=False, push_to_hub=None, tracker={})
         try:
             return _run(helping, Path(scratch), record, cache, workers)
         except (TrainingFailed, Terminated):  # the first process has it, too, and reports it
             return record
+
+
+def cache_of(experiment: Experiment, since: float | None = None) -> Cache:
+    """The cache of a run; with `force` what is older than that (seconds since 1970; None: now) isn't taken."""
+    return Cache(experiment.cache_path, since=(since or time.time()) if experiment.force else None)
 
 
 def completed(experiment: Experiment, folder: Path, run_id: str) -> Record | None:
@@ -111,7 +120,9 @@ def completed(experiment: Experiment, folder: Path, run_id: str) -> Record | Non
     return record if answers_all else None
 
 
-def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, workers: Workers) -> Record:
+def _run(
+    experiment: Experiment, folder: Path, record: Record, cache: Cache, workers: Workers, shared: Shared | None = None
+) -> Record:
     """The story: each stage is an edit of the dense model, made of the one before it."""
     with (
         occupied(folder),
@@ -122,16 +133,17 @@ def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, wor
         curve = start_trackers()
         if experiment.save_model:
             check_target(folder / "model")
-        prepared = prepare(experiment, record, cache)
+        prepared = prepare(experiment, record, cache, shared=shared)
         dense = prepared.model.decoder
         experiment = experiment.for_model(dense)
         edits = {"dense": DENSE}
 
         with record.step("rank"):
-            workspace = workspace_of(experiment, prepared, cache)
-            edits["pruned"] = rank(experiment.pruner, experiment.patch, workspace, experiment.num_units)
+            workspace = workspace_of(experiment, prepared, cache, shared)
+            size = size_of(experiment, workspace, record)
+            edits["pruned"] = rank(experiment.pruner, experiment.patch, workspace, size)
         record.pruning = experiment.pruner.chooser.section(dense, edits["pruned"])
-        check_removable(dense, edits["pruned"], experiment.save_format if experiment.save_model else None)
+        check_removable(dense, edits["pruned"], experiment.format)
 
         if experiment.training:
             experiment.training.trainable_set.check_edit(dense, edits["pruned"])
@@ -170,7 +182,14 @@ def _run(experiment: Experiment, folder: Path, record: Record, cache: Cache, wor
     return record
 
 
-def prepare(experiment: Experiment, record: Record, cache: Cache, *, sized_for: Patch | None = None) -> Prepared:
+def prepare(
+    experiment: Experiment,
+    record: Record,
+    cache: Cache,
+    *,
+    sized_for: Patch | None = None,
+    shared: Shared | None = None,
+) -> Prepared:
     """Read the texts, load the model, generate the texts that it is to write, cut the tokens.
 
     Args:
@@ -179,9 +198,14 @@ def prepare(experiment: Experiment, record: Record, cache: Cache, *, sized_for: 
         cache: Keeps what the model generates.
         sized_for: The patch whose fit decides how much text there is with `calibration.num_blocks=auto`; None: the
             experiment's own.
+        shared: Of runs with the same model and tokens: the first prepares for all.
     """
     training = experiment.training
     experiment.check_model(experiment.model.config(experiment.cache_path))
+    if shared is not None and shared.prepared is not None:
+        record.model, record.calibration = shared.model, shared.calibration
+        check_planned(shared.prepared.model, experiment.patch, training, experiment.format)
+        return shared.prepared
     with record.step("read"):
         texts = Texts.read(
             experiment.calibration_reader,
@@ -189,13 +213,14 @@ def prepare(experiment: Experiment, record: Record, cache: Cache, *, sized_for: 
             experiment.evaluation_reader,
             experiment.evaluations,
         )
+        questions = experiment.pruner.questions(experiment.calibration_reader.datasets_dir)
     with record.step("load"):
         model = load_model(
             experiment.model,
             experiment.cache_path,
             patch=experiment.patch,
             training=training,
-            save_format=experiment.save_format if experiment.save_model else None,
+            save_format=experiment.format,
         )
     record.model = model.section(experiment.model.label, experiment.model.note)
     if texts.are_deferred:
@@ -216,7 +241,11 @@ def prepare(experiment: Experiment, record: Record, cache: Cache, *, sized_for: 
             spec, number = experiment.distillation.blocks(experiment.seed), experiment.distillation.validation_blocks
             lessons = cut_training(texts.training, model, spec, number)
     record.calibration = calibration.section(texts.notes)
-    return Prepared(model, calibration, lessons, measurements)
+    asked = questions.tokenized(model.tokenizer) if questions else None
+    prepared = Prepared(model, calibration, lessons, measurements, asked)
+    if shared is not None:
+        shared.keep(prepared, record)
+    return prepared
 
 
 def _calibration_blocks(experiment: Experiment, patch: Patch, model: LoadedModel) -> BlockSpec:
@@ -233,8 +262,10 @@ def _calibration_blocks(experiment: Experiment, patch: Patch, model: LoadedModel
     return spec
 
 
-def workspace_of(experiment: Experiment, prepared: Prepared, cache: Cache) -> Workspace:
+def workspace_of(experiment: Experiment, prepared: Prepared, cache: Cache, shared: Shared | None = None) -> Workspace:
     """What pruners and patches may ask of the dense model."""
+    if shared is not None:
+        return shared.workspace(recipe_key(experiment), lambda: workspace_of(experiment, prepared, cache))
     return Workspace(
         prepared.model.decoder,
         prepared.calibration.blocks,
@@ -244,7 +275,42 @@ def workspace_of(experiment: Experiment, prepared: Prepared, cache: Cache) -> Wo
         model_key=prepared.model.key,
         batch_size=experiment.calibration.batch_size,
         offload_streams=experiment.calibration.offload_streams,
+        questions=prepared.questions,
     )
+
+
+def recipe_key(experiment: Experiment) -> str:
+    """What runs that share a workspace have in common beside the model and the tokens: pruner and patch."""
+    return digest_of({"pruner": identity(experiment.pruner), "patch": identity(experiment.patch)})
+
+
+def statistics_of(experiment: Experiment, dense: Decoder) -> list[Statistic]:
+    """What a run's pruner and patch will ask; where a budget decides the number of layers, the patch alone."""
+    n = experiment.num_units
+    of_pruner = [] if n is None else experiment.pruner.chooser.statistics(n)
+    of_patch = experiment.patch.for_model(dense).statistics()
+    return [*of_pruner, *(one if experiment.pruner.unit == LAYER else one.of_sublayers() for one in of_patch)]
+
+
+def size_of(experiment: Experiment, workspace: Workspace, record: Record) -> int:
+    """How many layers go: the number that was given, or what the budget leaves.
+
+    What a budget measured is in the cache and the workspace, so that the run computes nothing of it again.
+
+    Raises:
+        ConfigError: no number of layers is within the budget.
+    """
+    if experiment.limit is None:
+        assert experiment.num_units is not None  # checked by the experiment
+        return experiment.num_units
+    pruner, patch = experiment.pruner, experiment.patch
+
+    def patched(n: int) -> Edit:
+        return repair(workspace, patch, rank(pruner, patch, workspace, n)).edit
+
+    sizes = sizes_of(pruner, workspace.num_layers)
+    record.budget = experiment.limit.resolve(workspace, sizes, patched)
+    return record.budget.num_pruned_layers
 
 
 def rank(pruner: Pruner, patch: Patch, workspace: Workspace, n: int) -> Edit:

@@ -7,10 +7,12 @@ a model is rejected before tokens are cut.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from linearpatch.calibration.questions import Questions
+from linearpatch.calibration.workspace import Workspace
 from linearpatch.checkpoint.saving import STOCK_FORMATS, check_foldable, check_model
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.data.reader import Reader, Text
@@ -19,7 +21,8 @@ from linearpatch.evaluation.evaluation import Evaluation, Measurement, Preparati
 from linearpatch.models.model import LoadedModel, Model
 from linearpatch.patches.patch import Patch
 from linearpatch.registry import name_of
-from linearpatch.results.sections import CalibrationSection
+from linearpatch.results.record import Record
+from linearpatch.results.sections import CalibrationSection, ModelSection
 from linearpatch.storage.cache import Cache
 from linearpatch.text import counted
 
@@ -104,12 +107,52 @@ class Prepared:
         calibration: What layers are chosen and patches fitted on.
         lessons: What patches are trained on, and what decides which are best; None without distillation.
         measurements: All that is to be measured.
+        questions: By which the pruner judges models; None where it doesn't.
     """
 
     model: LoadedModel
     calibration: CalibrationTokens
     lessons: tuple[TokenBlocks, TokenBlocks] | None
     measurements: Sequence[Measurement]
+    questions: Questions | None = None
+
+
+@dataclass
+class Shared:
+    """What runs in one process hand on to each other: model, tokens, and what was learnt from them.
+
+    For runs that differ in the number of layers alone, or in pruner and patch where both read the same tokens.
+
+    Attributes:
+        ready: Gathers, in a workspace of some pruner and patch, what runs of all sizes will ask.
+        cache: Of all runs.
+        prepared: Model and tokens, from the first run on …
+        model: … and their sections in a record.
+        calibration: The same of the tokens.
+        workspaces: By what a search of layers depends on beside their number; they keep streams and fits.
+    """
+
+    ready: Callable[[str, Workspace], None]
+    cache: Cache
+    prepared: Prepared | None = None
+    model: ModelSection | None = None
+    calibration: CalibrationSection | None = None
+    workspaces: dict[str, Workspace] = field(default_factory=dict)
+
+    def keep(self, prepared: Prepared, record: Record) -> None:
+        """Keep what the first run prepared."""
+        self.prepared, self.model, self.calibration = prepared, record.model, record.calibration
+
+    def workspace(self, key: str, make: Callable[[], Workspace]) -> Workspace:
+        """The workspace of some pruner and patch; what an earlier size fitted and the next won't ask for is dropped."""
+        if key not in self.workspaces:
+            self.workspaces.clear()
+            self.workspaces[key] = workspace = make()
+            workspace.is_shared = True
+            self.ready(key, workspace)
+        self.workspaces[key].repaired.clear()  # fits and their sums of one size, of no use to another
+        self.cache.forget()
+        return self.workspaces[key]
 
 
 def load_model(
@@ -128,6 +171,16 @@ def load_model(
         ModelError: it can't be loaded, or can't have what is planned for it.
     """
     loaded = model.load(cache_dir)
+    check_planned(loaded, patch, training, save_format)
+    return loaded
+
+
+def check_planned(loaded: LoadedModel, patch: Patch, training: Training | None, save_format: str | None) -> None:
+    """Reject a model that can't have what is planned for it.
+
+    Raises:
+        ModelError: says what.
+    """
     patch.for_model(loaded.decoder).check(loaded.decoder)
     if training:
         training.check(loaded.decoder)
@@ -135,7 +188,6 @@ def load_model(
         check_model(loaded, save_format, new_layers=patch.adds_layers)
     if save_format in STOCK_FORMATS and name_of(patch) != "none":
         check_foldable(loaded.decoder)
-    return loaded
 
 
 def cut_calibration(

@@ -19,6 +19,7 @@ from linearpatch.calibration.finite import finite, require_finite
 from linearpatch.calibration.gradients import first_order_importance, weight_norms
 from linearpatch.calibration.listening import Listeners
 from linearpatch.calibration.part_importance import part_importance
+from linearpatch.calibration.questions import Questions
 from linearpatch.calibration.statistics import LayerInput, Statistic
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError
@@ -50,6 +51,7 @@ class Workspace:
         batch_size: Blocks in one forward pass; doesn't change results beyond rounding.
         offload_streams: Keep the streams of searches in CPU memory (`CandidateSearch`).
         base: What lies before the interfaces that are to be repaired.
+        questions: By which pruners may judge models.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Workspace:
         batch_size: int = 1,
         offload_streams: bool = False,
         base: Edit = DENSE,
+        questions: Questions | None = None,
     ) -> None:
         self.decoder = decoder
         self.blocks = blocks
@@ -74,10 +77,12 @@ class Workspace:
         self.key: dict[str, Any] = {"model": dict(model_key or {}), "tokens": blocks.hash}
         self._held_out = held_out
         self._patch = patch.repairer if patch else None
+        self.questions = questions
         self._candidate_edits: CandidateEdits | None = None
         self._batches = self._on_device(blocks)
         self._searches: dict[str, CandidateSearch] = {}
-        self._keeps_streams = False  # whether a pass over the tokens makes a search that keeps the streams
+        self._passes_keep_streams = False  # whether a pass over the tokens makes a search that keeps the streams
+        self.is_shared = False  # whether other runs will ask, so that `release` drops nothing
         self.repaired: dict[tuple[str, tuple[int | str, ...], str], Edit] = {}  # fits that comparisons kept
 
     def scratch(self) -> Workspace:
@@ -117,17 +122,8 @@ class Workspace:
         """
         if share == held_out == 1:
             return self
-        part = Workspace(
-            self.decoder,
-            self.blocks.part(share),
-            held_out=self._held_out and self._held_out.part(held_out),
-            patch=self._patch,
-            cache=self.cache,
-            model_key=self.key["model"],
-            batch_size=self.batch_size,
-            offload_streams=self.offload_streams,
-            base=self.base,
-        )
+        kept = self._held_out and self._held_out.part(held_out)
+        part = self._on(self.blocks.part(share), held_out=kept, patch=self._patch)
         part._searches = self._searches  # so that the streams of held-out tokens are recorded once
         return part
 
@@ -140,18 +136,26 @@ class Workspace:
         Raises:
             ConfigError: there are none.
         """
-        workspace = Workspace(
+        workspace = self._on(self.held_out)
+        workspace._searches = self._searches
+        workspace._passes_keep_streams = keep_streams
+        return workspace
+
+    def _on(
+        self, blocks: TokenBlocks, *, held_out: TokenBlocks | None = None, patch: Repairer | None = None
+    ) -> Workspace:
+        """The same model and cache with other tokens."""
+        return Workspace(
             self.decoder,
-            self.held_out,
+            blocks,
+            held_out=held_out,
+            patch=patch,
             cache=self.cache,
             model_key=self.key["model"],
             batch_size=self.batch_size,
             offload_streams=self.offload_streams,
             base=self.base,
         )
-        workspace._searches = self._searches
-        workspace._keeps_streams = keep_streams
-        return workspace
 
     @property
     def patch(self) -> Repairer:
@@ -313,9 +317,10 @@ class Workspace:
         return sum(search.layer_forwards for search in self._searches.values())
 
     def release(self) -> None:
-        """Drop the streams kept for `losses` and the candidate edits; the next call would compute them again."""
-        self._searches.clear()
-        self._candidate_edits = None
+        """Drop the streams kept for `losses` and the candidate edits, unless other runs will ask for them."""
+        if not self.is_shared:
+            self._searches.clear()
+            self._candidate_edits = None
 
     def importance(self, *, sublayers: bool = False) -> Tensor:
         """First-order (Taylor) importance of each layer, `[L]`; see `first_order_importance`.
@@ -372,7 +377,7 @@ class Workspace:
 
     def _run_pass(self, statistics: Sequence[Statistic], description: str) -> None:
         listeners = Listeners(statistics, self.num_layers)
-        search = self.search(self.blocks) if self._keeps_streams else self._searches.get(self.blocks.hash)
+        search = self.search(self.blocks) if self._passes_keep_streams else self._searches.get(self.blocks.hash)
         if search is not None and search.is_dense and listeners.need_streams_alone:
             for number in range(len(search.batches)):
                 for index, hidden in enumerate(search.streams(number)):

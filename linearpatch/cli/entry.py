@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         argcomplete.autocomplete(parser, always_complete_options=False)
     arguments, rest = parser.parse_known_args(words)
-    if rest and arguments.command != "run":
+    if rest and arguments.command not in ("run", "frontier"):  # which take options and overrides in any order
         parser.error(f"unknown arguments: {' '.join(rest)}")
     arguments.words = words[1:]
     _set_up_logging()

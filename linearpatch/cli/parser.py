@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol, cast
 
-from linearpatch.cli import bench, cache, doctor, generate, report, run, status
+from linearpatch.cli import bench, cache, doctor, frontier, generate, report, run, status
 from linearpatch.cli import list as list_
 
 
@@ -25,6 +25,7 @@ class Command(Protocol):
 
 _MODULES = {
     "run": run,
+    "frontier": frontier,
     "status": status,
     "report": report,
     "generate": generate,
@@ -45,6 +46,7 @@ examples:
   linearpatch run --cfg job                             print the configuration and stop
   linearpatch run 'eval=[ppl,smoke,speed]'              measure more than perplexity
   linearpatch run save_model=true output_dir=small      write the pruned, patched model to small/model
+  linearpatch frontier experiment=recommended           how far to go: every size, with a recommendation
   linearpatch status outputs                            the progress of a sweep
   linearpatch report outputs                            tables, figures and a page that compare its runs
   linearpatch generate small "The sea is"               continue a text with it

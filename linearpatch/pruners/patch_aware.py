@@ -9,6 +9,7 @@ from math import inf, isfinite
 from typing import ClassVar
 
 from linearpatch.calibration.candidate_losses import CandidateLoss
+from linearpatch.calibration.comparison import gather
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.models.edit import Edit
@@ -55,7 +56,6 @@ class PatchAware(Pruner):
     """
 
     units: ClassVar[Sequence[str]] = UNITS
-    needs_held_out: ClassVar[bool] = True
 
     search: str = "window"
     width: int = 3
@@ -84,16 +84,18 @@ class PatchAware(Pruner):
             )
 
     @property
+    def needs_held_out(self) -> bool:
+        """For the losses."""
+        return True
+
+    @property
     def sees_whole_patches(self) -> bool:
         """Where there is a final."""
         return self.finalists > 1
 
     def select(self, workspace: Workspace, n: int) -> Edit:
         """Search as asked, then hold the final."""
-        search = {"window": self._window, "greedy": self._greedy, "beam": self._beam}[self.search]
-        races = self.search == "window" and self.noise is not None
-        held_out = 1.0 if races else self.draft_share
-        best, scores = search(workspace.part(self.draft_share, held_out=held_out), n)
+        best, scores = self._searched(workspace, n)
         if self.finalists == 1 or len(best) == 1:
             return Edit.without(best[0], scores=scores)
         finalists = best[: self.finalists]
@@ -106,6 +108,19 @@ class PatchAware(Pruner):
                     log.warning("finalist: %s", warning)
         results = [comparison.describe() for comparison in comparisons.values()]
         return Edit.without(taken, scores=replace(scores, finalists=results))
+
+    def prepare(self, workspace: Workspace, sizes: Sequence[int]) -> None:
+        """Search for each size, and gather what the finalists of all of them are fitted on."""
+        if self.finalists > 1:
+            found = [self._searched(workspace, n)[0][: self.finalists] for n in sizes]
+            gather(workspace, workspace.patch, [units for finalists in found for units in finalists])
+
+    def _searched(self, workspace: Workspace, n: int) -> tuple[list[Units], LayerScores]:
+        """The best sets, and their scores; cached."""
+        search = {"window": self._window, "greedy": self._greedy, "beam": self._beam}[self.search]
+        races = self.search == "window" and self.noise is not None
+        held_out = 1.0 if races else self.draft_share
+        return search(workspace.part(self.draft_share, held_out=held_out), n)
 
     def _window(self, workspace: Workspace, n: int) -> tuple[list[Units], LayerScores]:
         tried = list(dict.fromkeys([*self._windows(workspace, n), *self._rivals(workspace, n)]))

@@ -8,10 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from linearpatch.calibration.questions import QuestionTexts
 from linearpatch.calibration.statistics import Statistic
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError, require_choice, require_range
@@ -43,7 +45,6 @@ class Pruner(ABC):
     version: ClassVar[int] = 1
     units: ClassVar[Sequence[str]] = LAYER_UNITS  # that it can choose
     removes_layers: ClassVar[bool] = True  # and not parts of them, which leaves no interface for a patch
-    needs_held_out: ClassVar[bool] = False  # whether it chooses by a loss on tokens that nothing was fitted on
 
     protect_first: int = 0
     protect_last: int = 0
@@ -65,6 +66,11 @@ class Pruner(ABC):
         return self
 
     @property
+    def needs_held_out(self) -> bool:
+        """Whether it chooses by a loss on tokens that nothing was fitted on."""
+        return False
+
+    @property
     def sees_patches(self) -> bool:
         """Whether the choice depends on the patch."""
         return self.needs_held_out
@@ -78,6 +84,9 @@ class Pruner(ABC):
         """Statistics that `select` will ask for; they share one pass with those of the patch."""
         return ()
 
+    def prepare(self, workspace: Workspace, sizes: Sequence[int]) -> None:  # noqa: B027  # most share no more
+        """Do what `select` of several sizes shares beside statistics; each finds it in the cache."""
+
     @abstractmethod
     def select(self, workspace: Workspace, n: int) -> Edit:
         """Choose `n` layers of the workspace's model.
@@ -86,6 +95,14 @@ class Pruner(ABC):
             The layers in the order of removal, with their scores: a smaller pruning takes a prefix, unless the layers
             form a window.
         """
+
+    def questions(self, datasets_dir: Path | None) -> QuestionTexts | None:
+        """Questions by which it judges models, read before a model is loaded; None where it asks none.
+
+        Args:
+            datasets_dir: Local copies of data sets.
+        """
+        return None
 
     def candidates(self, num_layers: int) -> range:
         """Layers that may be removed, or lose a sublayer."""

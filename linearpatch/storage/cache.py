@@ -131,6 +131,11 @@ class Cache:
         digest = digest_of(key)
         return (kind, digest) in self._memory or (self.root is not None and self._is_there(self._path(kind, digest)))
 
+    def forget(self) -> None:
+        """Drop what is in memory and on disk, too; the next call reads it from there."""
+        if self.root is not None:
+            self._memory.clear()
+
     def remove(self, kind: str, key: Mapping[str, Any]) -> None:
         """Forget an entry that isn't needed any more."""
         digest = digest_of(key)

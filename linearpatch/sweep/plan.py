@@ -156,7 +156,7 @@ def _linked(runs: Sequence[Job], folder: Path) -> list[Job]:
     pending = [(index, run.experiment) for index, run in enumerate(runs) if run.is_pending and run.experiment]
     needs: dict[int, set[str]] = {index: set() for index, _ in pending}
     shared: dict[str, Job] = {}
-    keys = {"texts": _texts_key, "dense": _dense_key, "statistics": _statistics_key, "pruned": _pruned_key}
+    keys = {"texts": _texts_key, "dense": _dense_key, "statistics": statistics_key, "pruned": _pruned_key}
     for part, key_of in keys.items():
         for key, members in _groups(pending, key_of).items():
             step = _step(part, key, [runs[index] for index in members], folder)
@@ -189,8 +189,8 @@ def _order_pruned(shared: dict[str, Job], needs: Mapping[int, set[str]]) -> None
     for name, step in shared.items():
         if step.request.part == "pruned" and step.experiment:
             experiment, n = step.experiment, step.experiment.num_units
-            if not experiment.pruner.chooser.statistics(n):
-                searches[name] = key = (_statistics_key(experiment), digest(identity(experiment.pruner)))
+            if n is not None and not experiment.pruner.chooser.statistics(n):
+                searches[name] = key = (statistics_key(experiment), digest(identity(experiment.pruner)))
                 longest[key] = max(longest.get(key, (0, "")), (n, name))
     for name, step in shared.items():
         if step.request.part == "pruned":
@@ -246,7 +246,8 @@ def _dense_key(experiment: Experiment) -> Hashable:
     return digest([identity(experiment.model), experiment.measured])
 
 
-def _statistics_key(experiment: Experiment) -> Hashable:
+def statistics_key(experiment: Experiment) -> Hashable:
+    """The model and the calibration tokens: what runs with the same statistics have in common."""
     calibration = replace(experiment.calibration, corpus=experiment.calibration_reader.corpus)
     cut = (experiment.num_held_out, experiment.spares_blocks, experiment.seed)
     sized_for = name_of(experiment.patch) if calibration.is_sized_by_patch else None
@@ -254,10 +255,15 @@ def _statistics_key(experiment: Experiment) -> Hashable:
 
 
 def _pruned_key(experiment: Experiment) -> Hashable:
-    """The choice of layers; where evaluations differ, the step makes those of its first run."""
+    """The choice of layers; where evaluations differ, the step makes those of its first run.
+
+    None where a budget decides how many, which it does with the patch.
+    """
+    if experiment.limit is not None:
+        return None
     pruner, patch = experiment.pruner, experiment.patch_seen
     seen = None if patch is None else identity(patch)
-    return digest([_statistics_key(experiment), identity(pruner), experiment.num_units, seen])
+    return digest([statistics_key(experiment), identity(pruner), experiment.num_units, seen])
 
 
 def _targets_key(experiment: Experiment) -> Hashable:

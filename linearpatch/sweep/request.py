@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from linearpatch.overrides import command, override
+
 # Parts of runs: a whole one, the texts that the dense model generates, its evaluations, one pass for the statistics of
 # several runs, or the choice of layers with the evaluations of the pruned model.
 PARTS = ("run", "texts", "dense", "statistics", "pruned")
@@ -50,3 +52,9 @@ class Request:
         values["overrides"] = tuple(tuple(words) for words in values["overrides"])
         values["search_path"] = tuple(values["search_path"])
         return cls(**values)
+
+
+def command_of(request: Request) -> str:
+    """What repeats a run of a sweep alone, in the same folder."""
+    words = [word for word in request.overrides[0] if not word.startswith("output_dir=")]
+    return command([*words, override("output_dir", request.folder, literal=True)])

@@ -12,9 +12,8 @@ from linearpatch.distillation.training import NoDistillation
 from linearpatch.evaluation.measure import measure
 from linearpatch.experiment import Experiment
 from linearpatch.models.edit import DENSE, Edit
-from linearpatch.models.units import LAYER
 from linearpatch.patches.none import NoPatch
-from linearpatch.pipeline import prepare, rank, workspace_of
+from linearpatch.pipeline import prepare, rank, size_of, statistics_of, workspace_of
 from linearpatch.preparation import Prepared
 from linearpatch.results.questions import Answers
 from linearpatch.results.record import Record
@@ -44,18 +43,8 @@ def collect_statistics(experiments: Sequence[Experiment], cache: Cache, record: 
     with _working(record, folder):
         prepared = prepare(replace(_plain(experiments[0]), eval={}), record, cache, sized_for=experiments[0].patch)
         with record.step("rank"):
-            statistics = [
-                statistic
-                for experiment in experiments
-                for patch in [experiment.patch.for_model(prepared.model.decoder)]
-                for statistic in (
-                    *experiment.pruner.chooser.statistics(experiment.num_units),
-                    *(
-                        statistic if experiment.pruner.unit == LAYER else statistic.of_sublayers()
-                        for statistic in patch.statistics()
-                    ),
-                )
-            ]
+            dense = prepared.model.decoder
+            statistics = [statistic for experiment in experiments for statistic in statistics_of(experiment, dense)]
             workspace_of(experiments[0], prepared, cache).collect(*statistics)
 
 
@@ -67,7 +56,7 @@ def measure_pruned(experiment: Experiment, cache: Cache, record: Record, folder:
         plain = _plain(experiment.for_model(prepared.model.decoder))
         with record.step("rank"):
             workspace = workspace_of(plain, prepared, cache)
-            edit = rank(plain.pruner, plain.patch, workspace, plain.num_units)
+            edit = rank(plain.pruner, plain.patch, workspace, size_of(plain, workspace, record))
         record.pruning = plain.pruner.chooser.section(prepared.model.decoder, edit)
         if "pruned" in experiment.stages:
             _measure(experiment, prepared, {"pruned": edit}, cache, record, folder)

@@ -183,7 +183,8 @@ def _advice(what: str, command: str, working_dir: str) -> str:
         words = [word for word in shlex.split(command) if word != "force=true"]  # what is done needn't be done again
     except ValueError:
         words = []
-    if words[:2] != ["linearpatch", "run"]:  # a run that Python began, or a record that something else wrote
+    if words[:1] != ["linearpatch"] or words[1:2] not in (["run"], ["frontier"]):
+        # A run that Python began, or a record that something else wrote.
         return f"{what}: not running; resume it as it was begun"
     elsewhere = working_dir and working_dir != str(Path.cwd())
     first = f"cd {shlex.quote(working_dir)} && " if elsewhere else ""

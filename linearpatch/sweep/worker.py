@@ -22,7 +22,6 @@ import torch
 from linearpatch.config import compose_config, resolved, to_experiment
 from linearpatch.errors import LinearPatchError, StorageError
 from linearpatch.experiment import Experiment
-from linearpatch.overrides import command, override
 from linearpatch.pipeline import run
 from linearpatch.results.record import Record
 from linearpatch.results.state import LEASE_NAME, state_of
@@ -32,7 +31,7 @@ from linearpatch.storage.cache import Cache
 from linearpatch.storage.files import check_log, open_log
 from linearpatch.storage.leases import Occupied, wait_for
 from linearpatch.storage.temporary import is_alive
-from linearpatch.sweep.request import Request
+from linearpatch.sweep.request import Request, command_of
 from linearpatch.sweep.shared_jobs import collect_statistics, generate_texts, measure_dense, measure_pruned
 
 log = logging.getLogger(__name__)
@@ -96,7 +95,7 @@ def _run(request: Request, experiment: Experiment, config: Mapping[str, Any], re
         experiment,
         request.path,
         config=config,
-        command=_command(request),
+        command=command_of(request),
         since=request.since,
         run_id=request.name,
         remark=remark,
@@ -109,7 +108,7 @@ def _share(request: Request, experiments: Sequence[Experiment], remark: str | No
         return
     cache = Cache(first.cache_path, since=(request.since or time.time()) if first.force else None)
     config = {"choices": first.choices}
-    record = Record(request.name, request.group, _command(request), first.seed, config, remark=remark)
+    record = Record(request.name, request.group, command_of(request), first.seed, config, remark=remark)
     if request.part == "statistics":
         collect_statistics(experiments, cache, record, request.path)
     elif request.part == "texts":
@@ -118,12 +117,6 @@ def _share(request: Request, experiments: Sequence[Experiment], remark: str | No
         measure_dense(first, cache, record, request.path)
     else:
         measure_pruned(first, cache, record, request.path)
-
-
-def _command(request: Request) -> str:
-    """What repeats a run of a sweep alone, in the same folder."""
-    words = [word for word in request.overrides[0] if not word.startswith("output_dir=")]
-    return command([*words, override("output_dir", request.folder, literal=True)])
 
 
 def is_complete(request: Request) -> bool:
