@@ -6,12 +6,13 @@ since every application of Hydra in the same environment reads this file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
@@ -42,6 +43,21 @@ class LinearPatchLauncher(Launcher):  # type: ignore[misc]
             self.name,
             self.settings,
             job_overrides,
+            compose=Composer(self.hydra_context.config_loader, self.config),
+            config=self.config,
+        )
+        return []
+
+    def search(self, settings: Mapping[str, Any], parsed: Sequence[Any]) -> Any:
+        """Run trials of a search."""
+        from linearpatch.sweep.composing import Composer
+        from linearpatch.sweep.search import SearchSettings
+
+        self.task_function.search(
+            self.name,
+            self.settings,
+            SearchSettings(**settings),
+            parsed,
             compose=Composer(self.hydra_context.config_loader, self.config),
             config=self.config,
         )
@@ -89,3 +105,57 @@ class LinearPatchSweeper(BasicSweeper):  # type: ignore[misc]
             jobs += self.split_arguments(parsed, None)[0]
         distinct = {tuple(sorted(job)): job for job in jobs}  # the command line may make combinations equal
         return self.launcher.launch(list(distinct.values()), initial_job_idx=0)
+
+
+class LinearPatchSearch(Sweeper):  # type: ignore[misc]
+    """Trials that Optuna chooses, in place of every combination; see `linearpatch.sweep.search`.
+
+    Args:
+        params: Values, ranges and intervals by key, as on the command line, which may change them.
+        combinations: Of an experiment that has some: there can't be any here.
+        small: What takes their place at `scale=small`.
+        scale: `full` or `small`.
+        file: Of `sweep=FILE`: there can't be one here.
+        settings: How it is done (`linearpatch.sweep.search.SearchSettings`).
+    """
+
+    def __init__(
+        self,
+        params: dict[str, str] | None = None,
+        combinations: Sequence[dict[str, Any]] | None = (),
+        small: Sequence[dict[str, Any]] | None = None,
+        scale: str = "full",
+        file: str | None = None,
+        **settings: Any,
+    ) -> None:
+        self.params = params or {}
+        self.has_combinations = bool(combinations or small or file)
+        self.settings = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Make the launcher."""
+        from hydra.core.plugins import Plugins
+
+        self.hydra_context = hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Parse what varies, and search.
+
+        Raises:
+            ConfigError: there are combinations, which a search has none of.
+        """
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        from linearpatch.errors import ConfigError
+
+        if self.has_combinations:
+            raise ConfigError(
+                "hydra/sweeper=optuna searches values of single settings, and this experiment or sweep=FILE has "
+                "combinations. Leave one of them out."
+            )
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        given = [f"{key}={value}" for key, value in self.params.items()]
+        return self.launcher.search(self.settings, parser.parse_overrides([*given, *arguments]))

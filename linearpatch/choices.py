@@ -19,7 +19,7 @@ _PACKAGED = Path(__file__).parent / "conf"
 CONF_DIR = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[1] / "conf"
 
 # Groups whose choices are YAML files alone.
-PRESET_GROUPS = ("experiment", "scale", "debug", "hydra/launcher")
+PRESET_GROUPS = ("experiment", "scale", "debug", "hydra/launcher", "hydra/sweeper")
 
 # Names that people will try and that can't work, with the reason.
 NOT_SUPPORTED = {

@@ -31,6 +31,8 @@ from linearpatch.sweep.launchers import launcher_of
 from linearpatch.sweep.manifest import FOLDER, listed
 from linearpatch.sweep.plan import SHARED, Asked, Plan, plan_sweep
 from linearpatch.sweep.schedule import Outcome, execute
+from linearpatch.sweep.search import Search, SearchSettings
+from linearpatch.sweep.space import Space
 from linearpatch.sweep.tables import duration
 from linearpatch.text import counted
 
@@ -50,6 +52,7 @@ class Jobs:
         plan: The sweep, where there was one.
         outcomes: What became of its runs, in order.
         at_a_time: With `dry_run`, jobs that run together, where that is known.
+        trials: The search, where there was one.
     """
 
     def __init__(self, *, dry_run: bool = False, command: str | None = None) -> None:
@@ -60,6 +63,7 @@ class Jobs:
         self.plan: Plan | None = None
         self.outcomes: list[Outcome] = []
         self.at_a_time: int | None = None
+        self.trials: Search | None = None
         self._config: DictConfig | None = None
         self._overrides: list[str] = []
         self._choices: dict[str, Any] = {}
@@ -103,6 +107,7 @@ class Jobs:
         *,
         compose: Callable[[Sequence[str]], DictConfig],
         config: DictConfig,
+        label: str | None = None,
     ) -> None:
         """Plan a sweep and run it.
 
@@ -112,6 +117,7 @@ class Jobs:
             combinations: The overrides of each run.
             compose: Makes a run's configuration of them.
             config: The configuration that all share.
+            label: The group of its runs, unless they have another; None: one that follows from the combinations.
 
         Raises:
             ConfigError: the launcher can't do it.
@@ -128,7 +134,7 @@ class Jobs:
         sources: Any = OmegaConf.to_container(config.hydra.runtime.config_sources)  # paths as they are, also with ${
         folders = [source["path"] for source in sources if source["schema"] == "file"]
         search_path = [folder for folder in folders if folder != str(CONF_DIR.resolve())]
-        label = config.group or f"sweep-{digest(sorted(map(list, combinations)))}"
+        label = config.group or label or f"sweep-{digest(sorted(map(list, combinations)))}"
         asked = []
         with steps("planning", len(combinations)) as on_step:
             for overrides in combinations:
@@ -165,9 +171,46 @@ class Jobs:
                     level = logging.INFO if outcome.record.status == "completed" else logging.ERROR
                     log.log(level, "%s %s%s%s", outcome.job.name, outcome.record.status, took, error)
 
-            self.outcomes = execute(self.plan, launcher, report)
+            self.outcomes = execute(self.plan, launcher, report, fail_fast=bool(config.fail_fast))
             for place in (self.plan.folder / SHARED).glob("*"):
                 clear_up(place)
+
+    def search(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        search: SearchSettings,
+        parsed: Sequence[Any],
+        *,
+        compose: Callable[[Sequence[str]], DictConfig],
+        config: DictConfig,
+    ) -> None:
+        """Search settings: trials are runs of one sweep that grows.
+
+        Args:
+            name: Of the launcher.
+            settings: Of the launcher.
+            search: How it is done.
+            parsed: Overrides as Hydra parses them, some with several values.
+            compose: Makes a run's configuration of overrides.
+            config: The configuration that all share.
+
+        Raises:
+            ConfigError: the launcher can't do it, or the study in the folder is of another search.
+        """
+        space = Space.of(parsed)
+        label = config.group or f"search-{digest(space.describe())}"
+        if self.dry_run:
+            log.info("search %s: %s of %s", label, counted(search.n_trials, "trial"), space.describe())
+            return
+        self.trials = Search(search, space, Path(config.output_dir or "outputs"), label)
+
+        def run_all(combinations: Sequence[Sequence[str]]) -> list[Record | None]:
+            self.sweep(name, settings, combinations, compose=compose, config=config, label=label)
+            return [outcome.record for outcome in self.outcomes]
+
+        at_a_time = launcher_of(name, settings).at_a_time or 1
+        self.trials.run(run_all, at_a_time, fail_fast=bool(config.fail_fast))
 
 
 def _choices(chosen: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:

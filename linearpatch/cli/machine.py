@@ -35,6 +35,7 @@ EXTRAS = {  # the package that each extra installs
     "ray": "ray",
     "sentencepiece": "sentencepiece",
     "slurm": "submitit",
+    "optuna": "optuna",
     "wandb": "wandb-workspaces",
 }
 

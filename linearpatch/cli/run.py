@@ -168,11 +168,16 @@ def _tell(jobs: Jobs) -> int:
     """Print the record, the plan, or what became of a sweep."""
     from linearpatch.report.run_table import run_table
     from linearpatch.report.terminal import rich_table
-    from linearpatch.sweep.tables import plan_table
+    from linearpatch.sweep.tables import plan_table, search_table
 
     if jobs.plan is not None and jobs.dry_run:
         out.print(plan_table(jobs.plan, jobs.at_a_time))
         return 1 if any(job.error for job in jobs.plan.jobs) else 0
+    if jobs.trials is not None:
+        if jobs.plan is not None:
+            _tell_sweep(jobs.plan, jobs.outcomes)
+        out.print(search_table(jobs.trials))
+        return 0 if jobs.trials.is_complete else 1
     if jobs.plan is not None:
         return _tell_sweep(jobs.plan, jobs.outcomes)
     if jobs.record is not None:  # --cfg and --info print and stop

@@ -38,8 +38,16 @@ class Outcome:
     seconds: float | None = None
 
 
+class _StoppedEarly(Exception):
+    """Leaves the launcher's block before all jobs have ended, so that it stops those that run."""
+
+
 def execute(
-    plan: Plan, launcher: Launcher, on_outcome: Callable[[Outcome], None] = lambda outcome: None
+    plan: Plan,
+    launcher: Launcher,
+    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    *,
+    fail_fast: bool = False,
 ) -> list[Outcome]:
     """Run what is pending.
 
@@ -47,6 +55,7 @@ def execute(
         plan: The jobs.
         launcher: Where they run.
         on_outcome: Called with each job as it ends.
+        fail_fast: Stop all jobs when one fails; they resume when the sweep is run again.
 
     Returns:
         What became of the runs, in the plan's order.
@@ -56,16 +65,24 @@ def execute(
     def ended(outcome: Outcome) -> None:
         outcomes[outcome.job.name] = outcome
         on_outcome(outcome)
+        if fail_fast and outcome.record.status != "completed":
+            raise _StoppedEarly(outcome.job.name)
 
-    for job in plan.jobs:
-        if job.done is not None:
-            ended(Outcome(job, job.done))
-        elif job.error is not None:
-            ended(Outcome(job, _failed(job, str(job.error))))
-    pending = [job for job in plan.jobs if job.is_pending]
-    if pending:
-        with launcher.opened() as submit:
-            _run(pending, submit, outcomes, ended)
+    try:
+        for job in plan.jobs:
+            if job.done is not None:
+                ended(Outcome(job, job.done))
+            elif job.error is not None:
+                ended(Outcome(job, _failed(job, str(job.error))))
+        pending = [job for job in plan.jobs if job.is_pending]
+        if pending:
+            with launcher.opened() as submit:
+                _run(pending, submit, outcomes, ended)
+    except _StoppedEarly as failure:
+        log.error("fail_fast=true: %s failed, and the sweep stops", failure)
+        for job in plan.jobs:
+            if job.name not in outcomes:
+                outcomes[job.name] = Outcome(job, _stopped(job, str(failure)))
     return [outcomes[job.name] for job in plan.runs]
 
 
@@ -148,6 +165,13 @@ def _record_of(job: Job, ending: Ending, before: _FileTimes) -> Record:
     record.status, record.error = "failed", error
     write_record(record, folder)
     clear_up(folder)
+    return record
+
+
+def _stopped(job: Job, culprit: str) -> Record:
+    """A record for tables alone, of a job that didn't end because another failed."""
+    record = _failed(job, f"not done, since {culprit} failed (fail_fast=true)")
+    record.status = "interrupted"
     return record
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from linearpatch.sweep.plan import Plan
 from linearpatch.sweep.schedule import Outcome
+from linearpatch.sweep.search import Search, counts_of
 from linearpatch.text import counted
 
 PARTS = {
@@ -59,6 +60,24 @@ def plan_table(plan: Plan, at_a_time: int | None) -> Table:
         name = job.name if job.experiment else " ".join(job.request.overrides[0])
         after = ", ".join(sorted((short[needed] for needed in job.needs), key=int))
         table.add_row(escape(f"{short[job.name]} {name}"), PARTS[job.request.part], after, escape(state))
+    return table
+
+
+def search_table(search: Search) -> Table:
+    """The best trial of a search, or those that no other beats in all objectives; the caption counts all."""
+    counts = ", ".join(f"{count} {state}" for state, count in counts_of(search.study.trials).items())
+    caption = f"{counted(len(search.study.trials), 'trial')}: {counts}; study {search.study.study_name}"
+    title = "Best trial" if len(search.objectives) == 1 else "Pareto front"
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table.add_column("trial", justify="right")
+    for objective in search.objectives:
+        table.add_column(escape(f"{objective.name} ({objective.direction})"), justify="right")
+    table.add_column("settings")
+    table.add_column("run")
+    for trial, values in search.best():
+        settings = " ".join(f"{key}={value}" for key, value in trial.params.items())
+        numbers = [f"{value:,.6g}" for value in values]
+        table.add_row(str(trial.number), *numbers, escape(settings), escape(str(trial.user_attrs.get("run_id", ""))))
     return table
 
 
