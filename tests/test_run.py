@@ -24,8 +24,10 @@ ON_STREAM = ("none", "scalar", "diag", "rotate", "lstsq", "nbl", "average_update
 
 def pairs() -> list[tuple[str, str]]:
     """Each pruner and each patch once, and those that read or change what others do not."""
-    pruners = sorted(n for n, cls in components("pruner").items() if cls.removes_layers and "layer" in cls.units)
-    pruners.remove("task")  # which asks questions of a task: tests/pruners/test_task_pruner.py
+    later = {"evolution", "task"}  # task asks questions of a task: tests/pruners/test_task_pruner.py
+    classes = components("pruner").items()
+    pruners = sorted(n for n, cls in classes if cls.removes_layers and "layer" in cls.units and n not in later)
+    pruners.append("evolution")
     patches = sorted(components("patch"))
     number = max(len(pruners), len(patches))
     shifted = [*patches[1:], patches[0]]  # explicit layers meet a patch that sits at an MLP

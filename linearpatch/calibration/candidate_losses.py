@@ -161,6 +161,12 @@ class CandidateSearch:
         plan = self._plan(edit)
         return self._token_losses(plan, self._shared_with(plan), index)
 
+    @torch.no_grad()
+    def last_stream(self, edit: Edit, index: int) -> Tensor:
+        """What the final norm of an edited model reads on one of the batches, `[batch, tokens, hidden_size]`."""
+        plan = self._plan(edit)
+        return self._last_stream(plan, self._shared_with(plan), index)
+
     def tokens_of(self, batches: Iterable[int]) -> int:
         """Tokens of some batches on which losses are measured."""
         return sum(self.batches[index][:, 1:].numel() for index in batches)
@@ -176,14 +182,18 @@ class CandidateSearch:
 
     def _token_losses(self, plan: _Plan, start: int, index: int) -> Tensor:
         """Losses of one batch, from the first step that isn't that of the model the search stands at."""
-        hidden, calls = self._restored(self._streams[index][start]), self._calls[index]
-        for step in plan.steps[start:-1]:
-            hidden = self._run(plan, hidden, calls, step)
-        stream = plan.steps[-1].read(hidden)
+        stream = self._last_stream(plan, start, index)
         if self._reference is not None:
             expected = self._restored(self._reference[index])
             return stream_divergence(self.decoder, expected, plan.decoder, stream)
         return stream_nll(plan.decoder, stream, self.batches[index])
+
+    def _last_stream(self, plan: _Plan, start: int, index: int) -> Tensor:
+        """What the final norm reads on one batch."""
+        hidden, calls = self._restored(self._streams[index][start]), self._calls[index]
+        for step in plan.steps[start:-1]:
+            hidden = self._run(plan, hidden, calls, step)
+        return plan.steps[-1].read(hidden)
 
     def _kept(self, hidden: Tensor) -> Tensor:
         """A stream where it is kept."""

@@ -14,7 +14,7 @@ from linearpatch.errors import require_range, settings_of
 from linearpatch.evaluation.evaluation import Measured, Measurement, Subject
 from linearpatch.evaluation.of_texts import OfTexts
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.loss import logit_rows
+from linearpatch.models.loss import compare_logits, logit_rows
 from linearpatch.registry import component
 from linearpatch.results.metric import Metric
 
@@ -134,20 +134,10 @@ def divergence_from_dense(
         ]
         for expected, actual in zip(*(hidden.split(rows) for hidden in states), strict=True):
             part = slice(position, position + len(expected))
-            flat[part], flat_agrees[part] = _compare(dense.logits(expected).float(), model.logits(actual).float())
+            flat[part], flat_agrees[part] = compare_logits(dense.logits(expected).float(), model.logits(actual).float())
             position = part.stop
         on_step(len(batch))
     return divergence, agrees
-
-
-def _compare(expected: Tensor, actual: Tensor) -> tuple[Tensor, Tensor]:
-    """KL divergence and agreement of each row; overwrites the logits."""
-    agrees = (expected.argmax(dim=1) == actual.argmax(dim=1)).float()
-    normalizers = [logits.logsumexp(dim=1) for logits in (expected, actual)]
-    actual.neg_().add_(expected)  # log p − log q, up to the normalizers
-    probabilities = expected.sub_(normalizers[0][:, None]).exp_()
-    divergence = torch.einsum("rv,rv->r", probabilities, actual) - normalizers[0] + normalizers[1]
-    return divergence.clamp_(min=0), agrees  # rounding may leave −1e-7
 
 
 def quantile(values: Tensor, share: float) -> Tensor:

@@ -83,6 +83,21 @@ def stream_gradient(decoder: Decoder, stream: Tensor, input_ids: Tensor) -> Tens
     return torch.autograd.grad(normed, leaf, at_norm)[0]
 
 
+def compare_logits(expected: Tensor, actual: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(expected ‖ actual) of each row in nats, and whether the likeliest tokens agree; overwrites the logits.
+
+    Args:
+        expected: `[rows, vocabulary]` in fp32.
+        actual: The same shape.
+    """
+    agrees = (expected.argmax(dim=1) == actual.argmax(dim=1)).float()
+    normalizers = [logits.logsumexp(dim=1) for logits in (expected, actual)]
+    actual.neg_().add_(expected)  # log p − log q, up to the normalizers
+    probabilities = expected.sub_(normalizers[0][:, None]).exp_()
+    divergence = torch.einsum("rv,rv->r", probabilities, actual) - normalizers[0] + normalizers[1]
+    return divergence.clamp_(min=0), agrees  # rounding may leave −1e-7
+
+
 def _chunks(decoder: Decoder, normed: Tensor, input_ids: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Consecutive tokens, all blocks in a row: where they are, their hidden states, what they should predict.
 

@@ -50,16 +50,18 @@ class LayerScores:
         race: Where candidates raced, each set of layers with its loss, the standard error of its difference from the
             best, and the share of the held-out blocks that it was measured on (`calibration.race.Standing`).
         steps: Of a search.
+        fitness: Of an evolution, that of the best set on all tokens: the first one's, and after each generation.
         finalists: What was compared at its end, as `calibration.comparison.Comparison` describes it.
     """
 
-    OPTIONAL: ClassVar[tuple[str, ...]] = ("values", "bounds", "race", "steps", "finalists")
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("values", "bounds", "race", "steps", "fitness", "finalists")
 
     criterion: Name = "score"
     unit: Name = "layer"
     values: Annotated[list[Number | None], Field(max_length=MAX_LAYERS)] | None = None
     bounds: list[AnyUnit] | None = None
     steps: Annotated[list[SearchStep], Field(max_length=MAX_LAYERS)] | None = None
+    fitness: list[Number | None] | None = None
     finalists: list[dict[str, Any]] | None = None
     race: list[dict[str, Any]] | None = None
 

@@ -50,7 +50,7 @@ def prepare(settings: TaskSettings, name: str, datasets_dir: Path | None) -> Pre
     """
     if settings.backend == "vllm":
         check_installed(f"eval.{name}")
-    with _quiet():
+    with quiet():
         selection = select(tuple(settings.tasks), settings.own_folder)
         loaded = {entry.name: load(entry, datasets_dir, settings.num_fewshot) for entry in selection.entries}
     missing = {task: loaded_task for task, loaded_task in loaded.items() if isinstance(loaded_task, Missing)}
@@ -137,7 +137,7 @@ class _Harness:
             on_step(1)
             requests = [instance.args for instance in task.instances]
             return results, hashlib.sha256(canonical(requests).encode()).hexdigest()[:16]
-        with _quiet():
+        with quiet():
             if self._model is None:
                 self._model = HarnessModel(
                     subject.decoder,
@@ -152,7 +152,7 @@ class _Harness:
     def _ask(self, task: Any, model: Any) -> Mapping[str, Any]:
         """lm_eval's results; what is sampled is the same at every call."""
         settings = self._settings
-        with _quiet(), _scoring(task.task_name), torch.random.fork_rng():
+        with quiet(), scoring(task.task_name), torch.random.fork_rng():
             torch.manual_seed(0)
             results: Mapping[str, Any] = evaluator.evaluate(
                 model,
@@ -167,7 +167,7 @@ class _Harness:
 
 
 @contextmanager
-def _scoring(task: str) -> Iterator[None]:
+def scoring(task: str) -> Iterator[None]:
     """Turn what a task's own definition gets wrong into a sentence; what is wrong with the model stays as it is.
 
     Raises:
@@ -331,7 +331,7 @@ def _content(task: Any, questions: int, shots: int) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """lm_eval without its warnings about ordinary use and without bars of its own."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
