@@ -101,7 +101,11 @@ def execute(arguments, tmp_path, monkeypatch, session_cache, planned=()):
     elif command == "run":
         small = ["patch.ridge=0.01"] if any("patch=lstsq" in word for word in rest) else []
         small += ["distillation.num_blocks=4", "distillation.block_length=64"] if "distill" in " ".join(rest) else []
+        small += ["hydra.sweeper.n_trials=2"] if "hydra/sweeper=optuna" in rest else []
         assert main(["run", *rest, *SMALL, *small, f"output_dir={tmp_path}/D", *planned]) == 0
+    elif command == "frontier":
+        overrides = [re.sub(r"^([\w.]+)=(\w+),.*", r"\1=\2", word) for word in rest if re.match(r"\w+=", word)]
+        compose_experiment(overrides)  # see tests/frontiers
     elif command in ("list", "doctor", "cache"):
         assert main(arguments) == 0
     elif command in ("status", "report"):
