@@ -17,7 +17,7 @@ from linearpatch.frontiers.running import recipes_of
 from linearpatch.results.questions import Answers
 
 COMMON = ("debug=tiny", "model=random", "tracker=none", "eval=[ppl]", "model.settings.num_hidden_layers=6")
-SAME = ("run_id", "status", "model", "calibration", "pruning", "patch", "metrics", "retained", "answered", "budget")
+SAME = ("run_id", "status", "model", "calibration", "pruning", "patch", "metrics", "retained", "budget")
 
 
 def alone(folder, *words):
