@@ -65,7 +65,7 @@ class Measure:
 
     def text(self, loss: float) -> str:
         """A loss as people read it."""
-        return f"{100 * loss:+.1f} %" if self.is_share else f"{loss:.4f}"
+        return f"{100 * loss:.1f} %" if self.is_share else f"{loss:.4f}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -81,7 +81,7 @@ def test_several_recipes_their_files_and_resuming(two_recipes, capsys):
     assert main(["frontier", *COMMON, "--within", "0.05", "pruner=streamline", "patch=none,lstsq", "output_dir=both",
                  "--sizes", "1,2,4,5"]) == 0  # fmt: skip
     table = " ".join(capsys.readouterr().out.split())
-    assert "within +5.0 %" in table
+    assert "within 5.0 %" in table
     assert "at the knee" in table
     assert "patch=lstsq" in table
 
