@@ -196,7 +196,9 @@ def check_size(num_pruned_layers: int | None, num_pruned: int | None, budget: Bu
             "budget=none."
         )
     if not isinstance(budget, Limit) and not given:
-        raise ConfigError("How many layers go isn't said. Set num_pruned_layers=5, or a budget such as budget=parameters.")
+        raise ConfigError(
+            "How many layers go isn't said. Set num_pruned_layers=5, or a budget such as budget=parameters."
+        )
     if num_pruned_layers is not None:
         require_range("num_pruned_layers", num_pruned_layers, low=1)
 

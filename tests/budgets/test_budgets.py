@@ -239,7 +239,7 @@ def test_a_run_has_one_of_a_number_and_a_budget():
     assert compose_experiment(["experiment=recommended", "budget=quality"]).num_pruned_layers is None
     assert compose_experiment(["budget=none"]).num_pruned_layers == 5
     for words in (["num_pruned_layers=5", "budget=parameters"], ["num_pruned_layers=null"]):
-        with pytest.raises(ConfigError, match="num_pruned_layers"):
+        with pytest.raises(ConfigError, match="num_pruned_layers="):
             compose_experiment(words)
 
 
