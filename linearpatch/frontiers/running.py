@@ -12,7 +12,7 @@ from pathlib import Path
 
 from linearpatch.budgets.budget import sizes_of
 from linearpatch.calibration.workspace import Workspace
-from linearpatch.config import check_choices, compose_config, resolved, to_experiment
+from linearpatch.config import check_choices, compose_config, readable_errors, resolved, to_experiment
 from linearpatch.errors import ConfigError, LinearPatchError
 from linearpatch.experiment import Experiment, digest
 from linearpatch.models.decoder import text_config
@@ -73,8 +73,6 @@ def recipes_of(overrides: Sequence[str]) -> list[Recipe]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from linearpatch.config import readable_errors
-
     if any(word.startswith(("num_pruned_layers=", "budget=")) for word in overrides):
         raise ConfigError("A frontier has every size: give --sizes 1-9 or --sizes 3,5,7 in place of that.")
     with readable_errors():
@@ -118,7 +116,7 @@ def run_frontier(
     whole = plan_sweep(asked, label, search_path=search_path, since=since)
     plan = replace(whole, jobs=tuple(replace(job, needs=frozenset()) for job in whole.jobs if job.is_run))
     check_folder(plan.folder)
-    runs = Runs(plan.folder)
+    runs = Runs(plan.folder, {name: {} for name, _ in owners})
     pending = sum(job.is_pending for job in plan.runs)
     log.info("frontier %s: %s, %d to do", label, counted(len(plan.runs), "run"), pending)
     with listed(plan, typed), steps("sizes", len(plan.runs)) as on_step:
@@ -127,8 +125,9 @@ def run_frontier(
             if record is None:
                 runs.failed[job.name] = error
             else:
-                runs.done.setdefault(name, {})[n] = (record, job.request.path)
+                runs.done[name][n] = (record, job.request.path)
             on_step()
+    runs.done = {name: sizes for name, sizes in runs.done.items() if sizes}
     runs.seconds = time.time() - started
     return runs
 
