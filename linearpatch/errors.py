@@ -6,6 +6,7 @@ prints the message alone; from Python they are ordinary exceptions.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -97,6 +98,18 @@ def require_path(what: str, value: str) -> None:
 def require_seed(what: str, value: int) -> None:
     """Raise `ConfigError` unless `value` can be the seed of every generator."""
     require_range(what, value, low=0, high=2**63 - 1)
+
+
+def check_group(group: str | None) -> None:
+    """Reject a label that can't be the name of a file, or that W&B doesn't take.
+
+    Raises:
+        ConfigError: it has other characters.
+    """
+    if group is not None and not re.fullmatch(r"\w[\w .,=+-]{0,127}", group):
+        raise ConfigError(
+            f"group is {group!r}. Allowed: letters, digits, spaces and . , = + - _ after a letter or digit."
+        )
 
 
 def require_number(what: str, value: object, word: str, *, zero: bool = True) -> None:

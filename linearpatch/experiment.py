@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -20,7 +19,7 @@ from linearpatch.data.blocks import BlockSpec
 from linearpatch.data.corpus import Corpus
 from linearpatch.data.reader import Calibration, DistillationText, EvaluationText, Reader, check_disjoint
 from linearpatch.distillation.training import Distillation, Training
-from linearpatch.errors import ConfigError, looked_in, require_choice, require_path, require_seed
+from linearpatch.errors import ConfigError, check_group, looked_in, require_choice, require_path, require_seed
 from linearpatch.evaluation.evaluation import Evaluation, check_metrics, check_stock
 from linearpatch.evaluation.harness.task_settings import MISSING_DATA
 from linearpatch.models.decoder import Decoder
@@ -369,18 +368,6 @@ class Experiment:
     def _reader(self, purpose: str, own: Corpus | None) -> Reader:
         datasets_dir = Path(self.datasets_dir).expanduser() if self.datasets_dir else None
         return Reader(own or self.corpus, purpose, datasets_dir)
-
-
-def check_group(group: str | None) -> None:
-    """Reject a label that can't be the name of a file, or that W&B doesn't take.
-
-    Raises:
-        ConfigError: it has other characters.
-    """
-    if group is not None and not re.fullmatch(r"\w[\w .,=+-]{0,127}", group):
-        raise ConfigError(
-            f"group is {group!r}. Allowed: letters, digits, spaces and . , = + - _ after a letter or digit."
-        )
 
 
 def digest(value: Any) -> str:

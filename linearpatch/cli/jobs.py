@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from linearpatch.choices import CONF_DIR
 from linearpatch.config import check_choices, job_config, readable_errors, resolved, settle_texts, to_experiment
-from linearpatch.errors import ConfigError
-from linearpatch.experiment import check_group, digest
+from linearpatch.errors import ConfigError, check_group
+from linearpatch.experiment import digest
 from linearpatch.overrides import command as repeating
 from linearpatch.overrides import expanded
 from linearpatch.pipeline import run
