@@ -76,7 +76,7 @@ class Latency(Limit):
         if self.table is not None:
             times = read_table(self.table)
             limit = number * times[0] if is_share else number
-            return Limits(limit, times[0], "s", lambda edit: (interpolated(times, len(edit.removed_layers)), None))
+            return Limits(limit, times[0], "s", lambda edit: (interpolated(times, len(edit.removed)), None))
         whole = statistics.median(self._times([dense])[0])
 
         def measure(edit: Edit) -> tuple[float, float]:

@@ -256,7 +256,7 @@ def gather(workspace: Workspace, patch: Repairer, removals: Sequence[Sequence[Re
         _collect(workspace, settings, removals[first : first + at_once])
 
 
-def _collect(workspace: Workspace, settings: Iterable[Repairer], removals: Sequence[Sequence[Removable]]) -> None:
+def _collect(workspace: Workspace, settings: Iterable[Repairer], removals: Sequence[Sequence[Any]]) -> None:
     """One pass for what fits of some sets of layers ask of the calibration tokens, and one of those held out."""
     sites = [(setting, setting.place(interfaces_of(removed))) for removed in removals for setting in settings]
     to_fit = [statistic for setting, places in sites for statistic in setting.interface_statistics(places)]

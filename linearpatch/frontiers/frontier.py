@@ -18,7 +18,7 @@ from linearpatch.report.tables import Cell, Line, Table
 from linearpatch.results.display import value_text
 from linearpatch.results.record import Record
 from linearpatch.storage.files import write_atomically
-from linearpatch.text import layer_list
+from linearpatch.text import removal_list
 
 BOUND = 0.1  # the loss up to which layers are recommended, unless another is given
 
@@ -90,7 +90,7 @@ class Frontier:
                 stage = last_stage(record)
                 model, pruning, _ = record.require_edit()
                 cells = (
-                    Cell(layer_list(pruning.removed_layers)),
+                    Cell(removal_list(pruning.removed or pruning.removed_layers)),
                     Cell(f"{record.num_parameters(stage) / 1e6:,.1f} M", record.num_parameters(stage) / 1e6),
                     Cell(f"{record.num_parameters(stage) / model.num_parameters - 1:+.1%}"),
                     Cell(value_text(record.metrics[stage][self.measure.name])),

@@ -16,6 +16,7 @@ from linearpatch.config import check_choices, compose_config, readable_errors, r
 from linearpatch.errors import ConfigError, LinearPatchError
 from linearpatch.experiment import Experiment, digest
 from linearpatch.models.decoder import text_config
+from linearpatch.models.units import LAYER
 from linearpatch.overrides import override
 from linearpatch.pipeline import cache_of, recipe_key, run, statistics_of
 from linearpatch.preparation import Shared
@@ -41,10 +42,12 @@ class Recipe:
     Attributes:
         name: What tells it from the others.
         overrides: Its configuration, without the number of layers.
+        number: The setting that holds it.
     """
 
     name: str
     overrides: tuple[str, ...]
+    number: str = "num_pruned_layers"
 
 
 @dataclass
@@ -73,7 +76,7 @@ def recipes_of(overrides: Sequence[str]) -> list[Recipe]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    if any(word.startswith(("num_pruned_layers=", "budget=")) for word in overrides):
+    if any(word.startswith(("num_pruned_layers=", "num_pruned=", "budget=")) for word in overrides):
         raise ConfigError("A frontier has every size: give --sizes 1-9 or --sizes 3,5,7 in place of that.")
     with readable_errors():
         parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -105,6 +108,7 @@ def run_frontier(
     owners: list[tuple[str, int]] = []
     label = f"frontier-{digest([sorted(recipe.overrides) for recipe in recipes])}"
     for recipe in recipes:
+        recipe = replace(recipe, number=_number(recipe, search_path))
         first = _experiment(recipe, 1, label, search_path)
         for n in sizes_for(first, sizes):
             experiment = _experiment(recipe, n, label, search_path)
@@ -169,7 +173,7 @@ def _ready(experiments: Sequence[Experiment], key: str, workspace: Workspace) ->
     dense = workspace.decoder
     workspace.collect(*(statistic for experiment in experiments for statistic in statistics_of(experiment, dense)))
     sizes = {
-        experiment.num_pruned_layers: experiment
+        experiment.num_units: experiment
         for experiment in (experiment.for_model(dense) for experiment in experiments)
         if recipe_key(experiment) == key
     }
@@ -205,11 +209,17 @@ def _experiment(recipe: Recipe, n: int, label: str, search_path: Sequence[str]) 
     return to_experiment(compose_config(words, search_path))
 
 
+def _number(recipe: Recipe, search_path: Sequence[str]) -> str:
+    """The setting that counts what a recipe's pruner removes: layers, or sublayers."""
+    unit = compose_config(recipe.overrides, search_path).pruner.unit
+    return "num_pruned_layers" if unit == LAYER else "num_pruned"
+
+
 def _words(recipe: Recipe, n: int, label: str) -> tuple[str, ...]:
     given = {word.partition("=")[0] for word in recipe.overrides}
     more = [] if "output_dir" in given else [override("output_dir", f"outputs/{label}")]
     more += [] if "group" in given else [f"group={label}"]
-    return (*recipe.overrides, f"num_pruned_layers={n}", *more)
+    return (*recipe.overrides, f"{recipe.number}={n}", *more)
 
 
 def _title(experiment: Experiment) -> str:

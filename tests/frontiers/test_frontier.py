@@ -35,18 +35,20 @@ def parts(record):
         ("pruner=patch_aware", "patch=refit_auto", "calibration.held_out_blocks=2"),
         ("pruner=patch_aware", "pruner.search=greedy", "patch=lstsq", "calibration.held_out_blocks=2"),
         ("pruner=sleb", "patch=rotate"),
+        ("pruner=shortgpt", "pruner.unit=attention", "patch=none"),
     ],
-    ids=["windows", "greedy", "sleb"],
+    ids=["windows", "greedy", "sleb", "attentions"],
 )
 def test_records_are_those_of_the_runs_alone(recipe):
     """Bit for bit, though each size comes after others in one process."""
     words = [*COMMON, *recipe]
     assert main(["frontier", *words, "--sizes", "1-3", "output_dir=all", "cache_dir=first"]) == 0
     found = [result(file.parent) for file in Path("all").glob("*/result.json")]
-    together = {record["config"]["num_pruned_layers"]: record for record in found}
+    number = "num_pruned" if "pruner.unit=attention" in recipe else "num_pruned_layers"
+    together = {record["config"][number]: record for record in found}
     assert set(together) == {1, 2, 3}
     for n in (1, 2, 3):
-        one = alone(f"alone{n}", *words, f"num_pruned_layers={n}", f"cache_dir=second{n}")
+        one = alone(f"alone{n}", *words, f"{number}={n}", f"cache_dir=second{n}")
         assert parts(together[n]) == parts(one)
 
 
