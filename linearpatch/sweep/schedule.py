@@ -65,8 +65,11 @@ def execute(
     def ended(outcome: Outcome) -> None:
         outcomes[outcome.job.name] = outcome
         on_outcome(outcome)
-        if fail_fast and outcome.record.status != "completed":
-            raise _StoppedEarly(outcome.job.name)
+
+    def check() -> None:
+        failed = [name for name, outcome in outcomes.items() if outcome.record.status != "completed"]
+        if fail_fast and failed:
+            raise _StoppedEarly(failed[0])
 
     try:
         for job in plan.jobs:
@@ -74,10 +77,11 @@ def execute(
                 ended(Outcome(job, job.done))
             elif job.error is not None:
                 ended(Outcome(job, _failed(job, str(job.error))))
+        check()
         pending = [job for job in plan.jobs if job.is_pending]
         if pending:
             with launcher.opened() as submit:
-                _run(pending, submit, outcomes, ended)
+                _run(pending, submit, ended, check)
     except _StoppedEarly as failure:
         log.error("fail_fast=true: %s failed, and the sweep stops", failure)
         for job in plan.jobs:
@@ -86,9 +90,8 @@ def execute(
     return [outcomes[job.name] for job in plan.runs]
 
 
-def _run(
-    pending: Sequence[Job], submit: Submit, outcomes: dict[str, Outcome], ended: Callable[[Outcome], None]
-) -> None:
+def _run(pending: Sequence[Job], submit: Submit, ended: Callable[[Outcome], None], check: Callable[[], None]) -> None:
+    """Submit jobs as they may begin; `check` may stop all of them once those that ended together are known."""
     waiting = list(pending)
     open_names = {job.name for job in pending}
     running: dict[Future[Ending], Job] = {}
@@ -104,6 +107,7 @@ def _run(
                 ready.remove(job)
                 open_names.discard(job.name)
                 ended(Outcome(job, _failed(job, str(error))))
+        check()
         if ready:
             results |= {job.name: _FileTimes.now(job.request.path) for job in ready if job.name not in results}
             running |= dict(zip(submit([job.request for job in ready]), ready, strict=True))
@@ -125,6 +129,7 @@ def _run(
                 ending = Ending(None, f"its worker died: {' '.join(str(error).split())[:300]}")
             open_names.discard(job.name)
             ended(Outcome(job, _record_of(job, ending, results[job.name]), ending.seconds))
+        check()
 
 
 @dataclass(frozen=True)
