@@ -32,10 +32,12 @@ def parts(record):
 @pytest.mark.parametrize(
     "recipe",
     [
-        ("pruner=patch_aware", "patch=refit_auto", "calibration.held_out_blocks=2"),
+        pytest.param(
+            ("pruner=patch_aware", "patch=refit_auto", "calibration.held_out_blocks=2"), marks=pytest.mark.slow
+        ),
         ("pruner=patch_aware", "pruner.search=greedy", "patch=lstsq", "calibration.held_out_blocks=2"),
         ("pruner=sleb", "patch=rotate"),
-        ("pruner=shortgpt", "pruner.unit=attention", "patch=none"),
+        pytest.param(("pruner=shortgpt", "pruner.unit=attention", "patch=none"), marks=pytest.mark.slow),
     ],
     ids=["windows", "greedy", "sleb", "attentions"],
 )
