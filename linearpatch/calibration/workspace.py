@@ -15,10 +15,8 @@ from torch import Tensor
 from linearpatch.calibration.candidate_edits import CandidateEdits, Repairer
 from linearpatch.calibration.candidate_losses import NLL, CandidateLoss, CandidateSearch
 from linearpatch.calibration.comparison import Comparison, compare
-from linearpatch.calibration.finite import finite, require_finite
-from linearpatch.calibration.gradients import first_order_importance, weight_norms
+from linearpatch.calibration.finite import require_finite
 from linearpatch.calibration.listening import Listeners
-from linearpatch.calibration.part_importance import part_importance
 from linearpatch.calibration.questions import Questions
 from linearpatch.calibration.statistics import LayerInput, Statistic
 from linearpatch.data.blocks import TokenBlocks
@@ -33,9 +31,6 @@ from linearpatch.storage.cache import Cache, Entry
 
 # Versions of what this file computes; raise one when its numbers change.
 REMOVAL_LOSS_VERSION = 3
-IMPORTANCE_VERSION = 1
-PART_IMPORTANCE_VERSION = 1
-WEIGHT_NORM_VERSION = 1
 
 
 class Workspace:
@@ -321,56 +316,6 @@ class Workspace:
         if not self.is_shared:
             self._searches.clear()
             self._candidate_edits = None
-
-    def importance(self, *, sublayers: bool = False) -> Tensor:
-        """First-order (Taylor) importance of each layer, `[L]`; see `first_order_importance`.
-
-        Args:
-            sublayers: Of each sublayer, `[2 L]`: attention and MLP in turn.
-        """
-
-        def compute() -> Entry:
-            total = len(self._batches) * self.num_layers
-            with steps("gradients", total) as on_step:
-                values = first_order_importance(self.decoder, self._batches, sublayers=sublayers, on_step=on_step)
-            return Entry({"importance": finite(values, "the first-order importance", "layer")})
-
-        # Batches decide where absolute values are taken, so their size is part of the key.
-        sizes = [len(batch) for batch in self._batches]
-        of = {"sublayers": True} if sublayers else {}
-        key = {**self.key, "version": IMPORTANCE_VERSION, "batches": sizes, **of}
-        return self.cache.get("importance", key, compute).tensors["importance"]
-
-    def part_importance(self, layers: range, kind: str) -> tuple[Tensor, Tensor]:
-        """First-order importance of heads and MLP channels of some layers; see `part_importance`."""
-
-        def compute() -> Entry:
-            total = len(self._batches) * (self.num_layers - layers[0])
-            with steps("gradients", total) as on_step:
-                heads, channels = part_importance(self.decoder, self._batches, layers, kind, on_step=on_step)
-            what = "the first-order importance"
-            return Entry({"heads": finite(heads, what, "layer"), "channels": finite(channels, what, "layer")})
-
-        sizes = [len(batch) for batch in self._batches]
-        asked = {"layers": list(layers), "kind": kind, "batches": sizes}
-        entry = self.cache.get("part_importance", {**self.key, "version": PART_IMPORTANCE_VERSION, **asked}, compute)
-        return entry.tensors["heads"], entry.tensors["channels"]
-
-    def weight_norms(self, power: float, *, sublayers: bool = False) -> Tensor:
-        """Σ|W|^power over each layer's weights, `[L]` in fp64; needs no tokens.
-
-        Args:
-            power: The exponent.
-            sublayers: Over each sublayer's, `[2 L]`: attention and MLP in turn.
-        """
-
-        def compute() -> Entry:
-            norms = weight_norms(self.decoder, power, sublayers=sublayers)
-            return Entry({"norm": finite(norms, "the weights", "layer")})
-
-        of = {"sublayers": True} if sublayers else {}
-        key = {"model": self.key["model"], "version": WEIGHT_NORM_VERSION, "power": power, **of}
-        return self.cache.get("weight_norm", key, compute).tensors["norm"]
 
     def _missing(self, statistics: Sequence[Statistic]) -> list[Statistic]:
         return [s for s in dict.fromkeys(statistics) if self.cache.find("statistic", self._statistic_key(s)) is None]

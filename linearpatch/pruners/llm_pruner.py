@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from linearpatch.calibration.part_importance import KINDS
+from linearpatch.calibration.weight_scores import part_importance
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError, ModelError, require_choice
 from linearpatch.models.decoder import Decoder
@@ -62,7 +63,7 @@ class LlmPruner(Pruner):
         """Rank heads and channels within each layer."""
         layers = self.candidates(workspace.num_layers)
         heads, channels = self.kept(workspace.decoder, n)
-        importances = workspace.part_importance(layers, self.importance)
+        importances = part_importance(workspace, layers, self.importance)
         narrowed = tuple(
             NarrowedLayer(layer, _largest(of_heads, heads), _largest(of_channels, channels))
             for layer, of_heads, of_channels in zip(layers, *importances, strict=True)

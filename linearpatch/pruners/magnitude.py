@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from linearpatch.calibration.weight_scores import weight_norms
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import require_range
 from linearpatch.models.edit import Edit
@@ -39,5 +40,5 @@ class Magnitude(RankingPruner):
     def select(self, workspace: Workspace, n: int) -> Edit:
         """Rank the layers by the size of their weights."""
         by_layer = self.unit == LAYER
-        norms = workspace.weight_norms(self.power, sublayers=not by_layer)
+        norms = weight_norms(workspace, self.power, sublayers=not by_layer)
         return self.lowest(f"sum |W|^{self.power:g}", norms.tolist() if by_layer else self.of_unit(norms), n)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from linearpatch.calibration.weight_scores import importance
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.models.edit import Edit
 from linearpatch.models.units import LAYER
@@ -31,5 +32,5 @@ class Taylor(RankingPruner):
     def select(self, workspace: Workspace, n: int) -> Edit:
         """Rank the layers by their importance."""
         by_layer = self.unit == LAYER
-        importance = workspace.importance(sublayers=not by_layer)
-        return self.lowest("sum |W * dL/dW|", importance.tolist() if by_layer else self.of_unit(importance), n)
+        values = importance(workspace, sublayers=not by_layer)
+        return self.lowest("sum |W * dL/dW|", values.tolist() if by_layer else self.of_unit(values), n)

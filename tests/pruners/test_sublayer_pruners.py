@@ -8,6 +8,7 @@ import torch
 from conftest import NUM_LAYERS, tiny_model
 
 from linearpatch.calibration.sublayer_statistics import SublayerAngle, SublayerCosine
+from linearpatch.calibration.weight_scores import importance, weight_norms
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError, ModelError
@@ -82,13 +83,13 @@ def test_of_layers_takes_a_part_of_the_layers_that_shortgpt_would_remove(workspa
 
 
 def test_weights_and_gradients_of_sublayers_add_up_to_those_of_their_layers(workspace, decoder):
-    norms = workspace.weight_norms(1.0, sublayers=True)
+    norms = weight_norms(workspace, 1.0, sublayers=True)
     attention = decoder.layers[2].self_attn.parameters()
     norm = decoder.layers[2].input_layernorm.weight
     assert norms[4].item() == pytest.approx(sum(w.abs().sum().item() for w in (*attention, norm)), rel=1e-5)
-    assert torch.allclose(norms.view(-1, 2).sum(1), workspace.weight_norms(1.0))
-    importance = workspace.importance(sublayers=True)
-    assert torch.allclose(importance.view(-1, 2).sum(1), workspace.importance(), rtol=1e-5)
+    assert torch.allclose(norms.view(-1, 2).sum(1), weight_norms(workspace, 1.0))
+    scores = importance(workspace, sublayers=True)
+    assert torch.allclose(scores.view(-1, 2).sum(1), importance(workspace), rtol=1e-5)
 
 
 def loss_without(workspace, units):
