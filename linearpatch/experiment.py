@@ -171,6 +171,11 @@ class Experiment:
         return self.save_format if self.save_model else None
 
     @property
+    def has_mixed_layers(self) -> bool:
+        """Whether some layers lose a sublayer, or patches may be layers of their own."""
+        return self.patch.adds_layers or self.pruner.unit != LAYER
+
+    @property
     def evaluations(self) -> dict[str, Evaluation]:
         """The measurements asked for; presets may hold settings of others, which stay unused."""
         return {name: chosen for name, chosen in self.eval.items() if isinstance(chosen, Evaluation)}
@@ -332,7 +337,7 @@ class Experiment:
         text = config.get_text_config(decoder=True)
         num_layers, hidden_size = text.num_hidden_layers, getattr(text, "hidden_size", None)
         if self.save_model:
-            check_config(config, self.save_format, new_layers=self.patch.adds_layers)
+            check_config(config, self.save_format, mixed_layers=self.has_mixed_layers)
         size = sizes_of(self.pruner, num_layers)[-1] if self.num_units is None else self.num_units
         self.pruner.check(num_layers, size)
         for reader in self.readers:

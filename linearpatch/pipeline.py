@@ -204,7 +204,8 @@ def prepare(
     experiment.check_model(experiment.model.config(experiment.cache_path))
     if shared is not None and shared.prepared is not None:
         record.model, record.calibration = shared.model, shared.calibration
-        check_planned(shared.prepared.model, experiment.patch, training, experiment.format)
+        model = shared.prepared.model
+        check_planned(model, experiment.patch, training, experiment.format, mixed_layers=experiment.has_mixed_layers)
         return shared.prepared
     with record.step("read"):
         texts = Texts.read(
@@ -221,6 +222,7 @@ def prepare(
             patch=experiment.patch,
             training=training,
             save_format=experiment.format,
+            mixed_layers=experiment.has_mixed_layers,
         )
     record.model = model.section(experiment.model.label, experiment.model.note)
     if texts.are_deferred:

@@ -156,7 +156,13 @@ class Shared:
 
 
 def load_model(
-    model: Model, cache_dir: Path, *, patch: Patch, training: Training | None, save_format: str | None
+    model: Model,
+    cache_dir: Path,
+    *,
+    patch: Patch,
+    training: Training | None,
+    save_format: str | None,
+    mixed_layers: bool,
 ) -> LoadedModel:
     """Load a model.
 
@@ -166,16 +172,19 @@ def load_model(
         patch: What will be fitted …
         training: … and trained …
         save_format: … and saved; None: nothing is.
+        mixed_layers: Whether some layers lose a sublayer, or patches may be layers of their own.
 
     Raises:
         ModelError: it can't be loaded, or can't have what is planned for it.
     """
     loaded = model.load(cache_dir)
-    check_planned(loaded, patch, training, save_format)
+    check_planned(loaded, patch, training, save_format, mixed_layers=mixed_layers)
     return loaded
 
 
-def check_planned(loaded: LoadedModel, patch: Patch, training: Training | None, save_format: str | None) -> None:
+def check_planned(
+    loaded: LoadedModel, patch: Patch, training: Training | None, save_format: str | None, *, mixed_layers: bool
+) -> None:
     """Reject a model that can't have what is planned for it.
 
     Raises:
@@ -185,7 +194,7 @@ def check_planned(loaded: LoadedModel, patch: Patch, training: Training | None, 
     if training:
         training.check(loaded.decoder)
     if save_format is not None:
-        check_model(loaded, save_format, new_layers=patch.adds_layers)
+        check_model(loaded, save_format, mixed_layers=mixed_layers)
     if save_format in STOCK_FORMATS and name_of(patch) != "none":
         check_foldable(loaded.decoder)
 

@@ -11,15 +11,16 @@ from linearpatch.calibration.workspace import Workspace
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import Edit, PlacedOperator, Site
 from linearpatch.models.places import InProjection, OnOutput, OnStream
-from linearpatch.models.units import Interface
+from linearpatch.models.sublayers import ATTENTION
+from linearpatch.models.units import Interface, as_units
 from linearpatch.patches.patch import Patch
 
 Operators = Iterable[PlacedOperator | tuple[Site, nn.Module]]
 
 
-def on_stream(start: int, end: int, reader: int | None = None) -> Site:
+def on_stream(start: float, end: float, reader: int | None = None) -> Site:
     """On what layer `reader` reads; that behind the interface if it isn't named."""
-    reader = end if reader is None else reader
+    reader = int(end) if reader is None else reader
     return Site(Interface(start, end), reader, OnStream(reader))
 
 
@@ -33,11 +34,15 @@ def in_projection(start: int, end: int) -> Site:
     return Site(Interface(start, end), end, InProjection(start - 1))
 
 
-def edit_of(removed: Iterable[int], operators: Operators = ()) -> Edit:
-    """Layers removed, and operators at their sites."""
-    return Edit.of_layers(
-        removed, (one if isinstance(one, PlacedOperator) else PlacedOperator(*one) for one in operators)
-    )
+def in_attention_projection(layer: int) -> Site:
+    """In the output projection of a layer's attention, whose MLP is removed."""
+    return Site(Interface(layer + 0.5, layer + 1), layer + 1, InProjection(layer, ATTENTION))
+
+
+def edit_of(removed: Iterable[int | str], operators: Operators = ()) -> Edit:
+    """Layers and sublayers removed, and operators at their sites."""
+    placed = (one if isinstance(one, PlacedOperator) else PlacedOperator(*one) for one in operators)
+    return Edit.without(as_units(removed)).with_operators(placed)
 
 
 def view_of(dense: Decoder, removed: Iterable[int], operators: Operators = ()) -> PreTrainedModel:

@@ -19,8 +19,6 @@ def formats_of(model: LoadedModel, edit: Edit) -> list[str]:
     """
     if edit.narrowed:
         return ["custom"]
-    if edit.removed_parts:
-        return ["custom", "adapter"]
     formats = ["plain"] if edit.can_fold else []
     formats += [name for name in LAYERED_FORMATS if _is_served(name, model, edit)]
     return [*formats, *([] if "plain" in formats else ["custom"]), "adapter", *_lora(edit)]
@@ -29,13 +27,15 @@ def formats_of(model: LoadedModel, edit: Edit) -> list[str]:
 def _is_served(save_format: str, model: LoadedModel, edit: Edit) -> bool:
     try:
         check_layers(model.decoder, edit, save_format)
-        check_model(model, save_format, new_layers=bool(edit.new_layers))
+        check_model(model, save_format, mixed_layers=edit.has_mixed_layers)
     except ModelError:
         return False
     return True
 
 
 def _lora(edit: Edit) -> list[str]:
+    if edit.removed_parts:
+        return []
     try:
         check_lora("lora", edit)
     except ModelError:

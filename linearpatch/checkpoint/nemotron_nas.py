@@ -1,7 +1,8 @@
 """A model whose layers are of several kinds as a checkpoint of `nemotron-nas`: vLLM and MLX compute that family.
 
 `block_configs` says of each layer whether it has attention and how wide its MLP is; tensors have Llama's names. A layer
-that only has an MLP holds a patch: the small MLP itself, or a linear map as one whose gates are constant.
+that only has an MLP holds a patch: the small MLP itself, a linear map as one whose gates are constant, or a constant as
+its bias. Layers of the model that lost a sublayer are without it.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from linearpatch.checkpoint.new_layers import LayeredModel
+from linearpatch.checkpoint.new_layers import LayeredModel, removed_part
 from linearpatch.errors import ModelError
 from linearpatch.models import configuration_nemotron_nas
 from linearpatch.models.configuration_nemotron_nas import NemotronNasConfig
 from linearpatch.models.decoder import text_config
-from linearpatch.models.modeling_linearpatch import FeatureMap, GatedMlp
+from linearpatch.models.modeling_linearpatch import ChannelShift, FeatureMap, GatedMlp, Operator
 from linearpatch.models.offload import read_parameter
+from linearpatch.models.sublayers import ATTENTION, MLP
 
 FAMILIES = ("llama", "mistral")
 ROTARY_TYPES = ("default", "linear", "llama3")
 OTHER_FORMATS = "Use save_format=gguf, custom or adapter."
 WIDTH_STEP = 256  # loaders round the width that they compute from `ffn_mult` up to a multiple of it
 GATE = 1.2784645  # whose SiLU is one
-MLP = ("gate_proj", "up_proj", "down_proj")
+MATRICES = ("gate_proj", "up_proj", "down_proj")
 
 
 def check_family(config: Any) -> None:
@@ -78,12 +80,12 @@ def write_nemotron_nas(folder: Path, layered: LayeredModel) -> None:
     Raises:
         ModelError: the first layer has no attention, which vLLM needs.
     """
-    if isinstance(layered.layers[0], FeatureMap | GatedMlp):
+    if isinstance(layered.layers[0], Operator) or removed_part(layered.layers[0]) == ATTENTION:
         raise ModelError(
-            "save_format=nemotron_nas can't hold a patch as the first layer: vLLM needs attention there. Keep layer 0: "
+            "save_format=nemotron_nas can't hold a first layer without attention: vLLM needs it there. Keep layer 0: "
             f"set pruner.protect_first=1. {OTHER_FORMATS}"
         )
-    with_bias = any(isinstance(layer, FeatureMap) or _has_bias(layer) for layer in layered.layers)
+    with_bias = any(isinstance(layer, FeatureMap | ChannelShift) or _has_bias(layer) for layer in layered.layers)
     content = config_content(layered, with_bias=with_bias)
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     source = inspect.getsource(configuration_nemotron_nas)
@@ -101,7 +103,7 @@ def config_content(layered: LayeredModel, *, with_bias: bool) -> dict[str, Any]:
         layered: The model.
         with_bias: Whether MLPs have biases: all or none.
     """
-    config = text_config(layered.stock.config)
+    config = layered.config
     rotary = dict(config.rope_parameters)
     scaling = None if rotary.get("rope_type", "default") == "default" else rotary
     kept = (
@@ -120,18 +122,19 @@ def config_content(layered: LayeredModel, *, with_bias: bool) -> dict[str, Any]:
         "rope_theta": rotary["rope_theta"],
         "rope_scaling": scaling,
         "rope_parameters": rotary,
-        "torch_dtype": str(layered.stock.dtype).removeprefix("torch."),
+        "torch_dtype": str(layered.model.dtype).removeprefix("torch."),
         "block_configs": [_block(layer, config) for layer in layered.layers],
     }
 
 
 def _block(layer: nn.Module, config: Any) -> dict[str, Any]:
-    is_new = isinstance(layer, FeatureMap | GatedMlp)
-    group = None if is_new else config.num_attention_heads // config.num_key_value_heads
-    width = padded(_width(layer))
+    removed = removed_part(layer)
+    without_attention, without_mlp = isinstance(layer, Operator) or removed == ATTENTION, removed == MLP
+    group = None if without_attention else config.num_attention_heads // config.num_key_value_heads
+    factor = None if without_mlp else multiple_of(padded(_width(layer)), config.hidden_size)
     return {
-        "attention": {"no_op": is_new, "replace_with_linear": False, "n_heads_in_group": group},
-        "ffn": {"no_op": False, "replace_with_linear": False, "ffn_mult": multiple_of(width, config.hidden_size)},
+        "attention": {"no_op": without_attention, "replace_with_linear": False, "n_heads_in_group": group},
+        "ffn": {"no_op": without_mlp, "replace_with_linear": False, "ffn_mult": factor},
     }
 
 
@@ -146,6 +149,8 @@ def multiple_of(width: int, hidden_size: int) -> float:
 
 
 def _width(layer: nn.Module) -> int:
+    if isinstance(layer, ChannelShift):
+        return 1
     if isinstance(layer, FeatureMap):
         return len(layer.weights[0])
     down = layer.down if isinstance(layer, GatedMlp) else layer.get_parameter("mlp.down_proj.weight")
@@ -159,21 +164,22 @@ def _has_bias(layer: nn.Module) -> bool:
 @torch.no_grad()
 def state(layered: LayeredModel, *, with_bias: bool) -> Iterator[tuple[str, Tensor]]:
     """Names and values of all tensors, in the model's precision."""
-    model: Any = layered.stock
+    model: Any = layered.model
     dtype = model.dtype
     yield "model.embed_tokens.weight", read_parameter(model.get_input_embeddings(), "weight").detach()
     yield "model.norm.weight", read_parameter(model.model.norm, "weight").detach()
-    if not text_config(model.config).tie_word_embeddings:
+    if not layered.config.tie_word_embeddings:
         yield "lm_head.weight", read_parameter(model.get_output_embeddings(), "weight").detach()
     for index, layer in enumerate(layered.layers):
         values = dict(_layer_values(layer, model.config.hidden_size))
-        values |= dict(_padded_mlp(values, with_bias=with_bias))
+        if removed_part(layer) != MLP:
+            values |= dict(_padded_mlp(values, with_bias=with_bias))
         for name, value in values.items():
             yield f"model.layers.{index}.{name}", value.to(dtype).cpu().contiguous()
 
 
 def _layer_values(layer: nn.Module, size: int) -> Iterator[tuple[str, Tensor]]:
-    if not isinstance(layer, FeatureMap | GatedMlp):
+    if not isinstance(layer, FeatureMap | GatedMlp | ChannelShift):
         for path, module in layer.named_modules():
             for name, _ in module.named_parameters(recurse=False):
                 yield f"{path}.{name}", read_parameter(module, name).detach()
@@ -184,6 +190,8 @@ def _layer_values(layer: nn.Module, size: int) -> Iterator[tuple[str, Tensor]]:
     down: Tensor
     if isinstance(layer, GatedMlp):
         gate, up, down = layer.gate, layer.up, layer.down
+    elif isinstance(layer, ChannelShift):
+        gate, up, down = torch.zeros(1, size), torch.zeros(1, size), torch.zeros(size, 1)
     else:
         *first, last = [weight.float() for weight in layer.weights]
         up, down = (first[0], last) if first else (last, torch.eye(size))
@@ -191,7 +199,7 @@ def _layer_values(layer: nn.Module, size: int) -> Iterator[tuple[str, Tensor]]:
         bias = torch.tensor(GATE).to(layer.weights[0].dtype)  # as it will be stored
         up = up / functional.silu(bias.float())
         yield "mlp.gate_proj.bias", bias.expand(len(up))
-    for name, value in zip(MLP, (gate, up, down), strict=True):
+    for name, value in zip(MATRICES, (gate, up, down), strict=True):
         yield f"mlp.{name}.weight", value
     if layer.bias is not None:
         yield "mlp.down_proj.bias", layer.bias
@@ -199,7 +207,7 @@ def _layer_values(layer: nn.Module, size: int) -> Iterator[tuple[str, Tensor]]:
 
 def _padded_mlp(values: dict[str, Tensor], *, with_bias: bool) -> Iterator[tuple[str, Tensor]]:
     """The MLP's tensors with idle units, and with biases where all MLPs have them."""
-    weights = {name: values[f"mlp.{name}.weight"] for name in MLP}
+    weights = {name: values[f"mlp.{name}.weight"] for name in MATRICES}
     size, width = weights["down_proj"].shape
     idle = padded(width) - width
     for name, weight in weights.items():

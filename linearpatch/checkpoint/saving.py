@@ -58,8 +58,13 @@ log = logging.getLogger(__name__)
 
 FORMATS = ("auto", "plain", "custom", "adapter", "lora", "gguf", "nemotron_nas")
 STOCK_FORMATS = ("plain", "gguf", "nemotron_nas")  # hold the weights of a stock model and nothing else …
-LAYERED_FORMATS = ("gguf", "nemotron_nas")  # … or layers of other kinds beside its own
-AS_LAYERS = "Patches that are layers of their own: normed_refit, mlp, and lstsq with patch.features=rms_normalised."
+LAYERED_FORMATS = ("gguf", "nemotron_nas")  # … or layers of other kinds beside its own, or without a sublayer
+ONE_KIND_FORMATS = ("plain", "lora")  # whose layers are all alike
+MIXED_FORMATS = "Use save_format=gguf or nemotron_nas (Llama-like families), custom or adapter."
+AS_LAYERS = (
+    "Patches that are layers of their own: normed_refit, nbl, mlp, average_update, and lstsq with "
+    "patch.features=rms_normalised."
+)
 EXPERTS_FROM_DISK = Version("5.14")
 
 
@@ -76,10 +81,10 @@ def check_format(save_format: str, patch: Patch, *, trainable: str | None = None
         ConfigError: says which formats remain.
     """
     require_choice("save_format", save_format, FORMATS)
-    if unit != LAYER and save_format in ("lora", *STOCK_FORMATS):
+    if unit != LAYER and save_format in ONE_KIND_FORMATS:
         raise ConfigError(
             f"save_format={save_format} can't hold a model whose layers lost sublayers (pruner.unit={unit}): no "
-            "configuration of a stock model describes them. Use save_format=custom or adapter."
+            f"configuration of a stock model describes them. {MIXED_FORMATS}"
         )
     if save_format == "lora" and trainable != "lora":
         raise ConfigError(
@@ -121,30 +126,30 @@ def check_target(folder: Path) -> None:
         )
 
 
-def check_config(config: Any, save_format: str, *, new_layers: bool) -> None:
+def check_config(config: Any, save_format: str, *, mixed_layers: bool) -> None:
     """Reject early a model that another program than transformers would compute otherwise.
 
     Args:
         config: The dense model's, as transformers has it.
         save_format: As of `save_checkpoint`.
-        new_layers: Whether patches become layers of their own.
+        mixed_layers: Whether layers lose a sublayer, or patches become layers of their own.
 
     Raises:
         ModelError: names what the format lacks.
     """
     if save_format == "gguf":
-        architecture_of(config, new_layers=new_layers)
+        architecture_of(config, mixed_layers=mixed_layers)
     elif save_format == "nemotron_nas":
         check_family(config)
 
 
-def check_model(model: LoadedModel, save_format: str, *, new_layers: bool) -> None:
+def check_model(model: LoadedModel, save_format: str, *, mixed_layers: bool) -> None:
     """The same with the tokenizer, which a GGUF file holds.
 
     Raises:
         ModelError: names what the format lacks.
     """
-    check_config(model.decoder.model.config, save_format, new_layers=new_layers)
+    check_config(model.decoder.model.config, save_format, mixed_layers=mixed_layers)
     if save_format == "gguf":
         check_tokenizer(model)
 
@@ -201,7 +206,7 @@ def save_checkpoint(
     """
     require_choice("save_format", save_format, FORMATS)
     require_choice("gguf_type", gguf_type, TYPES)
-    check_model(model, save_format, new_layers=bool(edit.new_layers))
+    check_model(model, save_format, mixed_layers=edit.has_mixed_layers)
     check_target(Path(folder))
     check_storable(placed.module for placed in edit.operators)
     entries = tuple(PatchEntry.of(placed) for placed in edit.operators)
@@ -210,17 +215,17 @@ def save_checkpoint(
             f"save_format={save_format} can't hold layers that lost heads and channels: no configuration of a stock "
             "model describes them, and an adapter holds patches alone. Use save_format=custom."
         )
-    if edit.removed_parts and save_format in ("lora", *STOCK_FORMATS):
+    if edit.removed_parts and save_format in ONE_KIND_FORMATS:
         raise ModelError(
             f"save_format={save_format} can't hold layers that lost a sublayer: no configuration of a stock model "
-            "describes them. Use save_format=custom or adapter."
+            f"describes them. {MIXED_FORMATS}"
         )
     if save_format != "adapter" and edit.is_stock:
         check_rebuilt(model.decoder, edit.with_operators(()).view(model.decoder), edit.removed_layers)
     check_lora(save_format, edit)
     with_lora = save_format == "lora"
     layered = layered_model(model.decoder, edit, save_format) if save_format in LAYERED_FORMATS else None
-    save_format, view = (save_format, layered.stock) if layered else _represent(save_format, model.decoder, edit)
+    save_format, view = (save_format, layered.model) if layered else _represent(save_format, model.decoder, edit)
     if view is not None and save_format == "plain":
         _check_experts_on_disk(view)
     manifest = Manifest(

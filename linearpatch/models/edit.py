@@ -132,7 +132,17 @@ class Edit:
     @property
     def can_fold(self) -> bool:
         """Whether stock weights may hold all operators, going by their form."""
-        return self.is_stock and all(placed.place.can_fold(placed.module) for placed in self.operators)
+        return self.is_stock and self.operators_fold
+
+    @property
+    def operators_fold(self) -> bool:
+        """Whether weights of what is kept may hold all operators, going by their form."""
+        return all(placed.place.can_fold(placed.module) for placed in self.operators)
+
+    @property
+    def has_mixed_layers(self) -> bool:
+        """Whether formats for stock weights need layers of several kinds: some lost a sublayer, or are operators."""
+        return bool(self.removed_parts or self.new_layers)
 
     @cached_property
     def new_layers(self) -> tuple[PlacedOperator, ...]:

@@ -19,7 +19,15 @@ from transformers.pytorch_utils import Conv1D
 
 from linearpatch.errors import ModelError
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.modeling_linearpatch import ChannelScale, FeatureMap, GatedMlp, LinearMap, Operator, attach
+from linearpatch.models.modeling_linearpatch import (
+    ChannelScale,
+    ChannelShift,
+    FeatureMap,
+    GatedMlp,
+    LinearMap,
+    Operator,
+    attach,
+)
 from linearpatch.models.offload import read_parameter, replace_parameter
 from linearpatch.models.sublayers import ATTENTION, MLP, Sublayer, sublayers_of
 
@@ -142,8 +150,8 @@ class OnStream(Place):
         return _attach(view, view.reader(position), operator, "input")
 
     def can_be_layer(self, operator: nn.Module) -> bool:
-        """One that adds what it makes of the normalised stream, as layers do."""
-        return isinstance(operator, GatedMlp) or (isinstance(operator, FeatureMap) and operator.is_layer)
+        """One that adds what it makes of the normalised stream, as layers do, or the same to every token."""
+        return isinstance(operator, GatedMlp | ChannelShift) or (isinstance(operator, FeatureMap) and operator.is_layer)
 
     def can_fold(self, operator: nn.Module) -> bool:
         """One factor for all channels: the norms past it forget the scale of the stream."""

@@ -31,6 +31,11 @@ class AverageUpdate(StreamPatch):
         """It has none, so that distillation trains the operator as a whole."""
         return False
 
+    @property
+    def adds_layers(self) -> bool:
+        """Always: layers that add their bias alone."""
+        return True
+
     def statistics(self) -> Sequence[Statistic]:
         """Means of all streams."""
         return (StreamMean(),)

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from edits import edit_of, in_projection, on_mlp, on_stream
+from edits import edit_of, in_attention_projection, in_projection, on_mlp, on_stream
 from gguf import GGUFReader
 from tiny import config_of
 from transformers import AutoModelForCausalLM
 
-from linearpatch.checkpoint.gguf.architecture import WITH_NEW_LAYERS
+from linearpatch.checkpoint.gguf.architecture import WITH_MIXED_LAYERS
 from linearpatch.checkpoint.saving import check_format, save_checkpoint
 from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.decoder import decoder_of, norm_epsilon
 from linearpatch.models.model import LoadedModel
-from linearpatch.models.modeling_linearpatch import ChannelScale, FeatureMap, GatedMlp, LinearMap
+from linearpatch.models.modeling_linearpatch import ChannelScale, ChannelShift, FeatureMap, GatedMlp, LinearMap
 from linearpatch.models.random import byte_tokenizer
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.normed_refit import NormedRefit
@@ -66,6 +66,10 @@ def edits():
                                         (on_stream(7, 8), linear(rank=5, bias=True))]),
         "several at one": edit_of([2, 3], [(on_stream(2, 3, 4), linear()), (on_stream(3, 4), linear(bias=True))]),
         "mlp": edit_of([2, 3], [(on_stream(2, 4), mlp())]),
+        "sublayers": edit_of(["1.attention", "2.mlp", "3.attention", 5, "6.attention", "7.mlp"],
+                             [(on_stream(1, 1.5), linear(bias=True)), (on_stream(6, 6.5), linear()),
+                              (on_stream(2.5, 3.5), ChannelShift(torch.randn(32))), (on_stream(7.5, 8), mlp())]),
+        "refitted attention": edit_of(["3.mlp"], [(in_attention_projection(3), LinearMap(torch.randn(32, 32) / 8))]),
     }  # fmt: skip
 
 
@@ -79,12 +83,19 @@ def last_logits(model, tokens) -> torch.Tensor:
     return model(torch.tensor([tokens]), use_cache=False).logits[0, -1].float()
 
 
-SLOW = [("tied", "one"), ("mistral", "three"), ("qwen2", "three"), ("llama", "several at one"), ("llama", "mlp")]
+SLOW = [("tied", "one"), ("mistral", "three"), ("qwen2", "three"), ("llama", "several at one"), ("llama", "mlp"),
+        ("qwen2", "sublayers")]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("family", "name"),
-    [("llama", "one"), ("llama", "three"), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW)],
+    [
+        ("llama", "one"),
+        ("llama", "three"),
+        ("llama", "sublayers"),
+        ("llama", "refitted attention"),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW),
+    ],
 )
 def test_llama_cpp_computes_the_same_logits(family, name, tmp_path):
     model, edit = loaded(family), edits()[name]
@@ -95,7 +106,7 @@ def test_llama_cpp_computes_the_same_logits(family, name, tmp_path):
         assert tokens == model.tokenizer(prompt).input_ids
         expected = last_logits(view, tokens)
         assert (logits - expected).abs().max() <= 1e-3 * expected.abs().max()
-        without = last_logits(edit.without_new_layers.view(model.decoder), tokens)
+        without = last_logits(edit.with_operators(()).view(model.decoder), tokens)
         assert (without - expected).abs().max() > 1e-2 * expected.abs().max()
 
 
@@ -145,7 +156,8 @@ def rejected(model, edit, named, tmp_path):
 
 def test_what_has_no_equivalent_is_rejected_before_anything_is_written(tmp_path):
     model = loaded()
-    rejected(model, edit_of([0], [(on_stream(0, 1), mlp())]), "MLP as the first layer", tmp_path)
+    rejected(model, edit_of([0], [(on_stream(0, 1), mlp())]), "first layer without attention", tmp_path)
+    rejected(model, edit_of(["0.attention"]), "first layer without attention", tmp_path)
     rejected(model, edit_of([2], [(on_stream(2, 3), linear(epsilon=1e-6))]), "adds 1e-06 to mean squares", tmp_path)
     scaled = FeatureMap([torch.eye(32)], True, torch.ones(32), epsilon=EPSILON)
     rejected(model, edit_of([2], [(on_stream(2, 3), scaled)]), "can't hold these patches", tmp_path)
@@ -157,12 +169,14 @@ def test_what_has_no_equivalent_is_rejected_before_anything_is_written(tmp_path)
 
 
 def test_families_without_such_layers_are_rejected_by_name(tmp_path):
-    assert set(WITH_NEW_LAYERS) == {"llama", "mistral", "qwen2"}
+    assert set(WITH_MIXED_LAYERS) == {"llama", "mistral", "qwen2"}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config_of("qwen3")).eval()
     model = LoadedModel(decoder_of(model), byte_tokenizer(), "0123456789abcdef")
     edit = edit_of([2], [(on_stream(2, 3), linear(epsilon=norm_epsilon(model.decoder)))])
-    rejected(model, edit, "family qwen3 with patches as layers of their own.*patch=mlp_refit", tmp_path)
+    rejected(
+        model, edit, "family qwen3 with layers that lack.*or patches as layers of their own.*patch=mlp_refit", tmp_path
+    )
 
 
 def test_only_patches_that_are_layers_pass_the_early_check():

@@ -13,11 +13,15 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from linearpatch.errors import ModelError
 from linearpatch.models.decoder import text_config
+from linearpatch.models.modeling_linearpatch import RemovedModule
 from linearpatch.models.offload import read_parameter
 
 ROTARY_TYPES = ("default", "linear", "llama3")
 OTHER_FORMATS = "Use save_format=plain, custom or adapter."
-STOCK_PATCH = "Use a patch that folds into stock weights, such as patch=mlp_refit, or save_format=custom or adapter."
+STOCK_EDIT = (
+    "Remove whole layers and use a patch that folds into stock weights, such as patch=mlp_refit, or save_format=custom "
+    "or adapter."
+)
 
 
 @dataclass(frozen=True)
@@ -46,31 +50,31 @@ ARCHITECTURES = {
 }
 
 # The architecture whose layers may each be of another kind, and how it computes a family.
-WITH_NEW_LAYERS = {
+WITH_MIXED_LAYERS = {
     "llama": Architecture("deci", interleaved=True),
     "mistral": Architecture("deci", interleaved=True),
     "qwen2": Architecture("deci", interleaved=True, attention_bias=True),
 }
 
 
-def architecture_of(config: Any, *, new_layers: bool = False) -> Architecture:
+def architecture_of(config: Any, *, mixed_layers: bool = False) -> Architecture:
     """How llama.cpp computes the models of a configuration.
 
     Args:
         config: As transformers has it.
-        new_layers: Whether patches become layers of their own.
+        mixed_layers: Whether layers lack a sublayer, or are patches.
 
     Raises:
         ModelError: it can't, or only approximately; names the family or the setting.
     """
     config = text_config(config)
     family = config.model_type
-    known = WITH_NEW_LAYERS if new_layers else ARCHITECTURES
+    known = WITH_MIXED_LAYERS if mixed_layers else ARCHITECTURES
     if family not in known:
-        with_what = " with patches as layers of their own" if new_layers else ""
+        with_what = " with layers that lack a sublayer, or patches as layers of their own" if mixed_layers else ""
         raise ModelError(
             f"save_format=gguf can't hold models of the family {family}{with_what}. Families that it can: "
-            f"{', '.join(known)}. {STOCK_PATCH if new_layers and family in ARCHITECTURES else OTHER_FORMATS}"
+            f"{', '.join(known)}. {STOCK_EDIT if mixed_layers and family in ARCHITECTURES else OTHER_FORMATS}"
         )
     architecture = known[family]
     rotary = rotary_of(config)
@@ -141,21 +145,26 @@ def outer_tensors(model: Any, config: Any) -> Iterator[Named]:
 
 
 def layer_tensors(layer: Any, index: int, architecture: Architecture, config: Any) -> Iterator[Named]:
-    """Names in GGUF and values of a layer."""
+    """Names in GGUF and values of a layer, of the sublayers that it has."""
     attention, mlp = layer.self_attn, layer.mlp
-    modules: list[tuple[str, nn.Module, int]] = [
-        ("attn_norm", layer.input_layernorm, 0),
-        ("attn_q", attention.q_proj, config.num_attention_heads),
-        ("attn_k", attention.k_proj, config.num_key_value_heads),
-        ("attn_v", attention.v_proj, 0),
-        ("attn_output", attention.o_proj, 0),
-        ("ffn_norm", layer.post_attention_layernorm, 0),
-        ("ffn_gate", mlp.gate_proj, 0),
-        ("ffn_up", mlp.up_proj, 0),
-        ("ffn_down", mlp.down_proj, 0),
-    ]
-    if architecture.head_norms:
-        modules += [("attn_q_norm", attention.q_norm, 0), ("attn_k_norm", attention.k_norm, 0)]
+    modules: list[tuple[str, nn.Module, int]] = []
+    if not isinstance(attention, RemovedModule):
+        modules += [
+            ("attn_norm", layer.input_layernorm, 0),
+            ("attn_q", attention.q_proj, config.num_attention_heads),
+            ("attn_k", attention.k_proj, config.num_key_value_heads),
+            ("attn_v", attention.v_proj, 0),
+            ("attn_output", attention.o_proj, 0),
+        ]
+        if architecture.head_norms:
+            modules += [("attn_q_norm", attention.q_norm, 0), ("attn_k_norm", attention.k_norm, 0)]
+    if not isinstance(mlp, RemovedModule):
+        modules += [
+            ("ffn_norm", layer.post_attention_layernorm, 0),
+            ("ffn_gate", mlp.gate_proj, 0),
+            ("ffn_up", mlp.up_proj, 0),
+            ("ffn_down", mlp.down_proj, 0),
+        ]
     for name, module, heads in modules:
         for part in ("weight", "bias"):
             if getattr(module, part, None) is not None:

@@ -32,7 +32,6 @@ from linearpatch.checkpoint.gguf.layers import LayerSizes, check_order, sizes_of
 from linearpatch.checkpoint.gguf.vocabulary import vocabulary_of
 from linearpatch.checkpoint.new_layers import LayeredModel
 from linearpatch.errors import ModelError
-from linearpatch.models.decoder import text_config
 from linearpatch.models.model import LoadedModel
 
 TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
@@ -72,9 +71,8 @@ def write_gguf(
     Raises:
         ModelError: llama.cpp would compute something else.
     """
-    model = layered.stock
-    config = text_config(model.config)
-    architecture = architecture_of(config, new_layers=layered.num_new_layers > 0)
+    model, config = layered.model, layered.config
+    architecture = architecture_of(config, mixed_layers=layered.has_mixed_layers)
     sizes = [sizes_of(layer, config) for layer in layered.layers]
     check_order(sizes)
     kind = TYPE_OF_DTYPE[model.dtype] if gguf_type == "auto" else gguf_type
