@@ -104,8 +104,8 @@ class Limit(Budget, ABC):
             return measured[n]
 
         find = most_within if self.takes_most else fewest_within
-        found = find(sizes, size, limits)
-        if found is None:
+        num_removed = find(sizes, size, limits)
+        if num_removed is None:
             nearest = measured[sizes[0] if self.takes_most else sizes[-1]]
             which = "one layer removed" if self.takes_most else f"{nearest.num_pruned_layers} layers removed, the most,"
             raise ConfigError(
@@ -113,13 +113,15 @@ class Limit(Budget, ABC):
                 f"with {which} the model has {nearest.value:.6g}, the dense one {limits.dense:.6g}. Raise the limit "
                 "(budget.at_most)."
             )
-        taken = measured[found]
+        taken = measured[num_removed]
         log.info(
-            "budget: %d layers are removed, %.6g of at most %.6g %s (%.1f %% to spare)", found, taken.value,
+            "budget: %d layers are removed, %.6g of at most %.6g %s (%.1f %% to spare)", num_removed, taken.value,
             limits.limit, limits.unit, 100 * (1 - taken.value / limits.limit),
         )  # fmt: skip
         sizes_measured = [measured[n] for n in sorted(measured)]
-        return BudgetSection(name_of(self), limits.limit, limits.unit, limits.dense, found, taken.value, sizes_measured)
+        return BudgetSection(
+            name_of(self), limits.limit, limits.unit, limits.dense, num_removed, taken.value, sizes_measured
+        )
 
 
 def fewest_within(sizes: Sequence[int], size: Callable[[int], SizeSection], limits: Limits) -> int | None:

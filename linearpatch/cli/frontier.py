@@ -61,9 +61,9 @@ def execute(arguments: argparse.Namespace) -> int:
     for name, error in runs.failed.items():
         out.print(f"{name}: {error}", soft_wrap=True, markup=False)
     if runs.done:
-        found = Frontier.of(runs, metric=given.metric, bound=given.within)
-        files = found.write()
-        out.print(rich_table(found.table()))
+        frontier = Frontier.of(runs, metric=given.metric, bound=given.within)
+        files = frontier.write()
+        out.print(rich_table(frontier.table()))
         out.print(", ".join(map(str, files)), soft_wrap=True)
     return 1 if runs.failed else 0
 

@@ -105,29 +105,29 @@ class Frontier:
 
     def sentences(self) -> list[str]:
         """The recommendations in words."""
-        said = []
+        sentences = []
         for curve in self.curves:
             of = f"{curve.name}: " if len(self.curves) > 1 else ""
-            said.append(of + self._within_text(curve.within, curve))
+            sentences.append(of + self._within_text(curve.within, curve))
             if curve.knee is not None:
-                said.append(
+                sentences.append(
                     f"{of}at the knee of the curve: {curve.knee.n} layers, {self._taken(curve.knee)}"
                     f"{_sizes_text(curve.knee)}"
                 )
         if any(point.interval for curve in self.curves for point in curve.points):
-            said.append("in brackets: 95 % intervals over windows or questions, paired with the dense model's")
-        return said
+            sentences.append("in brackets: 95 % intervals over windows or questions, paired with the dense model's")
+        return sentences
 
-    def _within_text(self, found: Recommendation, curve: Curve) -> str:
+    def _within_text(self, best: Recommendation, curve: Curve) -> str:
         limit = self.measure.text(self.bound)
-        if found.n == 0:
-            return f"within {limit}: no size that was measured{_sizes_text(found)}"
-        more = "" if found.n < curve.points[-1].n else "; larger sizes may be, too"
-        sure = f"; {found.certain} with the whole interval" if found.certain not in (None, found.n) else ""
-        return f"within {limit}: {found.n} layers, {self._taken(found)}{_sizes_text(found)}{sure}{more}"
+        if best.n == 0:
+            return f"within {limit}: no size that was measured{_sizes_text(best)}"
+        more = "" if best.n < curve.points[-1].n else "; larger sizes may be, too"
+        sure = f"; {best.certain} with the whole interval" if best.certain not in (None, best.n) else ""
+        return f"within {limit}: {best.n} layers, {self._taken(best)}{_sizes_text(best)}{sure}{more}"
 
-    def _taken(self, found: Recommendation) -> str:
-        return f"{self._loss_text(found.loss, found.interval)} {self.measure.title}"
+    def _taken(self, best: Recommendation) -> str:
+        return f"{self._loss_text(best.loss, best.interval)} {self.measure.title}"
 
     def _loss_text(self, loss: float, interval: tuple[float, float] | None) -> str:
         if interval is None:
@@ -176,8 +176,8 @@ def frontier(
 ) -> Frontier:
     """How far a model can be pruned: every size of one or several recipes, from one pass and one model in memory.
 
-        found = lp.frontier("experiment=recommended", sizes=range(1, 10))
-        found.curves[0].within.n, found.curves[0].knee.n
+        result = lp.frontier("experiment=recommended", sizes=range(1, 10))
+        result.curves[0].within.n, result.curves[0].knee.n
 
     Runs that are complete aren't run again, so that an interrupted frontier resumes. Each is an ordinary run in a
     folder of its own, with the record that it would have alone.
@@ -193,12 +193,12 @@ def frontier(
         ConfigError: a recipe is impossible, or what it measures gives no frontier.
     """
     require_range("bound", bound, low=0)
-    found = Frontier.of(run_frontier(list(overrides), sizes), metric=metric, bound=bound)
-    found.write()
-    return found
+    result = Frontier.of(run_frontier(list(overrides), sizes), metric=metric, bound=bound)
+    result.write()
+    return result
 
 
-def _sizes_text(found: Recommendation) -> str:
-    if found.sizes is None or found.sizes[0] == found.sizes[1]:
+def _sizes_text(recommendation: Recommendation) -> str:
+    if recommendation.sizes is None or recommendation.sizes[0] == recommendation.sizes[1]:
         return ""
-    return f" ({found.sizes[0]} to {found.sizes[1]})"
+    return f" ({recommendation.sizes[0]} to {recommendation.sizes[1]})"

@@ -157,8 +157,8 @@ def _draws(folder: Path, stage: str, measure: Measure) -> Samples | None:
         arrays = [answers.arrays.get(f"{which}/{name}") for which in ("dense", stage)]
         pair = [array.double().numpy() for array in arrays if array is not None]
     else:
-        found = [answers.questions.get(which, {}).get(name) for which in ("dense", stage)]
-        pair = [values[~numpy.isnan(values)] for values in found if values is not None]
+        values_of_both = [answers.questions.get(which, {}).get(name) for which in ("dense", stage)]
+        pair = [values[~numpy.isnan(values)] for values in values_of_both if values is not None]
     if len(pair) < 2 or len(pair[0]) != len(pair[1]) or len(pair[0]) < 2:
         return None
     size = len(pair[0])

@@ -45,10 +45,10 @@ def knee(points: Sequence[Point], measure: Measure) -> Recommendation | None:
     spread = None
     if all(point.draws is not None for point in points):
         curves = numpy.stack([point.draws for point in points if point.draws is not None])
-        found = numpy.array(
+        sizes_drawn = numpy.array(
             [sizes[_knee(sizes, [0.0, *(steepness(loss, measure) for loss in curve)])] for curve in curves.T]
         )
-        spread = _sizes(found)
+        spread = _sizes(sizes_drawn)
     return _recommended("knee", points, sizes[at], spread)
 
 
@@ -88,8 +88,8 @@ def _most(losses: Sequence[float], points: Sequence[Point], bound: float) -> int
     return most
 
 
-def _sizes(found: numpy.ndarray) -> tuple[int, int]:
-    low, high = interval_of(found.astype(float)) or (0.0, 0.0)
+def _sizes(sizes_drawn: numpy.ndarray) -> tuple[int, int]:
+    low, high = interval_of(sizes_drawn.astype(float)) or (0.0, 0.0)
     return int(numpy.floor(low)), int(numpy.ceil(high))
 
 

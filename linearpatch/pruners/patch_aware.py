@@ -112,8 +112,8 @@ class PatchAware(Pruner):
     def prepare(self, workspace: Workspace, sizes: Sequence[int]) -> None:
         """Search for each size, and gather what the finalists of all of them are fitted on."""
         if self.finalists > 1:
-            found = [self._searched(workspace, n)[0][: self.finalists] for n in sizes]
-            gather(workspace, workspace.patch, [units for finalists in found for units in finalists])
+            by_size = [self._searched(workspace, n)[0][: self.finalists] for n in sizes]
+            gather(workspace, workspace.patch, [units for finalists in by_size for units in finalists])
 
     def _searched(self, workspace: Workspace, n: int) -> tuple[list[Units], LayerScores]:
         """The best sets, and their scores; cached."""

@@ -55,15 +55,15 @@ class TaskAware(Pruner):
     def select(self, workspace: Workspace, n: int) -> Edit:
         """Remove one layer after the other."""
         removed: list[int] = []
-        found: list[SearchStep] = []
+        search_steps: list[SearchStep] = []
         for _ in range(n):
             candidates = [layer for layer in self.candidates(workspace.num_layers) if layer not in removed]
             answered = dict(zip(candidates, self._answered(workspace, removed, candidates), strict=True))
             best = min(answered, key=lambda layer: (-answered[layer].accuracy, answered[layer].loss, layer))
             errors = {str(layer): 1 - one.accuracy for layer, one in answered.items()}
-            found.append(SearchStep(best, errors, []))
+            search_steps.append(SearchStep(best, errors, []))
             removed.append(best)
-        return Edit.of_layers(removed, scores=LayerScores("share of questions answered wrong", steps=found))
+        return Edit.of_layers(removed, scores=LayerScores("share of questions answered wrong", steps=search_steps))
 
     def _answered(self, workspace: Workspace, removed: Sequence[int], candidates: Sequence[int]) -> list[Answered]:
         """How the model does without `removed` and each candidate more; cached."""

@@ -93,8 +93,8 @@ class AskedOfModels:
         for question in questions:
             own = [next(scores) for _ in question.requests]
             with scoring(task.task_name):
-                found = task.process_results(question.document, own)
-            right += float(found.get("acc_norm", found["acc"]))
+                scored = task.process_results(question.document, own)
+            right += float(scored.get("acc_norm", scored["acc"]))
             tokens = max(1, len(model.tok_encode(question.requests[question.right].args[1])))
             losses.append(-own[question.right][0] / tokens)
         return Answered(right / len(questions), sum(losses) / len(losses))
@@ -108,7 +108,7 @@ def read_questions(source: QuestionSource, datasets_dir: Path | None) -> TaskQue
         DataError: their data can't be had.
     """
     folder = Path(source.include_path).expanduser().resolve() if source.include_path else None
-    found = {}
+    questions_by_task = {}
     with quiet():
         for entry in select(source.tasks, folder).entries:
             task = load(of_calibration(entry), datasets_dir, 0)
@@ -127,8 +127,8 @@ def read_questions(source: QuestionSource, datasets_dir: Path | None) -> TaskQue
             if source.limit is not None and len(documents) > source.limit:
                 documents = random.Random(source.seed).sample(documents, source.limit)
             with scoring(entry.name):
-                found[entry.name] = task, [_question(task, document) for document in documents]
-    return TaskQuestions(found)
+                questions_by_task[entry.name] = task, [_question(task, document) for document in documents]
+    return TaskQuestions(questions_by_task)
 
 
 def of_calibration(entry: Entry) -> Entry:
