@@ -48,6 +48,7 @@ RUNS = {  # at full and at small scale
     "retention": (8, 8),
     "sensitivity": (25, 4),
     "servable": (6, 6),
+    "serving": (12, 4),
     "sublayers": (21, 3),
     "top_k": (3, 3),
     "trainable": (4, 4),
