@@ -59,6 +59,7 @@ def test_the_code_of_a_card_loads_the_model_and_asks_nothing(tmp_path):
         assert "to instantiate a model of type" not in found.stderr
 
 
+@pytest.mark.slow
 def test_a_card_says_that_the_saved_model_was_not_measured(tmp_path):
     assert run("stages=[dense]", "save_model=true", f"output_dir={tmp_path}/D") == 0
     assert "was not measured" in (tmp_path / "D" / "model" / "README.md").read_text()

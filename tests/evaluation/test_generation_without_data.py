@@ -61,6 +61,7 @@ def test_continuations_are_compared_with_those_of_dense(models):
     assert questions["pruned"]["generation/continuations/edit_distance"].shape == (3,)
 
 
+@pytest.mark.slow
 def test_the_distance_is_that_of_what_both_models_write(models):
     metrics, _ = measure(SMALL, "generation", models)
     blocks = READER.open().cut(SMALL.spec("generation"), byte_tokenizer())
@@ -104,6 +105,7 @@ def test_who_answers_everything_gets_everything(models, monkeypatch):
     assert questions["dense"]["generation/json/acc"].tolist() == [1.0] * 3
 
 
+@pytest.mark.slow
 def test_long_inputs_by_length_and_depth(models):
     evaluation = LongInputs(lengths=[400, 600, 9000], depths=[0, 100], limit=2)
     metrics, _ = measure(evaluation, "long", models)

@@ -186,6 +186,7 @@ def test_mistakes_are_told_before_a_layer_is_ranked(tmp_path, capsys, overrides,
     assert not file.exists() or "rank" not in json.loads(file.read_text())["timings_s"]
 
 
+@pytest.mark.slow
 def test_tasks_without_data_are_skipped_only_where_asked(tmp_path, capsys):
     found = run(tmp_path / "D", "eval=[ppl,qa]", "missing_data=skip")
     assert found["metrics"]["dense"]["qa/piqa/acc"]["value"] is None

@@ -35,7 +35,10 @@ def parts(record):
         pytest.param(
             ("pruner=patch_aware", "patch=refit_auto", "calibration.held_out_blocks=2"), marks=pytest.mark.slow
         ),
-        ("pruner=patch_aware", "pruner.search=greedy", "patch=lstsq", "calibration.held_out_blocks=2"),
+        pytest.param(
+            ("pruner=patch_aware", "pruner.search=greedy", "patch=lstsq", "calibration.held_out_blocks=2"),
+            marks=pytest.mark.slow,
+        ),
         ("pruner=sleb", "patch=rotate"),
         pytest.param(("pruner=shortgpt", "pruner.unit=attention", "patch=none"), marks=pytest.mark.slow),
     ],
@@ -61,6 +64,7 @@ def two_recipes():
     return json.loads(Path("both/frontier.json").read_text())
 
 
+@pytest.mark.slow
 def test_several_recipes_their_files_and_resuming(two_recipes, capsys):
     assert [recipe["name"] for recipe in two_recipes["recipes"]] == ["patch=none", "patch=lstsq"]
     for recipe in two_recipes["recipes"]:
@@ -104,6 +108,7 @@ def test_what_cannot_be_is_rejected_before_anything_runs(said):
     assert not Path("none").exists()
 
 
+@pytest.mark.slow
 def test_a_metric_that_was_not_measured_is_rejected(said):
     words = [*COMMON, "--sizes", "1", "output_dir=one", "pruner=tail", "patch=none"]
     assert main(["frontier", *words, "--metric", "ppl/other"]) == 1

@@ -291,6 +291,7 @@ def test_symbols_that_a_conversion_would_tokenize_otherwise_are_noticed(tmp_path
         converted_tokenizer(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_prunes_patches_saves_and_reloads_it(tmp_path):
     folder = write(tmp_path / "baichuan")
     places = [f"output_dir={tmp_path}/D", f"cache_dir={tmp_path}/cache"]

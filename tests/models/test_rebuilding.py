@@ -69,7 +69,7 @@ def test_a_number_that_may_count_layers_has_several_readings():
     assert "hidden_size" not in alternatives
 
 
-@pytest.mark.parametrize("removed", [[1, 4], [0, 4], [6, 7]])
+@pytest.mark.parametrize("removed", [[1, 4], *(pytest.param(one, marks=pytest.mark.slow) for one in ([0, 4], [6, 7]))])
 @pytest.mark.parametrize(
     ("family", "settings"),
     [
@@ -164,6 +164,7 @@ def test_what_is_written_is_loaded_again_before_it_replaces_anything(tmp_path, m
 
 
 @pytest.mark.parametrize("family", ["gpt_neo", "gpt2", "llama4_text"])
+@pytest.mark.slow
 def test_indices_follow_whatever_they_are_called(family, tmp_path):
     view = view_of(loaded(family, tmp_path).decoder, [1, 4])
     settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}

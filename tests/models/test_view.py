@@ -32,7 +32,9 @@ def skipping(decoder, removed):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("removed", [[1, 3], [0, 1], [4, 5], [2]])
+@pytest.mark.parametrize(
+    "removed", [[1, 3], *(pytest.param(one, marks=pytest.mark.slow) for one in ([0, 1], [4, 5], [2]))]
+)
 def test_skipping_view_and_reload_agree_and_dense_stays(family, removed, tmp_path):
     model = tiny_model(family)
     decoder = decoder_of(model)

@@ -45,6 +45,7 @@ def error_of(workspace, edit, reader, *, weighted=True):
 
 
 @pytest.mark.parametrize(("side", "layers", "reader"), [("before", {1}, 4), ("after", {4}, 5), ("both", {1, 4}, 5)])
+@pytest.mark.slow
 def test_the_stream_behind_comes_closer_on_held_out_text(side, layers, reader):
     workspace = workspace_of()
     patch = replace(QUICK, side=side)
@@ -147,6 +148,7 @@ def test_what_cant_be_trained_is_rejected():
         Block(side="front")
 
 
+@pytest.mark.slow
 def test_a_run_saves_a_plain_checkpoint_that_distillation_can_go_on_from(tmp_path):
     settings = ["patch=block", "patch.steps=4", "patch.compare=false", "save_model=true", "save_format=plain"]
     heal = ["distill=output_kl", "distill.learning_rate=1e-4", "distillation.num_blocks=4"]

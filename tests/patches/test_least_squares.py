@@ -114,7 +114,7 @@ def test_a_diagonal_helps_a_low_rank_map_and_neither_can_be_moved_to_do_better(f
 
 
 @pytest.mark.parametrize("patch", [LeastSquares(), LeastSquares(bias=True), MlpLeastSquares(), MlpRefit()], ids=repr)
-@pytest.mark.parametrize("removed", [[1, 2, 3], [1, 4]])
+@pytest.mark.parametrize("removed", [[1, 2, 3], pytest.param([1, 4], marks=pytest.mark.slow)])
 def test_auto_takes_the_ridge_with_the_lowest_error_on_held_out_tokens(fitting, decoder, patch, removed):
     """Against the streams of models that are patched with each ridge."""
     patch = replace(patch, weighting="none")

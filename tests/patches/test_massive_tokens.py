@@ -60,6 +60,7 @@ test_loss.__test__ = False
 
 
 @pytest.mark.parametrize("patch", ROBUST, ids=repr)
+@pytest.mark.slow
 def test_runs_of_a_massive_token_cost_nothing(patch):
     decoder = massive_model()
     clean = test_loss(decoder, patch, text(0, 1))

@@ -124,6 +124,7 @@ def test_bad_settings_are_rejected():
         repaired(Mlp(), workspace_of(), [0])
 
 
+@pytest.mark.slow
 def test_distillation_trains_all_of_it():
     settings = ["patch=mlp", "patch.width=8", "patch.compare=false", "pruner.protect_first=1", "stages=[distilled]"]
     assert run(*settings, "distill=output_kl", "distill.top_k=50", "eval=[ppl]", "output_dir=one") == 0

@@ -134,6 +134,7 @@ def test_refit_explains_more_than_the_stream_alone():
 
 
 @pytest.mark.parametrize("patch", [Refit(), MlpRefit(), Refit(ridge="auto", sequential=True)], ids=repr)
+@pytest.mark.slow
 def test_a_search_measures_the_models_that_it_would_make(patch):
     draft = patch.draft()
     workspace = workspace_of(patch=draft)
@@ -176,6 +177,7 @@ def test_where_nothing_can_be_refitted_the_map_alone_is_fitted(family):
 
 
 @pytest.mark.parametrize("settings", [{"family": "gemma2"}, {"family": "llama"}], ids=lambda one: one["family"])
+@pytest.mark.slow
 def test_a_run_falls_back_and_says_what_it_fitted(tmp_path, settings, said):
     over = [f"model.{name}={value}" for name, value in settings.items()] + ["model.attn_implementation=eager"]
     words = ("patch=refit", "patch.fall_back=true", "pruner.protect_first=1")

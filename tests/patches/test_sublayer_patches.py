@@ -178,6 +178,7 @@ def test_mlp_lstsq_needs_an_mlp():
 
 
 @pytest.mark.parametrize("unit", REMOVED)
+@pytest.mark.slow
 def test_sequential_fits_see_the_stream_as_it_arrives(unit):
     workspace = workspace_of()
     patch = LeastSquares(ridge=0.01, bias=True, sequential=True)
