@@ -22,6 +22,7 @@ class Listeners:
         deepest: The last stream that any of them needs.
         mlp_layers: Layers whose MLP output they need …
         projections: … sublayers of which they need what the output projection reads …
+        expert_layers: … layers of which they need how many tokens each expert gets …
         between: … and layers of which they need the stream between attention and MLP.
     """
 
@@ -30,6 +31,7 @@ class Listeners:
         self.deepest = max(statistic.deepest(num_layers) for statistic in statistics)
         self.mlp_layers = {layer for statistic in statistics for layer in statistic.mlp_layers()}
         self.projections: set[Unit] = {unit for statistic in statistics for unit in statistic.projections()}
+        self.expert_layers = {layer for statistic in statistics for layer in statistic.expert_layers()}
         self._asked = [frozenset(statistic.between(num_layers)) for statistic in statistics]
         self.between = frozenset[int]().union(*self._asked)
         self._accumulators = [statistic.start(num_layers) for statistic in statistics]
@@ -37,7 +39,7 @@ class Listeners:
     @property
     def need_streams_alone(self) -> bool:
         """Whether what layers read is enough for all of them."""
-        return not (self.mlp_layers or self.projections or self.between)
+        return not (self.mlp_layers or self.projections or self.expert_layers or self.between)
 
     def observe(self, stream: LayerInput) -> None:
         """Show a stream to those that want it: all, or of one between attention and MLP those that asked for it."""

@@ -47,6 +47,7 @@ class LayerInput:
         hidden: `[blocks, tokens, hidden_size]` in the model's dtype.
         mlp_output: What the MLP of the layer before added to it, where a statistic asked for that layer.
         projected: What the output projection of the sublayer before read, where a statistic asked for that.
+        routed: How many tokens each expert of the layer before got, where it has some and a statistic asked for that.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class LayerInput:
         self.hidden = hidden
         self.mlp_output = mlp_output
         self.projected = projected
+        self.routed: Tensor | None = None
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -130,6 +132,10 @@ class Statistic(ABC):
 
     def projections(self) -> tuple[Unit, ...]:
         """Sublayers of which it needs what their output projection reads."""
+        return ()
+
+    def expert_layers(self) -> tuple[int, ...]:
+        """Layers of which it needs how many tokens each expert gets."""
         return ()
 
 

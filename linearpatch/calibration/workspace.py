@@ -24,6 +24,7 @@ from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder, LayerCall
 from linearpatch.models.edit import DENSE, Edit
 from linearpatch.models.passes import mlp_outputs, projection_inputs, walk
+from linearpatch.models.routing import routed_tokens
 from linearpatch.models.sublayers import MLP
 from linearpatch.models.units import Removable, Unit, as_units, plain_units, sublayer_before
 from linearpatch.runtime.progress import steps
@@ -336,12 +337,15 @@ class Workspace:
         def visit(index: float, hidden: Tensor, _: LayerCall) -> None:
             before = sublayer_before(index)
             output = added.get(before.layer) if before.part == MLP else None
-            listeners.observe(replaced.get(index) or LayerInput(index, hidden, output, read.get(before)))
+            stream = replaced.get(index) or LayerInput(index, hidden, output, read.get(before))
+            stream.routed = routed.get(before.layer) if before.part == MLP else None
+            listeners.observe(stream)
 
         with (
             steps(description, len(self._batches)) as on_step,
             mlp_outputs(self.decoder, listeners.mlp_layers) as added,
             projection_inputs(self.decoder, listeners.projections) as read,
+            routed_tokens(self.decoder, listeners.expert_layers) as routed,
         ):
             for batch in self._batches:
                 replaced = self._replaced(batch, listeners.mlp_layers, listeners.projections)

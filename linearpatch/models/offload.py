@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import ChainMap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,6 +27,24 @@ def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
         hook.weights_map = ChainMap({name: value.to(old.dtype)}, hook.weights_map)
     else:
         module.register_parameter(name, nn.Parameter(value.to(old), requires_grad=False))
+
+
+@contextmanager
+def parameter_replaced(module: nn.Module, name: str, value: Tensor) -> Iterator[None]:
+    """While open, a module computes with another value for one of its parameters."""
+    old = module.get_parameter(name)
+    if old.is_meta:
+        hook = _offloading_hook(module)
+        kept, hook.weights_map = hook.weights_map, ChainMap({name: value.to(old.dtype)}, hook.weights_map)
+    else:
+        module.register_parameter(name, nn.Parameter(value.to(old), requires_grad=False))
+    try:
+        yield
+    finally:
+        if old.is_meta:
+            hook.weights_map = kept
+        else:
+            module.register_parameter(name, old)
 
 
 def _offloading_hook(module: nn.Module) -> Any:

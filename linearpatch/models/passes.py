@@ -144,16 +144,19 @@ def projection_inputs(decoder: Decoder, sublayers: Iterable[Unit]) -> Iterator[d
     """
     read: dict[Unit, Tensor] = {}
 
-    def keep(unit: Unit) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def before_forward(_: nn.Module, args: tuple[Any, ...]) -> None:
-            read[unit] = args[0] * multipliers[unit]
+    def keep(unit: Unit) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def before_forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            read[unit] = projections[unit].inputs(args, kwargs) * multipliers[unit]
 
         return before_forward
 
     sublayers = list(sublayers)
     multipliers = {unit: sublayers_of(decoder, unit.layer)[unit.part].multiplier for unit in sublayers}
     projections = {unit: InProjection.projection_of(decoder, unit.layer, unit.part) for unit in sublayers}
-    handles = [module.register_forward_pre_hook(keep(unit)) for unit, module in projections.items()]
+    handles = [
+        projection.module.register_forward_pre_hook(keep(unit), with_kwargs=True)
+        for unit, projection in projections.items()
+    ]
     with _removed_at_the_end(handles):
         yield read
 

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from linearpatch.errors import ModelError
 from linearpatch.models.decoder import Decoder
@@ -29,6 +28,13 @@ from linearpatch.models.modeling_linearpatch import (
     attach,
 )
 from linearpatch.models.offload import read_parameter, replace_parameter
+from linearpatch.models.projections import (
+    MatrixProjection,
+    Projection,
+    expert_projection,
+    is_mixture,
+    output_weights,
+)
 from linearpatch.models.sublayers import ATTENTION, MLP, Sublayer, sublayers_of
 
 PLACES: dict[str, type[Place]] = {}
@@ -58,6 +64,10 @@ class Place(ABC):
     @abstractmethod
     def runs_with(self, removed: Collection[int]) -> int:
         """The dense index of the layer that the operator runs with; the number of layers for the final norm."""
+
+    def expert_layer(self, decoder: Decoder) -> int | None:
+        """The layer whose routed experts' weights change; None: those of none."""
+        return None
 
     def on_input(self, operator: nn.Module, hidden: Tensor) -> Tensor:
         """What the layer that it runs with reads, `[…, hidden_size]`."""
@@ -170,7 +180,7 @@ class OnStream(Place):
         for position in range(sum(layer < self.reader for layer in kept), len(kept)):
             sublayers = sublayers_of(view, position)
             for sublayer in (sublayers.attention, sublayers.mlp):
-                _divide(sublayer, alpha)
+                _divide(sublayer, alpha, view.hidden_size)
 
 
 @dataclass(frozen=True)
@@ -227,6 +237,10 @@ class OnOutput(AtOutput):
 
     kind = "mlp_output"
 
+    def expert_layer(self, decoder: Decoder) -> int | None:
+        """Its layer, where that has experts: it may be folded into their weights."""
+        return self.layer if is_mixture(self.output_of(decoder, self.layer)) else None
+
     def can_fold(self, operator: nn.Module) -> bool:
         """A matrix without a bias."""
         return isinstance(operator, LinearMap) and operator.bias is None
@@ -235,13 +249,8 @@ class OnOutput(AtOutput):
     def fold(self, view: Decoder, kept: Sequence[int], operator: nn.Module) -> None:
         """Multiply the weights that make the output by the matrix."""
         assert isinstance(operator, LinearMap)
-        matrix = operator.weight.T.double()
-        for module, name in _output_parameters(self.output_of(view, kept.index(self.layer))):
-            weight = read_parameter(module, name).double()
-            matrix = matrix.to(weight.device)
-            # Written [out, in] by nn.Linear and most experts; [in, out] by GPT-2 and by transposed experts.
-            row_major = name.endswith("bias") or isinstance(module, Conv1D) or getattr(module, "is_transposed", False)
-            replace_parameter(module, name, weight @ matrix if row_major else matrix.T @ weight)
+        for weight in output_weights(self.output_of(view, kept.index(self.layer)), view.hidden_size):
+            weight.multiply(operator.weight.T)
 
     @staticmethod
     def output_of(decoder: Decoder, index: int) -> nn.Module:
@@ -273,20 +282,26 @@ class InProjection(AtLayer):
 
     part: str = MLP
 
+    def expert_layer(self, decoder: Decoder) -> int | None:
+        """Its layer, where that has no other experts."""
+        return self.layer if self.projection_of(decoder, self.layer, self.part).is_routed else None
+
     @contextmanager
     def attached(self, decoder: Decoder, operator: nn.Module) -> Iterator[None]:
         """While open, the projection also writes what the operator makes of what it reads."""
         projection = self.projection_of(decoder, self.layer, self.part)
-        with _hooked(projection, lambda _, args, output: output + operator(args[0])):
+
+        def after_forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            added = operator(projection.inputs(args, kwargs))
+            return (output[0] + added, *output[1:]) if isinstance(output, tuple) else output + added
+
+        with _hooked(projection.module, after_forward, with_kwargs=True):
             yield
 
     @torch.no_grad()
     def add_to(self, view: Decoder, kept: Sequence[int], operator: nn.Module) -> None:
         """Add it to the weight."""
-        projection = self.projection_of(view, kept.index(self.layer), self.part)
-        weight, added = read_parameter(projection, "weight").double(), operator.get_parameter("weight").double()
-        added = added.to(weight.device)
-        replace_parameter(projection, "weight", weight + (added.T if isinstance(projection, Conv1D) else added))
+        self.projection_of(view, kept.index(self.layer), self.part).add(operator.get_parameter("weight").T)
 
     def can_fold(self, operator: nn.Module) -> bool:
         """Always: the weight holds it."""
@@ -304,45 +319,35 @@ class InProjection(AtLayer):
         return idle
 
     @staticmethod
-    def projection_of(decoder: Decoder, index: int, part: str = MLP) -> nn.Module:
+    def projection_of(decoder: Decoder, index: int, part: str = MLP) -> Projection:
         """The output projection of a layer's MLP, or of its attention.
 
         Raises:
-            ModelError: the MLP is a mixture of experts, or a norm stands between it and the stream.
+            ModelError: a norm stands between it and the stream, or the MLP writes to the stream otherwise.
         """
+        kind = type(decoder.layers[index]).__name__
         if part == ATTENTION:
-            return _attention_projection(decoder, index)
-        output = OnOutput.output_of(decoder, index)
-        projection = sublayers_of(decoder, index).mlp.projection
-        if projection is None:
-            raise ModelError(
-                f"The MLP of {type(decoder.layers[index]).__name__} ends in {type(output).__name__}, not in one output "
-                "projection that could be fitted again (a mixture of experts has one for each). Use a patch on the "
-                "stream, such as patch=lstsq."
-            )
-        return projection
+            module = sublayers_of(decoder, index).attention.projection
+            writer = f"The attention of {kind} doesn't end in an output projection that writes to the stream"
+        else:
+            output = OnOutput.output_of(decoder, index)
+            if is_mixture(output):
+                return expert_projection(output, decoder.hidden_size)
+            module = sublayers_of(decoder, index).mlp.projection
+            writer = f"The MLP of {kind} ends in {type(output).__name__}, not in an output projection"
+        if module is None:
+            raise ModelError(f"{writer}, which could be fitted again. Use a patch on the stream, such as patch=lstsq.")
+        return MatrixProjection(module)
 
     @staticmethod
     def width(decoder: Decoder, index: int) -> int:
         """How many hidden units that projection reads."""
-        projection = InProjection.projection_of(decoder, index)
-        outputs, inputs = read_parameter(projection, "weight").shape
-        return int(outputs if isinstance(projection, Conv1D) else inputs)
-
-
-def _attention_projection(decoder: Decoder, index: int) -> nn.Module:
-    projection = sublayers_of(decoder, index).attention.projection
-    if projection is None:
-        raise ModelError(
-            f"The attention of {type(decoder.layers[index]).__name__} doesn't end in an output projection that writes "
-            "to the stream, which could be fitted again. Use a patch on the stream, such as patch=lstsq."
-        )
-    return projection
+        return InProjection.projection_of(decoder, index).width
 
 
 @contextmanager
-def _hooked(module: nn.Module, after_forward: Callable[..., Any]) -> Iterator[None]:
-    handle = module.register_forward_hook(after_forward)
+def _hooked(module: nn.Module, after_forward: Callable[..., Any], *, with_kwargs: bool = False) -> Iterator[None]:
+    handle = module.register_forward_hook(after_forward, with_kwargs=with_kwargs)
     try:
         yield
     finally:
@@ -357,7 +362,7 @@ def _attach(view: Decoder, module: nn.Module, operator: nn.Module, side: str) ->
     return {"module": name, "side": side, **spec}
 
 
-def _divide(sublayer: Sublayer, alpha: float) -> None:
+def _divide(sublayer: Sublayer, alpha: float, hidden_size: int) -> None:
     """Make a sublayer add 1/α of what it added."""
     if sublayer.is_norm:
         # Families store a norm's gain, or how far it is from 1: a vector of ones comes back as the gain.
@@ -365,23 +370,5 @@ def _divide(sublayer: Sublayer, alpha: float) -> None:
         offset = (sublayer.output(torch.ones_like(weight)) - weight).double().mean().round()
         replace_parameter(sublayer.output, "weight", (weight.double() + offset) / alpha - offset)
         return
-    for module, name in _output_parameters(sublayer.output):
-        replace_parameter(module, name, read_parameter(module, name).double() / alpha)
-
-
-def _output_parameters(output: nn.Module) -> list[tuple[nn.Module, str]]:
-    """The parameters in which a sublayer's output is linear: weight and bias, or every expert's last product."""
-    if not hasattr(output, "experts"):
-        return [(output, name) for name, _ in output.named_parameters(recurse=False)]
-    parameters = [
-        (module, name)
-        for path, module in output.named_modules()
-        for name, _ in module.named_parameters(recurse=False)
-        if "down_proj" in f"{path}.{name}"
-    ]
-    if not parameters:
-        raise ModelError(
-            f"{type(output).__name__} keeps its experts' weights in a way this version doesn't know. Use another "
-            "patch, or save_format=custom or adapter."
-        )
-    return parameters
+    for output in output_weights(sublayer.output, hidden_size):
+        output.divide(alpha)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from linearpatch.calibration.expert_use import ExpertUse, unused_experts
 from linearpatch.calibration.gram import PairGram, RefitGram
+from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder
-from linearpatch.models.edit import Site
+from linearpatch.models.edit import PlacedOperator, Site
 from linearpatch.models.places import InProjection, OnStream, Place
+from linearpatch.models.projections import ExpertProjection, check_experts
 from linearpatch.models.units import Interface, sublayer_before
 from linearpatch.patches.least_squares import LeastSquaresPatch
 from linearpatch.patches.patch import Patch
@@ -30,13 +33,10 @@ SMALLEST = 0.03  # what the map shrinks by more than that isn't asked of the wei
 class BeforeInterfacePatch(LeastSquaresPatch):
     """Base of the patches that sit at the MLP of the layer before each interface."""
 
-    find: ClassVar[Callable[[Decoder, int], nn.Module]]  # what it needs of a layer; rejects families without it
-
+    @abstractmethod
     def check(self, decoder: Decoder) -> None:
         """Reject families whose MLPs don't write to the stream as it needs."""
         super().check(decoder)
-        for index in range(decoder.num_layers):
-            type(self).find(decoder, index)
 
     def place(self, interfaces: Sequence[Interface]) -> list[Site]:
         """At the MLP of the layer before each interface."""
@@ -49,6 +49,29 @@ class BeforeInterfacePatch(LeastSquaresPatch):
         return [
             Site(interface, interface.reader, place) for interface in interfaces for place in self.places(interface)
         ]
+
+    def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[PlacedOperator]:
+        """Fit as others do, and say which experts the text doesn't reach.
+
+        Raises:
+            NumericsError: there is no unique solution.
+        """
+        changed = {site: site.place.expert_layer(workspace.decoder) for site in sites}
+        uses = [ExpertUse(layer) for layer in sorted({layer for layer in changed.values() if layer is not None})]
+        if not uses:
+            return self.fit_sites(workspace, sites)
+        workspace.collect(*uses, *self.interface_statistics(sites), description="fit")  # all from the same pass
+        unused = {use.layer: unused_experts(use.layer, workspace.statistic(use), name_of(self)) for use in uses}
+        return [
+            placed
+            if (layer := changed[placed.site]) is None
+            else replace(placed, warning=" ".join(filter(None, (placed.warning, unused[layer]))))
+            for placed in self.fit_sites(workspace, sites)
+        ]
+
+    def fit_sites(self, workspace: Workspace, sites: Sequence[Site]) -> list[PlacedOperator]:
+        """Gather sums of products, and solve."""
+        return super().fit(workspace, sites)
 
     @abstractmethod
     def places(self, interface: Interface) -> Sequence[Place]:
@@ -65,13 +88,18 @@ class RefitPatch(BeforeInterfacePatch):
         weighting: `capped`, `none` or `relative`; see `LeastSquaresPatch`.
     """
 
-    find: ClassVar[Callable[[Decoder, int], nn.Module]] = staticmethod(InProjection.projection_of)
     first: ClassVar[Penalty] = Penalty(0.3)  # with twenty tokens an unknown; with fewer, more is best
     larger: ClassVar[Sequence[float]] = (10, 100)
     version: ClassVar[int] = 3  # of what `auto` and `matched` are
 
     ridge: Any = 0.03  # a number or `auto`
     weighting: str = "capped"
+
+    def check(self, decoder: Decoder) -> None:
+        """Reject families without such a projection."""
+        super().check(decoder)
+        projections = [InProjection.projection_of(decoder, index) for index in range(decoder.num_layers)]
+        check_experts(decoder, [one for one in projections if isinstance(one, ExpertProjection)])
 
     @property
     def is_matrix(self) -> bool:

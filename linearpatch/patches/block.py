@@ -226,10 +226,11 @@ class Block(RefitPatch):
         if self.side == "after":
             operator.requires_grad_(False)
         else:
-            projection = InProjection.projection_of(decoder, interface.layers.start - 1).weight
+            projection = InProjection.projection_of(decoder, interface.layers.start - 1)
+            trained = {id(weight.module.get_parameter(weight.name)) for weight in projection.weights}
             weights = {
                 name: change
                 for name, change in weights.items()
-                if name in local.weights or parameter_of(decoder, name) is not projection
+                if name in local.weights or id(parameter_of(decoder, name)) not in trained
             }
         return Runner(decoder, local.with_weights(weights))

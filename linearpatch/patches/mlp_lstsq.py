@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,7 +34,11 @@ class MlpLeastSquares(BeforeInterfacePatch):
     foldable: ClassVar[bool] = True
     foldable_distilled: ClassVar[bool] = True
 
-    find: ClassVar[Callable[[Decoder, int], nn.Module]] = staticmethod(OnOutput.output_of)
+    def check(self, decoder: Decoder) -> None:
+        """Reject families that normalise what their MLPs write."""
+        super().check(decoder)
+        for index in range(decoder.num_layers):
+            OnOutput.output_of(decoder, index)
 
     def places(self, interface: Interface) -> Sequence[Place]:
         """On the output of the MLP before it.

@@ -80,7 +80,7 @@ class NormedRefit(RefitWithMap):
         held_back = torch.cat([self._stream(penalty) * energy[:size], penalty.ridge * energy[size:]])
         return solve_addition(gram, held_back)
 
-    def fit(self, workspace: Workspace, sites: Sequence[Site]) -> list[PlacedOperator]:
+    def fit_sites(self, workspace: Workspace, sites: Sequence[Site]) -> list[PlacedOperator]:
         """Solve for both, move V before the map, and solve for the map on the streams that this leaves.
 
         Raises:

@@ -40,9 +40,9 @@ class Refit(RefitWithMap):
             as much as the stream past the interface does (with weighting=none a few massive tokens decide that). 1
             leaves the least-squares solution as it is. 1.15 was best on WikiText-2's validation text for 5, 7 and 9
             removed layers.
-        fall_back: Where the MLPs of a family don't end in one output projection that writes to the stream (mixtures of
-            experts; a norm behind it, as Gemma 2 and 3 have), fit the map alone: `lstsq` with a bias and these
-            settings. false: such a model is rejected.
+        fall_back: Where the MLPs of a family don't end in output projections that write to the stream (a norm behind
+            them, as Gemma 2 and 3 have), fit the map alone: `lstsq` with a bias and these settings. false: such a
+            model is rejected.
     """
 
     gain: Any = 1.15

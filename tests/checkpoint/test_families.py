@@ -101,7 +101,7 @@ FOLDED = [
     pytest.param(family, patch, marks=[] if family in IN_FULL or patch == "mlp_lstsq" else pytest.mark.slow)
     for family in FAMILIES
     for patch in ("none", "scalar", "mlp_lstsq", "mlp_refit")
-    if not (patch in AT_MLP and family in POST_NORM) and (patch, family) != ("mlp_refit", "qwen3_moe")
+    if not (patch in AT_MLP and family in POST_NORM)
 ]
 
 
