@@ -26,8 +26,8 @@ BENCHMARKS = (
     "report",
 )
 
-# Those that need a large machine, half an hour or llama.cpp run by name only.
-LARGE = ("distill_8b", "gpu", "llama_cpp", "sweep")
+# Those that need a large machine, many minutes or llama.cpp run by name only.
+LARGE = ("distill_8b", "evolution", "gpu", "llama_cpp", "sweep")
 
 
 def claims_of(name: str) -> Sequence[Claim]:

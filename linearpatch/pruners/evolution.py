@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import inf
 from typing import Any
 
 from linearpatch.calibration.fitness import MEASURES, Fitness, Layers
@@ -28,7 +29,7 @@ DRAWS = 50  # of a mutation that gives a set which is there already, before ther
 @component("pruner", "evolution", title="EvoPress")
 @dataclass(frozen=True)
 class Evolution(Pruner):
-    """Sets of layers that mutate; the fittest by KL divergence from the dense model goes on.
+    """Sets of layers that mutate; the fittest by KL divergence from the dense model is the next parent.
 
     EvoPress (Sieberling et al. 2024), algorithm 1: a generation has `offspring` copies of the parent in each of which
     one removed layer, sometimes two or three, changes places with a kept one (a level switch), so that the number of
@@ -37,6 +38,8 @@ class Evolution(Pruner):
 
     Attributes:
         generations: How many; null: n (L − n) / 1.5, as the authors' for layers.
+        max_layer_forwards: No generation begins once so many layers have been run, each counted once a batch; null: no
+            limit. So searches can be compared at equal cost.
         offspring: Sets in a generation.
         survivors: Sets that are left after each step of a generation; the last is 1.
         shares: Shares of the tokens on which each step judges, drawn anew in each generation.
@@ -50,6 +53,7 @@ class Evolution(Pruner):
     """
 
     generations: int | None = None
+    max_layer_forwards: int | None = None
     offspring: int = 32
     survivors: list[int] = field(default_factory=lambda: [2, 1])
     shares: list[float] = field(default_factory=lambda: [0.0625, 1.0])
@@ -64,6 +68,8 @@ class Evolution(Pruner):
         super().__post_init__()
         if self.generations is not None:
             require_range("pruner.generations", self.generations, low=0)
+        if self.max_layer_forwards is not None:
+            require_range("pruner.max_layer_forwards", self.max_layer_forwards, low=1)
         require_range("pruner.offspring", self.offspring, low=1)
         require_range("pruner.most_swaps", self.most_swaps, low=1)
         require_range("pruner.initial", self.initial, low=0)
@@ -165,6 +171,8 @@ class _Evolving:
         history = self.fitness.of([parent], everything)
         with steps("generations", self.generations) as on_step:
             for _ in range(self.generations):
+                if self.fitness.layer_forwards >= (self.settings.max_layer_forwards or inf):
+                    break
                 parent = self._generation(parent)
                 history += self.fitness.of([parent], everything)
                 on_step()

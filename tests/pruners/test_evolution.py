@@ -74,6 +74,19 @@ def test_it_finds_the_best_set_of_all(decoder, blocks):
     assert len(edit.scores.fitness) == 13
 
 
+def test_no_generation_begins_past_the_limit_of_layer_forwards(decoder, blocks):
+    settings = {"offspring": 2, "initial": 2, "shares": [0.5, 1.0]}
+    generations = [
+        len(
+            Evolution(generations=6, max_layer_forwards=limit, **settings)
+            .select(Workspace(decoder, blocks), 2)
+            .scores.fitness
+        )
+        for limit in (1, 10**9, None)
+    ]
+    assert generations == [1, 7, 7]
+
+
 def test_protected_layers_stay_and_seeds_repeat(decoder, blocks):
     workspace = Workspace(decoder, blocks)
     pruner = Evolution(protect_first=2, protect_last=1, generations=3, offspring=2, initial=2, start=["shortgpt"])
@@ -117,6 +130,7 @@ def test_with_the_patch_in_the_loop_sets_are_judged_when_repaired(decoder, block
         ({"start": ["sleeb"]}, "Did you mean 'sleb'"),
         ({"measure": "ppl"}, "Allowed: divergence, loss"),
         ({"generations": -1}, "at least 0"),
+        ({"max_layer_forwards": 0}, "at least 1"),
     ],
 )
 def test_settings_are_checked(settings, reason):
