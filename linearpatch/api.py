@@ -46,6 +46,7 @@ from linearpatch.models.layer_config import check_prunable
 from linearpatch.models.model import LoadedModel, check_vocabulary
 from linearpatch.models.rebuilding import check_removal, check_tables
 from linearpatch.models.units import check_removed
+from linearpatch.models.vision import processor_files
 from linearpatch.patches.none import NoPatch
 from linearpatch.patches.patch import Patch
 from linearpatch.pruners.pruner import Pruner
@@ -317,7 +318,8 @@ def save(
     """
     source = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
     with _evaluating(model) as dense:
-        loaded = LoadedModel(dense, tokenizer, weights_hash(model))
+        processor = processor_files(model.config, getattr(model.config, "_name_or_path", ""), local_files_only=True)
+        loaded = LoadedModel(dense, tokenizer, weights_hash(model), processor)
         save_checkpoint(folder, loaded, edit, save_format=save_format, gguf_type=gguf_type, name=source, source=source)
 
 

@@ -109,6 +109,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "indexer_compress_ratio": 4,
     },
     **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text"), MROPE),
+    "qwen2_5_vl_vision": {"window_size": 56},
+    "pixtral": {"image_size": 56},
+    "llama4_vision_model": {
+        "intermediate_size": 128,  # four patches of 32 in one row
+        **dict.fromkeys(("vision_output_dim", "projector_input_dim", "projector_output_dim"), 32),
+    },
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 16]},
     "xmod": {"default_language": "en_XX"},

@@ -39,6 +39,7 @@ from linearpatch.checkpoint.nemotron_nas import check_family, write_nemotron_nas
 from linearpatch.checkpoint.new_layers import FOLDING, layered_model
 from linearpatch.checkpoint.verifying import check_written
 from linearpatch.errors import ConfigError, ModelError, StorageError, require_choice
+from linearpatch.models.auto import is_vision_language
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import Edit
 from linearpatch.models.fingerprint import weights_hash
@@ -47,6 +48,7 @@ from linearpatch.models.patched import check_storable
 from linearpatch.models.rebuilding import check_rebuilt
 from linearpatch.models.sublayers import sublayers_of
 from linearpatch.models.units import LAYER
+from linearpatch.models.vision import write_processor
 from linearpatch.models.weight_changes import NewWeight, describe_weights, tensors_of
 from linearpatch.patches.patch import Patch
 from linearpatch.registry import components, name_of
@@ -137,6 +139,11 @@ def check_config(config: Any, save_format: str, *, mixed_layers: bool) -> None:
     Raises:
         ModelError: names what the format lacks.
     """
+    if save_format in LAYERED_FORMATS and is_vision_language(config):
+        raise ModelError(
+            f"save_format={save_format} can't hold {config.model_type}: it holds a text decoder alone, and this model "
+            "reads images, too. Use save_format=plain, custom or adapter."
+        )
     if save_format == "gguf":
         architecture_of(config, mixed_layers=mixed_layers)
     elif save_format == "nemotron_nas":
@@ -259,14 +266,14 @@ def save_checkpoint(
                 write_gguf(file, layered, model.tokenizer, gguf_type=gguf_type, name=title(manifest), texts=texts)
             elif layered:
                 write_nemotron_nas(temporary, layered)
-                model.tokenizer.save_pretrained(temporary)
+                _write_inputs(temporary, model)
             else:
                 view.save_pretrained(temporary)
                 if recipe := mergekit_yaml(model.decoder, edit, hub_id or manifest.base.name):
                     (temporary / MERGEKIT_FILE).write_text(recipe, encoding="utf-8")
                 if with_lora:
                     write_lora(temporary / LORA_FOLDER, model.decoder, edit)
-                model.tokenizer.save_pretrained(temporary)
+                _write_inputs(temporary, model)
         manifest = replace(manifest, files=hash_files(temporary))
         manifest.write(temporary)
         if not layered:  # those are loaded by other programs
@@ -324,6 +331,12 @@ def _check_experts_on_disk(view: PreTrainedModel) -> None:
             f"Use transformers {EXPERTS_FROM_DISK} or newer, a device_map that keeps the weights in memory, or "
             "save_format=custom or adapter."
         )
+
+
+def _write_inputs(folder: Path, model: LoadedModel) -> None:
+    """Write what makes a model's inputs: its tokenizer, and the processor of a vision-language model."""
+    model.tokenizer.save_pretrained(folder)
+    write_processor(folder, model.processor)
 
 
 def _base(model: LoadedModel, name: str, source: str, hub_id: str, license: str) -> Base:

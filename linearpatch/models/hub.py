@@ -15,6 +15,7 @@ from linearpatch.models.fingerprint import fingerprint_folder
 from linearpatch.models.layer_config import already_patched
 from linearpatch.models.loaded_weights import check_weights
 from linearpatch.models.model import NO_SDPA, LoadedModel, Model, ready
+from linearpatch.models.vision import processor_files
 from linearpatch.registry import component, components
 
 CONFIG = "config.json"
@@ -107,7 +108,8 @@ class HubModel(Model):
         check_weights(model, info, f"model.path={self.path}")
         commit = getattr(model.config, "_commit_hash", None)
         fingerprint = commit or fingerprint_folder(Path(self._location), cache_dir)
-        return ready(model, tokenizer, fingerprint)
+        processor = processor_files(model.config, self._location, self.revision)
+        return ready(model, tokenizer, fingerprint, processor)
 
     @property
     def _location(self) -> str:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -34,11 +35,13 @@ class LoadedModel:
         decoder: The model and its parts.
         tokenizer: Its tokenizer.
         fingerprint: Identity of the weights: a hub commit, or a hash of the files.
+        processor: Files of the processor of a vision-language model, by name.
     """
 
     decoder: Decoder
     tokenizer: Any
     fingerprint: str
+    processor: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def dtype(self) -> str:
@@ -179,7 +182,9 @@ def check_device(name: str) -> None:
         raise ConfigError(f"model.device is {name!r}, but there is no MPS device. Use model.device=cpu.")
 
 
-def ready(model: Any, tokenizer: Any, fingerprint: str) -> LoadedModel:
+def ready(
+    model: Any, tokenizer: Any, fingerprint: str, processor: Mapping[str, str] = MappingProxyType({})
+) -> LoadedModel:
     """Freeze a freshly loaded model, find its parts and make sure that they are understood.
 
     Raises:
@@ -192,7 +197,7 @@ def ready(model: Any, tokenizer: Any, fingerprint: str) -> LoadedModel:
     check_tables(decoder)
     check_vocabulary(decoder, tokenizer)
     log.info("loaded %s: %d layers, hidden size %d", type(model).__name__, decoder.num_layers, decoder.hidden_size)
-    return LoadedModel(decoder, tokenizer, fingerprint)
+    return LoadedModel(decoder, tokenizer, fingerprint, processor)
 
 
 def check_vocabulary(decoder: Decoder, tokenizer: Any) -> None:

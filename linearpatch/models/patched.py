@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from linearpatch.errors import ModelError, StorageError
 from linearpatch.models import modeling_linearpatch
+from linearpatch.models.auto import is_vision_language
 from linearpatch.models.modeling_linearpatch import OPERATORS, PATCH_PREFIX, LinearPatchMixin, Operator
 
 MODULE = "modeling_linearpatch"
@@ -93,16 +94,18 @@ def become_patched(
     base_model: Any = type(model)
     base_config: Any = type(model.config)
     model.__class__ = patched_model_class(base_model, base_config)
-    model.config.__class__ = patched_config_class(base_config)
     model.config.linear_patches = list(entries)
     if sizes:
         model.config.linear_sizes = {name: list(size) for name, size in sizes.items()}
     if removed:
         model.config.linear_removed = dict(removed)
-    model.config.auto_map = {
-        "AutoConfig": f"{MODULE}.{CONFIG_CLASS}",
-        "AutoModelForCausalLM": f"{MODULE}.{MODEL_CLASS}",
-    }
+    loaders = ["AutoModelForCausalLM"]
+    if is_vision_language(model.config):
+        loaders.append("AutoModelForImageTextToText")
+    model.config.__class__ = patched_config_class(base_config)
+    model.config.auto_map = {"AutoConfig": f"{MODULE}.{CONFIG_CLASS}"} | dict.fromkeys(
+        loaders, f"{MODULE}.{MODEL_CLASS}"
+    )
 
 
 def check_storable(operators: Iterable[nn.Module]) -> None:

@@ -27,6 +27,7 @@ from linearpatch.models.decoder import Decoder, split_call, text_config
 from linearpatch.models.layer_config import apply_changes, propose
 from linearpatch.models.narrowing import NarrowedLayer, masked
 from linearpatch.models.sublayers import sublayers_of
+from linearpatch.models.vision import warn_of_images
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ def check_removal(
             f"{kind} can't run without layers {names}: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:300]} Its other layers need them. {advice}"
         ) from error
+    warn_of_images(dense.model.config, removed)
     error_size = difference(actual, expected)
     if error_size > _allowed(view):
         raise ModelError(
