@@ -133,7 +133,7 @@ def test_auto_falls_back_where_a_family_cannot_fold(tmp_path, model, monkeypatch
 
 
 def test_a_fold_that_changes_the_logits_is_refused(decoder, monkeypatch):
-    monkeypatch.setattr("linearpatch.models.places._divide", lambda sublayer, alpha: None)
+    monkeypatch.setattr("linearpatch.models.places._divide", lambda *_: None)
     with pytest.raises(ModelError, match="changes its logits by"):
         folded_view(decoder, edit_of([1, 2], [(SITE, ChannelScale(torch.tensor([1.5])))]))
 
