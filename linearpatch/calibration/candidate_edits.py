@@ -23,6 +23,7 @@ from linearpatch.calibration.race import Standing, race
 from linearpatch.calibration.statistics import Statistic
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import DENSE, Edit, PlacedOperator, Site
+from linearpatch.models.quantised import is_packed
 from linearpatch.models.units import Interface, Removable, as_units, interfaces_of, plain_units
 from linearpatch.registry import identity
 from linearpatch.runtime.progress import steps
@@ -206,6 +207,6 @@ def ready(edit: Edit, decoder: Decoder) -> Edit:
 
 def _beside(placed: PlacedOperator, decoder: Decoder) -> nn.Module:
     layer = decoder.reader(placed.place.runs_with(()))
-    anchor = next((parameter for parameter in layer.parameters() if not parameter.is_meta), None)
+    anchor = next((weight for weight in layer.parameters() if not weight.is_meta and not is_packed(weight)), None)
     module = copy.deepcopy(placed.module)
     return module.to(decoder.input_device) if anchor is None else module.to(anchor)

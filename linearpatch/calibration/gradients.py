@@ -19,6 +19,7 @@ from linearpatch.models.gradients import gradients_for
 from linearpatch.models.loss import stream_gradient
 from linearpatch.models.modeling_linearpatch import PATCH_PREFIX
 from linearpatch.models.passes import record
+from linearpatch.models.quantised import check_unquantised
 from linearpatch.models.removal import own_names
 from linearpatch.models.sublayers import ATTENTION, MLP
 
@@ -52,8 +53,14 @@ def _of_child(layer: nn.Module, name: str) -> list[nn.Parameter]:
     return list(layer.get_submodule(name).parameters())
 
 
+def _check_weights(decoder: Decoder) -> None:
+    instead = "Use a pruner that looks at the stream or at losses, such as streamline, shortgpt, sleb or patch_aware."
+    check_unquantised(decoder.layers, "This pruner", instead)
+
+
 def weight_norms(decoder: Decoder, power: float, *, sublayers: bool) -> Tensor:
     """Σ|W|^power over the weights of each layer, `[L]`, or of each sublayer, `[2 L]`, in fp64."""
+    _check_weights(decoder)
     norms = torch.zeros((2 if sublayers else 1) * decoder.num_layers, dtype=torch.float64)
     for index, layer in enumerate(decoder.layers):
         owners = weight_rows(decoder, index, sublayers=sublayers)
@@ -80,6 +87,7 @@ def first_order_importance(
         sublayers: For each sublayer, `[2 L]`: attention and MLP in turn.
         on_step: Called after each layer of each batch.
     """
+    _check_weights(decoder)
     owners = [weight_rows(decoder, index, sublayers=sublayers) for index in range(decoder.num_layers)]
     importance = torch.zeros((2 if sublayers else 1) * decoder.num_layers, dtype=torch.float64)
     for batch in batches:

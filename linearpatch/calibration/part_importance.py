@@ -15,6 +15,7 @@ from torch import Tensor
 from linearpatch.calibration.gradients import layer_gradients
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.narrowing import ATTENTION, DOWN, OUTPUT, projections_of, widths_of
+from linearpatch.models.quantised import check_unquantised
 
 KINDS = ("element", "vector")
 
@@ -46,6 +47,7 @@ def part_importance(
     widths = widths_of(decoder, layers[0])
     heads = torch.zeros(len(layers), widths.num_heads, dtype=torch.float64)
     channels = torch.zeros(len(layers), widths.num_channels, dtype=torch.float64)
+    check_unquantised(decoder.layers, "This pruner", "Use one that removes layers, such as streamline or patch_aware.")
     names = list(projections_of(decoder.layers[layers[0]]))
 
     def weights_of(layer: torch.nn.Module) -> list[torch.nn.Parameter]:

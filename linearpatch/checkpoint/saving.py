@@ -45,6 +45,7 @@ from linearpatch.models.edit import Edit
 from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.patched import check_storable
+from linearpatch.models.quantised import check_unquantised, quantised_modules
 from linearpatch.models.rebuilding import check_rebuilt
 from linearpatch.models.sublayers import sublayers_of
 from linearpatch.models.units import LAYER
@@ -156,6 +157,9 @@ def check_model(model: LoadedModel, save_format: str, *, mixed_layers: bool) -> 
     Raises:
         ModelError: names what the format lacks.
     """
+    if save_format in (*LAYERED_FORMATS, "lora"):
+        formats = "Use save_format=plain (patches that change no weight), custom or adapter."
+        check_unquantised([model.decoder.model], f"save_format={save_format}", formats)
     check_config(model.decoder.model.config, save_format, mixed_layers=mixed_layers)
     if save_format == "gguf":
         check_tokenizer(model)
@@ -268,7 +272,7 @@ def save_checkpoint(
                 write_nemotron_nas(temporary, layered)
                 _write_inputs(temporary, model)
             else:
-                view.save_pretrained(temporary)
+                view.save_pretrained(temporary, **_names_in_memory(view))
                 if recipe := mergekit_yaml(model.decoder, edit, hub_id or manifest.base.name):
                     (temporary / MERGEKIT_FILE).write_text(recipe, encoding="utf-8")
                 if with_lora:
@@ -331,6 +335,11 @@ def _check_experts_on_disk(view: PreTrainedModel) -> None:
             f"Use transformers {EXPERTS_FROM_DISK} or newer, a device_map that keeps the weights in memory, or "
             "save_format=custom or adapter."
         )
+
+
+def _names_in_memory(view: PreTrainedModel) -> dict[str, Any]:
+    """Arguments of `save_pretrained` for a quantised model, whose weights transformers only writes as it holds them."""
+    return {"save_original_format": False} if any(quantised_modules(view)) else {}
 
 
 def _write_inputs(folder: Path, model: LoadedModel) -> None:

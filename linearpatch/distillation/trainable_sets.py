@@ -18,6 +18,7 @@ from linearpatch.distillation.chunks import at_least_fp32
 from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import Edit
+from linearpatch.models.quantised import is_packed
 from linearpatch.models.removal import own_names
 from linearpatch.models.sublayers import MATRICES
 from linearpatch.models.weight_changes import LowRankUpdate, NewWeight, ParameterName, WeightChange, Weights
@@ -287,7 +288,7 @@ def _check_weights(decoder: Decoder, edit: Edit, names: Sequence[ParameterName])
             owners.setdefault(id(weight), set()).add(layer)
     for name in names:
         weight = parameter_of(decoder, name)
-        if not weight.is_floating_point():
+        if is_packed(weight):
             raise ConfigError(
                 f"{name.name} of layer {name.layer} is quantised ({weight.dtype}), so it can't be trained. Load the "
                 "model without quantisation, or use distill.trainable=patch."

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from linearpatch.errors import ModelError
 from linearpatch.models.modeling_linearpatch import EPSILON
+from linearpatch.models.quantised import num_parameters
 from linearpatch.models.tracing import Parts, check_tokens, parts_of
 
 # Names under which models return and take what they remember of earlier tokens.
@@ -67,7 +68,7 @@ class Decoder:
     @property
     def num_parameters(self) -> int:
         """Numbers in all its weights; tied ones count once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return num_parameters([self.model])
 
     @property
     def vocab_size(self) -> int:

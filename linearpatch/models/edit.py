@@ -15,6 +15,7 @@ from linearpatch.models.decoder import Decoder, decoder_of
 from linearpatch.models.fingerprint import parameter_hash
 from linearpatch.models.narrowing import NarrowedLayer, widths_of
 from linearpatch.models.places import Place
+from linearpatch.models.quantised import num_parameters
 from linearpatch.models.removal import num_parameters_of
 from linearpatch.models.units import Interface, Unit, check_removed, interfaces_of, whole_layers
 from linearpatch.models.view import view_of
@@ -236,7 +237,7 @@ class Edit:
 
     def num_parameters_removed(self, dense: Decoder) -> int:
         """Parameters of the dense model that the edited one lacks; operators may add some."""
-        whole = sum(p.numel() for layer in self.removed_layers for p in dense.layers[layer].parameters())
+        whole = sum(num_parameters([dense.layers[layer]]) for layer in self.removed_layers)
         whole += sum(num_parameters_of(dense, layer, part) for layer, part in self.removed_parts.items())
         return whole + sum(
             widths_of(dense, narrowed_layer.layer).parameters_removed(narrowed_layer)

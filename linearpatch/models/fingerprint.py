@@ -19,6 +19,7 @@ from torch import nn
 
 from linearpatch.errors import ModelError, StorageError
 from linearpatch.models.offload import read_parameter
+from linearpatch.models.quantised import is_quantised
 from linearpatch.storage.cache_folder import mark_cache
 from linearpatch.storage.files import write_atomically
 
@@ -98,9 +99,12 @@ def weights_hash(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for module_name, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
+        named = dict(module.named_parameters(recurse=False))
+        if is_quantised(module):  # some keep their codes in buffers
+            named |= {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.numel()}
+        for name, parameter in named.items():
             digest.update(f"{module_name}.{name}{tuple(parameter.shape)}".encode())
-            values = read_parameter(module, name).detach().flatten()
+            values = (read_parameter(module, name) if parameter.is_meta else parameter).detach().flatten()
             sample = values[:: max(1, values.numel() // SAMPLE)][:SAMPLE]
             digest.update(sample.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -14,6 +14,7 @@ from linearpatch.errors import ModelError
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.modeling_linearpatch import rms_normalised
 from linearpatch.models.offload import read_parameter
+from linearpatch.models.quantised import check_unquantised
 
 PARTS = ("gate_proj", "up_proj", "down_proj")
 
@@ -72,6 +73,7 @@ def check_gated(decoder: Decoder, index: int) -> None:
         ModelError: names the class.
     """
     layer = decoder.layers[index]
+    check_unquantised([layer], "patch=mlp", "Use patch=lstsq.")
     mlp, norm = getattr(layer, "mlp", None), getattr(layer, "post_attention_layernorm", None)
     matrices = [getattr(mlp, name, None) for name in PARTS]
     if (

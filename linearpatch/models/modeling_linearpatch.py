@@ -261,7 +261,7 @@ def attach(module: nn.Module, patch: nn.Module, side: str) -> None:
         patch: Maps `[…, hidden_size]` to the same shape. It is cast to the module's dtype.
         side: `input` or `output`.
     """
-    anchor = next((parameter for parameter in module.parameters() if not parameter.is_meta), None)
+    anchor = next((weight for weight in module.parameters() if not (weight.is_meta or _is_packed(weight))), None)
     if anchor is not None:
         patch = patch.to(device=anchor.device, dtype=anchor.dtype)
     name = f"{PATCH_PREFIX}{sum(name.startswith(PATCH_PREFIX) for name, _ in module.named_children())}"
@@ -270,6 +270,11 @@ def attach(module: nn.Module, patch: nn.Module, side: str) -> None:
         module.register_forward_pre_hook(partial(_on_input, name), with_kwargs=True)
     else:
         module.register_forward_hook(partial(_on_output, name))
+
+
+def _is_packed(weight: Tensor) -> bool:
+    """Whether a weight is quantised, so that its dtype isn't one to compute in."""
+    return not weight.is_floating_point() or weight.dtype.itemsize == 1
 
 
 def _on_input(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

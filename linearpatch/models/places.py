@@ -31,6 +31,7 @@ from linearpatch.models.offload import read_parameter, replace_parameter
 from linearpatch.models.projections import (
     MatrixProjection,
     Projection,
+    check_changeable,
     expert_projection,
     is_mixture,
     output_weights,
@@ -327,12 +328,14 @@ class InProjection(AtLayer):
         """
         kind = type(decoder.layers[index]).__name__
         if part == ATTENTION:
+            check_changeable(sublayers_of(decoder, index).attention.output)
             module = sublayers_of(decoder, index).attention.projection
             writer = f"The attention of {kind} doesn't end in an output projection that writes to the stream"
         else:
             output = OnOutput.output_of(decoder, index)
             if is_mixture(output):
                 return expert_projection(output, decoder.hidden_size)
+            check_changeable(output)
             module = sublayers_of(decoder, index).mlp.projection
             writer = f"The MLP of {kind} ends in {type(output).__name__}, not in an output projection"
         if module is None:

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from linearpatch.errors import ModelError
 from linearpatch.models.decoder import Decoder, unwrap
 from linearpatch.models.offload import parameter_replaced, read_parameter, replace_parameter
+from linearpatch.models.quantised import check_unquantised
 from linearpatch.models.tracing import check_tokens
 
 EXPERTS = "experts"  # what mixtures of experts call their routed experts …
@@ -224,6 +225,7 @@ def expert_projection(output: nn.Module, hidden_size: int) -> ExpertProjection:
     Raises:
         ModelError: it keeps their weights in an unknown way.
     """
+    check_changeable(output)
     experts = set(output.get_submodule(EXPERTS).modules())
     everything = output_weights(output, hidden_size)
     shared = [weight for weight in everything if weight.module not in experts]
@@ -237,12 +239,22 @@ def expert_projection(output: nn.Module, hidden_size: int) -> ExpertProjection:
     return ExpertProjection(output, matrices, tuple(weight for weight in chosen if weight.is_bias), hidden_size)
 
 
+def check_changeable(output: nn.Module) -> None:
+    """Reject a quantised module for a patch that changes its weights.
+
+    Raises:
+        ModelError: names what works.
+    """
+    check_unquantised([output], "A patch that changes the output projection before an interface", ON_STREAM)
+
+
 def output_weights(output: nn.Module, hidden_size: int) -> list[Weight]:
     """The parameters in which a sublayer's output is linear: weight and bias, or those of every expert.
 
     Raises:
         ModelError: a mixture of experts keeps its weights in an unknown way.
     """
+    check_unquantised([output], "Changing what a sublayer writes", "Use save_format=custom or adapter.")
     if not is_mixture(output):
         own = (name for name, _ in output.named_parameters(recurse=False))
         return [Weight(output, name, _is_row_major(output, name, hidden_size)) for name in own]

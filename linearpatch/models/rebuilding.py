@@ -26,6 +26,7 @@ from linearpatch.models.blueprint import SHAPE, Difference, blueprint_of, differ
 from linearpatch.models.decoder import Decoder, split_call, text_config
 from linearpatch.models.layer_config import apply_changes, propose
 from linearpatch.models.narrowing import NarrowedLayer, masked
+from linearpatch.models.quantised import quantised_modules
 from linearpatch.models.sublayers import sublayers_of
 from linearpatch.models.vision import warn_of_images
 
@@ -216,7 +217,14 @@ def _differences(dense: Decoder, kept: Sequence[int], changes: Mapping[str, Any]
 def _rebuilt(view: PreTrainedModel) -> PreTrainedModel:
     """The model that a view's configuration builds, with the view's own weights."""
     twin = blueprint_of(type(view), view.config)
-    twin.load_state_dict(view.state_dict(), strict=False, assign=True)
+    quantised = dict(quantised_modules(view))
+    for name, module in quantised.items():  # which transformers puts in place of others when it loads
+        owner, _, leaf = name.rpartition(".")
+        setattr(twin.get_submodule(owner), leaf, module)
+    state = {
+        name: value for name, value in view.state_dict().items() if not any(name.startswith(f"{q}.") for q in quantised)
+    }
+    twin.load_state_dict(state, strict=False, assign=True)
     twin.tie_weights()
     return twin.to(view.device).eval()
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.modeling_linearpatch import RemovedModule, remove_sublayers
+from linearpatch.models.quantised import num_parameters
 from linearpatch.models.sublayers import ATTENTION, check_separable, forget_sublayer
 from linearpatch.models.weight_changes import shared_tensors
 
@@ -31,7 +32,7 @@ _copies: WeakKeyDictionary[nn.Module, dict[str, nn.Module]] = WeakKeyDictionary(
 
 def num_parameters_of(decoder: Decoder, index: int, part: str) -> int:
     """Parameters of a sublayer with its norms."""
-    return sum(p.numel() for name in own_names(decoder, index, part) for p in _child(decoder, index, name).parameters())
+    return num_parameters(_child(decoder, index, name) for name in own_names(decoder, index, part))
 
 
 def own_names(decoder: Decoder, index: int, part: str) -> list[str]:

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.gradients import gradients_for
 from linearpatch.models.offload import read_parameter, replace_parameter
+from linearpatch.models.quantised import is_quantised
 from linearpatch.models.sublayers import remember_sublayers
 
 ADAPTER = "default"  # peft's name for the only one
@@ -243,7 +244,11 @@ def changed_decoder(dense: Decoder, weights: Weights) -> Decoder:
 def shared_tensors(module: nn.Module) -> dict[int, Any]:
     """A deepcopy memo that answers every parameter and buffer with itself."""
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    for part in module.modules():  # weights that accelerate keeps in CPU memory or on disk
+    for part in module.modules():
+        if is_quantised(part):  # codes and scales beside the parameters, which kernels read
+            kept = [value for name, value in vars(part).items() if name == "state" or isinstance(value, Tensor)]
+            memo |= {id(value): value for value in kept}
+        # weights that accelerate keeps in CPU memory or on disk
         weights_map = getattr(getattr(part, "_hf_hook", None), "weights_map", None)
         if weights_map is not None:
             memo[id(weights_map)] = weights_map

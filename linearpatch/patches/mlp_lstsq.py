@@ -14,6 +14,7 @@ from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import Site
 from linearpatch.models.modeling_linearpatch import LinearMap
 from linearpatch.models.places import OnOutput, Place
+from linearpatch.models.projections import check_changeable
 from linearpatch.models.sublayers import MLP
 from linearpatch.models.units import Interface, sublayer_before
 from linearpatch.patches.before_interface import BeforeInterfacePatch
@@ -35,10 +36,10 @@ class MlpLeastSquares(BeforeInterfacePatch):
     foldable_distilled: ClassVar[bool] = True
 
     def check(self, decoder: Decoder) -> None:
-        """Reject families that normalise what their MLPs write."""
+        """Reject families that normalise what their MLPs write, and quantised MLPs."""
         super().check(decoder)
         for index in range(decoder.num_layers):
-            OnOutput.output_of(decoder, index)
+            check_changeable(OnOutput.output_of(decoder, index))
 
     def places(self, interface: Interface) -> Sequence[Place]:
         """On the output of the MLP before it.
