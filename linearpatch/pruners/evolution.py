@@ -13,7 +13,7 @@ from linearpatch.calibration.fitness import MEASURES, Fitness, Layers
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError, require_choice, require_range, require_seed
 from linearpatch.models.edit import Edit
-from linearpatch.pruners.patch_aware import rankings
+from linearpatch.pruners.iterative import rankings
 from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import component, identity
 from linearpatch.results.scores import LayerScores

@@ -12,6 +12,7 @@ from linearpatch.errors import ConfigError
 from linearpatch.models.edit import Edit
 from linearpatch.models.units import LAYER
 from linearpatch.pruners.pruner import Pruner
+from linearpatch.registry import components
 from linearpatch.results.scores import LayerScores, SearchStep
 
 
@@ -80,3 +81,8 @@ class Iterative(Pruner):
             bounds = scores.steps[0].bounds if scores.steps else None
             steps.append(SearchStep(removed[-1], losses, [left[int(layer)] for layer in bounds or ()]))
         return Edit.of_layers(removed, scores=LayerScores(criterion, "layer", steps=steps))
+
+
+def rankings() -> dict[str, type[RankingPruner]]:
+    """Pruners that score layers or windows of the dense model, by name: rivals of a search, and where one starts."""
+    return {name: cls for name, cls in components("pruner").items() if issubclass(cls, RankingPruner)}

@@ -14,9 +14,9 @@ from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.models.edit import Edit
 from linearpatch.models.units import LAYER, Unit, plain_units
-from linearpatch.pruners.iterative import RankingPruner
+from linearpatch.pruners.iterative import rankings
 from linearpatch.pruners.pruner import UNITS, Pruner
-from linearpatch.registry import component, components, name_of
+from linearpatch.registry import component, name_of
 from linearpatch.results.scores import LayerScores, SearchStep
 
 log = logging.getLogger(__name__)
@@ -218,11 +218,6 @@ class PatchAware(Pruner):
             return {}
         losses = workspace.candidate_edits.losses(base, tried, survivors=survivors if self.stop_early else None)
         return dict(zip(tried, losses, strict=True))
-
-
-def rankings() -> dict[str, type[RankingPruner]]:
-    """Pruners that score layers or windows of the dense model, by name: those that can be rivals."""
-    return {name: cls for name, cls in components("pruner").items() if issubclass(cls, RankingPruner)}
 
 
 def _is_window(layers: Units) -> bool:
