@@ -289,9 +289,13 @@ class Experiment:
 
     @property
     def asked_stages(self) -> list[str]:
-        """The stages that are measured and can be: without a patch there is no patched model."""
+        """The stages that are measured. One that there isn't is the one before: the pruned model, without a patch."""
         missing = {"patched": name_of(self.patch) == "none", "distilled": self.training is None}
-        return [stage for stage in self.stages if not missing.get(stage)]
+        asked = set()
+        for stage in self.stages:
+            up_to = STAGES[: STAGES.index(stage) + 1]
+            asked.add([one for one in up_to if not missing.get(one)][-1])
+        return [stage for stage in STAGES if stage in asked]
 
     @property
     def measured(self) -> dict[str, dict[str, Any]]:

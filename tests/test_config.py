@@ -173,3 +173,17 @@ def test_configs_are_values():
     with pytest.raises(AttributeError):
         experiment.seed = 3
     assert experiment == compose_experiment([])
+
+
+@pytest.mark.parametrize(
+    ("words", "measured"),
+    [
+        (["patch=none", "stages=[dense,patched]"], ["dense", "pruned"]),
+        (["patch=none", "stages=[patched,distilled]"], ["pruned"]),
+        (["patch=lstsq", "stages=[dense,distilled]"], ["dense", "patched"]),
+        (["patch=lstsq"], ["dense", "pruned", "patched"]),
+        (["patch=none", "distill=output_kl", "distill.trainable=lora", "stages=[distilled]"], ["distilled"]),
+    ],
+)
+def test_a_stage_that_there_is_not_is_the_one_before(words, measured):
+    assert compose_experiment(words).asked_stages == measured

@@ -107,6 +107,8 @@ def metrics_of(records: Sequence[Record]) -> list[str]:
         is_accuracy = metric.unit == "share" and metric.counted == "questions"
         if is_loss or is_accuracy:
             known.append(name)
+    if any(last_stage(record) == "dense" for record in records):  # nothing smaller was measured
+        return []
     return [name for name in known if all(name in record.metrics.get(last_stage(record), {}) for record in records)]
 
 

@@ -115,6 +115,8 @@ def test_a_metric_that_was_not_measured_is_rejected(said):
     assert "Allowed: ppl/pydoc" in said()
     assert main(["frontier", *words, "eval=[]", "output_dir=other"]) == 1
     assert "Add one, such as eval=[ppl]" in said()
+    assert main(["frontier", *words, "stages=[dense]", "output_dir=dense"]) == 1
+    assert "keep dense and patched in stages" in said()
 
 
 def test_recipes_and_sizes():
