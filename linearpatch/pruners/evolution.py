@@ -42,7 +42,7 @@ class Evolution(Pruner):
             limit. So searches can be compared at equal cost.
         offspring: Sets in a generation.
         survivors: Sets that are left after each step of a generation; the last is 1.
-        shares: Shares of the tokens on which each step judges, drawn anew in each generation.
+        shares: Shares of the tokens on which each step judges, drawn again for each generation.
         most_swaps: A mutation swaps as many pairs of layers as the lower of two draws from 1 to this.
         start: Pruners whose choices, with `initial` random sets, are where it starts: the fittest is the first parent.
         initial: Random sets at the start.

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from linearpatch.checkpoint.new_layers import removed_part
 from linearpatch.errors import ModelError
 from linearpatch.models.decoder import text_config
-from linearpatch.models.modeling_linearpatch import RemovedModule
 from linearpatch.models.offload import read_parameter
+from linearpatch.models.sublayers import ATTENTION, MLP
 
 ROTARY_TYPES = ("default", "linear", "llama3")
 OTHER_FORMATS = "Use save_format=plain, custom or adapter."
@@ -146,9 +147,9 @@ def outer_tensors(model: Any, config: Any) -> Iterator[Named]:
 
 def layer_tensors(layer: Any, index: int, architecture: Architecture, config: Any) -> Iterator[Named]:
     """Names in GGUF and values of a layer, of the sublayers that it has."""
-    attention, mlp = layer.self_attn, layer.mlp
+    attention, mlp, removed = layer.self_attn, layer.mlp, removed_part(layer)
     modules: list[tuple[str, nn.Module, int]] = []
-    if not isinstance(attention, RemovedModule):
+    if removed != ATTENTION:
         modules += [
             ("attn_norm", layer.input_layernorm, 0),
             ("attn_q", attention.q_proj, config.num_attention_heads),
@@ -158,7 +159,7 @@ def layer_tensors(layer: Any, index: int, architecture: Architecture, config: An
         ]
         if architecture.head_norms:
             modules += [("attn_q_norm", attention.q_norm, 0), ("attn_k_norm", attention.k_norm, 0)]
-    if not isinstance(mlp, RemovedModule):
+    if removed != MLP:
         modules += [
             ("ffn_norm", layer.post_attention_layernorm, 0),
             ("ffn_gate", mlp.gate_proj, 0),
