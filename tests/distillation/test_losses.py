@@ -42,7 +42,7 @@ def student_of(decoder, removed, place=on_stream, **settings):
     sites = [place(one.start, one.end) for one in interfaces_of(removed)]
     matrices = maps(len(sites))
     if place is in_projection:
-        width = InProjection.projection_of(decoder, 0).weight.numel() // SIZE
+        width = InProjection.projection_of(decoder, 0).width
         matrices = [0.1 * torch.randn(width, SIZE).double() for _ in sites]
     patches = [FullPatch(matrix, None, around_start=False).double() for matrix in matrices]
     edit = edit_of(removed, zip(sites, patches, strict=True))
