@@ -286,12 +286,11 @@ def recipe_key(experiment: Experiment) -> str:
     return digest_of({"pruner": identity(experiment.pruner), "patch": identity(experiment.patch)})
 
 
-def statistics_of(experiment: Experiment, dense: Decoder) -> list[Statistic]:
-    """What a run's pruner and patch will ask; where a budget decides the number of layers, the patch alone."""
-    n = experiment.num_units
-    of_pruner = [] if n is None else experiment.pruner.chooser.statistics(n)
-    of_patch = experiment.patch.for_model(dense).statistics()
-    return [*of_pruner, *(one if experiment.pruner.unit == LAYER else one.of_sublayers() for one in of_patch)]
+def statistics_of(pruner: Pruner, patch: Patch, n: int | None) -> list[Statistic]:
+    """What a pruner that removes n units and then a patch ask; where a budget decides the number, the patch alone."""
+    of_pruner = [] if n is None else pruner.chooser.statistics(n)
+    of_patch = patch.statistics()
+    return [*of_pruner, *(of_patch if pruner.unit == LAYER else (one.of_sublayers() for one in of_patch))]
 
 
 def size_of(experiment: Experiment, workspace: Workspace, record: Record) -> int:
@@ -319,8 +318,7 @@ def rank(pruner: Pruner, patch: Patch, workspace: Workspace, n: int) -> Edit:
     """Choose the layers to remove; what the patch needs of the dense model comes from the same pass."""
     chooser = pruner.chooser
     chooser.check_family(workspace.decoder)
-    of_patch = patch.statistics() if chooser.unit == LAYER else [one.of_sublayers() for one in patch.statistics()]
-    workspace.collect(*chooser.statistics(n), *of_patch)
+    workspace.collect(*statistics_of(pruner, patch, n))
     edit = chooser.select(workspace, n)
     workspace.release()
     log.info("%s", edit.summary())

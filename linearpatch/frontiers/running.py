@@ -170,13 +170,9 @@ def _walk(plan: Plan) -> Iterator[tuple[Job, Record | None, str]]:
 
 def _ready(experiments: Sequence[Experiment], key: str, workspace: Workspace) -> None:
     """One pass for the statistics of all runs; and what the sizes of a recipe share beside them."""
-    dense = workspace.decoder
-    workspace.collect(*(statistic for experiment in experiments for statistic in statistics_of(experiment, dense)))
-    sizes = {
-        experiment.num_units: experiment
-        for experiment in (experiment.for_model(dense) for experiment in experiments)
-        if recipe_key(experiment) == key
-    }
+    fitted = [experiment.for_model(workspace.decoder) for experiment in experiments]
+    workspace.collect(*(asked for one in fitted for asked in statistics_of(one.pruner, one.patch, one.num_units)))
+    sizes = {experiment.num_units: experiment for experiment in fitted if recipe_key(experiment) == key}
     for experiment in list(sizes.values())[:1]:
         experiment.pruner.chooser.prepare(workspace, [n for n in sizes if n is not None])
 

@@ -43,8 +43,8 @@ def collect_statistics(experiments: Sequence[Experiment], cache: Cache, record: 
     with _working(record, folder):
         prepared = prepare(replace(_plain(experiments[0]), eval={}), record, cache, sized_for=experiments[0].patch)
         with record.step("rank"):
-            dense = prepared.model.decoder
-            statistics = [statistic for experiment in experiments for statistic in statistics_of(experiment, dense)]
+            fitted = [experiment.for_model(prepared.model.decoder) for experiment in experiments]
+            statistics = [asked for one in fitted for asked in statistics_of(one.pruner, one.patch, one.num_units)]
             workspace_of(experiments[0], prepared, cache).collect(*statistics)
 
 
