@@ -36,6 +36,7 @@ from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.loaded_weights import check_weights
 from linearpatch.models.modeling_linearpatch import operator_from
 from linearpatch.models.patched import MODEL_TYPE_PREFIX, patched_config_class, patched_model_class
+from linearpatch.models.quantised import keep_order_of_codes
 from linearpatch.models.weight_changes import tensors_of, unfilled_weights, weights_from
 
 
@@ -103,6 +104,7 @@ def load_whole(folder: Path, manifest: Manifest, **settings: Any) -> PreTrainedM
             f"{folder} is intact, but transformers can't load it: {error} It was written with transformers {made_with}."
         ) from error
     check_weights(model, info, str(folder), strict=True)
+    keep_order_of_codes(model)
     loaded: PreTrainedModel = model
     return merge_lora(loaded, folder / LORA_FOLDER) if manifest.lora else loaded
 

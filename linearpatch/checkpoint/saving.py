@@ -45,7 +45,7 @@ from linearpatch.models.edit import Edit
 from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.patched import check_storable
-from linearpatch.models.quantised import check_unquantised, quantised_modules
+from linearpatch.models.quantised import check_order_of_codes, check_unquantised, quantised_modules
 from linearpatch.models.rebuilding import check_rebuilt
 from linearpatch.models.sublayers import sublayers_of
 from linearpatch.models.units import LAYER
@@ -160,6 +160,8 @@ def check_model(model: LoadedModel, save_format: str, *, mixed_layers: bool) -> 
     if save_format in (*LAYERED_FORMATS, "lora"):
         formats = "Use save_format=plain (patches that change no weight), custom or adapter."
         check_unquantised([model.decoder.model], f"save_format={save_format}", formats)
+    if save_format != "adapter":
+        check_order_of_codes(model.decoder.model)
     check_config(model.decoder.model.config, save_format, mixed_layers=mixed_layers)
     if save_format == "gguf":
         check_tokenizer(model)

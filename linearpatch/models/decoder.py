@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from linearpatch.errors import ModelError
 from linearpatch.models.modeling_linearpatch import EPSILON
-from linearpatch.models.quantised import num_parameters
+from linearpatch.models.quantised import keep_order_of_codes, num_parameters
 from linearpatch.models.tracing import Parts, check_tokens, parts_of
 
 # Names under which models return and take what they remember of earlier tokens.
@@ -205,6 +205,7 @@ def decoder_of(model: PreTrainedModel) -> Decoder:
             f"The configuration of {kind} has no num_hidden_layers: it isn't one stack of layers. Use a decoder-only "
             "model with one, such as Llama, Qwen or Gemma."
         )
+    keep_order_of_codes(model)
     parts = parts_of(model, config)
     body, layers, norm = (model.get_submodule(name) for name in (parts.body, parts.layers, parts.final_norm))
     assert isinstance(layers, nn.ModuleList)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from linearpatch.errors import ModelError
 
 PACKED = ("qweight", "weight_packed", "W_q")  # what GPTQ and AWQ, compressed-tensors and HQQ keep in place of a weight
+REARRANGES = "support_avx512bf16_for_cpu"  # of bitsandbytes' modules: whether they rearrange their codes
 ORDER = (
     "Or prune and repair the model before it is quantised, and quantise the checkpoint: see "
     "docs/kinds.md, Quantised checkpoints."
@@ -52,6 +53,31 @@ def check_unquantised(modules: Iterable[nn.Module], what: str, instead: str) -> 
             raise ModelError(
                 f"{what} needs the values of weights, and those of {type(module).__name__} are quantised. {instead} "
                 f"{ORDER}"
+            )
+
+
+def keep_order_of_codes(model: nn.Module) -> None:
+    """Stop bitsandbytes from rearranging 4-bit codes for the processor when they are first computed with.
+
+    It does so in place and rounds their scales to bfloat16, and when they are saved, its way back leaves the scales
+    rearranged (0.50): the model and its checkpoint would be others from then on.
+    """
+    for module in model.modules():
+        if getattr(module, REARRANGES, False):
+            setattr(module, REARRANGES, False)
+
+
+def check_order_of_codes(model: nn.Module) -> None:
+    """Reject a model whose codes were rearranged before we had it.
+
+    Raises:
+        ModelError: says what to do.
+    """
+    for name, module in quantised_modules(model):
+        if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+            raise ModelError(
+                f"bitsandbytes rearranged the codes of {name} for this processor when the model ran, and can't restore "
+                "them exactly. Load it again, and prune it before anything runs it; or save an adapter."
             )
 
 

@@ -15,8 +15,10 @@ from linearpatch.checkpoint.saving import check_model, save_checkpoint
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.data.tokens import Tokens
 from linearpatch.errors import ConfigError, ModelError
+from linearpatch.models.decoder import decoder_of
 from linearpatch.models.hub import HubModel
-from linearpatch.models.quantised import is_quantised, num_parameters, quantised_modules
+from linearpatch.models.model import LoadedModel
+from linearpatch.models.quantised import is_quantised, keep_order_of_codes, num_parameters, quantised_modules
 from linearpatch.models.random import byte_tokenizer
 from linearpatch.patches.block import Block
 from linearpatch.patches.lstsq import LeastSquares
@@ -27,7 +29,7 @@ from linearpatch.patches.refit import Refit
 from linearpatch.registry import name_of
 from linearpatch.storage.cache import Cache
 
-pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+functional = pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is not installed")
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
 QUANTISED = {
     "4bit": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32),
@@ -68,6 +70,7 @@ def model(folder, tmp_path):
 
 
 def logits_of(model):
+    keep_order_of_codes(model)  # of models that transformers loaded
     with torch.no_grad():
         return model(input_ids=TOKENS, use_cache=False).logits
 
@@ -109,6 +112,21 @@ def test_a_patch_beside_the_codes_is_fitted_saved_and_loaded(model, folder, save
     settings = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     mask = torch.ones_like(TOKENS)
     assert loaded.generate(TOKENS, attention_mask=mask, **settings).shape == (2, 18)
+
+
+@pytest.mark.skipif(
+    not functional.has_avx512bf16(), reason="bitsandbytes rearranges codes only for processors with AVX512-BF16"
+)
+def test_codes_that_were_rearranged_for_the_processor_arent_saved(folder, tmp_path):
+    loaded = AutoModelForCausalLM.from_pretrained(folder).eval()
+    if not hasattr(loaded.model.layers[0].mlp.down_proj, "support_avx512bf16_for_cpu"):
+        pytest.skip("8-bit codes are never rearranged")
+    with torch.no_grad():
+        loaded(input_ids=TOKENS)
+    model = LoadedModel(decoder_of(loaded), byte_tokenizer(), "model")
+    with pytest.raises(ModelError, match=r"rearranged the codes of .*Load it again"):
+        save_checkpoint(tmp_path / "m", model, edit_of(REMOVED), save_format="plain")
+    save_checkpoint(tmp_path / "m", model, edit_of(REMOVED), save_format="adapter")
 
 
 def test_views_share_the_codes(model):
