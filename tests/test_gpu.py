@@ -4,6 +4,7 @@
 """
 
 import os
+from itertools import cycle
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from edits import repaired, view_of
 from small_runs import result
 
 import linearpatch
+from linearpatch.calibration import candidate_losses
 from linearpatch.calibration.candidate_losses import CandidateSearch
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.cli import main
@@ -88,6 +90,18 @@ def test_a_search_with_offloaded_streams_finds_the_same_losses():
         devices = {stream.device.type for streams in search._streams for stream in streams}
         assert devices == {"cpu" if offload else torch.device(DEVICE).type}
     assert losses[0] == losses[1]
+
+
+def test_streams_that_have_no_room_are_offloaded(monkeypatch):
+    workspace = workspace_on(DEVICE)
+    batches = random_blocks(6, 3).ids.to(DEVICE).split(2)
+    edits = [Edit.of_layers([layer]) for layer in range(NUM_LAYERS)]
+    expected = [one.loss for one in CandidateSearch(workspace.decoder, batches).losses(edits)]
+    answers = cycle([True, False])
+    monkeypatch.setattr(candidate_losses, "has_room", lambda *_, **__: next(answers))
+    search = CandidateSearch(workspace.decoder, batches)
+    assert {stream.device.type for streams in search._streams for stream in streams} == {"cpu", "cuda"}
+    assert [one.loss for one in search.losses(edits)] == expected
 
 
 @pytest.mark.parametrize("settings", [("patch=rotate", "distill=output_kl"), ("pruner=patch_aware", "patch=refit")])

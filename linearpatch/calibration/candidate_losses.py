@@ -22,9 +22,11 @@ from linearpatch.models.loss import stream_divergence, stream_nll
 from linearpatch.models.passes import record
 from linearpatch.models.runner import Step, steps_of
 from linearpatch.models.weight_changes import changed_decoder
+from linearpatch.runtime.memory import has_room
 
 NLL, DIVERGENCE = "nll", "divergence"
 OBJECTIVES = (NLL, DIVERGENCE)
+LEFT_FREE = 0.2  # of a device's memory, for the batch that runs and for the fits of a search
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class CandidateSearch:
     Args:
         decoder: The dense model.
         batches: Token ids, each `[batch, tokens]`.
-        offload: Keep the streams in CPU memory, pinned where there is a GPU to carry them to.
+        offload: Keep the streams in CPU memory, pinned where there is a GPU to carry them to. None: those that would
+            leave less than `LEFT_FREE` of the device's memory free.
         objective: What the loss of a token is: `nll`, that of predicting the next one, or `divergence`, the
             Kullback-Leibler divergence of the prediction from the dense model's.
 
@@ -60,7 +63,7 @@ class CandidateSearch:
     """
 
     def __init__(
-        self, decoder: Decoder, batches: Sequence[Tensor], *, offload: bool = False, objective: str = NLL
+        self, decoder: Decoder, batches: Sequence[Tensor], *, offload: bool | None = None, objective: str = NLL
     ) -> None:
         self.decoder = decoder
         self.batches = batches
@@ -197,14 +200,22 @@ class CandidateSearch:
 
     def _kept(self, hidden: Tensor) -> Tensor:
         """A stream where it is kept."""
-        if not self._offload or hidden.device.type == "cpu":
+        if hidden.device.type == "cpu" or not self._is_offloaded(hidden):
             return hidden
         host = torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=hidden.device.type == "cuda")
         return host.copy_(hidden)
 
     def _restored(self, hidden: Tensor) -> Tensor:
         """A stream where layers run; with layers on several devices each takes it to its own."""
-        return hidden.to(self.decoder.input_device, non_blocking=True) if self._offload else hidden
+        if hidden.device.type != "cpu":
+            return hidden
+        return hidden.to(self.decoder.input_device, non_blocking=True)
+
+    def _is_offloaded(self, hidden: Tensor) -> bool:
+        """Whether a stream leaves the device on which it arose."""
+        if self._offload is not None:
+            return self._offload
+        return not has_room(hidden.device, hidden.nbytes, leaving=LEFT_FREE)
 
     def _run(self, plan: _Plan, hidden: Tensor, calls: dict[int, LayerCall], step: Step) -> Tensor:
         self.layer_forwards += 1

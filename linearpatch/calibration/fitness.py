@@ -31,7 +31,7 @@ class Fitness:
         measure: `divergence` (KL from the dense model) or `loss` (of the next token).
         parts: So many parts of nearly equal size; at most one for each block.
         batch_size: Blocks in one forward pass.
-        offload: Keep streams in CPU memory.
+        offload: Whether streams are kept in CPU memory (`CandidateSearch`).
 
     Attributes:
         num_parts: Parts that there are.
@@ -46,7 +46,7 @@ class Fitness:
         measure: str,
         parts: int,
         batch_size: int = 1,
-        offload: bool = False,
+        offload: bool | None = None,
     ) -> None:
         self.num_parts = min(parts, len(ids))
         batches: list[Tensor] = []

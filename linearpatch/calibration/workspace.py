@@ -45,7 +45,8 @@ class Workspace:
         cache: Where results are kept; by default in memory.
         model_key: What identifies the weights and how they compute (`models.fingerprint`).
         batch_size: Blocks in one forward pass; doesn't change results beyond rounding.
-        offload_streams: Keep the streams of searches in CPU memory (`CandidateSearch`).
+        offload_streams: Whether the streams of searches are kept in CPU memory; None: as far as the device has no room
+            for them (`CandidateSearch`).
         base: What lies before the interfaces that are to be repaired.
         questions: By which pruners may judge models.
     """
@@ -60,7 +61,7 @@ class Workspace:
         cache: Cache | None = None,
         model_key: Mapping[str, Any] | None = None,
         batch_size: int = 1,
-        offload_streams: bool = False,
+        offload_streams: bool | None = None,
         base: Edit = DENSE,
         questions: Questions | None = None,
     ) -> None:

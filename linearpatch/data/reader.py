@@ -75,7 +75,8 @@ class Calibration(BlocksOfText):
             come from the rest of the text. Null: half as many as `num_blocks` (8 with `auto`) where something chooses,
             else one for eight, from text that the others leave, so that they are the same with and without. 0: none.
         offload_streams: Keep the hidden states of a search in CPU memory, where the model is on a GPU: one stream for
-            each layer and token, 17 GiB at 7B and 64k tokens. Results are the same; a search takes longer.
+            each layer and token, 17 GiB at 7B and 64k tokens. Results are the same; a search takes longer. Null: those
+            that would leave less than a fifth of the GPU's memory free.
     """
 
     purpose: ClassVar[str] = "calibration"
@@ -84,7 +85,7 @@ class Calibration(BlocksOfText):
     num_blocks: Any = 16  # a whole number, null or `auto`
     batch_size: int = 1
     held_out_blocks: int | None = None
-    offload_streams: bool = field(default=False, metadata={"identity": False})
+    offload_streams: bool | None = field(default=None, metadata={"identity": False})
 
     def __post_init__(self) -> None:
         require_range("calibration.batch_size", self.batch_size, low=1)

@@ -193,7 +193,7 @@ def distill(
 
 
 def _operators(edit: Edit) -> list[Operator]:
-    """What is trained: operators with a spec, so that what becomes of them can be kept."""
+    """Operators with a spec, so that what becomes of them can be kept; others are rejected."""
     operators = [placed.module for placed in edit.operators]
     unknown = [type(operator).__name__ for operator in operators if not isinstance(operator, Operator)]
     if unknown:
@@ -208,29 +208,38 @@ def _student(training: Training, decoder: Decoder, edit: Edit, operators: Sequen
     """The edited model with patches and weights that train; its beginning is the edited model itself."""
     weights = training.trainable_set.weights(decoder, edit, seed)
     weights = {name: change for name, change in weights.items() if training.sees(decoder, name) or name in edit.weights}
-    patches = _patches(training, decoder, operators, seed)
+    readers = [placed.place.runs_with(set(edit.removed_layers)) for placed in edit.operators]
+    patches = [
+        _trainable(training, operator, decoder.hidden_size, decoder.reading_device(reader), seed + index)
+        for index, (operator, reader) in enumerate(zip(operators, readers, strict=True))
+    ]
     student = Runner(decoder, edit.with_modules(patches).with_weights(weights), training.recompute)
     training.check_student(student)
     return student
 
 
-def _patches(training: Training, decoder: Decoder, operators: Sequence[Operator], seed: int) -> list[TrainablePatch]:
-    patches: list[TrainablePatch] = []
-    for index, module in enumerate(operators):
-        is_matrix = isinstance(module, LinearMap | ChannelScale)
-        if training.patch_form == "full" and not is_matrix:
-            fitted = copy.deepcopy(module).to(decoder.input_device)
-            patches.append(OperatorPatch(fitted, around_start=training.decays_to_start))
-            continue
-        matrix, bias = dense_form(module, decoder.hidden_size)
-        matrix, bias = matrix.to(decoder.input_device), None if bias is None else bias.to(decoder.input_device)
-        if training.patch_form == "full":
-            patches.append(FullPatch(matrix, bias, around_start=training.decays_to_start))
-        elif training.patch_form == "diagonal":
-            patches.append(DiagonalPatch(matrix, bias, training.basis, around_start=training.decays_to_start))
-        else:
-            patches.append(LowRankPatch(matrix, bias, training.rank, seed + index))
-    return patches
+def _trainable(
+    training: Training, operator: Operator, hidden_size: int, device: torch.device, seed: int
+) -> TrainablePatch:
+    """A fitted operator in the form in which it trains.
+
+    Args:
+        training: Says which form that is.
+        operator: As it was fitted.
+        hidden_size: Width of the stream.
+        device: Where its reader is.
+        seed: Of what begins at random.
+    """
+    is_matrix = isinstance(operator, LinearMap | ChannelScale)
+    if training.patch_form == "full" and not is_matrix:
+        return OperatorPatch(copy.deepcopy(operator).to(device), around_start=training.decays_to_start)
+    matrix, bias = dense_form(operator, hidden_size)
+    matrix, bias = matrix.to(device), None if bias is None else bias.to(device)
+    if training.patch_form == "full":
+        return FullPatch(matrix, bias, around_start=training.decays_to_start)
+    if training.patch_form == "diagonal":
+        return DiagonalPatch(matrix, bias, training.basis, around_start=training.decays_to_start)
+    return LowRankPatch(matrix, bias, training.rank, seed)
 
 
 def _source(

@@ -288,10 +288,16 @@ def _check_weights(decoder: Decoder, edit: Edit, names: Sequence[ParameterName])
             owners.setdefault(id(weight), set()).add(layer)
     for name in names:
         weight = parameter_of(decoder, name)
+        what = name.name if name.layer == decoder.num_layers else f"{name.name} of layer {name.layer}"
         if is_packed(weight):
             raise ConfigError(
-                f"{name.name} of layer {name.layer} is quantised ({weight.dtype}), so it can't be trained. Load the "
+                f"{what} is quantised ({weight.dtype}), so it can't be trained. Load the "
                 "model without quantisation, or use distill.trainable=patch."
+            )
+        if weight.is_meta:
+            raise ConfigError(
+                f"{what} is kept in CPU memory or on disk (model.device_map), so it can't be trained. "
+                "Use distill.trainable=patch, or a model.device_map by which it stays on a device."
             )
         sharing = owners.get(id(weight), set())
         if len(sharing) > 1:

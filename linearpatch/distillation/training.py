@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from math import ceil, inf
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from linearpatch.distillation.trainable_sets import (
@@ -267,17 +266,10 @@ class Training(Distillation, ABC):
         """Reject a model that this loss can't be computed for, before anything is.
 
         Raises:
-            ModelError: its weights are on several devices, or on disk.
             ConfigError: as of `check_size`, or the family lacks what is to be trained.
         """
         self.check_size(decoder.hidden_size)
         self.trainable_set.check(decoder)
-        devices = {parameter.device for parameter in decoder.model.parameters()}
-        if len(devices) > 1 or torch.device("meta") in devices:
-            raise ModelError(
-                "Patches can't be distilled while the weights are on several devices or on disk (model.device_map). "
-                "Use a device with more memory, a smaller model.dtype, or distill=none."
-            )
 
     def check_size(self, hidden_size: int) -> None:
         """Reject settings that don't fit the stream's width, before a model is loaded.

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from linearpatch.errors import ModelError
 from linearpatch.models.modeling_linearpatch import EPSILON
+from linearpatch.models.offload import device_of, read_parameter
 from linearpatch.models.quantised import keep_order_of_codes, num_parameters
 from linearpatch.models.tracing import Parts, check_tokens, parts_of
 
@@ -93,6 +94,10 @@ class Decoder:
         device: torch.device = self.model.device if weight.is_meta else weight.device
         return device
 
+    def reading_device(self, index: int) -> torch.device:
+        """Where stream `index` is read, and so where operators on it compute."""
+        return device_of(self.reader(index))
+
     def reader(self, index: int) -> nn.Module:
         """The module that reads stream `index`: layer `index`, or the final norm for `num_layers`."""
         return self.final_norm if index == self.num_layers else self.layers[index]
@@ -142,10 +147,14 @@ class Decoder:
         Returns:
             `[rows, k]`.
         """
-        weight: Any = self.head.weight
-        products = torch.bmm(weight[indices], normed[:, :, None]).squeeze(-1)
-        bias = getattr(self.head, "bias", None)
-        return self.scaled(products if bias is None else products + bias[indices])
+
+        def rows(name: str) -> Tensor:
+            parameter = read_parameter(self.head, name)
+            return parameter[indices.to(parameter.device)].to(normed.device)
+
+        products = torch.bmm(rows("weight"), normed[:, :, None]).squeeze(-1)
+        has_bias = getattr(self.head, "bias", None) is not None
+        return self.scaled(products + rows("bias") if has_bias else products)
 
     def scaled(self, logits: Tensor) -> Tensor:
         """What the family does to the head's products: each is scaled or capped by itself."""

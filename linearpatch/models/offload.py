@@ -7,7 +7,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes: where its parameters are, or where accelerate brings them."""
+    parameter = next(iter(module.parameters()), None)
+    if parameter is None:
+        return torch.device("cpu")
+    if not parameter.is_meta:
+        return parameter.device
+    owner = next(part for part in module.modules() if part._parameters and getattr(part, "_hf_hook", None) is not None)
+    return torch.device(_offloading_hook(owner).execution_device)
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether some of its parameters are kept in CPU memory or on disk."""
+    return any(parameter.is_meta for parameter in module.parameters())
 
 
 def read_parameter(module: nn.Module, name: str) -> Tensor:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from linearpatch.errors import ModelError
 from linearpatch.models.decoder import Decoder, LayerCall, unwrap
 from linearpatch.models.edit import Edit, PlacedOperator
+from linearpatch.models.offload import is_offloaded
 from linearpatch.models.removal import without_sublayers
 from linearpatch.models.weight_changes import WeightChange, changed_decoder
 
@@ -85,7 +86,7 @@ class Runner:
         decoder: The dense model, whose layers run; never changed.
         edit: The difference. Gradients reach its operators and changed weights where they ask for them.
         recompute: Keep only what each layer reads for the backward pass, and run it again there (gradient
-            checkpointing).
+            checkpointing). Layers that are offloaded to CPU memory or disk always do.
     """
 
     decoder: Decoder
@@ -132,7 +133,8 @@ class Runner:
                 streams[step.layer] = hidden
             if len(streams) == len(wanted):
                 break
-            if self.recompute and (hidden.requires_grad or step.layer in self._changed):
+            recompute = self.recompute or is_offloaded(self.decoder.layers[step.layer])  # whose weights shouldn't stay
+            if recompute and (hidden.requires_grad or step.layer in self._changed):
                 hidden = checkpoint(step.run, self.edited, hidden, calls[step.layer], use_reentrant=False)
             else:
                 hidden = step.run(self.edited, hidden, calls[step.layer])

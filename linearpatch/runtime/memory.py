@@ -71,6 +71,14 @@ def free_memory(device: torch.device) -> int | None:
     return int(psutil.virtual_memory().available) if device.type == "cpu" else None
 
 
+def has_room(device: torch.device, size: int, *, leaving: float) -> bool:
+    """Whether so many bytes more on a GPU leave a share of its memory free; True where its memory isn't known."""
+    free = free_memory(device) if device.type == "cuda" else None
+    if free is None:
+        return True
+    return free - size >= leaving * torch.cuda.get_device_properties(device).total_memory
+
+
 class BatchSize:
     """How many rows one forward pass takes; `auto` begins large and halves when memory runs out.
 
