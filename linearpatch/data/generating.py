@@ -257,6 +257,7 @@ def sequences(
             log.info("%s: resumes after %s of %d", what, counted(len(done), "sequence"), number)
         device, first = model.decoder.input_device, min(number, rows_that_fit(model.decoder, recipe.length))
         rows = BatchSize(batch_size, device.type, "corpus", first=first, length="length")
+        log.info("%s: generating %s of up to %d tokens", what, counted(number, "sequence"), recipe.length)
         started = time.perf_counter()
         with steps(f"generating {what}", number) as on_step:
             on_step(len(done))
