@@ -36,7 +36,7 @@ def test_blocks_hold_so_many_tokens_for_each_unknown():
     assert Calibration(num_blocks=3).sized(1000).num_blocks == 3
 
 
-@pytest.mark.parametrize("patch", ["lstsq", "refit"])
+@pytest.mark.parametrize("patch", ["lstsq", pytest.param("refit", marks=pytest.mark.slow)])
 def test_a_run_takes_what_its_patch_needs_and_says_so(tmp_path, patch, said):
     assert run(f"patch={patch}", *AUTO, f"output_dir={tmp_path}/D") == 0
     calibration = result(tmp_path / "D")["calibration"]

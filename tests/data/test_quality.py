@@ -71,8 +71,9 @@ def test_nothing_is_said_of_wikitext(datasets_dir, tokenizer, split):
     assert doubts(byte_tokenizer(), documents, 64, 1024) == []
 
 
+@pytest.mark.slow
 @pytest.mark.embedded
-@pytest.mark.parametrize("corpus", ["pydoc", pytest.param("wikitext2_v1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("corpus", ["pydoc", "wikitext2_v1"])
 def test_nothing_is_said_of_clean_text_with_the_embedded_models_tokenizer(corpus, request):
     from linearpatch.config import compose_experiment
 

@@ -118,7 +118,9 @@ def probing(path):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("take", [exclusively, waiting, wait_for, probing])
+@pytest.mark.parametrize(
+    "take", [exclusively, *(pytest.param(take, marks=pytest.mark.slow) for take in (waiting, wait_for, probing))]
+)
 def test_a_lease_of_another_machine_is_taken_over_when_nobody_refreshes_it(elsewhere, take):
     process, path = elsewhere
     process.kill()
@@ -128,7 +130,7 @@ def test_a_lease_of_another_machine_is_taken_over_when_nobody_refreshes_it(elsew
     assert not path.exists()
 
 
-@pytest.mark.parametrize("mtime", [1, 4e9])
+@pytest.mark.parametrize("mtime", [1, pytest.param(4e9, marks=pytest.mark.slow)])
 def test_clocks_of_other_machines_mean_nothing(elsewhere, mtime):
     process, path = elsewhere
     process.send_signal(signal.SIGSTOP)  # so that it doesn't refresh its lease
