@@ -44,6 +44,7 @@ from linearpatch.models.edit import Edit
 from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.layer_config import check_prunable
 from linearpatch.models.model import LoadedModel, check_vocabulary
+from linearpatch.models.origins import origin_of
 from linearpatch.models.rebuilding import check_removal, check_tables
 from linearpatch.models.units import check_removed
 from linearpatch.models.vision import processor_files
@@ -299,6 +300,8 @@ def save(
     save_format: str = "auto",
     gguf_type: str = "auto",
     name: str = "",
+    hub_id: str = "",
+    license: str = "",
 ) -> None:
     """Write the edited model as a checkpoint; `linearpatch.load` or transformers loads it.
 
@@ -311,16 +314,28 @@ def save(
             can hold the operators, else custom.
         gguf_type: Of the matrices in a GGUF file: `f32`, `f16`, `bf16` or `q8_0`; `auto` is the model's own.
         name: Of the dense model, for the model card; empty takes the model's own.
+        hub_id: Of the dense model, as the card's `base_model`; empty takes what it was loaded from, if that is one.
+        license: Of the dense model; empty takes what is known of it.
 
     Raises:
         ModelError: the family can't hold the edit in this format, or would load as another model.
         StorageError: the folder can't be written, or holds something else.
     """
-    source = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
+    origin = origin_of(model)
     with _evaluating(model) as dense:
         processor = processor_files(model.config, getattr(model.config, "_name_or_path", ""), local_files_only=True)
         loaded = LoadedModel(dense, tokenizer, weights_hash(model), processor)
-        save_checkpoint(folder, loaded, edit, save_format=save_format, gguf_type=gguf_type, name=source, source=source)
+        save_checkpoint(
+            folder,
+            loaded,
+            edit,
+            save_format=save_format,
+            gguf_type=gguf_type,
+            name=name or origin.name,
+            source=origin.source,
+            hub_id=hub_id or origin.hub_id,
+            license=license or origin.license,
+        )
 
 
 def _component(group: str, choice: str | C, kind: type[C], settings: Mapping[str, Any]) -> C:

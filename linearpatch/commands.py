@@ -11,7 +11,8 @@ from linearpatch.cli import run as cli_run
 from linearpatch.cli.jobs import Jobs
 from linearpatch.config import check_choices, compose_experiment, readable_errors, register_schemas
 from linearpatch.experiment import Experiment
-from linearpatch.overrides import expanded, override
+from linearpatch.models.origins import Origin, remember_origin
+from linearpatch.overrides import command, expanded, override
 from linearpatch.results.record import Record
 
 
@@ -27,8 +28,16 @@ def load_model(name: str, **settings: Any) -> tuple[PreTrainedModel, Any]:
     """
     words = expanded([f"model={name}", *(override(f"model.{key}", value) for key, value in settings.items())])
     experiment = compose(*words)
-    loaded = experiment.model.load(experiment.cache_path)
-    return loaded.decoder.model, loaded.tokenizer
+    settings_of_model = experiment.model
+    loaded = settings_of_model.load(experiment.cache_path)
+    model = loaded.decoder.model
+    remember_origin(
+        model,
+        Origin(
+            settings_of_model.label, settings_of_model.origin, settings_of_model.hub_id, settings_of_model.known_license
+        ),
+    )
+    return model, loaded.tokenizer
 
 
 def compose(*overrides: str) -> Experiment:
@@ -46,6 +55,7 @@ def run(*overrides: str, **more: Any) -> Record:
     Returns:
         Its record.
     """
+    more.setdefault("command", command(overrides))
     return pipeline.run(compose(*overrides), **more)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 from omegaconf import MISSING
 
 from linearpatch.budgets.budget import Budget, Limit, check_size, sizes_of
+from linearpatch.checkpoint.checks import check_config, check_format, check_gguf_type
 from linearpatch.checkpoint.gguf.writing import TYPES
 from linearpatch.checkpoint.hub import check_repository
-from linearpatch.checkpoint.saving import check_config, check_format
 from linearpatch.data.blocks import BlockSpec
 from linearpatch.data.corpus import Corpus
 from linearpatch.data.reader import Calibration, DistillationText, EvaluationText, Reader, check_disjoint
@@ -114,6 +114,7 @@ class Experiment:
         for name in ("output_dir", "datasets_dir", "cache_dir"):
             require_path(name, getattr(self, name) or "")
         require_choice("gguf_type", self.gguf_type, TYPES)
+        check_gguf_type(self.gguf_type, self.save_format)
         trainable = self.training.trainable if self.training else None
         check_format(self.save_format, self.patch, trainable=trainable, unit=self.pruner.unit)
         if self.training is not None and self.training.trainable == "patch" and name_of(self.patch) == "none":

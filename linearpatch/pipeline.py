@@ -20,9 +20,10 @@ from linearpatch.budgets.budget import sizes_of
 from linearpatch.calibration.comparison import repair
 from linearpatch.calibration.statistics import Statistic
 from linearpatch.calibration.workspace import Workspace
+from linearpatch.checkpoint.checks import check_target
 from linearpatch.checkpoint.formats import formats_of
 from linearpatch.checkpoint.hub import push
-from linearpatch.checkpoint.saving import check_target, save_checkpoint
+from linearpatch.checkpoint.saving import save_checkpoint
 from linearpatch.data.blocks import BlockSpec
 from linearpatch.distillation.distill import Distilled, TrainingFailed, distill
 from linearpatch.errors import NumericsError, StorageError
@@ -84,6 +85,8 @@ def run(
     if not experiment.force and (done := completed(experiment, folder, run_id)):
         log.info("run %s is complete already; force=true repeats it", run_id)
         return done
+    if experiment.save_model:
+        check_target(folder / "model")
     settings = {"choices": experiment.choices, **(config or asdict(experiment))}
     record = Record(run_id, experiment.group, command, experiment.seed, settings, remark=remark)
     workers = Workers.launched()
@@ -131,8 +134,6 @@ def _run(
         Answers(folder, only_if_whole=is_addition) as answers,
     ):
         curve = start_trackers()
-        if experiment.save_model:
-            check_target(folder / "model")
         prepared = prepare(experiment, record, cache, shared=shared)
         dense = prepared.model.decoder
         experiment = experiment.for_model(dense)
@@ -346,9 +347,9 @@ def fit(patch: Patch, model: LoadedModel, workspace: Workspace, pruned: Edit, re
     """Repair the interfaces, and note which formats can hold the result."""
     repaired = repair(workspace, patch, pruned)
     workspace.release()
-    for warning in repaired.warnings(name_of(patch)):
-        log.warning("%s", warning)
     record.patch = replace(repaired.section(name_of(patch)), formats=formats_of(model, repaired.edit))
+    for warning in record.patch.warnings:
+        log.warning("%s", warning)
     return repaired.edit
 
 

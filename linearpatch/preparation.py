@@ -13,7 +13,7 @@ from pathlib import Path
 
 from linearpatch.calibration.questions import Questions
 from linearpatch.calibration.workspace import Workspace
-from linearpatch.checkpoint.saving import STOCK_FORMATS, check_foldable, check_model
+from linearpatch.checkpoint.checks import STOCK_FORMATS, check_foldable, check_model
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.data.reader import Reader, Text
 from linearpatch.distillation.training import Training

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from string import ascii_lowercase
 from typing import Any
@@ -27,6 +27,16 @@ def counted(count: float, noun: str) -> str:
     """
     many = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     return f"{count:,.9g} {noun if count == 1 else many}"
+
+
+def some_of(names: Sequence[str], most: int = 5) -> str:
+    """Names with commas, of many the first.
+
+    >>> some_of(["a", "b"]), some_of("abcdefgh")
+    ('a, b', 'a, b, c, d, e and 3 more')
+    """
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def letter(index: int) -> str:

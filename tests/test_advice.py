@@ -70,7 +70,7 @@ def settings() -> dict[str, list[str]]:
         cls = type(next(one.default_factory() for one in fields(Experiment) if one.name == owner))
         assert is_dataclass(cls)
         found |= {f"{owner}.{one.name}": [] for one in fields(cls)}
-    return found
+    return found | {"gguf_type": ["save_format=gguf"]}
 
 
 SETTINGS = settings()

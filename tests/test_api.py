@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import subprocess
 import sys
 
@@ -9,12 +10,14 @@ import datasets
 import pytest
 import torch
 from conftest import NUM_LAYERS, tiny_model
+from huggingface_hub import ModelCard
 
 import linearpatch as lp
 from linearpatch.choices import choices, component_of
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError, DataError, StorageError
 from linearpatch.models.edit import Edit
+from linearpatch.models.origins import Origin, remember_origin
 from linearpatch.models.random import byte_tokenizer
 from linearpatch.registry import resolve
 
@@ -96,6 +99,31 @@ def test_functions_do_what_a_run_does(tmp_path, monkeypatch):
     edit = lp.repair(model, edit, data, patch="lstsq", ridge=0.01, compare=False)
     found = edit.operators[0].diagnostics
     assert found["error_before"] == pytest.approx(record.patch.sites[0].error_before, rel=1e-6)
+
+
+def test_a_run_from_python_leaves_its_log_and_its_command(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "cache"))
+    level = logging.getLogger("linearpatch").level
+    words = ["model=random", "debug=tiny", "patch=lstsq", "num_pruned_layers=2", f"output_dir={tmp_path}/my run"]
+    with caplog.at_level(logging.WARNING):
+        record = lp.run(*words)
+    assert record.command == shlex.join(["linearpatch", "run", *words])
+    assert "INFO linearpatch.models.model: loaded LlamaForCausalLM" in (tmp_path / "my run" / "run.log").read_text()
+    assert {entry.levelname for entry in caplog.records} <= {"WARNING", "ERROR"}
+    assert logging.getLogger("linearpatch").level == level
+
+
+def test_a_card_names_what_the_model_was_loaded_from(model, tokenizer, data, tmp_path):
+    edit = lp.prune(model, data, num_layers=2, pruner="tail")
+    model.config._name_or_path = "someone/tiny"
+    lp.save(tmp_path / "A", model, tokenizer, edit, license="mit")
+    card = ModelCard.load(tmp_path / "A" / "README.md")
+    assert (card.data.base_model, card.data.license) == ("someone/tiny", "mit")
+    remember_origin(model, Origin("Tiny", "the package tiny", "someone/else", "apache-2.0"))
+    lp.save(tmp_path / "B", model, tokenizer, edit)
+    card = ModelCard.load(tmp_path / "B" / "README.md")
+    assert (card.data.base_model, card.data.license) == ("someone/else", "apache-2.0")
+    assert "# Tiny without 2 of 6 layers" in card.content
 
 
 def test_text_comes_from_files_lists_chats_and_datasets(tokenizer, tmp_path):

@@ -163,6 +163,7 @@ class Repair:
                 for interface, diagnostics in fits.items()
             ],
             comparison=self.comparison.describe() if self.comparison else None,
+            warnings=self.warnings(method),
         )
 
     def warnings(self, patch: str) -> list[str]:

@@ -46,6 +46,17 @@ MLX compute the family; `configuration_nemotron_nas.py` only reads config.json. 
 vllm serve {folder} --trust-remote-code
 mlx_lm.generate --model {folder} --prompt "The capital of France is"
 ```""",
+    "adapter": """\
+What is removed and the operators alone, without the dense model's weights. The package `linearpatch` puts them on the
+dense model, whose weights must be those named below:
+
+```python
+import linearpatch
+from transformers import AutoModelForCausalLM
+
+dense = AutoModelForCausalLM.from_pretrained("{base}")
+model = linearpatch.apply(dense, "{folder}")
+```""",
     "custom": """\
 `modeling_linearpatch.py` beside the weights adds to the family's class what it can't describe: {addition}.
 
@@ -90,7 +101,7 @@ def model_card(manifest: Manifest, record: Record | None) -> str:
     data = ModelCardData(
         base_model=base.hub_id or None,
         license=base.license or None,
-        library_name="gguf" if manifest.format == "gguf" else "transformers",
+        library_name={"gguf": "gguf", "adapter": "linearpatch"}.get(manifest.format, "transformers"),
         pipeline_tag="text-generation",
         tags=["linearpatch", "depth-pruning"],
     )
@@ -98,12 +109,18 @@ def model_card(manifest: Manifest, record: Record | None) -> str:
         f"---\n{data.to_yaml()}\n---",
         f"# {title(manifest)}",
         _what(manifest, record),
-        "## Load it\n\n" + LOADING[manifest.format].format(folder="FOLDER", family=base.model_type, addition=addition),
+        "## Load it\n\n" + _loading(manifest, addition),
         *([LORA.format(folder="FOLDER")] if manifest.lora else []),
         *([_results(record), _settings(manifest, record)] if record else []),
         _origin(manifest),
     ]
     return str(ModelCard(printable("\n\n".join(sections)) + "\n"))
+
+
+def _loading(manifest: Manifest, addition: str) -> str:
+    base = manifest.base
+    names = {"folder": "FOLDER", "family": base.model_type, "addition": addition, "base": base.hub_id or base.name}
+    return LOADING[manifest.format].format(**names)
 
 
 def title(manifest: Manifest) -> str:
@@ -133,19 +150,20 @@ def _what(manifest: Manifest, record: Record | None) -> str:
             "has the size of each matrix that is smaller. No layer is removed."
         )
     interfaces = ", ".join(map(str, interfaces_of(manifest.units)))
-    removed = f"layers {layer_list(manifest.removed_layers)} of the dense model, counted from 0"
+    layers = "layer" if len(manifest.removed_layers) == 1 else "layers"
+    removed = f"{layers} {layer_list(manifest.removed_layers)} of the dense model, counted from 0"
     if manifest.removed:
         removed = f"{', '.join(map(str, manifest.removed))} of the dense model, layers counted from 0"
     patched = "nothing: the layers around an interface meet as they are"
     if manifest.patches:
-        patched = "a linear operator at each interface"
+        patched = f"{_operators(manifest)} at each interface"
     if record and record.pruning:
         removed += f", chosen by `{record.pruning.method}` ({record.pruning.ratio:.1%} of all parameters)"
     if record and record.patch and manifest.patches:
         patched = f"`{record.patch.method}` at each interface: {_purpose(record.patch.method)}"
         if record.distillation:
             patched = f"a linear operator at each interface, which began as `{record.patch.method}` and was distilled"
-    if manifest.patches and manifest.format != "custom":
+    if manifest.patches and manifest.format not in ("custom", "adapter"):
         patched += ", as layers of their own" if manifest.num_new_layers else ", folded into existing weights"
     cuts = "i + 0.5 lies between a layer's attention and its MLP" if manifest.removed else "first removed, next kept"
     lines = [f"- **Removed**: {removed}. Interfaces ({cuts}): {interfaces}."]
@@ -175,6 +193,12 @@ def _trained(section: DistillationSection) -> str:
     )
 
 
+def _operators(manifest: Manifest) -> str:
+    """The operators at an interface: `linear_map` and the like."""
+    names = list(dict.fromkeys(str(entry.operator["operator"]) for entry in manifest.patches))
+    return " and ".join(f"`{name}`" for name in names)
+
+
 def _purpose(patch: str) -> str:
     """The first line of what a patch says of itself."""
     cls = components("patch").get(patch)
@@ -198,8 +222,9 @@ def _results(record: Record) -> str:
 def _settings(manifest: Manifest, record: Record) -> str:
     made = manifest.provenance
     packages = ", ".join(f"{name} {version}" for name, version in record.environment.packages.items())
+    command = f"```bash\n{made['command']}\n```\n\n" if made["command"] else ""
     return (
-        f"## How it was made\n\n```bash\n{made['command']}\n```\n\nRun `{record.run_id}`, with {packages}. The exact "
+        f"## How it was made\n\n{command}Run `{record.run_id}`, with {packages}. The exact "
         f"configuration:\n\n```yaml\n{OmegaConf.to_yaml(OmegaConf.create(made['config'])).strip()}\n```"
     )
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from linearpatch.checkpoint.checks import LAYERED_FORMATS, check_model
 from linearpatch.checkpoint.lora import check_lora
 from linearpatch.checkpoint.new_layers import check_layers
-from linearpatch.checkpoint.saving import LAYERED_FORMATS, check_model
 from linearpatch.errors import ModelError
 from linearpatch.models.edit import Edit
 from linearpatch.models.model import LoadedModel

@@ -70,8 +70,8 @@ def _reject_served(folder: Path, manifest: Manifest) -> None:
     }
     if manifest.format in program:
         raise StorageError(
-            f"{folder} holds {program[manifest.format]}. For this package, save the run with save_format=plain or "
-            "custom as well, in another output_dir."
+            f"{folder} holds {program[manifest.format]}. This package loads the same model from save_format=custom: "
+            "repeat the run with it in another output_dir, which takes the fit from the cache."
         )
 
 

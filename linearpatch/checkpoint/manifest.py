@@ -227,6 +227,24 @@ def hash_files(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
 
 
+def foreign_files(folder: Path) -> list[str]:
+    """Files in a checkpoint's folder that it wasn't written with, such as those of a user."""
+    try:
+        listed = set(json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        listed = set()
+    files = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if not path.is_dir())
+    return [name for name in files if name not in listed and name not in NOT_HASHED]
+
+
+def format_of(folder: Path) -> str | None:
+    """The format of the checkpoint in a folder; None where there is none, or none that can be read."""
+    try:
+        return str(json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))["format"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def parent_of(source: str) -> dict[str, Any] | None:
     """The manifest of the dense model, without its files, where that was a readable checkpoint of this package."""
     path = Path(source).expanduser() / FILE_NAME

@@ -86,8 +86,8 @@ def check_layers(dense: Decoder, edit: Edit, save_format: str) -> None:
     others = edit.without_new_layers
     if edit.narrowed or not others.operators_fold:
         raise ModelError(
-            f"save_format={save_format} can't hold these patches: {FOLDING}, and only what adds to the stream a map or "
-            "an MLP of the normalised stream, or a constant, is a layer of its own (patch=normed_refit, nbl, mlp, "
+            f"save_format={save_format} can't hold these patches: {FOLDING}; and only a map or an MLP of the "
+            "normalised stream, or a constant, can be a layer of its own (patch=normed_refit, nbl, mlp, "
             "average_update). Remaining formats: custom, adapter."
         )
     if edit.new_layers and any(placed.place.adds_parameters for placed in others.operators):

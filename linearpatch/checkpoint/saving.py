@@ -16,13 +16,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from linearpatch.checkpoint.checks import (
+    FORMATS,
+    LAYERED_FORMATS,
+    MIXED_FORMATS,
+    ONE_KIND_FORMATS,
+    STOCK_FORMATS,
+    check_gguf_type,
+    check_model,
+    check_target,
+)
 from linearpatch.checkpoint.folding import folded_view
-from linearpatch.checkpoint.gguf.architecture import architecture_of
-from linearpatch.checkpoint.gguf.writing import TYPES, check_tokenizer, write_gguf
+from linearpatch.checkpoint.gguf.writing import TYPES, write_gguf
 from linearpatch.checkpoint.lora import check_lora, without_lora, write_lora
 from linearpatch.checkpoint.manifest import (
     CARD_NAME,
-    FILE_NAME,
     GGUF_FILE,
     LORA_FOLDER,
     MERGEKIT_FILE,
@@ -31,150 +39,31 @@ from linearpatch.checkpoint.manifest import (
     Base,
     Manifest,
     PatchEntry,
+    format_of,
     hash_files,
     parent_of,
 )
 from linearpatch.checkpoint.mergekit import mergekit_yaml
-from linearpatch.checkpoint.nemotron_nas import check_family, write_nemotron_nas
+from linearpatch.checkpoint.nemotron_nas import write_nemotron_nas
 from linearpatch.checkpoint.new_layers import FOLDING, layered_model
 from linearpatch.checkpoint.verifying import check_written
-from linearpatch.errors import ConfigError, ModelError, StorageError, require_choice
-from linearpatch.models.auto import is_vision_language
+from linearpatch.errors import ModelError, require_choice
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import Edit
 from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.patched import check_storable
-from linearpatch.models.quantised import check_order_of_codes, check_unquantised, quantised_modules
+from linearpatch.models.quantised import quantised_modules
 from linearpatch.models.rebuilding import check_rebuilt
-from linearpatch.models.sublayers import sublayers_of
-from linearpatch.models.units import LAYER
 from linearpatch.models.vision import write_processor
 from linearpatch.models.weight_changes import NewWeight, describe_weights, tensors_of
-from linearpatch.patches.patch import Patch
-from linearpatch.registry import components, name_of
 from linearpatch.results.record import Record
 from linearpatch.storage.files import replacing_folder
 from linearpatch.text import values_without_folders, without_folders
 
 log = logging.getLogger(__name__)
 
-FORMATS = ("auto", "plain", "custom", "adapter", "lora", "gguf", "nemotron_nas")
-STOCK_FORMATS = ("plain", "gguf", "nemotron_nas")  # hold the weights of a stock model and nothing else …
-LAYERED_FORMATS = ("gguf", "nemotron_nas")  # … or layers of other kinds beside its own, or without a sublayer
-ONE_KIND_FORMATS = ("plain", "lora")  # whose layers are all alike
-MIXED_FORMATS = "Use save_format=gguf or nemotron_nas (Llama-like families), custom or adapter."
-AS_LAYERS = (
-    "Patches that are layers of their own: normed_refit, nbl, mlp, average_update, and lstsq with "
-    "patch.features=rms_normalised."
-)
 EXPERTS_FROM_DISK = Version("5.14")
-
-
-def check_format(save_format: str, patch: Patch, *, trainable: str | None = None, unit: str = LAYER) -> None:
-    """Reject early a format that can't hold what a model will be.
-
-    Args:
-        save_format: As of `save_checkpoint`.
-        patch: Settings of the patch.
-        trainable: What will be trained; None: nothing.
-        unit: What will be removed.
-
-    Raises:
-        ConfigError: says which formats remain.
-    """
-    require_choice("save_format", save_format, FORMATS)
-    if unit != LAYER and save_format in ONE_KIND_FORMATS:
-        raise ConfigError(
-            f"save_format={save_format} can't hold a model whose layers lost sublayers (pruner.unit={unit}): no "
-            f"configuration of a stock model describes them. {MIXED_FORMATS}"
-        )
-    if save_format == "lora" and trainable != "lora":
-        raise ConfigError(
-            f"save_format=lora holds a LoRA adapter beside the model, and {_trained_otherwise(trainable)}. Use "
-            "distill.trainable=lora, or another save_format."
-        )
-    if save_format in LAYERED_FORMATS and patch.adds_layers:
-        return
-    if save_format in STOCK_FORMATS and patch.foldable and trainable and not patch.foldable_distilled:
-        raise ConfigError(
-            f"save_format={save_format} can't hold patch={name_of(patch)} once it has been distilled: it is one "
-            "factor for all channels no more. Use patch=mlp_lstsq, distill=none, or save_format=custom or adapter."
-        )
-    if save_format in STOCK_FORMATS and not patch.foldable:
-        foldable = sorted(name for name, cls in components("patch").items() if cls.foldable)  # type: ignore[attr-defined]
-        raise ConfigError(
-            f"save_format={save_format} can't hold patch={name_of(patch)}: no weight of a stock model acts on the "
-            "whole stream, so it can't be folded. Remaining formats: custom (a checkpoint with a short modeling file), "
-            f"adapter (the patch alone). Patches that fold: {', '.join(foldable)}."
-            f"{' ' + AS_LAYERS if save_format in LAYERED_FORMATS else ''}"
-        )
-
-
-def _trained_otherwise(trainable: str | None) -> str:
-    return f"distill.trainable={trainable} trains none" if trainable else "distill=none trains none"
-
-
-def check_target(folder: Path) -> None:
-    """Reject to write over anything that isn't a checkpoint of this package.
-
-    Raises:
-        StorageError: the folder holds something else.
-    """
-    empty = folder.is_dir() and not any(folder.iterdir())
-    if folder.exists() and not empty and not (folder / FILE_NAME).is_file():
-        raise StorageError(
-            f"{folder} exists and isn't a checkpoint of this package (it holds no {FILE_NAME}). Move it away, or "
-            "choose another output_dir."
-        )
-
-
-def check_config(config: Any, save_format: str, *, mixed_layers: bool) -> None:
-    """Reject early a model that another program than transformers would compute otherwise.
-
-    Args:
-        config: The dense model's, as transformers has it.
-        save_format: As of `save_checkpoint`.
-        mixed_layers: Whether layers lose a sublayer, or patches become layers of their own.
-
-    Raises:
-        ModelError: names what the format lacks.
-    """
-    if save_format in LAYERED_FORMATS and is_vision_language(config):
-        raise ModelError(
-            f"save_format={save_format} can't hold {config.model_type}: it holds a text decoder alone, and this model "
-            "reads images, too. Use save_format=plain, custom or adapter."
-        )
-    if save_format == "gguf":
-        architecture_of(config, mixed_layers=mixed_layers)
-    elif save_format == "nemotron_nas":
-        check_family(config)
-
-
-def check_model(model: LoadedModel, save_format: str, *, mixed_layers: bool) -> None:
-    """The same with the tokenizer, which a GGUF file holds.
-
-    Raises:
-        ModelError: names what the format lacks.
-    """
-    if save_format in (*LAYERED_FORMATS, "lora"):
-        formats = "Use save_format=plain (patches that change no weight), custom or adapter."
-        check_unquantised([model.decoder.model], f"save_format={save_format}", formats)
-    if save_format != "adapter":
-        check_order_of_codes(model.decoder.model)
-    check_config(model.decoder.model.config, save_format, mixed_layers=mixed_layers)
-    if save_format == "gguf":
-        check_tokenizer(model)
-
-
-def check_foldable(decoder: Decoder) -> None:
-    """Reject early a family whose layers can't absorb a patch.
-
-    Raises:
-        ModelError: a layer writes to the stream in an unknown way.
-    """
-    for index in range(decoder.num_layers):
-        sublayers_of(decoder, index)
 
 
 def save_checkpoint(
@@ -219,6 +108,7 @@ def save_checkpoint(
     """
     require_choice("save_format", save_format, FORMATS)
     require_choice("gguf_type", gguf_type, TYPES)
+    check_gguf_type(gguf_type, save_format)
     check_model(model, save_format, mixed_layers=edit.has_mixed_layers)
     check_target(Path(folder))
     check_storable(placed.module for placed in edit.operators)
@@ -252,7 +142,13 @@ def save_checkpoint(
         num_new_layers=layered.num_new_layers if layered else 0,
         provenance=_provenance(record, source),
     )
+    if (earlier := format_of(Path(folder))) not in (None, manifest.format):
+        log.warning("%s: the %s checkpoint is replaced, its format is %s now", folder, earlier, manifest.format)
     with replacing_folder(Path(folder)) as temporary:
+        from linearpatch.checkpoint.card import model_card, title  # its tables import scipy, which takes seconds
+
+        card = model_card(manifest, record)
+        (temporary / CARD_NAME).write_text(card, encoding="utf-8")
         if view is None:
             dtype = model.decoder.model.dtype
             tensors = {
@@ -262,10 +158,6 @@ def save_checkpoint(
             }
             save_file(tensors | _stored_weights(edit, dtype), temporary / PATCH_FILE)
         else:
-            from linearpatch.checkpoint.card import model_card, title  # its tables import scipy, which takes seconds
-
-            card = model_card(manifest, record)
-            (temporary / CARD_NAME).write_text(card, encoding="utf-8")
             if layered and save_format == "gguf":
                 texts = {"linearpatch.model_card": card, "linearpatch.pruning": manifest.text}
                 file = temporary / GGUF_FILE
@@ -275,7 +167,8 @@ def save_checkpoint(
                 _write_inputs(temporary, model)
             else:
                 view.save_pretrained(temporary, **_names_in_memory(view))
-                if recipe := mergekit_yaml(model.decoder, edit, hub_id or manifest.base.name):
+                name_for_others = hub_id or (manifest.base.name if Path(source).expanduser().is_dir() else "")
+                if name_for_others and (recipe := mergekit_yaml(model.decoder, edit, name_for_others)):
                     (temporary / MERGEKIT_FILE).write_text(recipe, encoding="utf-8")
                 if with_lora:
                     write_lora(temporary / LORA_FOLDER, model.decoder, edit)

@@ -80,6 +80,8 @@ def _set_up_logging() -> None:
         handler.setFormatter(PlainFormatter("%(levelname)s %(message)s"))
         for variable in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
             os.environ.setdefault(variable, "1")
+    # It says on import that an optional kernel of 4-bit models isn't installed, also where there is no such model.
+    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False

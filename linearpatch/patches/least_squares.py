@@ -223,16 +223,20 @@ class LeastSquaresPatch(Patch):
         if check is not None:
             diagnostics["error_held_out"] = relative_error(solution, check)
         warning = ""
-        if gram["count"] <= len(gram["xx"]):
+        if gram["count"] <= (unknowns := self.num_unknowns(gram)):
             warning = (
-                f"patch={name_of(self)}: {int(gram['count'])} tokens for {len(gram['xx'])} unknowns per channel; the "
-                "fit follows its own tokens and may do harm elsewhere. Use more calibration text "
+                f"patch={name_of(self)}: {int(gram['count'])} tokens for {unknowns} unknowns per channel; the fit "
+                "follows its own tokens and may do harm elsewhere. Use more calibration text "
                 f"(calibration.num_blocks){'' if self.ridge == 'auto' else ', or set patch.ridge=auto'}."
             )
         return [
             PlacedOperator(site, operator.cpu(), diagnostics, warning)
             for site, operator in zip(sites, operators, strict=True)
         ]
+
+    def num_unknowns(self, gram: Mapping[str, Tensor]) -> int:
+        """How many numbers a fit solves for, for each output channel."""
+        return len(gram["xx"])
 
     @contextmanager
     def solvable(self, sites: Sequence[Site], gram: Mapping[str, Tensor]) -> Iterator[None]:

@@ -69,6 +69,10 @@ class NormedRefit(RefitWithMap):
         """The stream before the interface and that normalised, what the MLP's product reads, and the stream after."""
         return NormedGram(site.interface.start, site.interface.end, self.weighting, self._epsilon)
 
+    def num_unknowns(self, gram: Mapping[str, Tensor]) -> int:
+        """Those of the map and its bias, and those of the weight before it."""
+        return int(gram["xy"].shape[1] + 1 + len(gram["change"]))
+
     @property
     def _epsilon(self) -> float:
         return EPSILON if self.epsilon is None else self.epsilon

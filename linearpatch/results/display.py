@@ -100,6 +100,7 @@ def notes(records: Sequence[Record], names: Sequence[str]) -> list[str]:
     ]
     if len(records) == 1:
         lines += _gains(records[0])
+        lines += records[0].patch.warnings if records[0].patch else []
     return [*lines, *remarks(records)]
 
 

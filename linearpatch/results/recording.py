@@ -58,7 +58,8 @@ def recording(record: Record, folder: Path) -> Iterator[bool]:
     package_log = logging.getLogger("linearpatch")
     package_log.addHandler(handler)
     try:
-        yield is_addition
+        with _at_info(package_log):
+            yield is_addition
         record.status = "completed"
     except BaseException as error:
         record.status, record.error = _ending(error)
@@ -75,6 +76,33 @@ def recording(record: Record, folder: Path) -> Iterator[bool]:
             log.info("%s: this request %s; the record stays as it was: completed", folder, record.status)
         package_log.removeHandler(handler)
         handler.close()
+
+
+@contextmanager
+def _at_info(package_log: logging.Logger) -> Iterator[None]:
+    """While open, a run's log has all from INFO on; what a program shows elsewhere stays as it set that."""
+    level, propagate = package_log.getEffectiveLevel(), package_log.propagate
+    if level <= logging.INFO:
+        yield
+        return
+    own_level, elsewhere = package_log.level, _Elsewhere(level)
+    package_log.setLevel(logging.INFO)
+    package_log.propagate = False
+    if propagate:
+        package_log.addHandler(elsewhere)
+    try:
+        yield
+    finally:
+        package_log.removeHandler(elsewhere)
+        package_log.propagate = propagate
+        package_log.setLevel(own_level)
+
+
+class _Elsewhere(logging.Handler):
+    """Passes on to the root's handlers what reached them before."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logging.getLogger().callHandlers(record)
 
 
 def _ending(error: BaseException) -> tuple[Literal["failed", "interrupted"], str]:

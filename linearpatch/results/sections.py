@@ -124,6 +124,7 @@ class PatchSection:
         sites: One for each interface.
         comparison: What it was compared with on held-out tokens; None where nothing was.
         formats: Values of `save_format` that can hold the patched model.
+        warnings: What is doubtful about the fit.
     """
 
     method: Name
@@ -131,6 +132,7 @@ class PatchSection:
     sites: Annotated[list[SiteSection], Field(max_length=MAX_LAYERS)] = field(default_factory=list)
     comparison: dict[str, Any] | None = None
     formats: list[Name] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 @with_config(CHECKED)

@@ -14,9 +14,10 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import linearpatch
+from linearpatch.checkpoint.checks import check_format
 from linearpatch.checkpoint.gguf.architecture import ARCHITECTURES, architecture_of, interleaved
 from linearpatch.checkpoint.gguf.vocabulary import vocabulary_of
-from linearpatch.checkpoint.saving import check_format, save_checkpoint
+from linearpatch.checkpoint.saving import save_checkpoint
 from linearpatch.errors import ConfigError, ModelError, StorageError
 from linearpatch.models.decoder import decoder_of
 from linearpatch.models.model import LoadedModel

@@ -10,8 +10,9 @@ from gguf import GGUFReader
 from tiny import config_of
 from transformers import AutoModelForCausalLM
 
+from linearpatch.checkpoint.checks import check_format
 from linearpatch.checkpoint.gguf.architecture import WITH_MIXED_LAYERS
-from linearpatch.checkpoint.saving import check_format, save_checkpoint
+from linearpatch.checkpoint.saving import save_checkpoint
 from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.decoder import decoder_of, norm_epsilon
 from linearpatch.models.model import LoadedModel

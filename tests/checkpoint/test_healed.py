@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import linearpatch
+from linearpatch.checkpoint.checks import check_format
 from linearpatch.checkpoint.manifest import read_manifest
-from linearpatch.checkpoint.saving import check_format, save_checkpoint
+from linearpatch.checkpoint.saving import save_checkpoint
 from linearpatch.distillation.output_kl import OutputKL
 from linearpatch.errors import ConfigError, ModelError, StorageError
 from linearpatch.models.decoder import decoder_of
@@ -147,7 +148,7 @@ def test_what_lora_cant_hold_is_rejected(tmp_path, model):
         check_format("lora", NoPatch())
     with pytest.raises(ConfigError, match=r"distill.trainable=all trains none"):
         check_format("lora", Rotate(), trainable="all")
-    with pytest.raises(ModelError, match=r"there is none: no step"):
+    with pytest.raises(ModelError, match=r"this model has none: nothing was trained"):
         save_checkpoint(tmp_path / "M", model, edit_of(REMOVED), save_format="lora")
     edit = healed(model.decoder, "on the MLP", trainable="lora")
     with pytest.raises(ModelError, match=r"go past the patch. Use save_format=plain"):

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import linearpatch
 from linearpatch.calibration.workspace import Workspace
-from linearpatch.checkpoint.saving import check_model, save_checkpoint
+from linearpatch.checkpoint.checks import check_model
+from linearpatch.checkpoint.saving import save_checkpoint
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.data.tokens import Tokens
 from linearpatch.errors import ConfigError, ModelError

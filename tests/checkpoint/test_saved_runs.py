@@ -32,6 +32,15 @@ def test_a_checkpoint_asked_for_later_joins_the_record(tmp_path):
     assert found["run_id"] in card
 
 
+@pytest.mark.parametrize("patch", ["lstsq", "normed_refit"])
+def test_what_is_doubtful_about_a_fit_stands_in_the_record_and_on_the_card(tmp_path, patch):
+    little = ("calibration.num_blocks=1", "calibration.block_length=16", f"patch={patch}", "patch.compare=false")
+    assert run(*little, "patch.ridge=0.1", "save_model=true", f"output_dir={tmp_path}/D") == 0
+    (warning,) = result(tmp_path / "D")["patch"]["warnings"]
+    assert "unknowns per channel; the fit follows its own tokens" in warning
+    assert warning in (tmp_path / "D" / "model" / "README.md").read_text()
+
+
 def test_what_a_checkpoint_says_of_its_origin_names_no_folder_of_this_machine(tmp_path):
     """Checkpoints are published; folders name people, projects and machines."""
     (tmp_path / "my text.txt").write_text("The cat sat on the mat and looked at the moon. " * 4000)
@@ -72,7 +81,7 @@ def test_a_folder_named_model_of_someone_else_is_refused_before_anything_is_comp
     (tmp_path / "D" / "model" / "mine.txt").write_text("precious")
     assert run("save_model=true", f"output_dir={tmp_path}/D") == 1
     assert "isn't a checkpoint of this package" in said()
-    assert result(tmp_path / "D")["timings_s"] == {}
+    assert [path.name for path in (tmp_path / "D").iterdir()] == ["model"]
     assert (tmp_path / "D" / "model" / "mine.txt").read_text() == "precious"
 
 

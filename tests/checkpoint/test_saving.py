@@ -16,8 +16,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import linearpatch
+from linearpatch.checkpoint.checks import check_format
 from linearpatch.checkpoint.folding import folded_view
-from linearpatch.checkpoint.saving import check_format, save_checkpoint
+from linearpatch.checkpoint.saving import save_checkpoint
 from linearpatch.errors import ConfigError, ModelError, StorageError
 from linearpatch.models.decoder import decoder_of
 from linearpatch.models.model import LoadedModel
@@ -69,9 +70,13 @@ def test_a_custom_checkpoint_holds_all_it_needs(tmp_path, model):
     ]
 
 
-def test_an_adapter_is_two_small_files(tmp_path, model):
-    save(tmp_path / "M", model, LinearMap(MATRIX), save_format="adapter")
-    assert names(tmp_path / "M") == {"pruning.json", "patch.safetensors"}
+def test_an_adapter_is_two_small_files_and_a_card(tmp_path, model):
+    save(tmp_path / "M", model, LinearMap(MATRIX), save_format="adapter", name="tiny", hub_id="someone/tiny")
+    assert names(tmp_path / "M") == {"pruning.json", "patch.safetensors", "README.md"}
+    card = ModelCard.load(tmp_path / "M" / "README.md")
+    assert (card.data.base_model, card.data.library_name) == ("someone/tiny", "linearpatch")
+    assert 'AutoModelForCausalLM.from_pretrained("someone/tiny")' in card.content
+    assert "**Patched** with `linear_map` at each interface." in card.content
     assert torch.equal(load_file(tmp_path / "M" / "patch.safetensors")["0.weight"], MATRIX.T)
 
 
@@ -236,6 +241,28 @@ def test_a_folder_of_someone_else_is_left_alone(tmp_path, model):
         with pytest.raises(StorageError, match="isn't a checkpoint of this package"):
             save(tmp_path / name, model, LinearMap(MATRIX))
     assert (tmp_path / "N" / "notes.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".git/HEAD", "lora/mine.bin"])
+def test_files_beside_a_checkpoint_are_left_alone(tmp_path, model, name):
+    save(tmp_path / "M", model, LinearMap(MATRIX))
+    (tmp_path / "M" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "M" / name).write_text("precious")
+    with pytest.raises(StorageError, match=rf"holds files that this package didn't write: {name}\. .*Move them away"):
+        save(tmp_path / "M", model, LinearMap(2 * MATRIX))
+    assert (tmp_path / "M" / name).read_text() == "precious"
+
+
+def test_a_checkpoint_of_another_format_is_replaced_with_a_warning(tmp_path, model, caplog):
+    save(tmp_path / "M", model, None, save_format="plain")
+    assert "is replaced" not in caplog.text
+    save(tmp_path / "M", model, None, save_format="adapter")
+    assert "the plain checkpoint is replaced, its format is adapter now" in caplog.text
+
+
+def test_a_type_of_numbers_is_for_gguf_files(tmp_path, model):
+    with pytest.raises(ConfigError, match=r"gguf_type is q8_0, and save_format is plain.*leave gguf_type out"):
+        save(tmp_path / "M", model, None, save_format="plain", gguf_type="q8_0")
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path, model):

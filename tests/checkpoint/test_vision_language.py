@@ -11,7 +11,8 @@ from transformers import AutoModelForImageTextToText
 
 import linearpatch
 from linearpatch.calibration.workspace import Workspace
-from linearpatch.checkpoint.saving import check_config, save_checkpoint
+from linearpatch.checkpoint.checks import check_config
+from linearpatch.checkpoint.saving import save_checkpoint
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ModelError
 from linearpatch.models.auto import auto_class, is_vision_language
