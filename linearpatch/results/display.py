@@ -136,8 +136,16 @@ def _gains(record: Record) -> list[str]:
         for stage, base in (("patched", "pruned"), ("distilled", "patched")):
             metric = record.metrics.get(stage, {}).get(name)
             if metric and (versus := metric.versus.get(base)):
-                lines.append(f"{name}: {stage} against {base} {_versus_text(versus)}")
+                compared = f"is worse than {base}:" if _is_worse(metric, versus) else f"against {base}"
+                lines.append(f"{name}: {stage} {compared} {_versus_text(versus)}")
     return lines
+
+
+def _is_worse(metric: Metric, versus: Mapping[str, float]) -> bool:
+    """Whether a perplexity rose, or an accuracy fell, beyond its interval."""
+    if "ratio" in versus:
+        return versus["low"] > 1
+    return metric.parts is not None and versus.get("high", 0.0) < 0
 
 
 def _metrics_of(records: Sequence[Record]) -> dict[str, Metric]:

@@ -104,6 +104,26 @@ def test_accuracies_are_shown_in_percent_with_differences_and_what_is_retained()
     assert row(text, "20.00")[6:8] == ["50.00 ± 1.00", "90.00"]
 
 
+@pytest.mark.parametrize(
+    ("versus", "compared"),
+    [
+        ({"difference": -0.05, "low": -0.08, "high": -0.02}, "patched is worse than pruned: -5.0 [-8.0, -2.0]"),
+        ({"difference": -0.05, "low": -0.12, "high": 0.02}, "patched against pruned -5.0 [-12.0, 2.0]"),
+        ({"ratio": 1.2, "low": 1.1, "high": 1.3}, "patched is worse than pruned: 1.20 × [1.10, 1.30]"),
+        ({"ratio": 0.8, "low": 0.7, "high": 0.9}, "patched against pruned 0.80 × [0.70, 0.90]"),
+    ],
+)
+def test_a_patch_that_does_harm_is_called_that(versus, compared):
+    answered = record()
+    name = "ppl/wikitext2" if "ratio" in versus else "qa/paper"
+    for stage in answered.metrics:
+        answered.metrics[stage] |= accuracies(qa__a__acc=0.25)
+        answered.metrics[stage]["qa/paper"] = replace(answered.metrics[stage]["qa/paper"], headline=True)
+    patched = answered.metrics["patched"]
+    patched[name] = replace(patched[name], headline=True, versus={"pruned": versus})
+    assert f"{name}: {compared}" in printed(run_table(answered))
+
+
 def test_an_evaluation_with_very_many_metrics_shows_its_averages():
     answered = record()
     answered.metrics["dense"] |= accuracies(**{f"qa__task{number}__acc": 0.5 for number in range(30)})
