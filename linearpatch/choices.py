@@ -7,7 +7,8 @@ completion or the error for a misspelt name comes at once, without PyTorch.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,27 @@ def component_of(group: str, choice: str) -> tuple[str, dict[str, Any]]:
     (schema,) = (entry for entry in content.pop("defaults") if str(entry).endswith(SCHEMA))
     settings = {name: value for name, value in content.items() if not str(value).startswith("${")}
     return schema.removesuffix(SCHEMA), settings
+
+
+def choice_of(group: str, component: str, settings: Mapping[str, Any]) -> str:
+    """The choice that settings of a component are, such as `refit_auto`; of several the one that says most.
+
+    Args:
+        group: Of the configuration.
+        component: Its name.
+        settings: As a record's configuration has them.
+    """
+    fitting = [
+        (len(preset), name == component, name)
+        for name, (of_component, preset) in _presets(group).items()
+        if of_component == component and all(settings.get(key) == value for key, value in preset.items())
+    ]
+    return max(fitting)[2] if fitting else component
+
+
+@cache
+def _presets(group: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    return {name: component_of(group, name) for name in choices(group)}
 
 
 def unknown_choice(group: str, choice: str) -> ConfigError:

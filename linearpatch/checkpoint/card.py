@@ -15,7 +15,7 @@ from linearpatch.models.units import LAYER, Unit, interfaces_of
 from linearpatch.registry import components
 from linearpatch.report.markdown import markdown_table
 from linearpatch.report.run_table import run_table
-from linearpatch.results.display import metric_names
+from linearpatch.results.display import chosen, metric_names
 from linearpatch.results.record import Record
 from linearpatch.results.sections import DistillationSection
 from linearpatch.results.stages import STAGES
@@ -144,7 +144,7 @@ def _what(manifest: Manifest, record: Record | None) -> str:
     if not manifest.units:
         chosen = ""
         if record and record.pruning:
-            chosen = f", chosen by `{record.pruning.method}` ({record.pruning.ratio:.1%} of all parameters)"
+            chosen = f", chosen by `{_pruner(record)}` ({record.pruning.ratio:.1%} of all parameters)"
         return (
             f"- **Removed**: attention heads and MLP channels of some layers{chosen}. `linear_sizes` in config.json "
             "has the size of each matrix that is smaller. No layer is removed."
@@ -158,11 +158,11 @@ def _what(manifest: Manifest, record: Record | None) -> str:
     if manifest.patches:
         patched = f"{_operators(manifest)} at each interface"
     if record and record.pruning:
-        removed += f", chosen by `{record.pruning.method}` ({record.pruning.ratio:.1%} of all parameters)"
+        removed += f", chosen by `{_pruner(record)}` ({record.pruning.ratio:.1%} of all parameters)"
     if record and record.patch and manifest.patches:
-        patched = f"`{record.patch.method}` at each interface: {_purpose(record.patch.method)}"
+        patched = f"`{_patch(record)}` at each interface: {_purpose(record.patch.method)}"
         if record.distillation:
-            patched = f"a linear operator at each interface, which began as `{record.patch.method}` and was distilled"
+            patched = f"a linear operator at each interface, which began as `{_patch(record)}` and was distilled"
     if manifest.patches and manifest.format not in ("custom", "adapter"):
         patched += ", as layers of their own" if manifest.num_new_layers else ", folded into existing weights"
     cuts = "i + 0.5 lies between a layer's attention and its MLP" if manifest.removed else "first removed, next kept"
@@ -191,6 +191,14 @@ def _trained(section: DistillationSection) -> str:
         f"{section.num_blocks:,} sequences of {section.block_length:,} tokens of {section.settings['corpus']}, "
         f"validation loss {losses['first']:.4f} to {losses['best']:.4f})."
     )
+
+
+def _pruner(record: Record) -> str:
+    return chosen(record, "pruner", record.pruning.method) if record.pruning else ""
+
+
+def _patch(record: Record) -> str:
+    return chosen(record, "patch", record.patch.method) if record.patch else ""
 
 
 def _operators(manifest: Manifest) -> str:

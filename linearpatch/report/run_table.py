@@ -11,6 +11,7 @@ from linearpatch.report.quantities import Dense, all_metrics, entries_of
 from linearpatch.report.rows import merged, rows_of_run, told_apart
 from linearpatch.report.tables import Cell, Line, Table
 from linearpatch.results.display import (
+    chosen,
     headline_names,
     label,
     metric_names,
@@ -29,14 +30,15 @@ from linearpatch.text import counted, layer_list, removal_list
 def run_table(record: Record) -> Table:
     """One line for each metric, one column for each stage: its value, and how far it is from dense."""
     model, pruning, patch = record.require_edit()
+    pruner_choice, patch_choice = chosen(record, "pruner", pruning.method), chosen(record, "patch", patch.method)
     title = (
-        f"{model.name}: {len(pruning.removed_layers)} of {model.num_layers} layers removed by {pruning.method} "
-        f"({layer_list(pruning.removed_layers)}), patch {patch.method}"
+        f"{model.name}: {len(pruning.removed_layers)} of {model.num_layers} layers removed by {pruner_choice} "
+        f"({layer_list(pruning.removed_layers)}), patch {patch_choice}"
     )
     if pruning.removed:
         title = (
             f"{model.name}: {counted(len(pruning.removed), 'sublayer')} of {model.num_layers} layers removed by "
-            f"{pruning.method} ({removal_list(pruning.removed)}), patch {patch.method}"
+            f"{pruner_choice} ({removal_list(pruning.removed)}), patch {patch_choice}"
         )
     if pruning.narrowed:
         share = f"{len(pruning.narrowed)} of {model.num_layers} layers narrowed by {pruning.method}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from linearpatch.choices import choice_of
 from linearpatch.results.metric import Metric
 from linearpatch.results.record import Record
 from linearpatch.results.units import number_text
@@ -154,6 +155,12 @@ def _metrics_of(records: Sequence[Record]) -> dict[str, Metric]:
         for stage in record.metrics.values():
             metrics |= {name: metric for name, metric in stage.items() if name not in metrics}
     return metrics
+
+
+def chosen(record: Record, group: str, component: str) -> str:
+    """What was typed for a pruner or a patch, as far as its settings show that: `refit_auto`, not `refit`."""
+    settings = record.config.get(group)
+    return choice_of(group, component, settings) if isinstance(settings, Mapping) else component
 
 
 def _evaluation(name: str) -> str:

@@ -124,6 +124,21 @@ def test_a_patch_that_does_harm_is_called_that(versus, compared):
     assert f"{name}: {compared}" in printed(run_table(answered))
 
 
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"ridge": "auto", "gain": "matched", "fall_back": True, "weighting": "capped"}, "refit_auto"),
+        ({"ridge": "auto", "gain": "matched", "fall_back": False}, "refit"),
+        ({}, "refit"),
+        ("of another package", "refit"),
+    ],
+)
+def test_a_choice_that_was_typed_is_named(settings, name):
+    refitted = record(patch="refit")
+    refitted.config["patch"] = settings
+    assert f", patch {name}" in printed(run_table(refitted))
+
+
 def test_an_evaluation_with_very_many_metrics_shows_its_averages():
     answered = record()
     answered.metrics["dense"] |= accuracies(**{f"qa__task{number}__acc": 0.5 for number in range(30)})
