@@ -29,7 +29,7 @@ def test_reports_name_sublayers_and_count_them():
     either = of_sublayers("sublayer", ("3.attention", "5.mlp"), LayerScores("NLL", "sublayer", steps=steps))
     layers = record("shortgpt", removed=(3, 4))
     table = run_table(attention)
-    assert "2 sublayers of 12 layers removed by shortgpt (attention 3, 7)" in table.title
+    assert "2 sublayers of 12 layers removed by llm_drop (attention 3, 7)" in table.title
     own = entries(attention, either, layers)
     names = {entry.name for entry in own}
     assert any(name.startswith("ShortGPT attention") for name in names)
