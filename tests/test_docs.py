@@ -88,13 +88,15 @@ def execute(arguments, tmp_path, monkeypatch, session_cache, planned=()):
     places = {"FOLDER": str(tmp_path), "=FILE": f"={tmp_path}/combinations.yaml"}
     for name, place in places.items():
         arguments = [word.replace(name, place) for word in arguments]
-    sweeps = r"outputs/(compare|pruner_comparison|paper_perplexity|repair(_\w+)?)"
-    arguments = [re.sub(sweeps, str(tmp_path), word) for word in arguments]
     command, *rest = arguments
+    if command in ("status", "report"):  # of runs that the command before it left
+        rest = [re.sub(r"^outputs/\w+", f"{tmp_path}/D", word) for word in rest]
+        arguments = [command, *rest]
+    rest = [re.sub(r"^num_pruned=.*", "num_pruned=2,3", word) for word in rest]
     if "hydra/launcher=ray" in rest:
         pytest.importorskip("ray")
     # Sweeps: see test_experiments.py. Trackers' settings: see tests/tracking; nothing is uploaded from here.
-    composed_only = re.search(r"llama\d|experiment=(?!demo)|tracker\.", " ".join(rest))
+    composed_only = re.search(r"llama\d|experiment=(?!demo)|tracker\.|pruner\.layers=", " ".join(rest))
     if command == "run" and composed_only:
         overrides = [re.sub(r"^([\w.]+)=(\w+),.*", r"\1=\2", word) for word in rest if not word.startswith("-")]
         compose_experiment(overrides)
@@ -124,7 +126,7 @@ def test_saving_and_serving_runs_from_top_to_bottom(tmp_path, monkeypatch, capsy
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "lines.yaml").write_text(lm_eval_task("lines", tmp_path / "lines.jsonl"))
     (tmp_path / "lines.jsonl").write_text('{"text": "The capital of France is Paris."}\n')
-    run_by_others = ("hf ", "llama-", "mlx_lm.", "vllm ")
+    run_by_others = ("hf ", "llama-", "mlx_lm.", "vllm ", "node ", "(cd tests/llama_cpp")
     printed = []
     for language, block in blocks_of((ROOT / "docs" / "saving.md").read_text(), "bash", "python"):
         if language == "python":
@@ -137,6 +139,8 @@ def test_saving_and_serving_runs_from_top_to_bottom(tmp_path, monkeypatch, capsy
                 command = str(Path(sys.executable).with_name("lm_eval"))
                 done = subprocess.run([command, *arguments, "--include_path", "tasks"], check=True, capture_output=True)
                 assert "byte_perplexity" in done.stdout.decode()
+            elif "experiment=serving" in arguments:
+                compose_experiment([word for word in arguments if "=" in word])  # it reads WikiText-2
             elif command == "linearpatch":
                 quick = ["debug=tiny", "tracker=none"] if arguments[0] == "run" else []
                 capsys.readouterr()

@@ -149,8 +149,9 @@ class Decoder:
         """
 
         def rows(name: str) -> Tensor:
-            parameter = read_parameter(self.head, name)
-            return parameter[indices.to(parameter.device)].to(normed.device)
+            values: Tensor = getattr(self.head, name)  # which may be computed from a parameter that trains
+            values = read_parameter(self.head, name) if values.is_meta else values
+            return values[indices.to(values.device)].to(normed.device)
 
         products = torch.bmm(rows("weight"), normed[:, :, None]).squeeze(-1)
         has_bias = getattr(self.head, "bias", None) is not None

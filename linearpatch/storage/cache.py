@@ -118,7 +118,7 @@ class Cache:
             self._memory[kind, digest] = entry
         if self.root is None:
             return
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in entry.tensors.items()}
+        tensors = _apart({name: tensor.detach().cpu().contiguous() for name, tensor in entry.tensors.items()})
         facts = json.dumps(entry.facts)
         metadata = {"key": canonical(key), "facts": facts, "sha256": _checksum(tensors, facts)}
         mark_cache(self.root)
@@ -207,6 +207,17 @@ def _clear_the_way(path: Path) -> None:
         except OSError as error:
             raise StorageError(f"Can't move the folder {path}, in place of a cache entry: {error.strerror}.") from error
         log.warning("the folder %s stood in place of a cache entry; it is now %s", path, aside.name)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor with memory of its own, as safetensors wants it; one may stand under several names."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return apart
 
 
 def _checksum(tensors: Mapping[str, Tensor], facts: str) -> str:

@@ -205,8 +205,8 @@ def test_the_smoke_suite_tells_dense_from_chance_and_from_heavily_pruned(tmp_pat
     )
     found = json.loads((tmp_path / "result.json").read_text())["metrics"]
     dense, pruned = found["dense"]["smoke/acc"], found["pruned"]["smoke/acc"]
-    chance = (3 * 52 / 4 + 50 / 2) / 206
-    assert dense["n"] == 206
-    assert binomtest(round(dense["value"] * 206), 206, chance, alternative="greater").pvalue < 1e-3
+    number, chance = 230, ((78 + 52 + 52) / 4 + 48 / 2) / 230  # pronouns have two choices
+    assert dense["n"] == number
+    assert binomtest(round(dense["value"] * number), number, chance, alternative="greater").pvalue < 1e-3
     assert pruned["versus"]["dense"]["difference"] < -0.1
     assert pruned["versus"]["dense"]["high"] < 0

@@ -95,12 +95,12 @@ def test_a_pronoun_refers_to_the_subject_and_to_nobody_else_in_the_sentence():
 @pytest.mark.slow
 def test_each_kind_tells_the_embedded_model_from_one_without_nine_layers():
     """Paired by question, sign test, p < 0.01; layers as streamline chooses them."""
-    import linearpatch
     from linearpatch.config import compose_experiment
+    from linearpatch.models.edit import Edit
     from linearpatch.storage.cache import default_cache_dir
 
     model = compose_experiment(["model=smollm2_135m"]).model.load(default_cache_dir())
-    edit = linearpatch.Edit.of_layers(range(10, 19))
+    edit = Edit.of_layers(range(10, 19))
     dense, pruned = (right_answers(one, model) for one in (model.decoder, edit.decoder(model.decoder)))
     for kind in CHOICES:
         pairs = list(zip(dense[kind], pruned[kind], strict=True))

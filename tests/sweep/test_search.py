@@ -187,8 +187,11 @@ def test_a_killed_search_resumes_from_the_command_line(tmp_path, capsys):
     command = [sys.executable, "-m", "linearpatch.cli", "run", "-m", *TINY, *WORDS, "hydra.sweeper.n_trials=6"]
     process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
     deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and len(list(Path("S").glob("*/result.json"))) < 3:
-        time.sleep(0.2)
+    while time.monotonic() < deadline:  # until the third has begun, or a later one
+        records = [path.read_text() for path in Path("S").glob("*/result.json")]
+        if len(records) >= 3 and any('"status": "running"' in text for text in records):
+            break
+        time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     study = optuna.load_study(study_name="mine", storage=f"sqlite:///{Path('S', FILE).resolve()}")

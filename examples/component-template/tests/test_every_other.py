@@ -15,8 +15,8 @@ def test_every_other_layer_of_a_model_in_memory():
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 8}
     model, tokenizer = lp.load_model("random", settings=sizes)
     data = lp.tokens(["A text of some length. " * 100], tokenizer, blocks=2, length=16)
-    assert lp.prune(model, data, num_layers=3, pruner="every_other", step=2).removed_layers == (1, 3, 5)
-    assert lp.prune(model, data, num_layers=5, pruner="every_other", step=2).removed_layers == (1, 3, 5, 7, 2)
+    assert lp.prune(model, data, num_layers=3, pruner="every_other", step=2).removed_layers == (0, 2, 4)
+    assert lp.prune(model, data, num_layers=5, pruner="every_other", step=2).removed_layers == (0, 2, 4, 6, 1)
 
 
 def test_the_yaml_is_a_choice():
