@@ -131,3 +131,12 @@ def test_an_entry_that_is_replaced_by_something_else_is_recomputed(tmp_path, wha
     assert Cache(tmp_path).find("kind", KEY).tensors["x"].item() == 2
     if what == "full folder":  # nobody here made it
         assert [file.read_text() for file in tmp_path.rglob("mine.txt")] == ["mine"]
+
+
+def test_tensors_that_share_memory_are_kept_each(tmp_path):
+    documents = torch.arange(6)
+    Cache(tmp_path).put("kind", KEY, Entry({"a": documents, "b": documents, "c": documents[:3]}))
+    read = Cache(tmp_path).find("kind", KEY)
+    assert torch.equal(read.tensors["a"], documents)
+    assert torch.equal(read.tensors["b"], documents)
+    assert torch.equal(read.tensors["c"], documents[:3])
