@@ -92,7 +92,7 @@ def execute(arguments, tmp_path, monkeypatch, session_cache, planned=()):
     if command in ("status", "report"):  # of runs that the command before it left
         rest = [re.sub(r"^outputs/\w+", f"{tmp_path}/D", word) for word in rest]
         arguments = [command, *rest]
-    rest = [re.sub(r"^num_pruned=.*", "num_pruned=2,3", word) for word in rest]
+    rest = [re.sub(r"^num_pruned=\d+,.*", "num_pruned=2,3", word) for word in rest]
     if "hydra/launcher=ray" in rest:
         pytest.importorskip("ray")
     # Sweeps: see test_experiments.py. Trackers' settings: see tests/tracking; nothing is uploaded from here.
