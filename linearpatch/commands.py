@@ -28,15 +28,10 @@ def load_model(name: str, **settings: Any) -> tuple[PreTrainedModel, Any]:
     """
     words = expanded([f"model={name}", *(override(f"model.{key}", value) for key, value in settings.items())])
     experiment = compose(*words)
-    settings_of_model = experiment.model
-    loaded = settings_of_model.load(experiment.cache_path)
+    chosen = experiment.model
+    loaded = chosen.load(experiment.cache_path)
     model = loaded.decoder.model
-    remember_origin(
-        model,
-        Origin(
-            settings_of_model.label, settings_of_model.origin, settings_of_model.hub_id, settings_of_model.known_license
-        ),
-    )
+    remember_origin(model, Origin(chosen.label, chosen.origin, chosen.hub_id, chosen.known_license))
     return model, loaded.tokenizer
 
 

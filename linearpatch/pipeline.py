@@ -290,8 +290,7 @@ def recipe_key(experiment: Experiment) -> str:
 def statistics_of(pruner: Pruner, patch: Patch, n: int | None) -> list[Statistic]:
     """What a pruner that removes n units and then a patch ask; where a budget decides the number, the patch alone."""
     of_pruner = [] if n is None else pruner.chooser.statistics(n)
-    of_patch = patch.statistics()
-    return [*of_pruner, *(of_patch if pruner.unit == LAYER else (one.of_sublayers() for one in of_patch))]
+    return [*of_pruner, *(one if pruner.unit == LAYER else one.of_sublayers() for one in patch.statistics())]
 
 
 def size_of(experiment: Experiment, workspace: Workspace, record: Record) -> int:

@@ -132,7 +132,7 @@ class CandidateSearch:
 
         def advance(index: int, batches: Sequence[int]) -> None:
             for batch in batches:
-                if batch not in batch_losses[index] and not self._is_hopeless(total(index), complete, survivors):
+                if batch not in batch_losses[index] and not self._is_ruled_out(total(index), complete, survivors):
                     batch_losses[index][batch] = self._loss(plans[index], starts[index], batch)
 
         if survivors is not None:  # the likeliest winners first: low losses early let the others stop early
@@ -175,7 +175,7 @@ class CandidateSearch:
         return sum(self.batches[index][:, 1:].numel() for index in batches)
 
     @staticmethod
-    def _is_hopeless(total: float, complete: Sequence[float], survivors: int | None) -> bool:
+    def _is_ruled_out(total: float, complete: Sequence[float], survivors: int | None) -> bool:
         return survivors is not None and len(complete) >= survivors and total > sorted(complete)[survivors - 1]
 
     def _loss(self, plan: _Plan, start: int, index: int) -> float:

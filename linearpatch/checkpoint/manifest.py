@@ -229,32 +229,31 @@ def hash_files(folder: Path) -> dict[str, str]:
 
 def foreign_files(folder: Path) -> list[str]:
     """Files in a checkpoint's folder that it wasn't written with, such as those of a user."""
-    try:
-        listed = set(json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        listed = set()
+    listed = (_content(folder) or {}).get("files")
+    listed = listed if isinstance(listed, dict) else {}
     files = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if not path.is_dir())
     return [name for name in files if name not in listed and name not in NOT_HASHED]
 
 
 def format_of(folder: Path) -> str | None:
     """The format of the checkpoint in a folder; None where there is none, or none that can be read."""
-    try:
-        return str(json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))["format"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+    content = _content(folder)
+    return str(content["format"]) if content and "format" in content else None
 
 
 def parent_of(source: str) -> dict[str, Any] | None:
     """The manifest of the dense model, without its files, where that was a readable checkpoint of this package."""
-    path = Path(source).expanduser() / FILE_NAME
-    if not source or not path.is_file():
-        return None
+    content = _content(Path(source).expanduser()) if source else None
+    return content and {name: value for name, value in content.items() if name not in ("files", "sha256")}
+
+
+def _content(folder: Path) -> dict[str, Any] | None:
+    """What a checkpoint's manifest says, unchecked; None where there is none, or none that can be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {name: value for name, value in content.items() if name not in ("files", "sha256")}
-    except (OSError, ValueError, AttributeError, RecursionError):
+        content = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
+    return content if isinstance(content, dict) else None
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from linearpatch.evaluation.evaluation import Aggregate, Evaluation
 from linearpatch.results.metric import Metric, Retained
 from linearpatch.results.stages import stages_before
 from linearpatch.storage.cache import digest_of
+from linearpatch.text import some_of
 
 log = logging.getLogger(__name__)
 
@@ -154,11 +155,10 @@ def _warn_of_other_questions(base: Results, other: Results, base_name: str, name
     apart = [metric for metric in both if not _same_questions([metric], base, other)]
     if apart:
         log.warning(
-            "%s and %s answered other questions in %s%s: they are not compared. Measure both in one run.",
+            "%s and %s answered other questions in %s: they are not compared. Measure both in one run.",
             base_name,
             name,
-            ", ".join(apart[:3]),
-            f" and {len(apart) - 3} more" if len(apart) > 3 else "",
+            some_of(apart, 3),
         )
 
 

@@ -133,12 +133,16 @@ class Runner:
                 streams[step.layer] = hidden
             if len(streams) == len(wanted):
                 break
-            recompute = self.recompute or is_offloaded(self.decoder.layers[step.layer])  # whose weights shouldn't stay
+            recompute = self.recompute or step.layer in self._offloaded  # whose weights shouldn't stay
             if recompute and (hidden.requires_grad or step.layer in self._changed):
                 hidden = checkpoint(step.run, self.edited, hidden, calls[step.layer], use_reentrant=False)
             else:
                 hidden = step.run(self.edited, hidden, calls[step.layer])
         return streams
+
+    @cached_property
+    def _offloaded(self) -> frozenset[int]:
+        return frozenset(index for index, layer in enumerate(self.decoder.layers) if is_offloaded(layer))
 
     @cached_property
     def _changed(self) -> frozenset[int]:

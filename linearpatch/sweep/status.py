@@ -19,7 +19,7 @@ from linearpatch.results.state import STATES, RunState, state_of
 from linearpatch.storage.leases import Lease
 from linearpatch.sweep.manifest import Listed, leases_of, read_manifests
 from linearpatch.sweep.tables import PARTS, duration
-from linearpatch.text import printable
+from linearpatch.text import printable, some_of
 
 SERVED_SHOWN = 2
 SHOWN = {"lost": "not running"}  # states in other words for people
@@ -50,9 +50,7 @@ class Watched:
         what = PARTS.get(self.part, self.part)
         if not self.serves:  # listed by an earlier version
             return printable(f"{self.name} ({what})")
-        shown = ", ".join(self.serves[:SERVED_SHOWN])
-        more = f" and {len(self.serves) - SERVED_SHOWN} more" if len(self.serves) > SERVED_SHOWN else ""
-        return printable(f"{what} for {shown}{more}")
+        return printable(f"{what} for {some_of(self.serves, SERVED_SHOWN)}")
 
     @property
     def seconds(self) -> float | None:

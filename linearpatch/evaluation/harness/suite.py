@@ -35,6 +35,7 @@ from linearpatch.models.model import LoadedModel
 from linearpatch.results.metric import Metric
 from linearpatch.runtime.memory import BatchSize
 from linearpatch.storage.cache import Cache, canonical
+from linearpatch.text import some_of
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +60,8 @@ def prepare(settings: TaskSettings, name: str, datasets_dir: Path | None) -> Pre
         if settings.missing_data == "error":
             first = next(iter(missing.values()))
             places = [place for loaded_task in missing.values() for place in loaded_task.places]
-            more = f" and {len(places) - 3} more" if len(places) > 3 else ""
             raise DataError(
-                f"eval.{name}: there is no data for {names}. Looked for {', '.join(places[:3])}{more}, and on the hub: "
+                f"eval.{name}: there is no data for {names}. Looked for {some_of(places, 3)}, and on the hub: "
                 f"{first.reason}. Set datasets_dir=FOLDER (or LINEARPATCH_DATASETS) to local copies, go online, or "
                 "leave these tasks out with missing_data=skip."
             )
