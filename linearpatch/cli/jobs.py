@@ -28,7 +28,7 @@ from linearpatch.storage.files import check_folder
 from linearpatch.storage.leftovers import tidied
 from linearpatch.sweep.feasibility import checked
 from linearpatch.sweep.launchers import launcher_of
-from linearpatch.sweep.manifest import FOLDER, listed
+from linearpatch.sweep.manifest import FOLDER, listed, working_on
 from linearpatch.sweep.plan import SHARED, Asked, Plan, plan_sweep
 from linearpatch.sweep.schedule import Outcome, execute
 from linearpatch.sweep.search import Search, SearchSettings
@@ -108,6 +108,7 @@ class Jobs:
         compose: Callable[[Sequence[str]], DictConfig],
         config: DictConfig,
         label: str | None = None,
+        trials_left: int = 0,
     ) -> None:
         """Plan a sweep and run it.
 
@@ -118,6 +119,7 @@ class Jobs:
             compose: Makes a run's configuration of them.
             config: The configuration that all share.
             label: The group of its runs, unless they have another; None: one that follows from the combinations.
+            trials_left: Of a search: how many trials come after these.
 
         Raises:
             ConfigError: the launcher can't do it.
@@ -158,7 +160,7 @@ class Jobs:
         caches = {request.experiment.cache_path for request in asked if request.experiment is not None}
         with (
             tidied(caches, [self.plan.folder / FOLDER]),
-            listed(self.plan, self._command or ""),
+            listed(self.plan, self._command or "", trials_left=trials_left),
             steps("runs", len(self.plan.runs)) as on_step,
         ):
 
@@ -203,14 +205,18 @@ class Jobs:
         if self.dry_run:
             log.info("search %s: %s of %s", label, counted(search.n_trials, "trial"), space.describe())
             return
-        self.trials = Search(search, space, Path(config.output_dir or "outputs"), label)
+        folder = Path(config.output_dir or "outputs")
+        self.trials = Search(search, space, folder, label)
 
-        def run_all(combinations: Sequence[Sequence[str]]) -> list[Record | None]:
-            self.sweep(name, settings, combinations, compose=compose, config=config, label=label)
+        def run_all(combinations: Sequence[Sequence[str]], trials_left: int) -> list[Record | None]:
+            self.sweep(
+                name, settings, combinations, compose=compose, config=config, label=label, trials_left=trials_left
+            )
             return [outcome.record for outcome in self.outcomes]
 
         at_a_time = launcher_of(name, settings).at_a_time or 1
-        self.trials.run(run_all, at_a_time, fail_fast=bool(config.fail_fast))
+        with working_on(folder, label):  # also between two batches
+            self.trials.run(run_all, at_a_time, fail_fast=bool(config.fail_fast))
 
 
 def _choices(chosen: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:

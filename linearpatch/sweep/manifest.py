@@ -53,6 +53,7 @@ class Manifest:
         jobs: Shared steps, then runs.
         command: What starts the sweep again …
         working_dir: … and where.
+        trials_left: Of a search: trials that come after these jobs; which runs they are isn't known yet.
     """
 
     label: str
@@ -60,14 +61,21 @@ class Manifest:
     jobs: tuple[Listed, ...]
     command: str = ""
     working_dir: str = ""
+    trials_left: int = 0
 
 
 @contextmanager
-def listed(plan: Plan, command: str) -> Iterator[None]:
-    """Write a plan's jobs into the sweep's folder, and show that somebody works on them while a block runs."""
-    write_manifest(plan, command)
-    lease = plan.folder / FOLDER / f"{plan.label}.{secrets.token_hex(4)}.lease"
-    with leased(lease, f"the sweep {plan.label}"):
+def listed(plan: Plan, command: str, *, trials_left: int = 0) -> Iterator[None]:
+    """Write a plan's jobs into the sweep's folder, and show that this process works on them while a block runs."""
+    write_manifest(plan, command, trials_left=trials_left)
+    with working_on(plan.folder, plan.label):
+        yield
+
+
+@contextmanager
+def working_on(folder: Path, label: str) -> Iterator[None]:
+    """Show that this process works on a sweep while a block runs."""
+    with leased(folder / FOLDER / f"{label}.{secrets.token_hex(4)}.lease", f"the sweep {label}"):
         yield
 
 
@@ -77,7 +85,7 @@ def leases_of(folder: Path, manifest: Manifest) -> list[Path]:
     return sorted(path for path in (folder / FOLDER).glob("*.lease") if name.fullmatch(path.name))
 
 
-def write_manifest(plan: Plan, command: str = "") -> None:
+def write_manifest(plan: Plan, command: str = "", *, trials_left: int = 0) -> None:
     """Write a plan's jobs into the sweep's folder."""
     base = plan.folder.resolve()
     jobs = tuple(
@@ -90,7 +98,8 @@ def write_manifest(plan: Plan, command: str = "") -> None:
         )
         for job in plan.jobs
     )
-    content = json.dumps(asdict(Manifest(plan.label, time.time(), jobs, command, str(Path.cwd()))), indent=2)
+    manifest = Manifest(plan.label, time.time(), jobs, command, str(Path.cwd()), trials_left)
+    content = json.dumps(asdict(manifest), indent=2)
     write_atomically(plan.folder / FOLDER / f"{plan.label}.json", content.encode())
 
 

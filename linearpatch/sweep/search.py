@@ -30,8 +30,9 @@ DRAFTS = ".drafts"  # their runs, in the sweep's folder; reports leave them out
 SAMPLERS = ("tpe", "random", "nsga2")
 STARTUP = 5  # trials whose drafts are only compared with
 
-# Runs combinations of overrides, and gives the record of each; None where a run wasn't begun.
-RunAll = Callable[[Sequence[Sequence[str]]], Sequence[Record | None]]
+# Runs combinations of overrides, and returns the record of each; None where a run wasn't started. The number is how
+# many trials come after them.
+RunAll = Callable[[Sequence[Sequence[str]], int], Sequence[Record | None]]
 
 
 @dataclass(frozen=True)
@@ -110,18 +111,20 @@ class Search:
             batch += [self.study.ask(dict(self.space.varied)) for _ in range(min(at_a_time - len(batch), missing))]
             if not batch:
                 return
-            failures = self._run(batch, run_all)
+            trials_left = self.settings.n_trials - len(self.study.trials) + len(waiting)
+            failures = self._run(batch, run_all, trials_left)
             if failures and fail_fast:
                 return
 
-    def _run(self, batch: Sequence[Trial], run_all: RunAll) -> int:
-        """Run some trials and tell the study; return how many failed."""
+    def _run(self, batch: Sequence[Trial], run_all: RunAll, trials_left: int) -> int:
+        """Run some trials and report their values to the study; return how many failed."""
         from optuna.trial import TrialState
 
-        batch = self._promising(batch, run_all) if self.settings.draft else batch
+        batch = self._promising(batch, run_all, trials_left) if self.settings.draft else batch
         done = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         combinations = list(dict.fromkeys(tuple(self._overrides(trial.params)) for trial in (*done, *batch)))
-        records = dict(zip(combinations, run_all(combinations), strict=True)) if batch else {}
+        # Also where drafts left none of the batch: the sweep's list then says how many trials are left.
+        records = dict(zip(combinations, run_all(combinations, trials_left), strict=True)) if combinations else {}
         failures = 0
         for trial in batch:
             record = records[tuple(self._overrides(trial.params))]
@@ -137,14 +140,14 @@ class Search:
                 self.study.tell(trial, values)
         return failures
 
-    def _promising(self, batch: Sequence[Trial], run_all: RunAll) -> list[Trial]:
+    def _promising(self, batch: Sequence[Trial], run_all: RunAll, trials_left: int) -> list[Trial]:
         """Those of some trials whose drafts aren't worse than the median of all others'."""
         from optuna.trial import TrialState
 
         folder = f"output_dir={self.folder / DRAFTS}"
         drafts = [[*self._overrides(trial.params), *self.settings.draft, folder] for trial in batch]
         promising = []
-        for trial, record in zip(batch, run_all(drafts), strict=True):
+        for trial, record in zip(batch, run_all(drafts, trials_left), strict=True):
             values, reason = self._values(record)
             if values is None:
                 promising.append(trial)  # the run itself says what is wrong

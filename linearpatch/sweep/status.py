@@ -153,7 +153,7 @@ class Watch:
             open_runs = {place for place in places_of if jobs[place].part == "run" and jobs[place].is_open}
             if is_worked_on:
                 is_over = False
-            elif open_runs - advised:
+            elif open_runs - advised or manifest.trials_left:
                 advice.append(_advice(f"sweep {manifest.label}", manifest.command, manifest.working_dir))
             advised |= places_of
         completed = {job.name for job in jobs.values() if job.part == "run" and job.now.state == "completed"}

@@ -68,9 +68,10 @@ class Runner:
     """Runs trials by a formula; keeps what it was asked for."""
 
     def __init__(self, value=lambda settings: float(settings["x"]), stops_after=None):
-        self.value, self.stops_after, self.asked = value, stops_after, []
+        self.value, self.stops_after, self.asked, self.trials_left = value, stops_after, [], []
 
-    def __call__(self, combinations):
+    def __call__(self, combinations, trials_left):
+        self.trials_left.append(trials_left)
         found = []
         for words in combinations:
             settings = dict(word.split("=") for word in words)
@@ -96,6 +97,7 @@ def test_a_search_that_is_stopped_resumes_with_its_trials():
     interrupted = [trial.params["x"] for trial in first.study.trials[4:]]
     again = Runner()
     first.run(again, 2)
+    assert (runner.trials_left, again.trials_left) == ([6, 4, 2], [2, 0])
     assert counts_of(first.study.trials) == {"complete": 8}
     assert [trial.number for trial in first.study.trials] == list(range(8))
     assert [trial.params["x"] for trial in first.study.trials[4:6]] == interrupted
@@ -142,6 +144,7 @@ def test_drafts_spare_trials_that_are_worse_than_the_median():
     assert all(f"output_dir={Path('S/.drafts')}" in words for words in drafts)
     assert counts["complete"] + counts["pruned"] == 16
     assert counts["pruned"] == 16 - (len(runner.asked) - len(drafts)) > 0
+    assert runner.trials_left[-1] == 0  # also where the last trial was pruned
     for trial in found.study.trials:  # the median of the trials before it that were run
         before = [one.params["x"] for one in found.study.trials[: trial.number] if one.state.name == "COMPLETE"]
         is_worse = len(before) >= 5 and trial.params["x"] > sorted_median(before)

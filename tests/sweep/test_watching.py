@@ -19,7 +19,7 @@ from linearpatch.results.state import LEASE_NAME, Progress, RunState, occupied, 
 from linearpatch.runtime.progress import steps
 from linearpatch.storage.files import make_folder
 from linearpatch.storage.leases import exclusive, leased
-from linearpatch.sweep.manifest import FOLDER, Listed, Manifest
+from linearpatch.sweep.manifest import FOLDER, Listed, Manifest, working_on
 from linearpatch.sweep.status import Watch, Watched, status_table, time_left
 from linearpatch.sweep.tables import duration
 
@@ -122,9 +122,9 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
-def listed_in(folder, label, jobs, command, working_dir):
+def listed_in(folder, label, jobs, command, working_dir, trials_left=0):
     make_folder(folder / FOLDER)
-    manifest = Manifest(label, time.time(), tuple(jobs), command, str(working_dir))
+    manifest = Manifest(label, time.time(), tuple(jobs), command, str(working_dir), trials_left)
     (folder / FOLDER / f"{label}.json").write_text(json.dumps(asdict(manifest)))
 
 
@@ -153,6 +153,20 @@ def test_a_sweep_that_nobody_works_on_says_how_to_resume_it(tmp_path, capsys):
         assert Watch(folder).look().advice == ()
     record(folder / "b", "failed")  # the sweep had its end
     assert Watch(folder).look().advice == ()
+
+
+def test_a_search_with_trials_left_is_not_complete(tmp_path):
+    folder = tmp_path / "S"
+    record(folder / "a", "completed")
+    listed_in(folder, "search-1", [Listed("a", "run", "a")], shlex.join(WORDS), tmp_path, trials_left=3)
+    stopped = Watch(folder).look()
+    assert (stopped.is_over, stopped.is_complete) == (True, False)
+    assert "search-1: not running; resume with: " in stopped.advice[0]
+    with working_on(folder, "search-1"):  # between two of its trials
+        between = Watch(folder).look()
+    assert (between.is_over, between.advice) == (False, ())
+    listed_in(folder, "search-1", [Listed("a", "run", "a")], shlex.join(WORDS), tmp_path)
+    assert Watch(folder).look().is_complete
 
 
 def test_a_run_that_nobody_works_on_says_how_to_resume_it(tmp_path, capsys, monkeypatch):
