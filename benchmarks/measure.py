@@ -111,6 +111,13 @@ def command_seconds(words: Sequence[str], cache: Path, *, threads: int | None = 
     return time.perf_counter() - began
 
 
+def linked_cache(folder: Path) -> Path:
+    """A new cache in which there are only the models that were converted before; returns its folder."""
+    folder.mkdir()
+    (folder / "models").symlink_to(default_cache_dir() / "models")
+    return folder
+
+
 def peak_memory(work: Work, num_blocks: int, block_length: int) -> int:
     """Bytes that a piece of work needs at its peak, the weights included, in a process of its own.
 

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Claim, command_seconds
+from benchmarks.measure import Claim, command_seconds, linked_cache
 from linearpatch.models.embedded import EmbeddedModel
 from linearpatch.storage.cache import default_cache_dir
 
@@ -26,13 +26,15 @@ def claims() -> list[Claim]:
     with tempfile.TemporaryDirectory() as folder:
         shared, alone = Path(folder) / "shared", Path(folder) / "alone"
         grid = ["-m", f"pruner={','.join(PRUNERS)}", f"patch={','.join(PATCHES)}"]
-        together = _time([*grid, f"output_dir={shared}"], Path(folder) / "cache")
-        again = _time([*grid, f"output_dir={shared}"], Path(folder) / "cache")
+        cache = linked_cache(Path(folder) / "cache")
+        together = command_seconds(["run", *SETTINGS, *grid, f"output_dir={shared}"], cache)
+        again = command_seconds(["run", *SETTINGS, *grid, f"output_dir={shared}"], cache)
         apart = 0.0
         for pruner, patch in product(PRUNERS, PATCHES):
             place = alone / f"{pruner}-{patch}"
             single = [f"pruner={pruner}", f"patch={patch}", f"output_dir={place}"]
-            apart += _time(single, Path(folder) / f"cache-{pruner}-{patch}")
+            empty = linked_cache(Path(folder) / f"cache-{pruner}-{patch}")
+            apart += command_seconds(["run", *SETTINGS, *single], empty)
         different = sum(records(shared)[run] != record for run, record in records(alone).items())
     runs = len(PRUNERS) * len(PATCHES)
     return [
@@ -43,14 +45,6 @@ def claims() -> list[Claim]:
         Claim("records that differ but for timings and places", different, 0, "", f"{runs} runs"),
         Claim("the finished sweep once more: time for a run", again / runs, 1, "s", f"{again:.1f} s in all"),
     ]  # fmt: skip
-
-
-def _time(arguments: list[str], cache: Path) -> float:
-    """Seconds that a command takes with a cache in which there is only the converted model."""
-    if not cache.exists():
-        cache.mkdir()
-        (cache / "models").symlink_to(default_cache_dir() / "models")
-    return command_seconds(["run", *SETTINGS, *arguments], cache)
 
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:
