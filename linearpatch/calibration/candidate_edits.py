@@ -12,7 +12,6 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from math import ceil
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
@@ -21,6 +20,7 @@ from linearpatch.calibration.candidate_losses import CandidateLoss
 from linearpatch.calibration.finite import require_finite
 from linearpatch.calibration.race import Standing, race
 from linearpatch.calibration.statistics import Statistic
+from linearpatch.calibration.sums_in_memory import parts_that_fit
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import DENSE, Edit, PlacedOperator, Site
 from linearpatch.models.quantised import is_packed
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 
 VERSION = 2  # of the losses below; raise it when their numbers change
 RACE_VERSION = 1  # of a race's standings
-GRAM_BYTES = 8 * 2**30  # of Gram matrices that exist at a time
 
 
 class Repairer(Protocol):
@@ -163,17 +162,16 @@ class CandidateEdits:
     def _fit(self, interfaces: Iterable[Interface]) -> None:
         sites = {interface: self.patch.place([interface]) for interface in interfaces}
         missing = [site for at_one in sites.values() for site in at_one]
-        at_once = max(1, GRAM_BYTES // (2 * 8 * self.workspace.hidden_size**2))
-        if len(missing) > at_once:
-            passes = ceil(len(missing) / at_once)
-            log.info(
-                "Gram matrices of %d of %d interfaces fit into memory at once: %d passes", at_once, len(missing), passes
-            )
+        decoder = self.workspace.decoder
+
+        def num_bytes(site: Site) -> int:
+            return sum(statistic.sum_bytes(decoder) for statistic in self.patch.interface_statistics([site]))
+
         fitted: dict[Site, PlacedOperator] = {}
-        for first in range(0, len(missing), at_once):
+        for of_part in parts_that_fit(missing, num_bytes, decoder.input_device):
             # What patches want whichever layers are removed is small and worth keeping; Gram matrices aren't.
             workspace = self.workspace if self.patch.statistics() else self.workspace.scratch()
-            part = self.patch.fit(workspace, missing[first : first + at_once])
+            part = self.patch.fit(workspace, of_part)
             part = ready(Edit(operators=tuple(part)), self.workspace.decoder).operators
             fitted |= {placed.site: placed for placed in part}
         for interface, at_one in sites.items():

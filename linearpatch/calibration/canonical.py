@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from linearpatch.calibration.gram import normalised
+from linearpatch.calibration.gram import FP64_BYTES, normalised
 from linearpatch.calibration.statistics import Accumulator, LayerInput, PairSums, StreamPair
+from linearpatch.models.decoder import Decoder
 from linearpatch.models.modeling_linearpatch import EPSILON
 
 SMALLEST = 1e-9  # of the largest variance: directions with less are left out, as rounding owns them
@@ -27,6 +28,10 @@ class CanonicalBound(StreamPair):
     Results: `correlations`: ρ in descending order, `[D]` · `bound`: Σ (1 − ρᵢ²), directions in which Y doesn't vary
     left out · `error`: the relative error of the least-squares map itself, which is never larger.
     """
+
+    def sum_bytes(self, decoder: Decoder) -> int:
+        """Those of three products of the streams."""
+        return 3 * FP64_BYTES * decoder.hidden_size**2
 
     def start(self, num_layers: int) -> Accumulator:
         """Keep sums of products."""
@@ -41,7 +46,9 @@ class _Products(PairSums):
     def observe_pair(self, before: LayerInput, after: LayerInput) -> None:
         y = after.tokens.double()
         x = normalised(before.tokens.to(y), EPSILON)
-        self.accumulate(x=x.sum(0), y=y.sum(0), xx=x.T @ x, xy=x.T @ y, yy=y.T @ y)
+        self.accumulate(x=x.sum(0), y=y.sum(0))
+        for name, left, right in (("xx", x, x), ("xy", x, y), ("yy", y, y)):
+            self.accumulate_product(name, left, right)
         self.count += len(y)
 
     def result(self) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from linearpatch.calibration.candidate_edits import GRAM_BYTES, Repairer, ready
+from linearpatch.calibration.candidate_edits import Repairer, ready
 from linearpatch.calibration.candidate_losses import CandidateLoss, CandidateSearch
 from linearpatch.errors import ConfigError, NumericsError
 from linearpatch.models.edit import DENSE, Edit, PlacedOperator
@@ -37,7 +37,6 @@ VERSION = 1  # of the losses below and of which candidates there are; raise it w
 AS_SET, NO_PATCH = "as set", "no patch"
 MUCH = 0.2  # nats by which a fit as set loses to a simpler one before that is a warning
 FAR = 4.0  # times the dense model's perplexity: a model that is worse than that on held-out tokens is a warning
-WIDEST = 5  # times the stream's width: what is regressed on, of the stream and an MLP together
 SCREENED = 0.25  # of the held-out batches, on which every candidate is measured
 
 
@@ -252,13 +251,11 @@ def gather(workspace: Workspace, patch: Repairer, removals: Sequence[Sequence[Re
         removals: Sets of layers, of all calls.
     """
     settings = [patch, *(patch.simpler().values() if patch.compare else ())]
-    at_once = max(1, GRAM_BYTES // (8 * (WIDEST * workspace.hidden_size) ** 2))
-    for first in range(0, len(removals), at_once):
-        _collect(workspace, settings, removals[first : first + at_once])
+    _collect(workspace, settings, removals)
 
 
 def _collect(workspace: Workspace, settings: Iterable[Repairer], removals: Sequence[Sequence[Any]]) -> None:
-    """One pass for what fits of some sets of layers ask of the calibration tokens, and one of those held out."""
+    """Gather what fits of some sets of layers ask of the calibration tokens, and of those held out."""
     sites = [(setting, setting.place(interfaces_of(removed))) for removed in removals for setting in settings]
     to_fit = [statistic for setting, places in sites for statistic in setting.interface_statistics(places)]
     workspace.collect(*to_fit, description="fit")

@@ -11,8 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from linearpatch.calibration.statistics import Accumulator, LayerInput, PairSums, StreamPair
+from linearpatch.models.decoder import Decoder
 from linearpatch.models.modeling_linearpatch import EPSILON
+from linearpatch.models.places import InProjection
 from linearpatch.models.units import Unit, sublayer_before
+
+FP64_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,15 @@ class PairGram(StreamPair):
     def has_bias(self) -> bool:
         """Whether rows x end in a 1."""
         return False
+
+    def width(self, decoder: Decoder) -> int:
+        """Columns of rows x, without a 1."""
+        return decoder.hidden_size
+
+    def sum_bytes(self, decoder: Decoder) -> int:
+        """Those of Σ w xᵀx and Σ w xᵀy."""
+        columns = self.width(decoder) + self.has_bias
+        return FP64_BYTES * columns * (columns + decoder.hidden_size)
 
     def weights(self, after: LayerInput, energy: Tensor) -> Tensor | None:
         """The weight of each token, `[tokens, 1]`; None: 1.
@@ -81,7 +94,9 @@ class _Sums(PairSums):
         weighted = x if weight is None else x * weight
         squares = y.square() if weight is None else y.square() * weight
         total = energy.sum() if weight is None else (energy * weight).sum()
-        self.accumulate(xx=weighted.T @ x, xy=weighted.T @ y, yy=squares.sum(), energy=total)
+        self.accumulate_product("xx", weighted, x)
+        self.accumulate_product("xy", weighted, y)
+        self.accumulate(yy=squares.sum(), energy=total)
 
     def result(self) -> dict[str, Tensor]:
         facts = {"count": float(self.count), "bias": float(self.spec.has_bias)}
@@ -146,6 +161,10 @@ class RefitGram(PairGram):
         """Always."""
         return True
 
+    def width(self, decoder: Decoder) -> int:
+        """Those of x and h."""
+        return decoder.hidden_size + _units_read(decoder, self.start_layer)
+
     def projections(self) -> tuple[Unit, ...]:
         """The last sublayer before the interface."""
         return (sublayer_before(self.start_layer),)
@@ -179,6 +198,11 @@ class NormedGram(PairGram):
         """Always."""
         return True
 
+    def width(self, decoder: Decoder) -> int:
+        """Those of x and n(x), and of h where it is among them."""
+        units = _units_read(decoder, self.start_layer) if self.change is None else 0
+        return 2 * decoder.hidden_size + units
+
     def identity(self) -> dict[str, Any]:
         """The hash stands for the weight."""
         return asdict(replace(self, change=None))
@@ -195,6 +219,12 @@ class NormedGram(PairGram):
             return torch.cat([x, normalised(x, self.epsilon), h], dim=-1), after
         x = x + h @ self.change.to(h)
         return torch.cat([x, normalised(x, self.epsilon)], dim=-1), after
+
+
+def _units_read(decoder: Decoder, start_layer: float) -> int:
+    """How many hidden units the output projection of the sublayer before an interface reads."""
+    before = sublayer_before(start_layer)
+    return InProjection.projection_of(decoder, before.layer, before.part).width
 
 
 def normalised(x: Tensor, epsilon: float) -> Tensor:

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from linearpatch.errors import require_choice
 from linearpatch.linalg.hadamard import hadamard_transform
+from linearpatch.models.decoder import Decoder
 from linearpatch.models.units import Unit
 
 BASES = ("channel", "hadamard")
@@ -109,6 +110,10 @@ class Statistic(ABC):
     @abstractmethod
     def start(self, num_layers: int) -> Accumulator:
         """An accumulator for a model with so many layers."""
+
+    def sum_bytes(self, decoder: Decoder) -> int:
+        """Bytes of its sums while a pass runs; sums that grow with the width alone, not with its square, count as 0."""
+        return 0
 
     def identity(self) -> dict[str, Any]:
         """What distinguishes it from others of its class, as plain values for cache keys."""
@@ -318,7 +323,17 @@ class PairSums(ABC):
     def accumulate(self, **parts: Tensor) -> None:
         """Add to sums by name."""
         for name, part in parts.items():
-            self.sums[name] = self.sums[name] + part if name in self.sums else part
+            if name in self.sums:
+                self.sums[name] += part
+            else:
+                self.sums[name] = part
+
+    def accumulate_product(self, name: str, left: Tensor, right: Tensor) -> None:
+        """Add `leftᵀ right` to a sum; the product itself, which is as large as the sum, is never made."""
+        if name in self.sums:
+            self.sums[name].addmm_(left.T, right)
+        else:
+            self.sums[name] = left.T @ right
 
 
 @dataclass(frozen=True)

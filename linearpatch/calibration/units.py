@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linearpatch.calibration.gram import PairGram, normalised
+from linearpatch.calibration.gram import FP64_BYTES, PairGram, normalised
 from linearpatch.calibration.statistics import Accumulator, LayerInput, PairSums
+from linearpatch.models.decoder import Decoder
 from linearpatch.models.gated_units import GatedUnits
 from linearpatch.models.modeling_linearpatch import EPSILON
 
@@ -33,6 +34,11 @@ class UnitGram(PairGram):
         """Always."""
         return True
 
+    def width(self, decoder: Decoder) -> int:
+        """Those of the stream and the units."""
+        assert self.units is not None
+        return decoder.hidden_size + self.units.gate.shape[1]
+
     def identity(self) -> dict[str, Any]:
         """The name stands for the units."""
         return asdict(replace(self, units=None))
@@ -52,6 +58,10 @@ class UnitScores(UnitGram):
     Result `explained`: `[units]`, the part of Σ w ‖y − x‖² about the mean; ‖Σ w f (y − x)‖² / Σ w f², both about means.
     """
 
+    def sum_bytes(self, decoder: Decoder) -> int:
+        """Those of the products of each unit and each channel."""
+        return FP64_BYTES * (self.width(decoder) - decoder.hidden_size) * decoder.hidden_size
+
     def start(self, num_layers: int) -> Accumulator:
         """Keep sums of products with each unit, none between units."""
         return _Scores(self)
@@ -69,7 +79,7 @@ class _Scores(PairSums):
         added, units = stream - rows[:, :size], rows[:, size:]
         weight = self.spec.weights(after, stream.square().sum(dim=-1, keepdim=True))
         weight = torch.ones_like(stream[:, :1]) if weight is None else weight
-        self.accumulate(cross=(weight * units).T @ added)
+        self.accumulate_product("cross", weight * units, added)
         self.accumulate(weight=weight.sum(dim=0), units=(weight * units).sum(dim=0), added=(weight * added).sum(dim=0))
         self.accumulate(squares=(weight * units.square()).sum(dim=0))
 

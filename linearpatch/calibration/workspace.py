@@ -6,6 +6,7 @@ computed once. `collect` gathers what several components need in a single pass.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -19,6 +20,7 @@ from linearpatch.calibration.finite import require_finite
 from linearpatch.calibration.listening import Listeners
 from linearpatch.calibration.questions import Questions
 from linearpatch.calibration.statistics import LayerInput, Statistic
+from linearpatch.calibration.sums_in_memory import parts_that_fit
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import Decoder, LayerCall
@@ -29,6 +31,8 @@ from linearpatch.models.sublayers import MLP
 from linearpatch.models.units import Removable, Unit, as_units, plain_units, sublayer_before
 from linearpatch.runtime.progress import steps
 from linearpatch.storage.cache import Cache, Entry
+
+log = logging.getLogger(__name__)
 
 # Versions of what this file computes; raise one when its numbers change.
 REMOVAL_LOSS_VERSION = 3
@@ -187,7 +191,8 @@ class Workspace:
     def collect(self, *statistics: Statistic, description: str = "statistics") -> list[dict[str, Tensor]]:
         """Results of several statistics, those not known yet from one pass over the tokens.
 
-        The pass ends at the deepest stream that any of them needs.
+        The pass ends at the deepest stream that any of them needs. It is repeated for a part of them at a time where
+        their sums don't fit into memory together.
 
         Raises:
             NumericsError: a result is not finite.
@@ -199,7 +204,7 @@ class Workspace:
             with self.cache.locked("pass", same):
                 missing = self._missing(statistics)
                 if missing:
-                    self._run_pass(missing, description)
+                    self._run_passes(missing, description)
         entries = [self.cache.find("statistic", self._statistic_key(statistic)) for statistic in statistics]
         return [entry.tensors for entry in entries if entry is not None]
 
@@ -321,6 +326,16 @@ class Workspace:
 
     def _missing(self, statistics: Sequence[Statistic]) -> list[Statistic]:
         return [s for s in dict.fromkeys(statistics) if self.cache.find("statistic", self._statistic_key(s)) is None]
+
+    def _run_passes(self, statistics: Sequence[Statistic], description: str) -> None:
+        """One pass for all of them, or several where their sums don't fit into memory together."""
+        parts = parts_that_fit(
+            statistics, lambda statistic: statistic.sum_bytes(self.decoder), self.decoder.input_device
+        )
+        if len(parts) > 1:
+            log.info("%s: sums of products don't fit into memory together: %d passes", description, len(parts))
+        for part in parts:
+            self._run_pass(part, description)
 
     def _run_pass(self, statistics: Sequence[Statistic], description: str) -> None:
         listeners = Listeners(statistics, self.num_layers)

@@ -14,8 +14,6 @@ from linearpatch.models.units import SUBLAYER
 from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import component
 
-PRODUCT_BYTES = 8 * 2**30  # of sums of products that exist at a time
-
 
 @component("pruner", "nbl", title="NBL")
 @dataclass(frozen=True)
@@ -31,12 +29,8 @@ class NBL(Pruner):
     unit: str = field(default=ATTENTION, metadata={"identity": "changed"})
 
     def select(self, workspace: Workspace, n: int) -> Edit:
-        """Rank sublayers by their bounds; where sums of products are large, in several passes."""
-        wanted = [CanonicalBound(unit.start, unit.end) for unit in self.all_units(workspace.num_layers)]
-        at_once = max(1, PRODUCT_BYTES // (3 * 8 * workspace.hidden_size**2))
-        bounds = [
-            result["bound"].item()
-            for first in range(0, len(wanted), at_once)
-            for result in workspace.collect(*wanted[first : first + at_once], description="canonical correlations")
-        ]
-        return self.lowest("NBL's bound", bounds, n)
+        """Rank sublayers by their bounds."""
+        units = self.all_units(workspace.num_layers)
+        statistics = [CanonicalBound(unit.start, unit.end) for unit in units]
+        results = workspace.collect(*statistics, description="canonical correlations")
+        return self.lowest("NBL's bound", [result["bound"].item() for result in results], n)

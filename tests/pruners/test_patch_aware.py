@@ -8,11 +8,13 @@ import torch
 from conftest import NUM_LAYERS, tiny_model
 from edits import on_stream, repaired, view_of
 
+from linearpatch.calibration import sums_in_memory
 from linearpatch.calibration.statistics import WindowCosine
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError
 from linearpatch.models.decoder import decoder_of
+from linearpatch.models.units import Interface
 from linearpatch.patches.least_squares import DRAFT_RIDGE
 from linearpatch.patches.lstsq import LeastSquares
 from linearpatch.patches.mlp_lstsq import MlpLeastSquares
@@ -206,15 +208,22 @@ def test_a_search_is_kept_for_the_next_run(tmp_path):
     assert other.layer_forwards > 0
 
 
-def test_large_models_are_fitted_in_parts(monkeypatch, caplog):
-    import linearpatch.calibration.candidate_edits as module
-
+def test_large_models_are_fitted_in_parts(monkeypatch):
     patch = LeastSquares(ridge=0.1)
-    whole = PatchAware().select(workspace_for(patch), 2)
-    monkeypatch.setattr(module, "GRAM_BYTES", 3 * 2 * 8 * 32**2)
-    with caplog.at_level("INFO"):
-        assert chosen(PatchAware().select(workspace_for(patch), 2)) == chosen(whole)
-    assert f"3 of {NUM_LAYERS - 1} interfaces fit into memory at once" in caplog.text
+    workspace = workspace_for(patch)
+    whole = PatchAware().select(workspace, 2)
+    (statistic,) = patch.draft().interface_statistics(patch.place([Interface(0, 2)]))
+    monkeypatch.setattr(sums_in_memory, "MOST_BYTES", 3 * statistic.sum_bytes(workspace.decoder))
+    fitted = []
+    fit = LeastSquares.fit
+
+    def counted(patch, workspace, sites):
+        fitted.append(len(sites))
+        return fit(patch, workspace, sites)
+
+    monkeypatch.setattr(LeastSquares, "fit", counted)
+    assert chosen(PatchAware().select(workspace_for(patch), 2)) == chosen(whole)
+    assert fitted == [3] * ((NUM_LAYERS - 1) // 3) + [(NUM_LAYERS - 1) % 3] * bool((NUM_LAYERS - 1) % 3)
 
 
 @pytest.mark.parametrize(
