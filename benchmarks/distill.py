@@ -77,7 +77,7 @@ def claims() -> list[Claim]:
 
 
 def on_stream(interface: Interface) -> Site:
-    """A site on the stream behind an interface."""
+    """A site on the stream after an interface."""
     return Site(interface, interface.reader, OnStream(interface.reader))
 
 

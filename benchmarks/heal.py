@@ -25,7 +25,7 @@ BLOCKS, VALIDATION, LENGTH = 4, 1, 512
 LORA_BEHIND: dict[str, Any] = {"trainable": "lora", "lora_layers": "after_interface"}
 # What trains, with the name it has here.
 SETS: dict[str, dict[str, Any]] = {
-    "lora behind the interface": LORA_BEHIND,
+    "lora after the interface": LORA_BEHIND,
     "neighbours": {"trainable": "neighbours"},
     "all": {"trainable": "all"},
 }
@@ -61,7 +61,7 @@ def claims_on(case: Case, *, repeats: int) -> list[Claim]:
     return [
         *found,
         Claim(
-            "step, lora behind the interface / two models, whole logits, peft",
+            "step, lora after the interface / two models, whole logits, peft",
             ratio, 1 / 1.5, "", f"{mine:.2f} s / {other:.2f} s, {tokens}: {1 / ratio:.2f} × faster",
         ),
         Claim("largest difference of their losses", apart, 1e-5, "", f"{len(losses)} steps, {losses[-1][0]:.4f}"),

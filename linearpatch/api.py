@@ -122,7 +122,7 @@ def prune(
         num_layers: How many layers to remove; how many sublayers, where the pruner has another `unit`.
         pruner: Its name or itself; `linearpatch list pruner` shows all.
         patch: What will repair the model, for pruners that measure patched models (`patch_aware`).
-        settings: Of the pruner; where it is named, others are those of its YAML, as on the command line.
+        settings: Of the pruner. If it is given by name, the rest come from its YAML, as on the command line.
 
     Raises:
         ConfigError: there is no such pruner or setting, or so many layers can't be removed.
@@ -156,11 +156,11 @@ def repair(
         data: Calibration tokens.
         patch: Its name or itself; `linearpatch list patch` shows all. `refit_auto`, which `experiment=recommended`
             fits, needs held-out tokens.
-        settings: Of the patch; where it is named, others are those of its YAML, as on the command line.
+        settings: Of the patch. If it is given by name, the rest come from its YAML, as on the command line.
 
     Raises:
-        ConfigError: there is no such patch or setting, or it can't be here.
-        ModelError: the family has no place for it.
+        ConfigError: there is no such patch or setting, or the patch can't be used with this edit.
+        ModelError: the model's family doesn't support the patch.
         NumericsError: the fit has no unique solution.
     """
     _require_tokens(data)
@@ -186,7 +186,7 @@ def distill(
     cache_dir: str | Path | None = None,
     **settings: Any,
 ) -> Edit:
-    """Train fitted patches, and other weights where asked to, against the dense model's outputs; it doesn't change.
+    """Train the patches, and other weights if `trainable` says so; the dense model doesn't change.
 
     Args:
         model: The dense model.
@@ -228,7 +228,7 @@ def evaluate(
         model: Any causal language model.
         tokenizer: Its tokenizer.
         evaluation: Its name or itself; `linearpatch list eval` shows all.
-        text: What is read, where an evaluation reads text: as of `tokens`; None takes Python's documentation.
+        text: The text, for evaluations that read one, in any form that `tokens` takes; None: Python's documentation.
         column: Of the text, where there are columns.
         settings: Of the evaluation, where it is named.
 
@@ -280,7 +280,7 @@ def perplexity(
         model: Any causal language model.
         tokenizer: Its tokenizer.
         text: As of `tokens`.
-        length: Tokens in a window; perplexities at different lengths don't compare.
+        length: Tokens in a window; perplexities at different lengths aren't comparable.
         blocks: Only the first so many windows; None reads all.
         column: Of the text, where there are columns.
 
@@ -306,7 +306,7 @@ def save(
     """Write the edited model as a checkpoint; `linearpatch.load` or transformers loads it.
 
     Args:
-        folder: Where to. A checkpoint of ours that is there is replaced at the very end, anything else is an error.
+        folder: Where to write. An existing linearpatch checkpoint is replaced; anything else there is an error.
         model: The dense model.
         tokenizer: Its tokenizer, which is saved with it.
         edit: What is removed, and the operators.
@@ -353,14 +353,14 @@ def _component(group: str, choice: str | C, kind: type[C], settings: Mapping[str
 def _require_tokens(data: Any) -> None:
     if not isinstance(data, Tokens):
         raise ConfigError(
-            f"data is a {type(data).__name__}. Make it of text: data = linearpatch.tokens(text, tokenizer)."
+            f"data is a {type(data).__name__}. Allowed: Tokens, made by data = linearpatch.tokens(text, tokenizer)."
         )
 
 
 def _require_edit(edit: Any) -> None:
     if not isinstance(edit, Edit):
         raise ConfigError(
-            f"edit is a {type(edit).__name__}. It says what is removed: linearpatch.prune(model, data, num_layers=…)."
+            f"edit is a {type(edit).__name__}. Allowed: an Edit, made by linearpatch.prune(model, data, num_layers=…)."
         )
 
 

@@ -1,6 +1,6 @@
 """What can be chosen, by name, read without importing any of it.
 
-YAML files say what they are in their first comment, components in the docstring behind their decorator: so a list, a
+YAML files say what they are in their first comment, components in the docstring after their decorator: so a list, a
 completion or the error for a misspelt name comes at once, without PyTorch.
 """
 
@@ -28,7 +28,7 @@ NOT_SUPPORTED = {
     "transformers has no model of that kind. Use model=baichuan2_7b, or model=llama2_13b for that size.",
 }
 
-SCHEMA = "_schema"  # what a structured config is called behind the name of its component
+SCHEMA = "_schema"  # what a structured config is called after the name of its component
 
 NAME = r"[\w-]+"
 CHOICE = re.compile(rf"\+{{0,2}}([\w/]+)(?:@[\w.]+)?=(\[)?({NAME}(?:,{NAME})*)(?(2)\])")

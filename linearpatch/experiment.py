@@ -133,7 +133,7 @@ class Experiment:
             )
         if self.training is not None and "distilled" not in self.stages and not self.save_model:
             raise ConfigError(
-                f"distill={name_of(self.distill)} would serve nothing: stages={list(self.stages)} leaves out the "
+                f"distill={name_of(self.distill)} would have no effect: stages={list(self.stages)} leaves out the "
                 "distilled model, and it isn't saved. Add distilled to stages, set save_model=true, or distill=none."
             )
         if self.training is None and set(self.stages) == {"distilled"}:
@@ -150,7 +150,7 @@ class Experiment:
         if self.datasets_dir is not None and not Path(self.datasets_dir).expanduser().is_dir():
             raise ConfigError(f"datasets_dir={self.datasets_dir} is not a folder{looked_in(self.datasets_dir)}.")
         check_metrics(self.evaluations, self.evaluation_reader)
-        check_stock(self.evaluations, self.asked_stages, foldable=self.patch.foldable)
+        check_stock(self.evaluations, self.measured_stages, foldable=self.patch.foldable)
         check_trackers(self.tracker)
         for first, second in combinations(self.readers, 2):
             if (first.purpose, second.purpose) != ("evaluation", "evaluation"):
@@ -280,7 +280,7 @@ class Experiment:
         files = stamps([self.datasets_dir, *map(_plain, read)])
         asked = {
             f"{stage}/{name}": digest([files, measured])
-            for stage in self.asked_stages
+            for stage in self.measured_stages
             for name, measured in self.measured.items()
         }
         if self.save_model:
@@ -289,8 +289,8 @@ class Experiment:
         return asked
 
     @property
-    def asked_stages(self) -> list[str]:
-        """The stages that are measured. One that there isn't is the one before: the pruned model, without a patch."""
+    def measured_stages(self) -> list[str]:
+        """The stages that are measured; one that this run doesn't have is replaced by the stage before it."""
         missing = {"patched": name_of(self.patch) == "none", "distilled": self.training is None}
         asked = set()
         for stage in self.stages:

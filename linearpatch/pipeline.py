@@ -83,7 +83,7 @@ def run(
     folder = folder or experiment.folder()
     run_id = run_id or experiment.run_id
     if not experiment.force and (done := completed(experiment, folder, run_id)):
-        log.info("run %s is complete already; force=true repeats it", run_id)
+        log.info("run %s is already complete; force=true recomputes it", run_id)
         return done
     if experiment.save_model:
         check_target(folder / "model")
@@ -169,7 +169,7 @@ def _run(
             record.distillation = distilled.section(experiment.training, *prepared.lessons)
             edits["distilled"] = distilled.edit
 
-        stages = {stage: edits[stage] for stage in experiment.asked_stages}
+        stages = {stage: edits[stage] for stage in experiment.measured_stages}
         measure(prepared.model, stages, experiment.evaluations, prepared.measurements, cache, record, answers)
 
         if experiment.save_model:

@@ -219,7 +219,7 @@ def cut_calibration(
         blocks, held_out = _cut_beside(text, model, spec, is_patched=is_patched)
     else:
         blocks, held_out = text.cut(spec, model.tokenizer), None
-    warnings = text.look(blocks, spec, model.tokenizer)
+    warnings = text.warnings(blocks, spec, model.tokenizer)
     for warning in warnings:
         log.warning("%s", warning)
     return CalibrationTokens(blocks, held_out, warnings)
@@ -232,8 +232,8 @@ def _cut_beside(
     number = len(blocks.ids)
     if held_out is None and is_patched:
         log.warning(
-            "%s has no tokens to spare beside the %s of calibration: nothing is held out, and whether the patch does "
-            "harm can't be measured. Give it more text.", blocks.source, counted(number, "block"),
+            "%s has no tokens left after the %s for calibration: nothing is held out, so harm done by the patch can't "
+            "be measured. Use a longer text.", blocks.source, counted(number, "block"),
         )  # fmt: skip
     if spec.num_blocks not in (None, number):
         log.info("%s: %s for calibration, since some must be held out", blocks.source, counted(number, "block"))

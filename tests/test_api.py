@@ -146,8 +146,8 @@ def test_text_comes_from_files_lists_chats_and_datasets(tokenizer, tmp_path):
     ("text", "words"),
     [
         (7, "of the type int"),
-        ([], "There is no text"),
-        ([None, "  "], "There is no text"),
+        ([], "text is empty"),
+        ([None, "  "], "text is empty"),
         ([b"a"], r"row 1.*bytes"),
         ([["a"]], "where text was expected"),
         ("nowhere.txt", "nowhere.txt doesn't exist"),

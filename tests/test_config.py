@@ -186,4 +186,4 @@ def test_configs_are_values():
     ],
 )
 def test_a_stage_that_there_is_not_is_the_one_before(words, measured):
-    assert compose_experiment(words).asked_stages == measured
+    assert compose_experiment(words).measured_stages == measured

@@ -13,11 +13,14 @@ import pytest
 from configuration_page import INTRODUCTION
 from conftest import lm_eval_task
 from covering import covering
+from transformers import AutoTokenizer
 
 from linearpatch.choices import CONF_DIR
 from linearpatch.cli import main
 from linearpatch.config import compose_experiment
 from linearpatch.data.pydoc import PydocCorpus
+from linearpatch.models.embedded import EmbeddedModel
+from linearpatch.registry import name_of
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/**/README.md"))]
@@ -78,6 +81,32 @@ def test_one_command_of_each_verb_runs(verb, tmp_path, monkeypatch, session_cach
 @pytest.mark.parametrize("arguments", list(commands()))
 def test_every_command_runs(arguments, tmp_path, monkeypatch, session_cache):
     execute(arguments, tmp_path, monkeypatch, session_cache)
+
+
+def trainings():
+    """Each command of the documents and of the YAML files that trains on the embedded text."""
+    shown = [command.values[0] for command in commands() if command.values[0][0] == "run"]
+    headers = [path.read_text().splitlines()[1] for path in sorted((CONF_DIR / "distill").glob("*.yaml"))]
+    shown += [shlex.split(line.removeprefix("#"))[1:] for line in headers if line.startswith("#   linearpatch run")]
+    for _, *words in shown:
+        overrides = [re.sub(r"^([\w.@]+)=(\w+),.*", r"\1=\2", word) for word in words if not word.startswith("-")]
+        if not any(word.startswith("distill=") for word in overrides) or any("FOLDER" in word for word in overrides):
+            continue
+        experiment = compose_experiment(overrides)
+        if experiment.training and name_of(experiment.distillation_reader.corpus) == "pydoc":
+            yield pytest.param(experiment, id=" ".join(words))
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("experiment", list(trainings()))
+def test_there_is_text_enough_for_every_training(experiment, session_cache):
+    """With the lengths that it shows; the other tests shorten them."""
+    tokenizer = AutoTokenizer.from_pretrained(EmbeddedModel().checkpoint(session_cache))
+    settings = experiment.distillation
+    text = experiment.distillation_reader.open()
+    blocks, validation = text.cut_apart(settings.blocks(experiment.seed), tokenizer, settings.validation_blocks)
+    assert len(blocks.ids)
+    assert len(validation.ids) == settings.validation_blocks
 
 
 def execute(arguments, tmp_path, monkeypatch, session_cache, planned=()):

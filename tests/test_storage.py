@@ -18,7 +18,7 @@ from linearpatch.storage.cache import Cache, Entry
 from linearpatch.storage.cache_folder import is_marked, mark_cache
 from linearpatch.storage.files import open_log, replacing_folder, write_atomically
 from linearpatch.storage.temporary import OLD_S, Temporary, remove_leftovers, temporaries, temporary_path, this_machine
-from linearpatch.sweep.worker import OUTPUT_NAME, last_words, redirect_output
+from linearpatch.sweep.worker import OUTPUT_NAME, last_output, redirect_output
 
 SPAWN = multiprocessing.get_context("spawn")
 KEY = {"model": "m"}
@@ -72,7 +72,7 @@ def test_a_log_is_written_to_a_file_and_nothing_else(tmp_path, what, name):
     message = "is a symbolic link to .*precious" if "link" in what else "is not a file"
     with pytest.raises(StorageError, match=rf"{name} {message}.* Remove it, or choose another output_dir"):
         record_in(place.parent) if name == "run.log" else redirect_output(place.parent)
-    assert last_words(place.parent) == ""
+    assert last_output(place.parent) == ""
     assert not (place.parent / "result.json").exists()
     if what == "link":
         assert target.read_text() == "precious"

@@ -52,7 +52,7 @@ def test_an_adapter_of_sublayers_trained_and_put_on_the_dense_model(tmp_path):
     ("overrides", "words"),
     [
         (["pruner=streamline", "pruner.unit=mlp", "num_pruned=2"], "pruner.unit=mlp has no meaning"),
-        (["pruner=llm_drop"], "needs the number of sublayers that go: set num_pruned"),
+        (["pruner=llm_drop"], "needs the number of sublayers to remove: set num_pruned"),
         (["pruner=shortgpt", "num_pruned=3"], "num_pruned=3 counts sublayers, and pruner.unit is layer"),
         (["pruner=llm_drop", "num_pruned=12"], "Allowed: 1 to 11"),
         (["pruner=llm_drop", "num_pruned=2", "save_model=true", "save_format=plain"], "Use save_format=gguf or"),

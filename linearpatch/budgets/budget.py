@@ -194,12 +194,12 @@ def check_size(num_pruned_layers: int | None, num_pruned: int | None, budget: Bu
     if isinstance(budget, Limit) and given:
         name, number = next(iter(given.items()))
         raise ConfigError(
-            f"{name}={number} and budget={name_of(budget)} both say how many layers go. Set {name}=null, or "
-            "budget=none."
+            f"{name}={number} and budget={name_of(budget)} both set the number of layers to remove. Set "
+            f"{name}=null, or budget=none."
         )
     if not isinstance(budget, Limit) and not given:
         raise ConfigError(
-            "How many layers go isn't said. Set num_pruned_layers=5, or a budget such as budget=parameters."
+            "The number of layers to remove is missing. Set num_pruned_layers=5, or a budget such as budget=parameters."
         )
     if num_pruned_layers is not None:
         require_range("num_pruned_layers", num_pruned_layers, low=1)

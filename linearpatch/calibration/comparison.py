@@ -1,7 +1,7 @@
 """Fits compared on held-out tokens with simpler ones and with no patch, so that a patch never does harm there.
 
 Candidates of one set of removed layers differ only past the first interface, and the dense model's streams before it
-are kept: each costs the layers behind it. All are screened on a quarter of the held-out tokens; the best of them and
+are kept: each costs the layers after it. All are screened on a quarter of the held-out tokens; the best of them and
 the fit as it is set are measured on all, as is no patch, until it can't win. Several interfaces are compared
 jointly: a candidate is one setting at all of them.
 """
@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 
 VERSION = 1  # of the losses below and of which candidates there are; raise it when either changes
 AS_SET, NO_PATCH = "as set", "no patch"
-MUCH = 0.2  # nats by which a fit as set loses to a simpler one before that is a warning
-FAR = 4.0  # times the dense model's perplexity: a model that is worse than that on held-out tokens is a warning
+WORSE_BY_NATS = 0.2  # nats by which a fit as set loses to a simpler one before that is a warning
+PERPLEXITY_FACTOR = 4.0  # times the dense model's perplexity on held-out tokens: a worse model is a warning
 SCREENED = 0.25  # of the held-out batches, on which every candidate is measured
 
 
@@ -115,22 +115,22 @@ class Comparison:
         asked = inf if self.as_set.loss is None else self.as_set.loss
         if self.kept == NO_PATCH:
             sentences.append(
-                f"patch={patch} at {where} would do harm: its loss on held-out tokens is {asked:.3f}, without a patch "
-                f"{self.loss:.3f}. Its operators do nothing in this model; patch=none gives one without them."
+                f"patch={patch} at {where} would do harm: its held-out loss is {asked:.3f}, without a patch "
+                f"{self.loss:.3f}. Its operators are identities in this model; patch=none saves it without them."
             )
-        elif asked > self.loss + MUCH:
+        elif asked > self.loss + WORSE_BY_NATS:
             sentences.append(
                 f"patch={patch} at {where} as set has a held-out loss of {asked:.3f}; {self.kept} has {self.loss:.3f} "
-                "and is kept. A fit that fails so far on text it hasn't seen has too few calibration tokens, or a few "
-                "of them own it. Raise calibration.num_blocks, and look at the text for padding and repetition."
+                "and is kept. A fit this much worse on held-out text had too few calibration tokens, or was dominated "
+                "by a few of them. Raise calibration.num_blocks, and check the text for padding and repetition."
             )
-        if self.loss > self.dense_loss + log_of(FAR):
+        if self.loss > self.dense_loss + log_of(PERPLEXITY_FACTOR):
             times = exp(min(self.loss - self.dense_loss, 99))
             sentences.append(
                 f"On held-out tokens the model without {where} has {times:.3g} times the dense model's perplexity "
-                f"(losses {self.loss:.3f} and {self.dense_loss:.3f}), and nothing tried is better. These layers do "
-                "what no patch here makes up for: remove fewer (num_pruned_layers), or choose them by what is left "
-                "after patching (pruner=patch_aware)."
+                f"(losses {self.loss:.3f} and {self.dense_loss:.3f}), and no patch that was tried is better. No patch "
+                "here can replace these layers: remove fewer (num_pruned_layers), or choose them by the loss after "
+                "patching (pruner=patch_aware)."
             )
         return sentences
 
@@ -387,7 +387,7 @@ def idle(placed: PlacedOperator) -> PlacedOperator:
     """
     if not isinstance(placed.module, Operator):
         raise NumericsError(
-            f"The operator {type(placed.module).__name__} does harm on held-out tokens, and it has no spec from which "
-            "one could be built that does nothing. Use patch=none, or patch.compare=false to keep it."
+            f"The operator {type(placed.module).__name__} does harm on held-out tokens, and can't be replaced by an "
+            "identity: it has no spec. Use patch=none, or patch.compare=false to keep it."
         )
     return PlacedOperator(placed.site, placed.place.idle(placed.module))

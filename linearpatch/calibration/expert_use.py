@@ -68,8 +68,8 @@ def unused_experts(layer: int, use: dict[str, Tensor], patch: str) -> str:
         return ""
     return (
         f"patch={patch} changes the weights of all {len(use['tokens'])} experts of layer {layer}, and no token of the "
-        f"calibration text ({int(use['count']):,}) was routed to {_named(unused)}. What becomes of these isn't fitted. "
-        "Use more text, or text of more kinds (calibration.num_blocks, corpus), or patch=lstsq, which changes none."
+        f"calibration text ({int(use['count']):,}) was routed to {_named(unused)}. Their new weights aren't fitted "
+        "to any token. Use more or more varied text (calibration.num_blocks, corpus), or patch=lstsq, which keeps them."
     )
 
 

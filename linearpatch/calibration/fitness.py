@@ -69,7 +69,7 @@ class Fitness:
         """Layers run so far, each counted once a batch."""
         return self._search.layer_forwards
 
-    def stand_at(self, layers: Layers) -> None:
+    def set_base(self, layers: Layers) -> None:
         """Keep the streams of a set's model, so that sets like it cost only what differs."""
         self._search.move(self._edits([layers])[0])
 

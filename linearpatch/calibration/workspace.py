@@ -166,7 +166,7 @@ class Workspace:
             ConfigError: the workspace doesn't know.
         """
         if self._patch is None:
-            raise ConfigError("This workspace has no patch, and the pruner looks at patched models. Give it one.")
+            raise ConfigError("This workspace has no patch, and the pruner measures patched models. Set patch=…")
         return self._patch
 
     @property

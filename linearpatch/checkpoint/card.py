@@ -39,16 +39,16 @@ llama-server -m {folder}/model.gguf
 llama-quantize {folder}/model.gguf smaller.gguf Q4_K_M    # types that linearpatch doesn't write
 ```""",
     "nemotron_nas": """\
-A checkpoint of the family `nemotron-nas`, in which a layer may lack attention: that is how patches are in it. vLLM and
-MLX compute the family; `configuration_nemotron_nas.py` only reads config.json. Not run by this package in either.
+A checkpoint of the family `nemotron-nas`, whose layers may lack attention: the patches are stored as such layers. vLLM
+and MLX support the family; `configuration_nemotron_nas.py` only reads config.json. Not tested in either by linearpatch.
 
 ```bash
 vllm serve {folder} --trust-remote-code
 mlx_lm.generate --model {folder} --prompt "The capital of France is"
 ```""",
     "adapter": """\
-What is removed and the operators alone, without the dense model's weights. The package `linearpatch` puts them on the
-dense model, whose weights must be those named below:
+Only the list of removed layers and the patches, without the dense model's weights. The package `linearpatch` applies
+them to the dense model, whose weights must be those named below:
 
 ```python
 import linearpatch
@@ -77,8 +77,8 @@ model, tokenizer = linearpatch.load("{folder}"), linearpatch.load_tokenizer("{fo
 }
 
 LORA = """\
-These weights are those without the LoRA adapter that was trained, which lies in `lora/`. `linearpatch.load` adds it to
-them, and peft puts it on the model:
+The trained LoRA adapter is in `lora/` and isn't merged into these weights. `linearpatch.load` merges it; with peft,
+load it on top of the model:
 
 ```python
 from peft import PeftModel
@@ -154,7 +154,7 @@ def _what(manifest: Manifest, record: Record | None) -> str:
     removed = f"{layers} {layer_list(manifest.removed_layers)} of the dense model, counted from 0"
     if manifest.removed:
         removed = f"{', '.join(map(str, manifest.removed))} of the dense model, layers counted from 0"
-    patched = "nothing: the layers around an interface meet as they are"
+    patched = "nothing: the layers before and after an interface are connected directly"
     if manifest.patches:
         patched = f"{_operators(manifest)} at each interface"
     if record and record.pruning:
@@ -179,7 +179,7 @@ TRAINED = {
     "norms": "norms and biases",
     "neighbours": "the layers next to each interface",
     "last_layers": "the last layers",
-    "all": "all weights behind the embeddings",
+    "all": "all weights after the embeddings",
 }
 
 
@@ -187,7 +187,7 @@ def _trained(section: DistillationSection) -> str:
     losses = section.validation_loss
     what = TRAINED.get(section.settings.get("trainable", "patch"), "weights")
     return (
-        f"{what}, {section.num_trained:,} numbers, against the dense model (`{section.method}`, "
+        f"{what}, {section.num_trained:,} parameters, against the dense model (`{section.method}`, "
         f"{section.num_blocks:,} sequences of {section.block_length:,} tokens of {section.settings['corpus']}, "
         f"validation loss {losses['first']:.4f} to {losses['best']:.4f})."
     )
@@ -245,7 +245,7 @@ def _origin(manifest: Manifest) -> str:
     if parent:
         first, removed = parent["base"], layer_list(parent["removed_layers"])
         lines.append(
-            f"It had lost layers before: it is {first['name']} ({first['source']}) without layers {removed} of "
+            f"It was already pruned: it is {first['name']} ({first['source']}) without layers {removed} of "
             f"{first['num_layers']}."
         )
     return "## Origin\n\n" + " ".join(lines)

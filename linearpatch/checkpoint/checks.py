@@ -58,8 +58,8 @@ def check_format(save_format: str, patch: Patch, *, trainable: str | None = None
         return
     if save_format in STOCK_FORMATS and patch.foldable and trainable and not patch.foldable_distilled:
         raise ConfigError(
-            f"save_format={save_format} can't hold patch={name_of(patch)} once it has been distilled: it is one "
-            "factor for all channels no more. Use patch=mlp_lstsq, distill=none, or save_format=custom or adapter."
+            f"save_format={save_format} can't hold patch={name_of(patch)} once it has been distilled: it is no longer "
+            "one factor for all channels. Use patch=mlp_lstsq, distill=none, or save_format=custom or adapter."
         )
     if save_format in STOCK_FORMATS and not patch.foldable:
         foldable = sorted(name for name, cls in components("patch").items() if cls.foldable)  # type: ignore[attr-defined]
@@ -89,8 +89,8 @@ def check_target(folder: Path) -> None:
         )
     if folder.exists() and (foreign := foreign_files(folder)):
         raise StorageError(
-            f"{folder} holds files that this package didn't write: {some_of(foreign)}. A checkpoint that is saved "
-            "takes the place of the whole folder. Move them away, or choose another folder."
+            f"{folder} holds files that this package didn't write: {some_of(foreign)}. Saving a checkpoint replaces "
+            "the whole folder. Move these files away, or choose another folder."
         )
 
 

@@ -216,7 +216,7 @@ def _check_config(config: Any, manifest: Manifest, folder: Path) -> None:
             raise ModelError(
                 f"{folder}: config.json has {name} {value!r}, but by {FILE_NAME} it is {expected!r} ("
                 f"{manifest.base.num_layers} layers of {manifest.base.name} without {list(manifest.removed_layers)}). "
-                "One of them isn't as it was written. Copy the checkpoint again."
+                "One of the two files was changed after saving. Copy the checkpoint again."
             )
 
 
@@ -227,7 +227,7 @@ def _check_base(model: PreTrainedModel, manifest: Manifest, folder: Path) -> Non
         layers = decoder_of(model).num_layers
         raise ModelError(
             f"{folder} was made from {base.name} ({base.source or 'unnamed'}; {base.model_type}, {base.num_layers} "
-            f"layers, weights {base.weights_hash}), but this model is another: {model.config.model_type}, {layers} "
+            f"layers, weights {base.weights_hash}), but this is a different model: {model.config.model_type}, {layers} "
             f"layers, weights {found}. Load {base.name} as it was, unchanged and not quantised."
         )
 

@@ -34,9 +34,8 @@ def check_lora(save_format: str, edit: Edit) -> None:
     updated = {name for name, change in edit.weights.items() if isinstance(change, LowRankUpdate)}
     if not updated:
         raise ModelError(
-            "save_format=lora holds the LoRA adapter that was trained, and this model has none: nothing was trained "
-            "by distill.trainable=lora, or no step of it was better than the model before. Train one, or use another "
-            "save_format."
+            "save_format=lora saves the trained LoRA adapter, and this model has none: distill.trainable=lora wasn't "
+            "used, or no training step improved the model. Train one, or use another save_format."
         )
     for placed in edit.operators:
         if isinstance(placed.place, OnOutput) and any(name.layer == placed.place.layer for name in updated):

@@ -181,7 +181,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / FILE_NAME
     if not path.is_file():
         raise StorageError(
-            f"{folder} holds no {FILE_NAME}: it isn't a checkpoint of this package, or wasn't written to the end. "
+            f"{folder} holds no {FILE_NAME}: it isn't a checkpoint of this package, or writing it was interrupted. "
             "Give the folder that a run with save_model=true wrote (OUTPUT_DIR/model)."
         )
     try:
@@ -282,8 +282,8 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     unlisted = sorted({*_files_to_read(folder), *_files_needed(folder, manifest)} - set(manifest.files))
     if unlisted:
         raise StorageError(
-            f"{folder}: {FILE_NAME} doesn't list {', '.join(unlisted)}, which loading would read, so nothing says "
-            "what it must hold. Move what you added to the folder elsewhere, or copy the checkpoint again."
+            f"{folder}: {FILE_NAME} doesn't list {', '.join(unlisted)}, which loading would read, so its content can't "
+            "be verified. Move files that you added out of the folder, or copy the checkpoint again."
         )
 
 
@@ -301,7 +301,7 @@ def _files_needed(folder: Path, manifest: Manifest) -> set[str]:
         for name in indices:
             shards = json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values()
             if not all(isinstance(shard, str) for shard in shards):
-                raise ValueError("its files are no names")
+                raise ValueError("weight_map must map to file names")
             needed |= set(shards)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StorageError(f"{folder / name} can't be read: {error!r}. Write the checkpoint again.") from error

@@ -19,7 +19,7 @@ from linearpatch.text import counted
 if TYPE_CHECKING:
     from linearpatch.storage.administration import Kept
 
-HELP = "look after what is kept between runs"
+HELP = "list, clean or check the cache"
 MOST_SHOWN = 10  # of damaged entries
 
 

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="as of run; of several values, each is a recipe",
+        help="overrides as for `linearpatch run`; a key with several values makes a recipe of each",
     )
     overrides.completer = complete_override  # type: ignore[attr-defined]
     parser.add_argument(
@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--within", type=float, default=0.1, metavar="LOSS",
         help="recommend layers up to this loss: 0.1 is 10 %% more perplexity or less accuracy",
     )  # fmt: skip
-    parser.add_argument("--metric", metavar="NAME", help="of what, such as ppl/wikitext2; by default the first")
-    parser.add_argument("--config-dir", metavar="FOLDER", help="more choices, in folders of yours")
+    parser.add_argument("--metric", metavar="NAME", help="metric to compare, such as ppl/wikitext2 (first measured)")
+    parser.add_argument("--config-dir", metavar="FOLDER", help="folder with configuration files of your own")
 
 
 def execute(arguments: argparse.Namespace) -> int:

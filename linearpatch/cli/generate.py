@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto is the first GPU, else the CPU")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="tokens to write at most (%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (%(default)s)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="share of probability to sample (%(default)s)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling: probability mass (%(default)s)")
     parser.add_argument("--num-beams", type=int, default=1, help="beam search, printed at the end (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed for sampling (%(default)s)")
     parser.add_argument("--no-cache", action="store_true", help="recompute keys and values for every token")
 
 

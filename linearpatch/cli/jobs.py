@@ -29,7 +29,7 @@ from linearpatch.storage.leftovers import tidied
 from linearpatch.sweep.feasibility import checked
 from linearpatch.sweep.launchers import launcher_of
 from linearpatch.sweep.manifest import FOLDER, listed, working_on
-from linearpatch.sweep.plan import SHARED, Asked, Plan, plan_sweep
+from linearpatch.sweep.plan import SHARED, Plan, PlannedRun, plan_sweep
 from linearpatch.sweep.schedule import Outcome, execute
 from linearpatch.sweep.search import Search, SearchSettings
 from linearpatch.sweep.space import Space
@@ -91,7 +91,7 @@ class Jobs:
         experiment = to_experiment(config)
         check_folder(experiment.folder())
         if self.dry_run:
-            asked = [Asked(tuple(overrides), replace(experiment, output_dir=str(experiment.folder().parent)))]
+            asked = [PlannedRun(tuple(overrides), replace(experiment, output_dir=str(experiment.folder().parent)))]
             self.plan = checked(plan_sweep(asked, config.group or "run"))
             return
         self.folder = experiment.folder()
@@ -229,7 +229,7 @@ def _choices(chosen: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
     return {**dict(reversed(names.items())), **lists}
 
 
-def _asked(overrides: Sequence[str], label: str, compose: Callable[[Sequence[str]], DictConfig]) -> Asked:
+def _asked(overrides: Sequence[str], label: str, compose: Callable[[Sequence[str]], DictConfig]) -> PlannedRun:
     """One run of a sweep, or why it is impossible."""
     try:
         overrides = expanded(overrides)
@@ -237,8 +237,8 @@ def _asked(overrides: Sequence[str], label: str, compose: Callable[[Sequence[str
         with readable_errors():
             config = job_config(compose(overrides))
         config.group = config.group or label
-        return Asked(tuple(overrides), to_experiment(config))
+        return PlannedRun(tuple(overrides), to_experiment(config))
     except ConfigError as error:
-        return Asked(tuple(overrides), error=error)
+        return PlannedRun(tuple(overrides), error=error)
     except (ValueError, TypeError) as error:  # Hydra's own, of values that a group can't have
-        return Asked(tuple(overrides), error=ConfigError(f"{' '.join(overrides)}: {error}"))
+        return PlannedRun(tuple(overrides), error=ConfigError(f"{' '.join(overrides)}: {error}"))

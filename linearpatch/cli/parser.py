@@ -40,7 +40,7 @@ EPILOG = """\
 examples:
   linearpatch run                                       prune the embedded model by the defaults
   linearpatch run pruner=sleb num_pruned_layers=7       override a choice and a value
-  linearpatch run model=./folder                        a model of yours; model=org/name is one of the hub
+  linearpatch run model=./folder                        your own model; model=org/name loads from the hub
   linearpatch run -m pruner=sleb,shortgpt patch=none,rotate     every combination
   linearpatch run -m pruner=sleb,shortgpt --dry-run     what a sweep would do
   linearpatch run --cfg job                             print the configuration and stop

@@ -15,9 +15,9 @@ HELP = "compare runs: tables, figures, an interactive page"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare them."""
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run, or a folder with runs below it")
-    parser.add_argument("--output", type=Path, help="where the report goes (report/ in the first DIR)")
-    parser.add_argument("--title", help="its head; by default the models")
-    parser.add_argument("--published", type=Path, metavar="CSV", help="published figures to stand beside measured ones")
+    parser.add_argument("--output", type=Path, help="folder for the report (default: report/ in the first DIR)")
+    parser.add_argument("--title", help="title of the report (default: the names of the models)")
+    parser.add_argument("--published", type=Path, metavar="CSV", help="published numbers to compare with measured ones")
     parser.add_argument(
         "--facet",
         choices=FACETS,

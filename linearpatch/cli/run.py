@@ -89,7 +89,7 @@ def execute(arguments: argparse.Namespace) -> int:
             jobs.run()
     finally:
         workers.leave()
-    return _tell(jobs) if workers.is_main else 0
+    return _print_results(jobs) if workers.is_main else 0
 
 
 def _check(flags: argparse.Namespace) -> None:
@@ -164,7 +164,7 @@ def _help() -> str:
     return text.rstrip()
 
 
-def _tell(jobs: Jobs) -> int:
+def _print_results(jobs: Jobs) -> int:
     """Print the record, the plan, or what became of a sweep."""
     from linearpatch.report.run_table import run_table
     from linearpatch.report.terminal import rich_table
@@ -175,11 +175,11 @@ def _tell(jobs: Jobs) -> int:
         return 1 if any(job.error for job in jobs.plan.jobs) else 0
     if jobs.trials is not None:
         if jobs.plan is not None:
-            _tell_sweep(jobs.plan, jobs.outcomes)
+            _print_sweep(jobs.plan, jobs.outcomes)
         out.print(search_table(jobs.trials))
         return 0 if jobs.trials.is_complete else 1
     if jobs.plan is not None:
-        return _tell_sweep(jobs.plan, jobs.outcomes)
+        return _print_sweep(jobs.plan, jobs.outcomes)
     if jobs.record is not None:  # --cfg and --info print and stop
         out.print(rich_table(run_table(jobs.record)))
         out.print(f"{jobs.folder}/result.json", soft_wrap=True)
@@ -193,7 +193,7 @@ def _tell(jobs: Jobs) -> int:
     return 0
 
 
-def _tell_sweep(plan: Plan, outcomes: Sequence[Outcome]) -> int:
+def _print_sweep(plan: Plan, outcomes: Sequence[Outcome]) -> int:
     """Print what the runs measured and what became of each."""
     from linearpatch.report.run_table import sweep_tables
     from linearpatch.report.terminal import rich_table

@@ -98,7 +98,7 @@ def require_corpus(what: str, value: object, *choices: str) -> None:
     """Raise `ConfigError` unless `value` is a corpus, with the choices that make it one, such as `corpus`."""
     if not isinstance(value, Corpus):
         way_out = " or ".join(f"{choice}={value}" for choice in choices)
-        raise ConfigError(f"{what} is {value!r}, which is no corpus but at best the name of one. Choose it: {way_out}.")
+        raise ConfigError(f"{what} is {value!r}. A corpus is chosen by an override, not set as a value: {way_out}.")
 
 
 def overlap(first: str, second: str) -> bool:

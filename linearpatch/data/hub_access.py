@@ -47,6 +47,6 @@ def hub_answers() -> bool:
     try:
         httpx.head(constants.ENDPOINT, timeout=TIMEOUT_S)
     except (httpx.HTTPError, OSError) as error:
-        log.info("%s doesn't answer (%s); going on with local data", constants.ENDPOINT, error)
+        log.info("%s doesn't respond (%s); using local data only", constants.ENDPOINT, error)
         return False
     return True

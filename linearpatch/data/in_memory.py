@@ -47,5 +47,5 @@ def corpus_of(text: Any, column: str) -> Corpus:
     if documents.remark:
         log.warning("%s", documents.remark)
     if not any(map(has_text, documents.documents)):
-        raise DataError("There is no text in what was given. Give at least one text with words in it.")
+        raise DataError("text is empty or only white space. Pass at least one non-empty text.")
     return InMemoryCorpus(name="text", values=tuple(documents.documents), **whole)

@@ -30,7 +30,7 @@ LONGEST_WORD = 15  # characters on average, above which words aren't parted by s
 SAMPLE = 100_000  # characters and as many tokens times ten are looked at
 
 
-def look(blocks: TokenBlocks, texts: Sequence[str], spec: BlockSpec, tokenizer: Any) -> list[str]:
+def text_warnings(blocks: TokenBlocks, texts: Sequence[str], spec: BlockSpec, tokenizer: Any) -> list[str]:
     """What is wrong with a calibration text, in sentences with figures; nothing where it is ordinary.
 
     Args:
@@ -55,7 +55,7 @@ def _shortage(blocks: TokenBlocks, spec: BlockSpec) -> Iterator[str]:
     """Less text than was asked for."""
     shortage = spec.shortage(blocks)
     if shortage:
-        yield f"{shortage}. Choices and fits on so little text are less reliable: add text of what the model is for."
+        yield f"{shortage}. Results on so little text are less reliable: add text like that which the model will see."
 
 
 def _repetitions(blocks: TokenBlocks, tokenizer: Any) -> Iterator[str]:
@@ -95,8 +95,8 @@ def _documents(texts: Sequence[str]) -> Iterator[str]:
     characters = sum(map(len, filled))
     if len(filled) == 1:
         yield (
-            f"it is a single document ({counted(characters, 'character')}). What suits it may not suit others: add "
-            "documents of the kinds that the model is for."
+            f"it is a single document ({counted(characters, 'character')}). A fit on it may not generalise: add "
+            "documents of the kinds that the model will see."
         )
     copies = characters - sum(map(len, set(filled)))
     if copies > MOST_DUPLICATES * characters:
@@ -140,8 +140,8 @@ def _tokenization(texts: Sequence[str], tokenizer: Any) -> Iterator[str]:
         unknowns = f", {unknown:.0%} of them unknown" if unknown > MOST_UNKNOWN else ""
         yield (
             f"the tokenizer makes {per_word:.1f} tokens of a word and {per_character:.2f} of a character{unknowns} "
-            "(about 1.3 and 0.3 for a language that it knows). The model hardly knows such text, and what is fitted on "
-            "it may not suit others: calibrate on text of the kind that the model is for."
+            "(about 1.3 and 0.3 for a language it was trained on). The model has hardly seen such text, and a fit on "
+            "it may not generalise: calibrate on text of the kind that the model will see."
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
 from linearpatch.data.corpus import PURPOSES, Corpus, overlap, require_corpus
 from linearpatch.data.documents import DeferredDocuments, Documents, generated, rendered
-from linearpatch.data.quality import look
+from linearpatch.data.quality import text_warnings
 from linearpatch.errors import ConfigError, require_choice, require_range, settings_of
 from linearpatch.models.model import LoadedModel
 from linearpatch.registry import component, identity
@@ -212,9 +212,9 @@ class Text:
         """Token blocks of the text."""
         return self.allowed(spec).cut(self.texts(tokenizer), self.separator, tokenizer, self.source)
 
-    def look(self, blocks: TokenBlocks, spec: BlockSpec, tokenizer: Any) -> list[str]:
+    def warnings(self, blocks: TokenBlocks, spec: BlockSpec, tokenizer: Any) -> list[str]:
         """What makes blocks of this text unfit to calibrate on, in sentences with figures."""
-        return look(blocks, self.texts(tokenizer), spec, tokenizer)
+        return text_warnings(blocks, self.texts(tokenizer), spec, tokenizer)
 
     def cut_apart(self, spec: BlockSpec, tokenizer: Any, held_out: int) -> tuple[TokenBlocks, TokenBlocks]:
         """Token blocks of the text but its end, and so many of its end."""

@@ -79,6 +79,6 @@ def tokens(
         cut = Tokens(opened.cut(spec, tokenizer))
     else:
         cut = Tokens(*opened.cut_beside(spec, tokenizer))
-    for doubt in opened.look(cut.blocks, spec, tokenizer):
+    for doubt in opened.warnings(cut.blocks, spec, tokenizer):
         log.warning("%s", doubt)
     return cut

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-TELL_S = 60  # between two lines in the log, at most
+LOG_INTERVAL_S = 60  # between two lines in the log, at most
 TRIALS = 3  # how often a step is timed
 
 
@@ -25,7 +25,7 @@ class Clock:
 
     def __init__(self, minutes: float | None, steps: int | None) -> None:
         self._minutes, self._steps = minutes, steps
-        self._began = self._started = self._saved = self._told = time.monotonic()
+        self._began = self._started = self._saved = self._logged_at = time.monotonic()
         self._tokens = self._since = 0
 
     def tick(self, tokens: int) -> None:
@@ -43,13 +43,13 @@ class Clock:
         """Since training began or resumed, validation included."""
         return time.monotonic() - self._began
 
-    def is_silent(self) -> bool:
+    def log_is_due(self) -> bool:
         """Whether it is time for another line in the log."""
-        return time.monotonic() - self._told > TELL_S
+        return time.monotonic() - self._logged_at > LOG_INTERVAL_S
 
     def reported(self) -> None:
         """A line was written."""
-        self._told = time.monotonic()
+        self._logged_at = time.monotonic()
 
     def is_due(self) -> bool:
         """Whether to save now."""

@@ -198,7 +198,7 @@ def _operators(edit: Edit) -> list[Operator]:
     unknown = [type(operator).__name__ for operator in operators if not isinstance(operator, Operator)]
     if unknown:
         raise ConfigError(
-            f"A {unknown[0]} can't be distilled: it has no spec by which what becomes of it could be kept. Derive it "
+            f"A {unknown[0]} can't be distilled: it has no spec, so the trained operator couldn't be saved. Derive it "
             "from linearpatch.models.modeling_linearpatch.Operator (docs/extending.md)."
         )
     return [operator for operator in operators if isinstance(operator, Operator)]
@@ -298,7 +298,7 @@ def _train(
 ) -> Entry:
     if state is not None:
         loop.restore(state)
-        log.info("distill: going on after step %d of %d", loop.step, loop.total)
+        log.info("distill: resuming after step %d of %d", loop.step, loop.total)
 
     def save(current: Entry) -> None:
         cache.put("distillation_state", key, current, remember=False)

@@ -29,18 +29,18 @@ class FeatureMSE(Training):
     allows_sublayers: ClassVar[bool] = False
 
     def check_student(self, student: Runner) -> None:
-        """Reject weights that lie behind the last interface, which this loss doesn't see."""
+        """Reject weights that lie after the last interface, which this loss doesn't see."""
         self.check_unit(SUBLAYER if student.edit.removed_parts else LAYER)
         last = max(self.streams(student))
         unseen = sorted({name.layer for name in student.edit.weights if name.layer >= last})
         if unseen:
             raise ConfigError(
                 f"distill.trainable={self.trainable} trains weights from layer {unseen[0]} on, and distill=feature_mse "
-                f"compares nothing behind the stream that layer {last} reads. Use distill=output_kl."
+                f"compares only hidden states up to the input of layer {last}. Use distill=output_kl."
             )
 
     def streams(self, student: Runner) -> set[int]:
-        """What the layer behind each interface reads in the dense model."""
+        """What the layer after each interface reads in the dense model."""
         readers = {placed.site.reader for placed in student.edit.operators}
         return readers or {interface.reader for interface in student.edit.interfaces}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from linearpatch.distillation.chunks import at_least_fp32, mean_loss
 from linearpatch.distillation.divergence import divergence, entropy, entropy_weights
-from linearpatch.distillation.of_logits import LogitLoss
+from linearpatch.distillation.logit_loss import LogitLoss
 from linearpatch.distillation.training import Lesson
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.loss import logit_rows

@@ -134,29 +134,26 @@ class Loop:
                 clock.tick(self.sequences_per_step * self.source.ids.shape[1])
                 self.seconds = seconds_before + clock.seconds
                 show(self.step, self._recent[-1], self.learning_rate, clock.tokens_per_s)
-                if clock.is_silent():
-                    self._tell(clock)
+                if clock.log_is_due():
+                    self._log_progress(clock)
                 if self.step % math.ceil(self.total / POINTS) == 0 or self.step == self.total:
                     mean = math.fsum(self._recent) / len(self._recent)
-                    self._enter(report, loss=mean, learning_rate=self._rate, tokens_per_s=clock.tokens_per_s)
+                    self._add_to_history(report, loss=mean, learning_rate=self._rate, tokens_per_s=clock.tokens_per_s)
                     self._recent = []
                 if self.step in marks or self.step == self.total:
                     with clock.paused():
                         self._validate(report)
-                    self._tell(clock)
-                asked = self._asked_to_stop(stop())
+                    self._log_progress(clock)
+                asked = self._stop_reason(stop())
                 if asked or (clock.is_due() and self.step < self.total):
                     if self.workers.is_main:
                         save(self.state())
                     clock.saved()
                 if asked:
-                    raise Terminated(
-                        f"{asked} after step {self.step} of {self.total} of the distillation; the same command goes "
-                        "on there"
-                    )
+                    raise Terminated(f"{asked} after step {self.step} of {self.total} of the distillation")
         if self.skipped:
             log.warning(
-                "distill: in %d of %d steps gradients overflowed and nothing moved; model.dtype=bfloat16 has the range",
+                "distill: %d of %d steps were skipped because gradients overflowed. Use model.dtype=bfloat16.",
                 self.skipped,
                 self.total,
             )
@@ -252,14 +249,14 @@ class Loop:
     def best_edit(self) -> Edit:
         """The student as it was when the validation loss was lowest, with operators and weights that don't train."""
         now = self._copies()
-        self._put(self.best)
+        self._load_parameters(self.best)
         best = at_rest(self.student.edit)
-        self._put(now)
+        self._load_parameters(now)
         return best
 
     def restart(self, learning_rate: float) -> None:
         """Begin again where it began, with another learning rate; for trials of a few steps that keep it."""
-        self._put(self.best)
+        self._load_parameters(self.best)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=self.training.weight_decay)
         self.schedule = self._new_schedule()
         self.step = self.skipped = 0
@@ -297,7 +294,7 @@ class Loop:
 
     def restore(self, state: Entry) -> None:
         """Resume from a saved state."""
-        self._put([state.tensors[f"parameter.{index}"] for index in range(len(self.parameters))])
+        self._load_parameters([state.tensors[f"parameter.{index}"] for index in range(len(self.parameters))])
         self.best = [state.tensors[f"best.{index}"] for index in range(len(self.parameters))]
         moments: dict[int, dict[str, Tensor]] = {}
         for name, values in state.tensors.items():
@@ -330,7 +327,7 @@ class Loop:
         if value < self.best_loss:
             self.best_step, self.best_loss = self.step, value
             self.best = self._copies()
-        self._enter(report, validation_loss=value)
+        self._add_to_history(report, validation_loss=value)
 
     def _validation_lessons(self, rows: Sequence[int]) -> Iterator[Lesson]:
         """Lessons of one sequence each; made once where memory suffices, since the teacher stays the same."""
@@ -351,12 +348,12 @@ class Loop:
             advice += ", or model.dtype=bfloat16"
         raise Diverged(f"{what} is {value} at step {step} of {self.total} of the distillation.{kept} {advice}.")
 
-    def _enter(self, report: Callable[[Mapping[str, float]], None], **values: float) -> None:
+    def _add_to_history(self, report: Callable[[Mapping[str, float]], None], **values: float) -> None:
         point = {"step": self.step, **values}
         self.history.append(point)
         report(point)
 
-    def _tell(self, clock: Clock) -> None:
+    def _log_progress(self, clock: Clock) -> None:
         losses = {
             kind: [point[kind] for point in self.history if kind in point] for kind in ("loss", "validation_loss")
         }
@@ -368,17 +365,17 @@ class Loop:
         )  # fmt: skip
         clock.reported()
 
-    def _asked_to_stop(self, asked: str | None) -> str | None:
+    def _stop_reason(self, asked: str | None) -> str | None:
         """Whether any process was asked to; all stop after the same step."""
         flag = self.workers.sum(torch.tensor(float(asked is not None)))
-        return (asked or "a request to stop") if float(flag) else None
+        return (asked or "a stop signal to another process") if float(flag) else None
 
     def _copies(self) -> list[Tensor]:
-        """What is trained as it is now, in the computer's memory: training needs that of the device."""
+        """Copies of the trained parameters in CPU memory; the device's memory is needed for training."""
         return [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]
 
     @torch.no_grad()
-    def _put(self, values: Sequence[Tensor]) -> None:
+    def _load_parameters(self, values: Sequence[Tensor]) -> None:
         for parameter, value in zip(self.parameters, values, strict=True):
             parameter.copy_(value)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from linearpatch.distillation.of_logits import LogitLoss
+from linearpatch.distillation.logit_loss import LogitLoss
 from linearpatch.distillation.top_k import TopK, top_k_kl, top_k_targets
 from linearpatch.distillation.training import Keeping, Lesson
 from linearpatch.errors import ConfigError, require_choice, require_range

@@ -38,7 +38,5 @@ def best_rate(trial: Loop) -> float:
     trial.restart(RATES[0])
     best = min(losses, key=lambda rate: losses[rate])
     tried = ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in losses.items())
-    log.info(
-        "distill: validation loss %.4f, after %d steps by learning rate: %s; %g is taken", start, STEPS, tried, best
-    )
+    log.info("distill: validation loss %.4f, after %d steps by learning rate: %s; using %g", start, STEPS, tried, best)
     return best

@@ -182,8 +182,8 @@ def calls_of_shape(decoder: Decoder, batch: int, tokens: int) -> dict[int, Layer
     )
     if not all(_same((call.args, call.kwargs), (second[i].args, second[i].kwargs)) for i, call in first.items()):
         raise ModelError(
-            f"{type(decoder.model).__name__} gives its layers more than the stream that depends on the tokens, so "
-            "cached targets don't suffice to run some of them. Use distill.targets=online."
+            f"{type(decoder.model).__name__} passes its layers token-dependent inputs besides the hidden states, which "
+            "cached targets don't contain. Use distill.targets=online."
         )
     return first
 

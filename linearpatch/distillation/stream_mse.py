@@ -1,4 +1,4 @@
-"""Distillation of every stream behind the interface."""
+"""Distillation of every stream after the interface."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StreamMSE(Training):
     allows_sublayers: ClassVar[bool] = False
 
     def check_student(self, student: Runner) -> None:
-        """Reject removed sublayers: behind their interfaces other streams are repaired than layers read."""
+        """Reject removed sublayers: after their interfaces other streams are repaired than layers read."""
         super().check_student(student)
         self.check_unit(SUBLAYER if student.edit.removed_parts else LAYER)
 

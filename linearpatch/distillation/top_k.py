@@ -94,7 +94,7 @@ def top_k_kl(
         temperature: τ; its square keeps the gradient's size (Hinton et al., section 2).
         kind: As of `divergence.divergence`.
         mixture: As well.
-        token_weighting: As of `of_logits.LogitLoss`.
+        token_weighting: As of `logit_loss.LogitLoss`.
     """
     k = targets.indices.shape[-1]
     probabilities, indices = targets.probabilities.view(-1, k), targets.indices.view(-1, k)

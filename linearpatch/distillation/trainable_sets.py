@@ -172,7 +172,7 @@ class LastLayers(TrainableSet):
 
 @dataclass(frozen=True)
 class AllWeights(TrainableSet):
-    """All weights behind the embeddings."""
+    """All weights after the embeddings."""
 
     def names(self, decoder: Decoder, edit: Edit) -> list[ParameterName]:
         """Those of the kept layers, the final norm and the head; a head tied to the embeddings stays."""
@@ -187,7 +187,7 @@ class LoRA(TrainableSet):
         rank: Of each update.
         alpha: Updates are multiplied by alpha / rank.
         targets: Last part of the matrices' names, such as q_proj; None: all matrices.
-        layers: `kept`: all kept layers. `after_interface`: those behind the first interface.
+        layers: `kept`: all kept layers. `after_interface`: those after the first interface.
     """
 
     rank: int = 16
@@ -224,8 +224,8 @@ class LoRA(TrainableSet):
         ]
         if changed := [name for name in names if name in edit.weights]:
             raise ConfigError(
-                f"{changed[0].name} of layer {changed[0].layer} was changed before, and a LoRA adapter updates "
-                "weights of the dense model. Choose distill.lora_layers and lora_targets without it, or another "
+                f"{changed[0].name} of layer {changed[0].layer} was already changed, and a LoRA adapter updates "
+                "weights of the dense model. Exclude it by distill.lora_layers or lora_targets, or use another "
                 "distill.trainable."
             )
         return names

@@ -107,7 +107,7 @@ class Training(Distillation, ABC):
     Attributes:
         trainable: What trains beside the patches: nothing (`patch`), `lora` (low-rank updates of matrices), `norms`
             (norms and biases), `neighbours` (the layers next to each interface), `last_layers` (with final norm and
-            head) or `all` weights behind the embeddings. A head tied to the embeddings doesn't.
+            head) or `all` weights after the embeddings. A head tied to the embeddings doesn't.
         patch_form: What of a patch trains: `full` matrices, a `diagonal` (one scale in some basis), or what
             `low_rank` adds.
         basis: Of `diagonal`: `hadamard`, as in the paper's patch, or `channel`.
@@ -115,7 +115,7 @@ class Training(Distillation, ABC):
         lora_rank: Of each update.
         lora_alpha: Updates are multiplied by lora_alpha / lora_rank.
         lora_targets: Last part of the names of the matrices that get one, such as [q_proj, v_proj]; null: all.
-        lora_layers: `kept`: all that stay. `after_interface`: those behind the first interface, so that the student
+        lora_layers: `kept`: all that stay. `after_interface`: those after the first interface, so that the student
             shares the dense model's pass up to there.
         radius: Of `neighbours`: how many layers on a side …
         side: … and on which: `both`, `before` or `after` the interface.

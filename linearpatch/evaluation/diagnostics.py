@@ -1,4 +1,4 @@
-"""Where a pruned model leaves the dense one's path: profiles over the layers, and the interface at each interface."""
+"""Where a pruned model deviates from the dense one: profiles over the layers, and the stream at each interface."""
 
 from __future__ import annotations
 

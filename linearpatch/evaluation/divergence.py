@@ -12,7 +12,7 @@ from torch import Tensor
 from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
 from linearpatch.errors import require_range, settings_of
 from linearpatch.evaluation.evaluation import Measured, Measurement, Subject
-from linearpatch.evaluation.of_texts import OfTexts
+from linearpatch.evaluation.text_evaluation import TextEvaluation
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.loss import compare_logits, logit_rows
 from linearpatch.registry import component
@@ -23,7 +23,7 @@ QUANTILES = {"kl_median": 0.5, "kl_p90": 0.9, "kl_p99": 0.99}
 
 @component("eval", "divergence")
 @dataclass(frozen=True)
-class Divergence(OfTexts):
+class Divergence(TextEvaluation):
     """KL divergence from the dense model on the same tokens, and how often both predict the same token.
 
     At every position of every window: KL(dense ‖ model) over the whole vocabulary in nats, its mean (`kl`), median and

@@ -17,7 +17,7 @@ from linearpatch.evaluation.evaluation import (
     Measurement,
     Subject,
 )
-from linearpatch.evaluation.of_texts import OfTexts
+from linearpatch.evaluation.text_evaluation import TextEvaluation
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.loss import next_token_nll
 from linearpatch.registry import component
@@ -26,14 +26,14 @@ from linearpatch.results.metric import Metric
 
 @component("eval", "ppl")
 @dataclass(frozen=True)
-class Perplexity(OfTexts):
+class Perplexity(TextEvaluation):
     """Perplexity on joined text in disjoint windows, or on crops of documents, each read by itself.
 
     The exponential of the mean next-token loss over all windows; a window of `seq_len` tokens predicts
     `seq_len − 1`. The standard error is that of the windows' mean losses, carried through the exponential.
 
     Attributes:
-        seq_len: Tokens in a window; perplexities at different lengths don't compare.
+        seq_len: Tokens in a window; perplexities at different lengths aren't comparable.
         num_blocks: Only the first so many windows, or so many crops; null takes all windows.
         sampling: `first` joins the documents and takes windows from the start, `document_crops` draws places in
             documents that are long enough, as GPTQ's protocol for C4 does.

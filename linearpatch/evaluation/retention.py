@@ -155,7 +155,7 @@ def _warn_of_other_questions(base: Results, other: Results, base_name: str, name
     apart = [metric for metric in both if not _same_questions([metric], base, other)]
     if apart:
         log.warning(
-            "%s and %s answered other questions in %s: they are not compared. Measure both in one run.",
+            "%s and %s answered different questions in %s and aren't compared. Measure both in one run.",
             base_name,
             name,
             some_of(apart, 3),

@@ -121,9 +121,9 @@ class Frontier:
     def _within_text(self, best: Recommendation, curve: Curve) -> str:
         limit = self.measure.text(self.bound)
         if best.n == 0:
-            return f"within {limit}: no size that was measured{_sizes_text(best)}"
-        more = "" if best.n < curve.points[-1].n else "; larger sizes may be, too"
-        sure = f"; {best.certain} with the whole interval" if best.certain not in (None, best.n) else ""
+            return f"within {limit}: none of the measured sizes{_sizes_text(best)}"
+        more = "" if best.n < curve.points[-1].n else "; larger sizes weren't measured"
+        sure = f"; {best.certain} if the whole interval counts" if best.certain not in (None, best.n) else ""
         return f"within {limit}: {best.n} layers, {self._taken(best)}{_sizes_text(best)}{sure}{more}"
 
     def _taken(self, best: Recommendation) -> str:

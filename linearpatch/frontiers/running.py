@@ -26,7 +26,7 @@ from linearpatch.results.record import Record
 from linearpatch.runtime.progress import steps
 from linearpatch.storage.files import check_folder
 from linearpatch.sweep.manifest import listed
-from linearpatch.sweep.plan import Asked, Job, Plan, plan_sweep, statistics_key
+from linearpatch.sweep.plan import Job, Plan, PlannedRun, plan_sweep, statistics_key
 from linearpatch.sweep.request import command_of
 from linearpatch.text import counted
 
@@ -77,7 +77,10 @@ def recipes_of(overrides: Sequence[str]) -> list[Recipe]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     if any(word.startswith(("num_pruned_layers=", "num_pruned=", "budget=")) for word in overrides):
-        raise ConfigError("A frontier has every size: give --sizes 1-9 or --sizes 3,5,7 in place of that.")
+        raise ConfigError(
+            "A frontier sets the number of layers itself: leave num_pruned_layers, num_pruned and budget out. Set the "
+            "sizes with --sizes 1-9 or --sizes 3,5,7."
+        )
     with readable_errors():
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         combinations = BasicSweeper.split_arguments(parsed, None)[0] if parsed else [[]]
@@ -104,7 +107,7 @@ def run_frontier(
     """
     recipes = recipes_of(overrides)
     started = time.time()
-    asked: list[Asked] = []
+    asked: list[PlannedRun] = []
     owners: list[tuple[str, int]] = []
     label = f"frontier-{digest([sorted(recipe.overrides) for recipe in recipes])}"
     for recipe in recipes:
@@ -115,7 +118,7 @@ def run_frontier(
             experiment.check_model(first.model.config(first.cache_path))
             name = recipe.name or _title(experiment)
             owners.append((name, n))
-            asked.append(Asked(_words(recipe, n, label), experiment))
+            asked.append(PlannedRun(_words(recipe, n, label), experiment))
     since = started if any(request.experiment and request.experiment.force for request in asked) else None
     whole = plan_sweep(asked, label, search_path=search_path, since=since)
     plan = replace(whole, jobs=tuple(replace(job, needs=frozenset()) for job in whole.jobs if job.is_run))

@@ -210,8 +210,8 @@ class ConvertedRepository(ConvertedModel):
     def _unreachable(self, error: BaseException) -> ModelError:
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         return ModelError(
-            f"model {self.label}: {self.path} can't be had: {reason} Check the id and your access to it, or give a "
-            "folder that holds the model: model.path=FOLDER."
+            f"model {self.label}: {self.path} can't be downloaded: {reason} Check the id and your access to it, or "
+            "give a folder that holds the model: model.path=FOLDER."
         )
 
     @property

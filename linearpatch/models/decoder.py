@@ -254,7 +254,7 @@ def check_logits(decoder: Decoder) -> None:
     normed = decoder.final_norm(streams[-1]) if streams else hidden
     if not all(_close(decoder.logits(states), expected) for states in (hidden, normed)):
         raise ModelError(
-            f"{kind} computes its logits in a way this version doesn't know. "
+            f"{kind} computes its logits in a way this version doesn't support. "
             "Supported: head(norm(stream)), with a factor or a soft cap."
         )
 

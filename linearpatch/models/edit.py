@@ -41,7 +41,7 @@ class Site:
         if self.reader != int(self.reader):
             raise ConfigError(
                 f"A patch puts an operator where layer {self.reader} would read, at {self.interface}: it was written "
-                "for whole layers. Use Interface.reader for the layer that reads behind an interface, or another patch "
+                "for whole layers. Use Interface.reader for the layer that reads after an interface, or another patch "
                 "where sublayers are removed."
             )
 

@@ -67,7 +67,7 @@ def units_of(decoder: Decoder, layers: range) -> GatedUnits:
 
 @torch.no_grad()
 def check_gated(decoder: Decoder, index: int) -> None:
-    """Reject layers whose MLP isn't silu(n G) ⊙ n U behind an RMSNorm.
+    """Reject layers whose MLP isn't silu(n G) ⊙ n U after an RMSNorm.
 
     Raises:
         ModelError: names the class.
@@ -83,7 +83,7 @@ def check_gated(decoder: Decoder, index: int) -> None:
         or not _is_rms_norm(norm, float(getattr(decoder.config, "rms_norm_eps", None) or 0))
     ):
         raise ModelError(
-            f"The MLP of {type(layer).__name__} isn't a gated one of three matrices with SiLU behind an RMSNorm, whose "
+            f"The MLP of {type(layer).__name__} isn't a gated one of three matrices with SiLU after an RMSNorm, whose "
             "hidden units could be taken over. Use patch=lstsq or patch=refit."
         )
 

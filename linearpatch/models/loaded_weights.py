@@ -46,9 +46,8 @@ def check_weights(model: nn.Module, info: Mapping[str, Any], source: str, *, str
     ]
     if problems:
         raise ModelError(
-            f"{source}: {'; '.join(problems)}. Its config.json describes another model than its weights are, and "
-            "what is missing would be random. Use the config.json that belongs to the weights, or download the model "
-            "again."
+            f"{source}: {'; '.join(problems)}. Its config.json doesn't match its weights, and missing weights would "
+            "be initialised at random. Use the config.json that belongs to the weights, or download the model again."
         )
     if unexpected:
         log.warning("%s: weights of other parts than the decoder are not used: %s", source, _listed(unexpected))

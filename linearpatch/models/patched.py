@@ -60,7 +60,7 @@ def patched_model_class(base_model: Any, base_config: Any) -> Any:
         def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:
             check_storable(_operators_in(self))
             if settings.get("push_to_hub"):
-                raise StorageError("A patched model is saved first and pushed then: hf upload REPOSITORY FOLDER")
+                raise StorageError("push_to_hub isn't supported here. Save first, then: hf upload REPOSITORY FOLDER")
             source = modeling_source(*self.family)
             # Weights keep their names in memory: a family's stock format has none for patches.
             super().save_pretrained(save_directory, **{"save_original_format": False, **settings})

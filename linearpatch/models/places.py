@@ -175,8 +175,8 @@ class OnStream(Place):
         alpha = operator.scale.item()
         if alpha <= 0:
             raise ModelError(
-                f"The scale before layer {self.reader} is {alpha:.4g}. Only a positive one can be folded: a norm "
-                "forgets a stream's scale, not its sign. Use save_format=custom or adapter."
+                f"The scale before layer {self.reader} is {alpha:.4g}. Only a positive one can be folded: norms "
+                "cancel the scale of their input, not its sign. Use save_format=custom or adapter."
             )
         for position in range(sum(layer < self.reader for layer in kept), len(kept)):
             sublayers = sublayers_of(view, position)

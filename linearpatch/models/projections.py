@@ -266,7 +266,7 @@ def output_weights(output: nn.Module, hidden_size: int) -> list[Weight]:
     ]
     if not any(not weight.is_bias for weight in weights):
         raise ModelError(
-            f"{type(output).__name__} keeps its experts' weights in a way this version doesn't know: none is named "
+            f"{type(output).__name__} keeps its experts' weights in a way this version doesn't support: none is named "
             f"{DOWN}. {ON_STREAM}"
         )
     return weights
@@ -307,8 +307,8 @@ def check_experts(decoder: Decoder, projections: Sequence[ExpertProjection]) -> 
     for kind, error in errors.items():
         if not error <= allowed:
             raise ModelError(
-                f"{kind.__name__} doesn't add up what its experts' output projections write in a way this version "
-                f"knows: a map that is added to them adds something else than computed (by {error:.0%}). {ON_STREAM}"
+                f"{kind.__name__} combines its experts' outputs in a way this version doesn't support: adding a map to "
+                f"their output projections has another effect than computed (off by {error:.0%}). {ON_STREAM}"
             )
 
 

@@ -152,7 +152,7 @@ def continuations(
 
 
 def _until(tokens: list[int], stop: Sequence[int]) -> list[int]:
-    """The tokens before the first that ends a sequence; behind it `generate` pads."""
+    """The tokens before the first that ends a sequence; after it `generate` pads."""
     ends = [index for index, token in enumerate(tokens) if token in stop]
     return tokens[: ends[0]] if ends else tokens
 

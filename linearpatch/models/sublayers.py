@@ -28,7 +28,7 @@ NAMES = {ATTENTION: "attention", MLP: "MLP"}  # in sentences
 _MEMORY = "_linearpatch_sublayers"
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the sum, relative to what the layer adds …
 HALF_TOLERANCE = 5e-2  # … in half precision, where the stream is rounded once more
-NEAR = 0.1  # of what an attention adds, by which a stream may differ from that before or behind it
+NEAR = 0.1  # of what an attention adds, by which a stream may differ from that before or after it
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Sublayers:
             ModelError: it was removed.
         """
         if part not in self.traced.roles:
-            raise ModelError(f"This {type(self.layer).__name__} has lost its {NAMES[part]}: nothing can act there.")
+            raise ModelError(f"This {type(self.layer).__name__} has no {NAMES[part]} any more: no patch can act there.")
         return self.traced.roles[part]
 
 
@@ -129,7 +129,7 @@ def sublayers_of(decoder: Decoder, index: int) -> Sublayers:
     traced: _Traced | None = layer.__dict__[_MEMORY]
     if traced is None:
         raise ModelError(
-            f"{type(layer).__name__} adds to the stream in a way this version doesn't know (its parts: "
+            f"{type(layer).__name__} adds to the stream in a way this version doesn't support (its parts: "
             f"{', '.join(name for name, _ in layer.named_children())}), so nothing can be folded into its weights or "
             "fitted there. Use a patch on the stream, such as patch=lstsq, and save_format=custom or adapter for it."
         )

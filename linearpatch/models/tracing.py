@@ -233,7 +233,7 @@ def _final_norm(kind: str, layers: str, trace: _Trace, last: Tensor, config: Any
         )
     between = "is computed from" if several else "isn't the output of a module, but computed from"
     raise ModelError(
-        f"What the head of {kind} reads {between} the last layer's output in a way this version doesn't know: no "
+        f"What the head of {kind} reads {between} the last layer's output in a way this version doesn't support: no "
         "single module stands between them. Supported: head(norm(stream))."
     )
 

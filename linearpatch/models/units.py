@@ -80,7 +80,7 @@ class Interface:
 
     @property
     def reader(self) -> int:
-        """The layer whose input an operator on the stream acts on, and which reads behind the interface."""
+        """The layer whose input an operator on the stream acts on, and which reads after the interface."""
         return int(self.end)
 
     @property

@@ -68,7 +68,7 @@ def write_processor(folder: Path, files: Mapping[str, str]) -> None:
 def warn_of_images(config: Any, removed: Sequence[int]) -> None:
     """Say what removed layers change for images, which no text shows.
 
-    Qwen3-VL adds features of its images to the stream behind each of its first layers, by their positions.
+    Qwen3-VL adds features of its images to the stream after each of its first layers, by their positions.
 
     Args:
         config: The dense model's.
@@ -77,8 +77,8 @@ def warn_of_images(config: Any, removed: Sequence[int]) -> None:
     places = getattr(getattr(config, "vision_config", None), "deepstack_visual_indexes", None) or ()
     if moved := [layer for layer in removed if layer < len(places)]:
         log.warning(
-            "%s adds features of images to the stream behind its first %d layers. Without %s they arrive at other "
-            "layers than in the dense model; text isn't concerned. Keep these layers for images: "
+            "%s adds image features to the stream after each of its first %d layers. Without layers %s they are added "
+            "after other layers than in the dense model. Text-only input isn't affected. For images keep these layers: "
             "pruner.protect_first=%d.",
             config.model_type, len(places), layer_list(moved), len(places),
         )  # fmt: skip

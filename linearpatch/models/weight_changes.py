@@ -33,7 +33,7 @@ class ParameterName:
 
     Attributes:
         layer: Dense index of its layer; the number of layers for the final norm and the head.
-        name: In its layer; behind the layers it begins with `final_norm` or `head`.
+        name: In its layer; after the layers it begins with `final_norm` or `head`.
     """
 
     layer: int

@@ -122,10 +122,10 @@ class RefitPatch(BeforeInterfacePatch):
 
 @dataclass(frozen=True)
 class RefitWithMap(RefitPatch):
-    """Base of those that fit a map of the stream behind the interface together with that projection."""
+    """Base of those that fit a map of the stream after the interface together with that projection."""
 
     def places(self, interface: Interface) -> Sequence[Place]:
-        """In the output projection before it, and on the stream behind it."""
+        """In the output projection before it, and on the stream after it."""
         return [projection_before(interface), OnStream(interface.reader)]
 
     def simpler(self) -> Mapping[str, Patch]:

@@ -48,7 +48,7 @@ class Block(RefitPatch):
     kept, which are those of the start where no step improves them.
 
     Attributes:
-        side: Which layer trains: the one `before` the interface, to produce what the layer behind it used to read; the
+        side: Which layer trains: the one `before` the interface, to produce what the layer after it used to read; the
             one `after` it, or `both`, to produce what the layer after that used to read.
         steps: Of gradient descent, at most; each takes `calibration.batch_size` blocks.
         learning_rate: Of AdamW at the beginning; it follows a cosine.
@@ -142,7 +142,7 @@ class Block(RefitPatch):
         trained = [layer for interface in edit.interfaces for layer in self._layers(interface.layers)]
         if decoder.num_layers in trained:
             raise ConfigError(
-                f"patch.side={self.side} trains the layer behind each interface, and behind layer "
+                f"patch.side={self.side} trains the layer after each interface, and after layer "
                 f"{decoder.num_layers - 1} there is none. Use patch.side=before, or pruner.protect_last=1."
             )
         twice = sorted({layer for layer in trained if trained.count(layer) > 1})

@@ -226,7 +226,7 @@ class LeastSquaresPatch(Patch):
         if gram["count"] <= (unknowns := self.num_unknowns(gram)):
             warning = (
                 f"patch={name_of(self)}: {int(gram['count'])} tokens for {unknowns} unknowns per channel; the fit "
-                "follows its own tokens and may do harm elsewhere. Use more calibration text "
+                "will overfit them and may do harm on other text. Use more calibration text "
                 f"(calibration.num_blocks){'' if self.ridge == 'auto' else ', or set patch.ridge=auto'}."
             )
         return [

@@ -35,7 +35,7 @@ class LocalLesson:
 
     Attributes:
         stream: What the first of the layers reads, `[blocks, tokens, hidden_size]` in the model's dtype.
-        target: What the layer behind the last of them is to read.
+        target: What the layer after the last of them is to read.
         weight: Of each token's squared error, `[blocks, tokens]` in fp32; they sum to 1 over the squared target.
         calls: What each layer is given beside the stream.
     """

@@ -72,7 +72,7 @@ class Mlp(StreamPatch, LeastSquaresPatch):
             check_gated(decoder, index)
 
     def place(self, interfaces: Sequence[Interface]) -> list[Site]:
-        """On the stream behind the interface, but not as the first layer, which must have attention where it serves."""
+        """On the stream after the interface, but not as the first layer, which must have attention where it serves."""
         if any(interface.start == 0 for interface in interfaces):
             raise ConfigError(
                 "patch=mlp needs a layer before the interface, but layer 0 is removed. Keep it: set "

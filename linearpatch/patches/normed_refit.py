@@ -27,7 +27,7 @@ from linearpatch.registry import component
 @component("patch", "normed_refit", title="normed refit")
 @dataclass(frozen=True)
 class NormedRefit(RefitWithMap):
-    """x ↦ x + n(x) W + b behind an interface, and a new weight for the last product of the MLP before it.
+    """x ↦ x + n(x) W + b after an interface, and a new weight for the last product of the MLP before it.
 
     n(x) is the stream over its root mean square, as the norm before a layer has it. llama.cpp has such a map as a
     layer of its own, so that the model serves there; `refit`'s map is none. As there, y − x ≈ n(x) W + h V is solved
@@ -92,7 +92,7 @@ class NormedRefit(RefitWithMap):
         """
         groups = self.together(sites)
         jointly = self.sums(workspace, [self.gram(group[0]) for group in groups])
-        begun = [self._begin(workspace, group, sums) for group, sums in zip(groups, jointly, strict=True)]
+        begun = [self._fit_weight(workspace, group, sums) for group, sums in zip(groups, jointly, strict=True)]
         behind = self.sums(workspace, [fit.behind for fit in begun])
         return [
             placed
@@ -102,25 +102,25 @@ class NormedRefit(RefitWithMap):
             )
         ]
 
-    def _begin(self, workspace: Workspace, sites: Sequence[Site], sums: Sums) -> _Begun:
+    def _fit_weight(self, workspace: Workspace, sites: Sequence[Site], sums: Sums) -> _PartialFit:
         """Solve for both, and move V before the map."""
         gram, penalty = sums.gram, self.penalty_for(workspace, sums)
         size = gram["xy"].shape[1]
         with self.solvable(sites, gram):
             joint = self.regression(gram, penalty).matrix
-        # What comes before the map to d behind it is d + d W / r, r a typical root mean square: Σ n·x / Σ n·n.
+        # What comes before the map to d after it is d + d W / r, r a typical root mean square: Σ n·x / Σ n·n.
         x, normed = slice(0, size), slice(size, 2 * size)
         typical = gram["xx"][x, normed].trace() / gram["xx"][normed, normed].trace()
         passes = torch.eye(size).to(joint) + joint[normed] / typical
         weight = LinearMap(before_the_map(joint[2 * size :], passes)).cpu()
         change = weight.weight.detach().T.double()
         behind = replace(self.gram(sites[0]), change=change, change_hash=parameter_hash([weight]))
-        return _Begun(sites, behind, change, penalty, relative_error(Solution(self.prior(gram)), gram))
+        return _PartialFit(sites, behind, change, penalty, relative_error(Solution(self.prior(gram)), gram))
 
     def operators(
         self, gram: Mapping[str, Tensor], penalty: Penalty, check: Mapping[str, Tensor] | None = None
     ) -> tuple[list[nn.Module], Solution]:
-        """The change of the weight, and the map behind it."""
+        """The change of the weight, and the map after it."""
         size = gram["xy"].shape[1]
         held_back = self._stream(penalty) * energies(sums_of_additions(gram)["xx"][:-1, :-1])
         solution = enlarged_addition(gram, held_back, self.gain, check)
@@ -135,7 +135,7 @@ class NormedRefit(RefitWithMap):
 
 
 @dataclass(frozen=True)
-class _Begun:
+class _PartialFit:
     """A fit whose weight is known.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""A map of the stream behind an interface and the weight before it, solved together."""
+"""A map of the stream after an interface and the weight before it, solved together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from linearpatch.registry import component, components
 @component("patch", "refit")
 @dataclass(frozen=True)
 class Refit(RefitWithMap):
-    """x ↦ x W + b behind an interface, and a new weight for the last product of the MLP before it.
+    """x ↦ x W + b after an interface, and a new weight for the last product of the MLP before it.
 
     Most of what removed layers compute isn't linear in the stream, and no matrix at an interface can make up for that.
     But what the last product of the MLP before the interface reads, h, are many nonlinear functions of the token, and a

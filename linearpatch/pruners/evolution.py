@@ -101,7 +101,7 @@ class Evolution(Pruner):
         """Evolve."""
 
         def compute() -> Entry:
-            best, fitness, forwards = _Evolving(self, workspace, n).run()
+            best, fitness, forwards = _EvolutionRun(self, workspace, n).run()
             log.info(
                 "evolution: layers %s, %s %.4f, %d layer-forwards", list(best), self.measure, fitness[-1], forwards
             )
@@ -143,7 +143,7 @@ class Evolution(Pruner):
         return replace(rankings()[name](), protect_first=self.protect_first, protect_last=self.protect_last)
 
 
-class _Evolving:
+class _EvolutionRun:
     """One search: its draws, its parent and the tokens."""
 
     def __init__(self, settings: Evolution, workspace: Workspace, n: int) -> None:
@@ -180,7 +180,7 @@ class _Evolving:
 
     def _generation(self, parent: Layers) -> Layers:
         """The parent of the next generation."""
-        self.fitness.stand_at(parent)
+        self.fitness.set_base(parent)
         left = self._offspring(parent)
         last = len(self.settings.shares) - 1
         for step, (count, share) in enumerate(zip(self.settings.survivors, self.settings.shares, strict=True)):

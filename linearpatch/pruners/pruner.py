@@ -171,7 +171,7 @@ class Pruner(ABC):
             )
         if self.unit != LAYER and num_units is None:
             raise ConfigError(
-                f"pruner.unit={self.unit} needs the number of sublayers that go: set num_pruned, such as "
+                f"pruner.unit={self.unit} needs the number of sublayers to remove: set num_pruned, such as "
                 "num_pruned=10. num_pruned_layers counts whole layers."
             )
         if num_units is None:

@@ -69,7 +69,7 @@ class TaskAware(Pruner):
         """How the model does without `removed` and each candidate more; cached."""
         questions = workspace.questions
         if questions is None:
-            raise ConfigError("Only linearpatch.run and the command line read the questions of pruner=task. Use those.")
+            raise ConfigError("pruner=task needs questions. Use linearpatch.run or the command line, which load them.")
 
         def compute() -> Entry:
             base, answers = Edit.of_layers(removed), []

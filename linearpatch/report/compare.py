@@ -26,7 +26,7 @@ PUBLISHED = "published"
 Z95 = 1.96
 BOLD = (
     "bold: the best of a model and number of removed layers, and all that aren't distinguishable from it: the 95 % "
-    "interval of their difference holds zero (paired where windows, questions or seeds are the same)"
+    "interval of their difference contains zero (paired where windows, questions or seeds are the same)"
 )
 
 
@@ -181,7 +181,7 @@ def _published_cell(row: Published, alike: Sequence[Published], column: Column) 
 
 
 def _explained(table: Table, columns: Sequence[Column]) -> tuple[Table, list[str]]:
-    """Say how each column was measured; where one holds numbers that don't compare, with a letter at each."""
+    """Say how each column was measured; where one holds numbers that aren't comparable, with a letter at each."""
     lettered = letters(
         [
             [(line.labels[0], line.cells[at].key) for line in table.lines if line.cells[at].key != PUBLISHED]
@@ -206,7 +206,7 @@ def _explained(table: Table, columns: Sequence[Column]) -> tuple[Table, list[str
         for key, titles in measured.items()
     ]
     if lettered:
-        notes.insert(0, "numbers with different letters were measured differently and don't compare")
+        notes.insert(0, "numbers with different letters were measured differently and aren't comparable")
     return replace(table, lines=lines), notes
 
 

@@ -25,7 +25,7 @@ from linearpatch.report.quantities import (
 from linearpatch.report.rows import Row, Variant
 from linearpatch.report.tables import Cell, Column, Line, Table
 from linearpatch.results.metric import DEFINITIONS, Metric
-from linearpatch.results.settings import telling
+from linearpatch.results.settings import distinguishing_settings
 from linearpatch.text import removal_list
 
 CORPORA = {"wikitext2": "WikiText-2", "c4": "C4", "ptb": "PTB"}
@@ -178,7 +178,8 @@ def ablation_table(entries: Sequence[Entry], ties: Ties | None = None) -> Table 
         if not entry.is_dense:
             alike.setdefault(replace(entry.variant, settings=()), []).append(entry)
     groups = [own for own in alike.values() if len({entry.variant.settings for entry in own}) > 1]
-    names = dict.fromkeys(name for own in groups for name in telling([dict(e.variant.settings) for e in own]))
+    settings = [[dict(entry.variant.settings) for entry in own] for own in groups]
+    names = dict.fromkeys(name for of_group in settings for name in distinguishing_settings(of_group))
     varied = [entry for own in groups for entry in own]
     rows = [row for entry in entries for row in entry.rows]
     columns = headline_columns(all_metrics(rows), Dense.among(rows))

@@ -58,7 +58,7 @@ def _matrix(entries: Sequence[Entry], differences: Differences, size: int, membe
     notes = [
         f"row minus column, in {unit}; the best recipe first; [95 % interval of this one comparison]",
         f"bold: p < {LEVEL:g} by Holm's method over all {tests} comparisons of this size "
-        "(paired t-test): the chance of a single false one among them is at most 5 %",
+        "(paired t-test): the chance of any false positive among them is at most 5 %",
         *_bases(pairs),
         *(f"({mark}) {reason}" for reason, mark in letters.items()),
     ]
@@ -93,8 +93,8 @@ def _cell(difference: Difference | None, letters: dict[str, str]) -> Cell:
         if difference.low is None or difference.high is None
         else f" [{difference.low:+,.1f}, {difference.high:+,.1f}]"
     )
-    telling = difference.adjusted is not None and difference.adjusted < LEVEL
-    return Cell(f"{difference.value:+,.1f}{interval}", difference.value, mark=mark, best=telling)
+    is_significant = difference.adjusted is not None and difference.adjusted < LEVEL
+    return Cell(f"{difference.value:+,.1f}{interval}", difference.value, mark=mark, best=is_significant)
 
 
 def differences_frame(entries: Sequence[Entry], differences: Sequence[Differences]) -> pandas.DataFrame:

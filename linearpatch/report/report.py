@@ -27,7 +27,7 @@ from linearpatch.report.page import write_page
 from linearpatch.report.published import Published, read_published
 from linearpatch.report.quantities import Entry, entries_of
 from linearpatch.report.reading import Failure, ReadRuns, read_runs
-from linearpatch.report.rows import Row, merged, told_apart
+from linearpatch.report.rows import Row, merged, with_distinguishing_settings
 from linearpatch.report.samples import Samples
 from linearpatch.report.tables import Table
 from linearpatch.report.terminal import failures_table, rich_table
@@ -125,7 +125,7 @@ def write_report(
 
 def compare_runs(selected: ReadRuns, published: Sequence[Published] = ()) -> Comparison:
     """Put runs side by side."""
-    rows = told_apart(merged(row for run in selected.runs for row in run.rows))
+    rows = with_distinguishing_settings(merged(row for run in selected.runs for row in run.rows))
     entries = entries_of(rows)
     caveats = tuple(remarks([run.record for run in selected.runs]))
     differences = compare_all(entries, Samples(selected.runs))
@@ -176,12 +176,12 @@ def _earlier_files(output: Path) -> set[str]:
         try:
             earlier = {str(name) for name in json.loads(manifest.read_text())["files"]}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise StorageError(f"{manifest} can't be read: {error}. Remove it with the report it is of.") from error
+            raise StorageError(f"{manifest} can't be read: {error}. Remove it and its report.") from error
     for name in ("report.md", "report.html", "tables", "figures"):
         place = output / name
         own = name in earlier or any(file.startswith(f"{name}/") for file in earlier)
         if place.exists() and not own:
-            raise StorageError(f"{place} is there already, and no report wrote it. Choose another folder, or move it.")
+            raise StorageError(f"{place} exists and isn't part of a report. Choose another folder, or move it.")
     return earlier
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from linearpatch.results.metric import Metric, Retained
 from linearpatch.results.record import Record
-from linearpatch.results.settings import CHOSEN_FOR, relevant, telling
+from linearpatch.results.settings import CHOSEN_FOR, distinguishing_settings, relevant
 from linearpatch.results.stages import STAGES
 
 PATCHES = ("none", "scalar", "diag", "rotate", "lstsq", "mlp_lstsq")  # from the plainest on; others follow
@@ -26,7 +26,8 @@ class Variant:
         pruner: Empty for dense, as are the next two. Followed by `attention`, `mlp` or `sublayer` where it chose these.
         patch: `none` at stage pruned.
         distill: `none` but at stage distilled.
-        settings: What else matters to this stage, by name; after `told_apart` what tells rows with all the rest alike.
+        settings: What else matters to this stage, by name; after `with_distinguishing_settings`, those
+            in which rows differ that are otherwise alike.
     """
 
     model: str
@@ -139,7 +140,7 @@ def merged(rows: Iterable[Row]) -> list[Row]:
     return [row for same in kept.values() for row in same]
 
 
-def told_apart(rows: Sequence[Row]) -> list[Row]:
+def with_distinguishing_settings(rows: Sequence[Row]) -> list[Row]:
     """Rows whose settings are those alone in which rows of the same model, pruner and patch differ, at any size.
 
     Of the texts and how much of them was read, also those in which rows of other pruners and patches differ: what is
@@ -153,10 +154,10 @@ def told_apart(rows: Sequence[Row]) -> list[Row]:
         alike.setdefault((replace(row.variant, settings=(), num_removed=0), foreseen), []).append(row)
         if row.variant.stage != "dense":
             by_model.setdefault(row.variant.model, []).append(row)
-    texts = {model: _telling_texts(own) for model, own in by_model.items()}
+    texts = {model: _distinguishing_texts(own) for model, own in by_model.items()}
     distinct = []
     for group in alike.values():
-        shown = {CHOSEN_FOR, *telling([dict(row.variant.settings) for row in group])}
+        shown = {CHOSEN_FOR, *distinguishing_settings([dict(row.variant.settings) for row in group])}
         for row in group:
             names = shown | texts.get(row.variant.model, set())
             settings = tuple((name, value) for name, value in row.variant.settings if name in names)
@@ -164,11 +165,11 @@ def told_apart(rows: Sequence[Row]) -> list[Row]:
     return sorted(distinct, key=lambda row: (*row.variant.order, row.seed))
 
 
-def _telling_texts(rows: Sequence[Row]) -> set[str]:
+def _distinguishing_texts(rows: Sequence[Row]) -> set[str]:
     """Settings of the calibration text in which some rows differ."""
     groups = ("corpus", "calibration")
     texts = [{k: v for k, v in row.variant.settings if k.partition(".")[0] in groups} for row in rows]
-    return set(telling(texts))
+    return set(distinguishing_settings(texts))
 
 
 def _joined(newer: Row, older: Row) -> Row:

@@ -8,7 +8,7 @@ from itertools import groupby
 from linearpatch.report.compare import compare
 from linearpatch.report.layouts import PARAMETERS, headline_columns, layers_table
 from linearpatch.report.quantities import Dense, all_metrics, entries_of
-from linearpatch.report.rows import merged, rows_of_run, told_apart
+from linearpatch.report.rows import merged, rows_of_run, with_distinguishing_settings
 from linearpatch.report.tables import Cell, Line, Table
 from linearpatch.results.display import (
     chosen,
@@ -65,7 +65,7 @@ def run_table(record: Record) -> Table:
 def sweep_tables(records: Sequence[Record]) -> list[Table]:
     """The models of all runs side by side, and which layers they lack; none where nothing was measured."""
     complete = [record for record in records if record.metrics and record.model and record.pruning and record.patch]
-    rows = told_apart(merged(row for record in complete for row in rows_of_run(record)))
+    rows = with_distinguishing_settings(merged(row for record in complete for row in rows_of_run(record)))
     entries = entries_of(rows)
     columns = [*headline_columns(all_metrics(rows), Dense.among(rows)), PARAMETERS]
     tables = (compare("runs", "Models", columns, entries, notes=remarks(complete)), layers_table(entries))

@@ -49,7 +49,7 @@ def value_text(metric: Metric | None) -> str:
     if metric is None:
         return ""
     if metric.value is None:
-        return "not finite" if str(metric.reason).startswith("the value is") else "not known"
+        return "not finite" if str(metric.reason).startswith("the value is") else "unknown"
     return number_text(metric.value, metric.unit, metric.stderr, suffix=True)
 
 
@@ -63,7 +63,7 @@ def versus_text(metric: Metric | None, dense: Metric | None) -> str:
     if not dense or not dense.value:
         return ""
     same = (metric.protocol, metric.token_hash) == (dense.protocol, dense.token_hash)
-    return f"{metric.value / dense.value:.2f} ×" if same else "other data"
+    return f"{metric.value / dense.value:.2f} ×" if same else "different data"
 
 
 def _versus_text(versus: Mapping[str, float]) -> str:
@@ -110,7 +110,7 @@ def remarks(records: Sequence[Record]) -> list[str]:
     lines = _without_data(records)
     for record in records:
         if record.distillation and record.distillation.best_step == 0:
-            lines.append("distilled: no step of training improved a fitted patch, which was kept")
+            lines.append("distilled: no training step improved the fitted patch, which was kept")
     for record in records:
         lines += [record.model.note or ""] if record.model else []
         lines += record.calibration.notes if record.calibration else []

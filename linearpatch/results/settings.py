@@ -47,10 +47,10 @@ def relevant(record: Record, stage: str) -> dict[str, str]:
     return values
 
 
-def telling(runs: Sequence[Mapping[str, str]]) -> list[str]:
+def distinguishing_settings(runs: Sequence[Mapping[str, str]]) -> list[str]:
     """Names of the settings that are not alike everywhere; of a corpus its name, where that says the rest.
 
-    >>> telling([{"patch.ridge": "0.1", "corpus.name": "a", "corpus.path": "x"},
+    >>> distinguishing_settings([{"patch.ridge": "0.1", "corpus.name": "a", "corpus.path": "x"},
     ...          {"patch.ridge": "0.2", "corpus.name": "b", "corpus.path": "y"}])
     ['corpus.name', 'patch.ridge']
     """

@@ -141,9 +141,9 @@ class BatchSize:
             advice = f"Use {self.owner}.batch_size=auto."
             if tried == 1:
                 advice = f"Use a shorter {self.owner}.{self.length}, or a device with more memory."
-            raise ModelError(f"Memory doesn't suffice for {counted(tried, 'sequence')} at a time. {advice}") from error
+            raise ModelError(f"Out of memory with {counted(tried, 'sequence')} at a time. {advice}") from error
         self.rows = tried // 2
-        log.info("memory doesn't suffice for %d sequences at a time; going on with %d", tried, self.rows)
+        log.info("out of memory with %d sequences at a time; retrying with %d", tried, self.rows)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -51,7 +51,7 @@ def stop_requests() -> Iterator[Callable[[], str | None]]:
     def note(number: int, _: FrameType | None) -> None:
         received.append(signal.Signals(number).name)
         signal.signal(number, before[signal.Signals(number)])
-        log.info("%s: stopping after this step (again: at once)", received[-1])
+        log.info("%s: stopping after this step (send it again to stop immediately)", received[-1])
 
     for number in SIGNALS:
         signal.signal(number, note)

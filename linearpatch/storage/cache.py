@@ -123,7 +123,7 @@ class Cache:
         metadata = {"key": canonical(key), "facts": facts, "sha256": _checksum(tensors, facts)}
         mark_cache(self.root)
         path = self._path(kind, digest)
-        _clear_the_way(path)
+        _move_folder_aside(path)
         write_atomically(path, save(tensors, metadata))
 
     def holds(self, kind: str, key: Mapping[str, Any]) -> bool:
@@ -192,13 +192,13 @@ def read_entry(path: Path, key: str | None = None) -> Entry:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if key is not None and metadata["key"] != key:
-        raise ValueError("it holds what was computed with other settings")
+        raise ValueError("it was computed with other settings")
     if _checksum(tensors, metadata["facts"]) != metadata["sha256"]:
         raise ValueError("its checksum doesn't match")
     return Entry(tensors, json.loads(metadata["facts"]))
 
 
-def _clear_the_way(path: Path) -> None:
+def _move_folder_aside(path: Path) -> None:
     """Move a folder aside that stands in the place of an entry. Nobody here made it, so it isn't removed."""
     if path.is_dir() and not path.is_symlink():
         aside = path.with_name(f"{path.stem}.moved-{secrets.token_hex(4)}")

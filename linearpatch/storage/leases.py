@@ -52,7 +52,7 @@ def lease_seconds() -> float:
 
 
 class Lease:
-    """One who has a lease, waits for it, or watches it.
+    """A lease from the point of view of a process that owns it, waits for it, or watches it.
 
     Whether the owner on another machine lives can only be seen by watching for as long as it may take to refresh
     the lease: whoever watches keeps one object, and asks it again and again.
@@ -71,7 +71,7 @@ class Lease:
     def owner(self) -> str:
         """Who has it, in words."""
         owner = self._lock.owner
-        return f"process {owner.pid} on {owner.hostname}" if owner else "its owner is not known"
+        return f"process {owner.pid} on {owner.hostname}" if owner else "unknown owner"
 
     @property
     def is_local(self) -> bool:
@@ -100,7 +100,7 @@ class Lease:
         """
         make_folder(self.path.parent)
         if self.path.is_dir():
-            raise StorageError(f"{self.path} is a folder, in place of a file that says who works here. Move it away.")
+            raise StorageError(f"{self.path} is a folder where a lock file should be. Move it away.")
         try:
             return self._acquire(timeout)
         except OSError as error:
@@ -214,7 +214,7 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
             raise Occupied(f"{what} is used by another run ({lease.owner}). Wait for it, or choose another output_dir.")
         if not logged:
             log.info(
-                "%s was used by %s; waiting up to %.0f s for a sign of life", what, lease.owner, lease_seconds() + 1
+                "%s was used by %s; waiting up to %.0f s for its heartbeat", what, lease.owner, lease_seconds() + 1
             )
             logged = True
     try:

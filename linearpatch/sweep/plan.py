@@ -30,7 +30,7 @@ SHARED = ".shared"  # folder of the shared steps' records, in the sweep's
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlannedRun:
     """One combination of a sweep.
 
     Attributes:
@@ -101,7 +101,7 @@ class Plan:
 
 
 def plan_sweep(
-    asked: Sequence[Asked],
+    asked: Sequence[PlannedRun],
     label: str,
     *,
     folder: Path = Path("outputs"),

@@ -16,7 +16,7 @@ from linearpatch.storage.files import check_log
 from linearpatch.storage.leases import Lease
 from linearpatch.sweep.launching import Ending, Launcher, Submit
 from linearpatch.sweep.plan import Job, Plan
-from linearpatch.sweep.worker import OUTPUT_NAME, last_words
+from linearpatch.sweep.worker import OUTPUT_NAME, last_output
 
 log = logging.getLogger(__name__)
 
@@ -121,10 +121,10 @@ def _run(pending: Sequence[Job], submit: Submit, ended: Callable[[Outcome], None
             except BrokenExecutor as error:
                 broken[job.name] = broken.get(job.name, 0) + 1
                 if broken[job.name] <= RESUBMISSIONS:
-                    log.info("%s: its worker broke; once more", job.name)
+                    log.info("%s: its worker failed; retrying", job.name)
                     waiting.append(job)
                     continue
-                ending = Ending(None, f"its worker broke {RESUBMISSIONS + 1} times: {error}")
+                ending = Ending(None, f"its worker failed {RESUBMISSIONS + 1} times: {error}")
             except Exception as error:  # launchers have kinds of their own for dead workers and nodes
                 ending = Ending(None, f"its worker died: {' '.join(str(error).split())[:300]}")
             open_names.discard(job.name)
@@ -162,9 +162,9 @@ def _record_of(job: Job, ending: Ending, before: _FileTimes) -> Record:
     is_its_own = after.record != before.record and state.state != "running"  # else another process has the folder
     if record is not None and is_its_own and state.state in ("failed", "interrupted"):
         return record
-    said = last_words(folder) if after.output != before.output else ""
+    said = last_output(folder) if after.output != before.output else ""
     reason = ending.reason or f"its process ended with status {ending.code}"
-    error = f"{reason}. Last words: {said}" if said else reason
+    error = f"{reason}. Last output: {said}" if said else reason
     if record is None or not is_its_own:
         return _failed(job, error)
     record.status, record.error = "failed", error
@@ -175,7 +175,7 @@ def _record_of(job: Job, ending: Ending, before: _FileTimes) -> Record:
 
 def _stopped(job: Job, culprit: str) -> Record:
     """A record for tables alone, of a job that didn't end because another failed."""
-    record = _failed(job, f"not done, since {culprit} failed (fail_fast=true)")
+    record = _failed(job, f"stopped because {culprit} failed (fail_fast=true)")
     record.status = "interrupted"
     return record
 

@@ -191,20 +191,20 @@ class Search:
                 load_if_exists=True,
             )
         except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
-            raise StorageError(f"{file} is no study of Optuna, or can't be written. Move it away.") from error
+            raise StorageError(f"{file} is not an Optuna study, or can't be written. Move it away.") from error
         asked = {"space": self.space.describe(), "objectives": list(self.settings.objectives)}
         for what, value in asked.items():
             earlier = study.user_attrs.get(what, value)
             if earlier != value:
                 raise ConfigError(
-                    f"{file} holds a study of another search: its {what} are {earlier}, and those given {value}. Use "
+                    f"{file} holds the study of another search: its {what} is {earlier}, here it is {value}. Use "
                     "another output_dir or group, or the same settings."
                 )
             study.set_user_attr(what, value)
         return study
 
     def _sampler(self, optuna: Any, file: Path) -> BaseSampler:
-        """One that goes on with other numbers than those it began with, where it resumes."""
+        """A sampler; a resumed study seeds it differently, so that it doesn't repeat earlier suggestions."""
         begun = 0
         if file.exists():
             summaries = optuna.get_all_study_summaries(f"sqlite:///{file}")

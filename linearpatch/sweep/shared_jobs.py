@@ -58,7 +58,7 @@ def measure_pruned(experiment: Experiment, cache: Cache, record: Record, folder:
             workspace = workspace_of(plain, prepared, cache)
             edit = rank(plain.pruner, plain.patch, workspace, size_of(plain, workspace, record))
         record.pruning = plain.pruner.chooser.section(prepared.model.decoder, edit)
-        if "pruned" in experiment.asked_stages:
+        if "pruned" in experiment.measured_stages:
             _measure(experiment, prepared, {"pruned": edit}, cache, record, folder)
 
 

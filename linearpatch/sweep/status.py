@@ -183,7 +183,7 @@ def _advice(what: str, command: str, working_dir: str) -> str:
         words = []
     if words[:1] != ["linearpatch"] or words[1:2] not in (["run"], ["frontier"]):
         # A run that Python began, or a record that something else wrote.
-        return f"{what}: not running; resume it as it was begun"
+        return f"{what}: not running; resume it by repeating the call that started it"
     elsewhere = working_dir and working_dir != str(Path.cwd())
     first = f"cd {shlex.quote(working_dir)} && " if elsewhere else ""
     return printable(f"{what}: not running; resume with: {first}{shlex.join(words)}")

@@ -31,7 +31,7 @@ def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
     for outcome in outcomes:
         state: str = outcome.record.status
         if outcome.seconds is None and outcome.job.done is not None:
-            state = "complete already"
+            state = "already complete"
         time = "" if outcome.seconds is None else duration(outcome.seconds)
         note = outcome.record.error or outcome.record.remark or ""
         name = outcome.job.name if outcome.job.experiment else outcome.record.run_id
@@ -56,7 +56,7 @@ def plan_table(plan: Plan, at_a_time: int | None) -> Table:
         table.add_column(column)
     short = {job.name: str(index + 1) for index, job in enumerate(plan.jobs)}
     for job in plan.jobs:
-        state = "complete already" if job.done else str(job.error) if job.error else "to do"
+        state = "already complete" if job.done else str(job.error) if job.error else "to do"
         name = job.name if job.experiment else " ".join(job.request.overrides[0])
         after = ", ".join(sorted((short[needed] for needed in job.needs), key=int))
         table.add_row(escape(f"{short[job.name]} {name}"), PARTS[job.request.part], after, escape(state))

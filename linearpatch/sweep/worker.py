@@ -177,7 +177,7 @@ def work_redirected(request: Request, *, owner: int, threads: int | None = None)
     return work(request, owner=owner, threads=threads)
 
 
-def last_words(folder: Path, lines: int = 3) -> str:
+def last_output(folder: Path, lines: int = 3) -> str:
     """The end of what a process printed."""
     try:
         check_log(folder / OUTPUT_NAME)

@@ -37,7 +37,7 @@ def following(trackers: Mapping[str, Tracker], record: Record, folder: Path) -> 
                     context = tracker.follow(record, folder)
                     curves[name] = context.__enter__()
                 except Exception as error:  # each tool has kinds of its own
-                    _warn(name, "can't be started, and doesn't show this run", error, folder)
+                    _warn(name, "can't be started, so this run isn't tracked", error, folder)
                 else:
                     ends.push(partial(_end, name, context, folder))
 
@@ -46,7 +46,7 @@ def following(trackers: Mapping[str, Tracker], record: Record, folder: Path) -> 
                     try:
                         curve(point)
                     except Exception as error:
-                        _warn(name, "takes no more points of curves", error, folder)
+                        _warn(name, "failed on a curve point and gets no more", error, folder)
                         del curves[name]
 
             return add
@@ -67,7 +67,7 @@ def _end(
         context.__exit__(kind, error, traceback)
     except Exception as failure:
         if failure is not error:
-            _warn(name, "doesn't show all of this run", failure, folder)
+            _warn(name, "failed at the end, so this run may be incomplete there", failure, folder)
     return False
 
 

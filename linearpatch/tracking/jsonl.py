@@ -9,7 +9,7 @@
     step        of a curve; null for a metric
     value       the number; null where it isn't finite
     stderr, n   standard error and what was counted, of a metric; null where there is none
-    x_dense     the metric as a multiple of the dense model's; null where they don't compare
+    x_dense     the metric as a multiple of the dense model's; null where they aren't comparable
     unit        `share`, `s`, `1/s`, `bytes`, `FLOP`, `count`, or empty
 
     pandas.concat(pandas.read_json(file, lines=True) for file in Path("outputs").glob("*/metrics.jsonl"))

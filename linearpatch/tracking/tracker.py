@@ -76,6 +76,5 @@ def check_trackers(trackers: Mapping[str, Any]) -> None:
     if "none" in names and len(names) > 1:
         others = [name for name in names if name != "none"]
         raise ConfigError(
-            f"tracker=[{','.join(names)}] asks for no tracker and for {', '.join(others)}. Leave none out, or use "
-            "tracker=none."
+            f"tracker=[{','.join(names)}] combines none with {', '.join(others)}. Leave none out, or use tracker=none."
         )

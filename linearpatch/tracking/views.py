@@ -40,7 +40,7 @@ def dense_value(record: Record, stage: str, name: str) -> float | None:
 
 
 def times_dense(record: Record, stage: str, name: str) -> float | None:
-    """A metric as a multiple of the dense model's, such as 1.27; None where they don't compare."""
+    """A metric as a multiple of the dense model's, such as 1.27; None where they aren't comparable."""
     value, dense = record.metrics[stage][name].value, dense_value(record, stage, name)
     return value / dense if value is not None and dense else None
 
@@ -48,7 +48,7 @@ def times_dense(record: Record, stage: str, name: str) -> float | None:
 def scalars(record: Record) -> dict[str, float]:
     """The numbers of a record by flat names.
 
-    `patched/ppl/wikitext2`, with `_stderr` and `_x_dense` (a multiple of dense's) behind it;
+    `patched/ppl/wikitext2`, with `_stderr` and `_x_dense` (a multiple of dense's) after it;
     `patched/retained/mean_of_ratios/qa/acc`; `patched/num_parameters`; `time/rank` in seconds.
     """
     numbers: dict[str, float | None] = {}

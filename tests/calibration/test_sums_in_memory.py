@@ -1,4 +1,4 @@
-"""Sums of products that don't fit into memory together: what is counted is what there is, and passes don't change it."""
+"""Sums of products that don't fit into memory together: their bytes, and the same numbers from several passes."""
 
 import pytest
 import torch

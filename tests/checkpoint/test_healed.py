@@ -148,7 +148,7 @@ def test_what_lora_cant_hold_is_rejected(tmp_path, model):
         check_format("lora", NoPatch())
     with pytest.raises(ConfigError, match=r"distill.trainable=all trains none"):
         check_format("lora", Rotate(), trainable="all")
-    with pytest.raises(ModelError, match=r"this model has none: nothing was trained"):
+    with pytest.raises(ModelError, match=r"this model has none: distill.trainable=lora wasn't used"):
         save_checkpoint(tmp_path / "M", model, edit_of(REMOVED), save_format="lora")
     edit = healed(model.decoder, "on the MLP", trainable="lora")
     with pytest.raises(ModelError, match=r"go past the patch. Use save_format=plain"):

@@ -162,9 +162,11 @@ def adapter(tmp_path, decoder):
 def test_an_adapter_refuses_another_base(adapter):
     fine_tuned = tiny_model()
     fine_tuned.model.layers[5].mlp.up_proj.weight.data.add_(0.01)
-    with pytest.raises(ModelError, match=r"was made from tiny \(me/tiny; llama, 6 layers, .* this model is another"):
+    with pytest.raises(
+        ModelError, match=r"was made from tiny \(me/tiny; llama, 6 layers, .* this is a different model"
+    ):
         linearpatch.apply(fine_tuned, adapter)
-    with pytest.raises(ModelError, match="this model is another: qwen3, 6 layers"):
+    with pytest.raises(ModelError, match="this is a different model: qwen3, 6 layers"):
         linearpatch.apply(tiny_model("qwen3"), adapter)
 
 

@@ -37,7 +37,7 @@ def test_what_is_doubtful_about_a_fit_stands_in_the_record_and_on_the_card(tmp_p
     little = ("calibration.num_blocks=1", "calibration.block_length=16", f"patch={patch}", "patch.compare=false")
     assert run(*little, "patch.ridge=0.1", "save_model=true", f"output_dir={tmp_path}/D") == 0
     (warning,) = result(tmp_path / "D")["patch"]["warnings"]
-    assert "unknowns per channel; the fit follows its own tokens" in warning
+    assert "unknowns per channel; the fit will overfit them" in warning
     assert warning in (tmp_path / "D" / "model" / "README.md").read_text()
 
 
@@ -117,7 +117,7 @@ def test_a_saved_model_is_pruned_once_more_and_keeps_its_licence(tmp_path, monke
     assert result("c")["model"]["num_layers"] == 9
     text = Path("c/model/README.md").read_text()
     assert "license: mit" in text
-    assert "It had lost layers before: it is random" in text
+    assert "It was already pruned: it is random" in text
     assert "base_model" not in text  # a folder of this machine is no model of the hub
     assert run("patch=rotate", "save_model=true", "output_dir=d") == 0
     patched = ["model=hub", "model.path=d"]

@@ -132,7 +132,7 @@ def test_auto_is_plain_where_patches_fold(tmp_path, model):
 def test_auto_falls_back_where_a_family_cannot_fold(tmp_path, model, monkeypatch):
     monkeypatch.setattr("linearpatch.models.sublayers._decompose", lambda *of_layer: (None, 1.0))
     assert save(tmp_path / "M", model, ChannelScale(torch.tensor([1.5]))).format == "custom"
-    with pytest.raises(ModelError, match="adds to the stream in a way this version doesn't know"):
+    with pytest.raises(ModelError, match="adds to the stream in a way this version doesn't support"):
         save(tmp_path / "N", model, ChannelScale(torch.tensor([1.5])), save_format="plain")
     assert not (tmp_path / "N").exists()
 

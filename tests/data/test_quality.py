@@ -36,7 +36,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def doubts(tokenizer, documents, num_blocks=16, block_length=512, sampling="windows") -> list[str]:
     spec = BlockSpec(num_blocks, block_length, sampling, drop_repetitions=True)
     text = Text(documents, "\n\n", "mine", "mine/all")
-    found = text.look(text.cut(spec, tokenizer), spec, tokenizer)
+    found = text.warnings(text.cut(spec, tokenizer), spec, tokenizer)
     assert all(doubt.startswith("calibration text mine/all: ") for doubt in found)
     return found
 

@@ -139,7 +139,7 @@ def test_a_killed_run_ends_as_if_it_hadnt_been(kind, trainable, tmp_path):
     again = start(tmp_path / "D", often, trained, cache=tmp_path / "cache")
     output = again.communicate(timeout=300)[0]
     assert again.returncode == 0, output
-    assert "going on after step" in output
+    assert "resuming after step" in output
     whole = start(tmp_path / "E", trained, cache=tmp_path / "other_cache")
     assert whole.wait(timeout=300) == 0
     first, second = patch_of(tmp_path / "D"), patch_of(tmp_path / "E")

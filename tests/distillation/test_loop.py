@@ -242,7 +242,7 @@ def test_a_state_of_another_training_isnt_taken(tmp_path, caplog):
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
     found = train(cache=Cache(tmp_path))
-    assert "holds what was computed with other settings" in caplog.text
+    assert "was computed with other settings" in caplog.text
     assert torch.equal(weights(found)[0], weights(train())[0])
 
 
@@ -327,7 +327,7 @@ def test_steps_that_overflow_are_told(caplog, monkeypatch):
     scale = torch.amp.GradScaler.scale
     monkeypatch.setattr("torch.amp.GradScaler.scale", lambda self, loss: scale(self, loss) * math.inf)
     train(decoder=decoder_of(tiny_model().half()))
-    assert "in 10 of 10 steps gradients overflowed" in caplog.text
+    assert "10 of 10 steps were skipped because gradients overflowed" in caplog.text
 
 
 def test_a_size_without_hadamard_is_rejected():

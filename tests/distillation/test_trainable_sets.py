@@ -276,7 +276,7 @@ def test_the_layer_before_an_interface_learns_the_stream_behind_it():
     losses = validation_losses(found)
     assert min(losses) < 0.9 * losses[0]
     assert {name.layer for name in found.edit.weights} == {1}
-    with pytest.raises(ConfigError, match="compares nothing behind"):
+    with pytest.raises(ConfigError, match="compares only hidden states up to"):
         train(replace(local, side="after"), decoder=decoder)
 
 
@@ -324,7 +324,7 @@ def test_training_resumes_from_an_edit_that_was_trained_before():
     assert first.best_step > 0
     again = distill(replace(TRAINING, trainable="all"), decoder, first.edit, TEXT, VALIDATION)
     assert validation_losses(again)[0] == pytest.approx(min(validation_losses(first)), rel=1e-4)
-    with pytest.raises(ConfigError, match=r"was changed before.*lora_layers"):
+    with pytest.raises(ConfigError, match=r"was already changed.*lora_layers"):
         distill(replace(TRAINING, trainable="lora"), decoder, first.edit, TEXT, VALIDATION)
 
 

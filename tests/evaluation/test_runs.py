@@ -162,8 +162,8 @@ def test_stages_that_answered_other_questions_are_not_compared(tmp_path, capsys)
     later = ask("What", "dense")
     assert later["metrics"]["pruned"]["tasks/arc_easy/acc"]["versus"] == {}
     captured = capsys.readouterr()
-    assert "dense and pruned answered other questions in tasks/arc_easy/acc" in " ".join(captured.err.split())
-    assert "other data" in captured.out
+    assert "dense and pruned answered different questions in tasks/arc_easy/acc" in " ".join(captured.err.split())
+    assert "different data" in captured.out
     table = pandas.read_parquet(tmp_path / "D" / "questions.parquet")
     assert not (table.dense.notna() & table.pruned.notna()).any()
 

@@ -94,7 +94,7 @@ def test_mixtures_that_make_something_else_of_it_are_rejected():
     check_experts(decoder, [projection])
     for layer in decoder.layers:
         layer.mlp.forward = squashed(layer.mlp)
-    with pytest.raises(ModelError, match=r"OlmoeSparseMoeBlock doesn't add up .* patch=lstsq"):
+    with pytest.raises(ModelError, match=r"OlmoeSparseMoeBlock combines its experts' outputs in a way .* patch=lstsq"):
         check_experts(decoder, [projection])
 
 

@@ -136,7 +136,7 @@ def cached(folder):
 
 def test_what_cant_be_trained_is_rejected():
     workspace = workspace_of()
-    with pytest.raises(ConfigError, match=r"behind layer 5 there is none. Use patch.side=before"):
+    with pytest.raises(ConfigError, match=r"after layer 5 there is none. Use patch.side=before"):
         replace(QUICK, side="after").repair(workspace, Edit.of_layers([4, 5]))
     with pytest.raises(ConfigError, match=r"Layer 2 lies between two interfaces.*sequential=true"):
         replace(QUICK, side="both").repair(workspace, Edit.of_layers([1, 3]))

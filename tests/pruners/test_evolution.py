@@ -39,7 +39,7 @@ def test_fitness_is_that_of_whole_logits(decoder, blocks, batch_size):
         fitness = Fitness(decoder, blocks.ids, plain, measure=measure, parts=2, batch_size=batch_size)
         sets = [(1,), (1, 3), (2, 4)]
         assert fitness.of(sets, [0, 1]) == pytest.approx([direct(decoder, one, blocks.ids) for one in sets], rel=1e-4)
-        fitness.stand_at((1, 3))
+        fitness.set_base((1, 3))
         more = [(1, 4), (1, 2)]
         expected = [direct(decoder, one, blocks.ids[2:]) for one in more]
         assert fitness.of(more, [1]) == pytest.approx(expected, rel=1e-4)

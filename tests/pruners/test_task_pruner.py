@@ -118,5 +118,5 @@ def test_a_run_reads_questions_before_the_model(data, said, tmp_path):
 def test_without_data_or_questions_it_says_what_to_do(decoder, blocks, tmp_path):
     with pytest.raises(DataError, match="no data for calibration questions of arc_easy"):
         QuestionSource(("arc_easy",), 3, 0).read(tmp_path)
-    with pytest.raises(ConfigError, match="read the questions of pruner=task"):
+    with pytest.raises(ConfigError, match="pruner=task needs questions"):
         TaskAware(tasks=["arc_easy"]).select(Workspace(decoder, blocks), 1)

@@ -6,7 +6,7 @@ import numpy
 from safetensors.numpy import save_file
 
 from linearpatch.report.quantities import entries_of
-from linearpatch.report.rows import merged, rows_of_run, told_apart
+from linearpatch.report.rows import merged, rows_of_run, with_distinguishing_settings
 from linearpatch.results.files import write_record
 from linearpatch.results.metric import Metric
 from linearpatch.results.record import Record
@@ -74,7 +74,7 @@ def record(pruner="sleb", patch="rotate", removed=(3, 4, 9), seed=0, model="tiny
 
 
 def entries(*records):
-    return entries_of(told_apart(merged(row for one in records for row in rows_of_run(one))))
+    return entries_of(with_distinguishing_settings(merged(row for one in records for row in rows_of_run(one))))
 
 
 def write(folder, *records):

@@ -17,7 +17,7 @@ from linearpatch.report.differences import compare_all
 from linearpatch.report.matrices import differences_frame, matrix_tables
 from linearpatch.report.quantities import entries_of
 from linearpatch.report.reading import read_runs
-from linearpatch.report.rows import merged, told_apart
+from linearpatch.report.rows import merged, with_distinguishing_settings
 from linearpatch.report.samples import Samples
 from linearpatch.report.statistics import holm, moments, t_tests
 from linearpatch.results.questions import Answers
@@ -26,7 +26,7 @@ from linearpatch.results.questions import Answers
 def compared(folder):
     """All entries of a folder, and all differences between them by metric."""
     found = read_runs([folder])
-    entries = entries_of(told_apart(merged(row for run in found.runs for row in run.rows)))
+    entries = entries_of(with_distinguishing_settings(merged(row for run in found.runs for row in run.rows)))
     return entries, {one.metric: one for one in compare_all(entries, Samples(found.runs))}
 
 

@@ -158,7 +158,7 @@ def test_numbers_measured_differently_carry_letters_and_dont_compete():
     marks = {one.labels[3]: one.cells[0].mark for one in table.lines if one.labels[2] == "sleb"}
     assert marks["none"] == marks["rotate"] != marks["lstsq"] != ""
     assert best(table)[0] == "15.00 ± 0.50"
-    assert any("don't compare" in note for note in table.notes)
+    assert any("aren't comparable" in note for note in table.notes)
     assert any(note.startswith(f"({marks['lstsq']}) WikiText-2") and "windows of 4" in note for note in table.notes)
 
 

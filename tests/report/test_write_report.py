@@ -80,7 +80,7 @@ def test_files_that_no_report_wrote_are_not_overwritten(runs, tmp_path):
     output = tmp_path / "report"
     output.mkdir()
     (output / "report.md").write_text("mine")
-    with pytest.raises(StorageError, match="no report wrote it"):
+    with pytest.raises(StorageError, match="isn't part of a report"):
         write_report([runs], output)
     assert files_of(output) == ["report.md"]
 

@@ -8,7 +8,7 @@ from linearpatch.config import compose_experiment
 from linearpatch.results.files import write_record
 from linearpatch.results.record import Record
 from linearpatch.sweep.launching import Ending, Launcher
-from linearpatch.sweep.plan import Asked, plan_sweep
+from linearpatch.sweep.plan import PlannedRun, plan_sweep
 from linearpatch.sweep.schedule import execute
 
 
@@ -46,7 +46,7 @@ class Fake(Launcher):
 
 def plan():
     words = ["model=random", "debug=tiny", "output_dir=S", "pruner=magnitude", "patch=none", "eval=[]"]
-    asked = [Asked((*words, f"seed={seed}"), compose_experiment([*words, f"seed={seed}"])) for seed in range(4)]
+    asked = [PlannedRun((*words, f"seed={seed}"), compose_experiment([*words, f"seed={seed}"])) for seed in range(4)]
     return plan_sweep(asked, "label", folder=Path("S"))
 
 

@@ -7,7 +7,7 @@ from linearpatch.errors import ConfigError
 from linearpatch.results.files import write_record
 from linearpatch.results.record import Record
 from linearpatch.storage.files import make_folder
-from linearpatch.sweep.plan import Asked, plan_sweep
+from linearpatch.sweep.plan import PlannedRun, plan_sweep
 
 TINY = ("debug=tiny", "model=random", "num_pruned_layers=3")
 
@@ -16,7 +16,7 @@ def plan(*combinations, folder="S", **more):
     asked = []
     for combination in combinations:
         overrides = (*TINY, f"output_dir={folder}", *combination.split())
-        asked.append(Asked(overrides, compose_experiment(overrides)))
+        asked.append(PlannedRun(overrides, compose_experiment(overrides)))
     return plan_sweep(asked, "label", **more)
 
 
@@ -132,6 +132,6 @@ def test_a_changed_file_makes_a_run_incomplete(tmp_path):
 
 def test_an_impossible_combination_is_in_the_plan_with_its_reason():
     error = ConfigError("no such thing")
-    found = plan_sweep([Asked(("pruner=slebb",), error=error)], "label")
+    found = plan_sweep([PlannedRun(("pruner=slebb",), error=error)], "label")
     assert found.runs[0].error is error
     assert not found.runs[0].is_pending

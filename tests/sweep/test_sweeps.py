@@ -100,7 +100,7 @@ def test_a_finished_sweep_is_not_run_again(grid, capsys, monkeypatch):
     monkeypatch.chdir(grid)
     before = {file: file.stat().st_mtime_ns for file in Path("S").rglob("*.json")}
     assert sweep(*GRID, "output_dir=S") == 0
-    assert capsys.readouterr().out.count("complete already") == 4
+    assert capsys.readouterr().out.count("already complete") == 4
     changed = [f for f, stamp in before.items() if f.stat().st_mtime_ns != stamp and ".sweeps" not in str(f)]
     assert changed == []
 
@@ -111,7 +111,7 @@ def test_what_is_missing_is_added_and_force_recomputes_all(tmp_path, capsys):
     capsys.readouterr()
     more = ("patch=none,rotate", "eval=[ppl,diagnostics]", "output_dir=S")
     assert sweep(*more) == 0
-    assert "complete already" not in capsys.readouterr().out  # the diagnostics are new for both
+    assert "already complete" not in capsys.readouterr().out  # the diagnostics are new for both
     first = records("S")
     assert len(first) == 2
     for record in first.values():
@@ -349,7 +349,7 @@ def test_evaluations_in_two_ways_are_two_runs(capsys):
     assert len(sizes) == 2
     capsys.readouterr()
     assert sweep("patch=none", "eval.ppl.seq_len=64,128", "output_dir=S") == 0
-    assert capsys.readouterr().out.count("complete already") == 2
+    assert capsys.readouterr().out.count("already complete") == 2
 
 
 SETTINGS = {

@@ -187,7 +187,7 @@ def test_a_run_that_nobody_works_on_says_how_to_resume_it(tmp_path, capsys, monk
     assert shlex.split(command) == ["cd", str(tmp_path / "elsewhere 1"), "&&", *words]
     for forged in ("rm -rf /", "linearpatch run 'x", ""):
         record(place, "running", command=forged)
-        assert Watch(place).look().advice == ("run: not running; resume it as it was begun",)
+        assert Watch(place).look().advice == ("run: not running; resume it by repeating the call that started it",)
 
 
 def test_a_shared_step_is_called_by_what_it_does_and_for_whom(tmp_path):

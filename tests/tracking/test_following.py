@@ -133,7 +133,7 @@ def test_settings_are_those_of_each_tracker():
         (["tracker.wandb.mode=on"], r"tracker\.wandb\.mode is 'on'. Allowed: offline, online"),
         (["tracker.wandb.mod=online"], "Did you mean 'mode'"),
         (["tracker=jsonl", "tracker.wandb.mode=online"], r"tracker=wandb isn't chosen. Add it: 'tracker=\[…,wandb\]'"),
-        (["tracker=[none,jsonl]"], "asks for no tracker and for jsonl. Leave none out"),
+        (["tracker=[none,jsonl]"], "combines none with jsonl. Leave none out"),
         (["tracker=[jsonl,wadb]"], "Did you mean 'wandb'"),
         (["+tracker.file=x"], r"tracker\.file is 'x', a setting without its tracker's name. Write tracker\.NAME\.file"),
     ],

@@ -52,12 +52,12 @@ class TaskQuestions:
 
     questions: Mapping[str, tuple[Any, Sequence[Question]]]
 
-    def tokenized(self, tokenizer: Any) -> AskedOfModels:
+    def tokenized(self, tokenizer: Any) -> TokenizedQuestions:
         """For a model's tokenizer."""
-        return AskedOfModels(self, tokenizer)
+        return TokenizedQuestions(self, tokenizer)
 
 
-class AskedOfModels:
+class TokenizedQuestions:
     """The questions, asked of one model after the other; their tokens are made once."""
 
     def __init__(self, texts: TaskQuestions, tokenizer: Any) -> None:

@@ -80,7 +80,7 @@ def load(entry: Entry, datasets_dir: Path | None, num_fewshot: int | None) -> An
         if not isinstance(error, UNREACHABLE):
             raise ConfigError(_broken(entry, error)) from error
         return _missing(entry, config, datasets_dir, num_fewshot, error)
-    _tell_of_nulls(entry, config, task)
+    _warn_of_nulls(entry, config, task)
     # The rules of lm_eval's own command: a task that says 0 keeps it, and all draw examples with one seed.
     own = task.get_config("num_fewshot")
     if num_fewshot is not None and own != 0:
@@ -160,7 +160,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     return questions
 
 
-def _tell_of_nulls(entry: Entry, config: Mapping[str, Any], task: Any) -> None:
+def _warn_of_nulls(entry: Entry, config: Mapping[str, Any], task: Any) -> None:
     """Warn of questions in which a column that the prompt names is null; as lm_eval asks them, they say None there."""
     from datasets import Dataset
 
@@ -198,8 +198,8 @@ def _wrong_rows(entry: Entry, config: Mapping[str, Any], files: Mapping[str, Pat
 
 def _broken(entry: Entry, error: Exception) -> str:
     return (
-        f"The task {entry.name} of lm_eval {lm_eval.__version__} can't be made: {type(error).__name__}: {error}. Leave "
-        "it out, or install what it needs."
+        f"The task {entry.name} of lm_eval {lm_eval.__version__} can't be loaded: {type(error).__name__}: {error}. "
+        "Leave it out, or install what it needs."
     )
 
 
@@ -208,7 +208,7 @@ def _missing(
 ) -> Missing:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if _is_on_hub(config) and not constants.HF_HUB_OFFLINE and not hub_answers():
-        reason = "it doesn't answer"
+        reason = "it doesn't respond"
     if not config.get("dataset_path"):
         return Missing(entry, (), reason)
     folder = _folder(config, datasets_dir or Path("<datasets_dir>"))

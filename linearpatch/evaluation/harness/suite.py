@@ -65,7 +65,7 @@ def prepare(settings: TaskSettings, name: str, datasets_dir: Path | None) -> Pre
                 f"{first.reason}. Set datasets_dir=FOLDER (or LINEARPATCH_DATASETS) to local copies, go online, or "
                 "leave these tasks out with missing_data=skip."
             )
-        log.warning("eval.%s: there is no data for %s; going on without (missing_data=skip)", name, names)
+        log.warning("eval.%s: no data for %s; skipped (missing_data=skip)", name, names)
     for task, loaded_task in loaded.items():
         if getattr(loaded_task, "UNSAFE_CODE", False):
             raise ConfigError(f"The task {task} runs code that the model writes, which this package never does.")

@@ -1,4 +1,4 @@
-"""What a model writes behind the beginning of a text: how it repeats itself, and how far it is from dense."""
+"""What a model writes after the beginning of a text: how it repeats itself, and how far it is from dense."""
 
 from __future__ import annotations
 

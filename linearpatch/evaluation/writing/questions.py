@@ -48,7 +48,7 @@ class WrittenTask(ABC):
 
 
 def first_line(text: str) -> str:
-    """The line that a model wrote behind the prompt, without the space before and after it."""
+    """The line that a model wrote after the prompt, without the space before and after it."""
     return text.strip().partition("\n")[0].strip()
 
 

@@ -67,7 +67,7 @@ def _map(model: str, num_layers: int, rows: Sequence[tuple[tuple[int | str, ...]
     for side in ("left", "bottom"):
         axis.spines[side].set_visible(False)
     rest = f" (the first {len(rows)} of {total})" if total > len(rows) else ""
-    caption = f"{model}: layers removed, a row for each distinct set{rest}; behind the recipes their number"
+    caption = f"{model}: layers removed, a row for each distinct set{rest}; with their number after the recipes"
     if any(isinstance(unit, str) for units, _ in rows for unit in units):
         caption += "; A, M: only the attention, only the MLP"
     return Drawing(f"layers_{model}", caption, figure)

@@ -294,7 +294,7 @@ def test_a_task_whose_code_fails_is_no_missing_data(tmp_path):
     (folder / "mine.yaml").write_text(
         "task: mine\ndataset_path: json\ntest_split: test\ndoc_to_text: !function mine.text\n"
     )
-    with pytest.raises(ConfigError, match=r"mine of lm_eval .* can't be made: .*no_such_package"):
+    with pytest.raises(ConfigError, match=r"mine of lm_eval .* can't be loaded: .*no_such_package"):
         measure(Tasks(["mine"], include_path=str(folder), missing_data="skip"))
 
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class OfTexts(Evaluation):
+class TextEvaluation(Evaluation):
     """Measures on windows of texts.
 
     Attributes:
@@ -37,7 +37,7 @@ class OfTexts(Evaluation):
         """The measurement on the windows of a corpus."""
 
     @abstractmethod
-    def with_windows(self, number: int, length: int) -> OfTexts:
+    def with_windows(self, number: int, length: int) -> TextEvaluation:
         """The same with the windows that a short text gave."""
 
     def check_corpora(self, name: str) -> None:
