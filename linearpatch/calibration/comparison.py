@@ -312,14 +312,13 @@ class _Contest:
                 if name == AS_SET:
                     raise
                 continue  # a simpler candidate without a solution is none
-        decoder = self.workspace.decoder
-        models = {name: ready(fit, decoder) for name, fit in fits.items()}
-        if self.against_none:
-            models[NO_PATCH] = edit
-        for name, model in models.items():
+        candidates = {**fits, **({NO_PATCH: edit} if self.against_none else {})}
+        for name, candidate in candidates.items():  # one at a time on the device
+            model = ready(candidate, self.workspace.decoder)
             self.losses[index, name] = {batch: self.search.batch_loss(model, batch) for batch in batches}
-        best = min(models, key=lambda name: self._total((index, name)))
-        self.models |= {(index, name): models[name] for name in dict.fromkeys([best, AS_SET])}
+        best = min(candidates, key=lambda name: self._total((index, name)))
+        passed = dict.fromkeys([best, AS_SET])
+        self.models |= {(index, name): ready(candidates[name], self.workspace.decoder) for name in passed}
         self.fits |= {(index, name): fits[name] for name in dict.fromkeys([best, AS_SET]) if name in fits}
 
     def _finish(self, key: tuple[int, str]) -> None:
