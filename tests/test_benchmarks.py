@@ -69,5 +69,5 @@ def test_an_unknown_benchmark_is_refused():
     assert main(["bench", "slebb"]) == 1
     assert set(BENCHMARKS) == {
         "startup", "statistics", "sleb", "patch_aware", "taylor", "perplexity", "harness", "distill", "heal",
-        "generate", "report",
+        "generate", "report", "memory",
     }  # fmt: skip

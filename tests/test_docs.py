@@ -125,6 +125,7 @@ def execute(arguments, tmp_path, monkeypatch, session_cache, planned=()):
     if "hydra/launcher=ray" in rest:
         pytest.importorskip("ray")
     # Sweeps: see test_experiments.py. Trackers' settings: see tests/tracking; nothing is uploaded from here.
+    rest = [word for word in rest if word != "model=./my-model"]
     composed_only = re.search(r"llama\d|experiment=(?!demo)|tracker\.|pruner\.layers=", " ".join(rest))
     if command == "run" and composed_only:
         overrides = [re.sub(r"^([\w.]+)=(\w+),.*", r"\1=\2", word) for word in rest if not word.startswith("-")]

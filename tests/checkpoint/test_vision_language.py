@@ -152,8 +152,8 @@ def test_layers_that_images_reach_are_named(caplog):
     for removed in ([1, 6], [count]):
         with caplog.at_level(logging.WARNING):
             check_removal(decoder, edit_of(removed).view(decoder), removed)
-    (warning,) = [record.getMessage() for record in caplog.records if "adds features" in record.getMessage()]
-    assert "Without 1 " in warning
+    (warning,) = [record.getMessage() for record in caplog.records if "adds image features" in record.getMessage()]
+    assert "Without layers 1 " in warning
     assert warning.endswith(f"pruner.protect_first={count}.")
 
 

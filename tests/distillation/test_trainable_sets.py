@@ -337,7 +337,7 @@ def test_what_cant_be_trained_is_rejected():
     with pytest.raises(ConfigError, match=r"no weights to train.*interfaces \[4, 6\)"):
         train(behind, removed=(4, 5), operators=[(on_stream(4, 6, 6), LinearMap(torch.eye(SIZE)))])
     seen = FeatureMSE(trainable="last_layers")
-    with pytest.raises(ConfigError, match=r"weights from layer 4 on.*layer 4 reads.*output_kl"):
+    with pytest.raises(ConfigError, match=r"weights from layer 4 on.*input of layer 4.*output_kl"):
         train(seen, removed=(2, 3))
     shared = tiny_model()
     shared.model.layers[4].mlp.down_proj.weight = shared.model.layers[5].mlp.down_proj.weight

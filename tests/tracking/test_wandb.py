@@ -125,7 +125,9 @@ def test_a_failed_run_is_recorded_as_failed(tmp_path):
 def test_what_is_added_later_belongs_to_the_same_run(tmp_path):
     assert main([*TINY, f"output_dir={tmp_path}/D"]) == 0
     assert main([*TINY, "eval.ppl.seq_len=64", f"output_dir={tmp_path}/D"]) == 0
-    ids = [folder.name.rpartition("-")[2] for folder in (tmp_path / "D" / "wandb").glob("offline-run-*")]
+    # Folders are offline-run-DATE_TIME-ID, with -1 after the second one of a second.
+    names = [folder.name for folder in (tmp_path / "D" / "wandb").glob("offline-run-*")]
+    ids = [name.split("-")[3] for name in names]
     assert len(ids) == 2
     assert len(set(ids)) == 1
 
