@@ -359,9 +359,7 @@ def _require_tokens(data: Any) -> None:
 
 def _require_edit(edit: Any) -> None:
     if not isinstance(edit, Edit):
-        raise ConfigError(
-            f"edit is a {type(edit).__name__}. Allowed: an Edit, made by linearpatch.prune."
-        )
+        raise ConfigError(f"edit is a {type(edit).__name__}. Allowed: an Edit, made by linearpatch.prune.")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from linearpatch.models.decoder import cache_of
+from linearpatch.models.offload import device_of
 
 # Largest difference of logits, as a part of the largest logit, between models that round differently.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -43,9 +44,8 @@ def check_logits_with_cache(model: PreTrainedModel) -> Tensor | None:
 
 
 def _tokens(model: PreTrainedModel) -> Tensor:
-    weight = model.get_input_embeddings().weight
-    device = model.device if weight.is_meta else weight.device
-    return torch.arange(NUM_CHECK_TOKENS, device=device)[None] * 7 % int(weight.shape[0])
+    embeddings = model.get_input_embeddings()
+    return torch.arange(NUM_CHECK_TOKENS, device=device_of(embeddings))[None] * 7 % int(embeddings.weight.shape[0])
 
 
 def difference(actual: Tensor, expected: Tensor) -> float:

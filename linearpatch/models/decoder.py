@@ -90,9 +90,7 @@ class Decoder:
     @property
     def input_device(self) -> torch.device:
         """Where token ids must be for the model to read them."""
-        weight = self.model.get_input_embeddings().weight
-        device: torch.device = self.model.device if weight.is_meta else weight.device
-        return device
+        return device_of(self.model.get_input_embeddings())
 
     def reading_device(self, index: int) -> torch.device:
         """Where stream `index` is read, and so where operators on it compute."""

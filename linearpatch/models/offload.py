@@ -18,8 +18,9 @@ def device_of(module: nn.Module) -> torch.device:
         return torch.device("cpu")
     if not parameter.is_meta:
         return parameter.device
-    owner = next(part for part in module.modules() if part._parameters and getattr(part, "_hf_hook", None) is not None)
-    return torch.device(_offloading_hook(owner).execution_device)
+    owners = (part for part in module.modules() if part._parameters and getattr(part, "_hf_hook", None) is not None)
+    owner = next(owners, None)
+    return parameter.device if owner is None else torch.device(_offloading_hook(owner).execution_device)
 
 
 def is_offloaded(module: nn.Module) -> bool:

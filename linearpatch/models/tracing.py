@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from linearpatch.errors import ModelError
 from linearpatch.models.logit_scale import LogitScale, fit_scale, ratio_of
+from linearpatch.models.offload import device_of
 
 # Where a traced model keeps what was found, so that copies of it (views) needn't be traced again.
 _MEMORY = "_linearpatch_parts"
@@ -71,10 +72,11 @@ def parts_of(model: PreTrainedModel, config: Any) -> Parts:
 
 def check_tokens(model: PreTrainedModel, rows: int = 1) -> Tensor:
     """A few token ids that every vocabulary has, `[rows, tokens]`; rows differ in their last token only."""
-    weight: Tensor = model.get_input_embeddings().weight
-    tokens = (torch.arange(NUM_TOKENS) + 3).expand(rows, -1).clone()
+    embeddings: Any = model.get_input_embeddings()
+    tokens: Tensor = (torch.arange(NUM_TOKENS) + 3).expand(rows, -1).clone()
     tokens[:, -1] += torch.arange(rows) * 5
-    return (tokens % weight.shape[0]).to(model.device if weight.is_meta else weight.device)
+    tokens = tokens % embeddings.weight.shape[0]
+    return tokens.to(device_of(embeddings))
 
 
 def _find(model: PreTrainedModel, config: Any) -> Parts:

@@ -248,7 +248,7 @@ def test_files_beside_a_checkpoint_are_left_alone(tmp_path, model, name):
     save(tmp_path / "M", model, LinearMap(MATRIX))
     (tmp_path / "M" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "M" / name).write_text("precious")
-    with pytest.raises(StorageError, match=rf"holds files that this package didn't write: {name}\. .*Move these files away"):
+    with pytest.raises(StorageError, match=rf"holds files that this package didn't write: {name}\. .*Move these files"):
         save(tmp_path / "M", model, LinearMap(2 * MATRIX))
     assert (tmp_path / "M" / name).read_text() == "precious"
 
