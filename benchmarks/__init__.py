@@ -28,7 +28,7 @@ BENCHMARKS = (
 )
 
 # Those that need a large machine, many minutes or llama.cpp run by name only.
-LARGE = ("distill_8b", "evolution", "frontier", "gpu", "llama_cpp", "sweep")
+LARGE = ("distill_8b", "evolution", "frontier", "gpu", "latency", "llama_cpp", "sweep")
 
 
 def claims_of(name: str) -> Sequence[Claim]:
