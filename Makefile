@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 # The oldest release of transformers that passes the tests.
-LOWEST := 5.0.0
+LOWEST := 5.8.1
 
 .PHONY: help demo test test-slow campaign families docs coverage test-lowest lint format types bench gpu clean
 .DEFAULT_GOAL := help

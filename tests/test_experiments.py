@@ -17,7 +17,7 @@ from linearpatch.data.pydoc import SHARES
 NAMES = sorted(file.stem for file in (CONF_DIR / "experiment").glob("*.yaml"))
 # Presets, and the page that explains each.
 PRESETS = {
-    "recommended": "repair", "recommended_distilled": "repair", "recommended_healed": "healing", "servable": "saving",
+    "recommended": "recipe", "recommended_distilled": "recipe", "recommended_healed": "healing", "servable": "saving",
 }  # fmt: skip
 DOCUMENTED = [one for one in NAMES if one not in ("demo", *PRESETS)]  # demo is in the README
 RUNS = {  # at full and at small scale
