@@ -274,7 +274,7 @@ class Experiment:
         return f"{chosen}-{digest(makes)}"
 
     @property
-    def asked(self) -> dict[str, str]:
+    def required_results(self) -> dict[str, str]:
         """What a record must answer to be complete: a digest for each measurement of each stage and the checkpoint."""
         read = (self.model, self.corpus, self.calibration, self.evaluation, self.distillation, self.eval)
         files = stamps([self.datasets_dir, *map(_plain, read)])

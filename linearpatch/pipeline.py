@@ -119,7 +119,7 @@ def completed(experiment: Experiment, folder: Path, run_id: str) -> Record | Non
         return None
     if experiment.save_model and not (folder / "model").is_dir():
         return None
-    answers_all = all(record.answered.get(what) == digest for what, digest in experiment.asked.items())
+    answers_all = all(record.answered.get(what) == digest for what, digest in experiment.required_results.items())
     return record if answers_all else None
 
 
@@ -179,7 +179,7 @@ def _run(
                     folder / "model", prepared.model, last, experiment.model, experiment.save_format, record,
                     gguf_type=experiment.gguf_type, push_to=experiment.push_to_hub,
                 )  # fmt: skip
-        record.answered |= experiment.asked
+        record.answered |= experiment.required_results
     return record
 
 

@@ -162,14 +162,14 @@ def projection_inputs(decoder: Decoder, sublayers: Iterable[Unit]) -> Iterator[d
 
 
 def record(
-    decoder: Decoder, input_ids: Tensor, wanted: Collection[int] | None = None, *, before_patches: bool = False
+    decoder: Decoder, input_ids: Tensor, indices: Collection[int] | None = None, *, before_patches: bool = False
 ) -> Recording:
     """Run one forward pass and keep streams and calls.
 
     Args:
         decoder: The model.
         input_ids: Token ids without padding, `[batch, tokens]`.
-        wanted: Streams to keep; the pass ends at the last of them. None keeps all: one stream per layer.
+        indices: Streams to keep; the pass ends at the last of them. None keeps all: one stream per layer.
         before_patches: As in `walk`: a layer that is called again with such a stream patches it itself.
     """
     streams: dict[int, Tensor] = {}
@@ -177,9 +177,9 @@ def record(
 
     def keep(index: float, hidden: Tensor, call: LayerCall) -> None:
         assert isinstance(index, int)
-        if wanted is None or index in wanted:
+        if indices is None or index in indices:
             streams[index] = hidden
         calls[index] = call
 
-    walk(decoder, input_ids, keep, stop=None if wanted is None else max(wanted), before_patches=before_patches)
+    walk(decoder, input_ids, keep, stop=None if indices is None else max(indices), before_patches=before_patches)
     return Recording(streams, calls)

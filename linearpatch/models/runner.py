@@ -118,20 +118,20 @@ class Runner:
         final = self.decoder.num_layers
         return self.streams(hidden, calls, [final])[final]
 
-    def streams(self, hidden: Tensor, calls: Mapping[int, LayerCall], wanted: Collection[int]) -> dict[int, Tensor]:
+    def streams(self, hidden: Tensor, calls: Mapping[int, LayerCall], layers: Collection[int]) -> dict[int, Tensor]:
         """What some layers read (the final norm for the number of layers); nothing runs after the last of them.
 
         Args:
             hidden: The dense model's stream `entry`.
             calls: What each layer is given beside it.
-            wanted: Dense indices of kept layers.
+            layers: Dense indices of kept layers.
         """
         streams: dict[int, Tensor] = {}
         for step in self.steps:
             hidden = step.read(hidden)
-            if step.layer in wanted:
+            if step.layer in layers:
                 streams[step.layer] = hidden
-            if len(streams) == len(wanted):
+            if len(streams) == len(layers):
                 break
             recompute = self.recompute or step.layer in self._offloaded  # whose weights shouldn't stay
             if recompute and (hidden.requires_grad or step.layer in self._changed):

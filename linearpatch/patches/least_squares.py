@@ -177,21 +177,21 @@ class LeastSquaresPatch(Patch):
             NumericsError: there is no unique solution.
         """
         groups = self.together(sites)
-        wanted = [self.gram(group[0]) for group in groups]
+        specs = [self.gram(group[0]) for group in groups]
         return [
             placed
-            for group, sums in zip(groups, self.sums(workspace, wanted), strict=True)
+            for group, sums in zip(groups, self.sums(workspace, specs), strict=True)
             for placed in self.solved(group, sums, self.penalty_for(workspace, sums))
         ]
 
-    def sums(self, workspace: Workspace, wanted: Sequence[PairGram]) -> Iterator[Sums]:
+    def sums(self, workspace: Workspace, specs: Sequence[PairGram]) -> Iterator[Sums]:
         """Sums of products from one pass over the tokens, and from one over held-out ones where they decide."""
-        grams = workspace.collect(*wanted, description="fit")
-        checks: Sequence[Mapping[str, Tensor] | None] = [None] * len(wanted)
+        grams = workspace.collect(*specs, description="fit")
+        checks: Sequence[Mapping[str, Tensor] | None] = [None] * len(specs)
         if self.ridge == "auto" or (self.matches_gain and workspace.has_held_out):
-            checks = workspace.on_held_out().collect(*wanted, description="held-out tokens")
+            checks = workspace.on_held_out().collect(*specs, description="held-out tokens")
         device = solving_device(workspace.decoder)
-        for spec, gram, check in zip(wanted, grams, checks, strict=True):
+        for spec, gram, check in zip(specs, grams, checks, strict=True):
             yield Sums(spec, _on(gram, device), check and _on(check, device))
 
     def solved(

@@ -100,9 +100,9 @@ class LeastSquares(StreamPatch, LeastSquaresPatch):
         """Solve, and say how good a linear map could be where that is asked for."""
         if not self.bound:
             return super().fit(workspace, sites)
-        wanted = [CanonicalBound(site.interface.start, site.interface.end) for site in sites]
-        listening = [*self.interface_statistics(sites), *wanted]  # in one pass
-        results = workspace.collect(*listening, description="fit")[-len(wanted) :]
+        bounds = [CanonicalBound(site.interface.start, site.interface.end) for site in sites]
+        listening = [*self.interface_statistics(sites), *bounds]  # in one pass
+        results = workspace.collect(*listening, description="fit")[-len(bounds) :]
         return [
             replace(placed, diagnostics={**placed.diagnostics, "bound": result["bound"].item()})
             for placed, result in zip(super().fit(workspace, sites), results, strict=True)
@@ -189,8 +189,8 @@ class LeastSquares(StreamPatch, LeastSquaresPatch):
             outputs = torch.linalg.eigh(left.T @ full).eigenvectors[:, -self.rank :]
             first, second = full @ outputs, outputs.T
             if self.form == "diagonal_plus_low_rank":
-                wanted = xy.diagonal() - (xx @ first * second.T).sum(dim=1)
-                kept = ((wanted + penalty) / (xx.diagonal() + penalty)).diag()
+                target = xy.diagonal() - (xx @ first * second.T).sum(dim=1)
+                kept = ((target + penalty) / (xx.diagonal() + penalty)).diag()
         matrix = kept + first @ second
         bias = None if mean_x is None or mean_y is None else mean_y - mean_x @ matrix
         scale = kept.diagonal() if self.form == "diagonal_plus_low_rank" else None

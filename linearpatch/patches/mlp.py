@@ -151,11 +151,11 @@ class Mlp(StreamPatch, LeastSquaresPatch):
         """Of each interface, the units that explain most alone."""
         found = []
         everything = [units_of(workspace.decoder, removed_mlps(site.interface)) for site in sites]
-        wanted: list[Statistic] = [
+        statistics: list[Statistic] = [
             UnitScores(site.interface.start, site.interface.end, self.weighting, self._epsilon, units.name, units)
             for site, units in zip(sites, everything, strict=True)
         ]
-        for units, result in zip(everything, workspace.collect(*wanted, description="units"), strict=True):
+        for units, result in zip(everything, workspace.collect(*statistics, description="units"), strict=True):
             best = result["explained"].topk(min(SCREENED * self.width, len(units))).indices
             found.append(units.take(best.sort().values))
         return found

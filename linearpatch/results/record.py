@@ -53,8 +53,7 @@ class Record:
     """Everything a run was asked for, did and found, as `result.json` holds it.
 
     A section that the run hasn't come to is None. `remark` is what readers should know of the run; `answered` says
-    what was asked for and is there (`Experiment.asked`), so that a run asked for again knows whether anything is
-    left to do.
+    which of `Experiment.required_results` are there, so that the same run started again knows what is left to do.
     """
 
     run_id: Annotated[str, Field(min_length=1, max_length=1_000)]

@@ -100,7 +100,7 @@ def test_the_same_model_with_other_evaluations_has_another_name_and_folder():
 def complete(job):
     """Write the record of a completed run."""
     make_folder(job.request.path)
-    record = Record(job.name, None, "", 0, {}, status="completed", answered=job.experiment.asked)
+    record = Record(job.name, None, "", 0, {}, status="completed", answered=job.experiment.required_results)
     write_record(record, job.request.path)
 
 
