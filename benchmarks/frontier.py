@@ -25,9 +25,9 @@ SETTINGS = (
 def claims() -> list[Claim]:
     """Sizes 1 to 12 of 30 layers: time of one frontier / of twelve runs, and whether their records are equal.
 
-    WikiText-2 is read from `LINEARPATCH_DATASETS`; without it the embedded text is.
+    WikiText-2 (the tokenised variant) is read from `LINEARPATCH_DATASETS`; without it the embedded text is.
     """
-    corpus = "wikitext2" if "LINEARPATCH_DATASETS" in os.environ else "pydoc"
+    corpus = "wikitext2_v1" if "LINEARPATCH_DATASETS" in os.environ else "pydoc"
     settings = [*SETTINGS, f"corpus={corpus}"]
     EmbeddedModel().checkpoint(default_cache_dir())  # converted in advance, for both
     with tempfile.TemporaryDirectory() as folder:
