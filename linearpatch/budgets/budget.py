@@ -34,6 +34,8 @@ class Limits:
         measure: What a model has: its value, and the value's standard error where there is one.
         estimate: The number of layers at which the search begins.
         margin: So many standard errors above its value must be within the limit, too.
+        is_noisy: Measuring a model again gives another value. The size that is found is then measured once more: of
+            several sizes near the limit, a search would take the first that noise favours.
     """
 
     limit: float
@@ -42,6 +44,7 @@ class Limits:
     measure: Callable[[Edit], tuple[float, float | None]]
     estimate: int = 1
     margin: float = 0.0
+    is_noisy: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,16 +98,20 @@ class Limit(Budget, ABC):
         limits = self.limits(workspace, sizes)
         measured: dict[int, SizeSection] = {}
 
-        def size(n: int) -> SizeSection:
-            if n not in measured:
-                value, stderr = limits.measure(patched(n))
-                is_within = value + limits.margin * (stderr or 0.0) <= limits.limit
-                measured[n] = SizeSection(n, value, stderr, is_within)
-                log.info("budget: %d layers removed: %.6g %s, at most %.6g", n, value, limits.unit, limits.limit)
+        def measure(n: int) -> SizeSection:
+            value, stderr = limits.measure(patched(n))
+            is_within = value + limits.margin * (stderr or 0.0) <= limits.limit
+            measured[n] = SizeSection(n, value, stderr, is_within)
+            log.info("budget: %d layers removed: %.6g %s, at most %.6g", n, value, limits.unit, limits.limit)
             return measured[n]
+
+        def size(n: int) -> SizeSection:
+            return measured[n] if n in measured else measure(n)
 
         find = most_within if self.takes_most else fewest_within
         num_removed = find(sizes, size, limits)
+        while num_removed is not None and limits.is_noisy and not measure(num_removed).is_within:
+            num_removed = find(sizes, size, limits)
         if num_removed is None:
             nearest = measured[sizes[0] if self.takes_most else sizes[-1]]
             which = "one layer removed" if self.takes_most else f"{nearest.num_pruned_layers} layers removed, the most,"

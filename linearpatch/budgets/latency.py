@@ -31,7 +31,8 @@ class Latency(Limit):
     """The fewest layers without which the patched model is fast enough, measured on this machine or read from a table.
 
     On this machine each size takes turns with the dense model, and its time is the dense model's times the median ratio
-    of the rounds: what slows down both doesn't count.
+    of the rounds: what slows down both doesn't count. The size that is found must be fast enough when it is measured
+    again.
 
     Attributes:
         at_most: A share of the dense model's up to 1, or a time: `0.8`, `12ms`, `1.5s`.
@@ -44,7 +45,7 @@ class Latency(Limit):
             Between two sizes times are interpolated. null: measure here.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     at_most: Any = 0.8
     phase: str = "decode"
@@ -86,7 +87,7 @@ class Latency(Limit):
             return whole * ratio["ratio"], whole * 1.2533 * spread / self.rounds**0.5
 
         limit = number * whole if is_share else number
-        return Limits(limit, whole, "s", measure, int((1 - limit / whole) * dense.num_layers))
+        return Limits(limit, whole, "s", measure, int((1 - limit / whole) * dense.num_layers), is_noisy=True)
 
     def _times(self, decoders: Sequence[Decoder]) -> list[list[float]]:
         """Seconds of each round, by model."""

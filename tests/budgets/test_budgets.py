@@ -124,6 +124,32 @@ def test_latency_is_measured_in_turns_with_the_dense_model(decoder, blocks, monk
         assert section.value / section.dense == pytest.approx(4 / 6, rel=2e-3)
 
 
+def test_a_size_that_was_fast_by_chance_is_not_taken(decoder, blocks, monkeypatch):
+    """The first measurement without one layer is lucky; the second shows that it takes two."""
+    lucky = [True]
+
+    def times(model, prompt, new_tokens):
+        seconds = model.num_layers * (0.8 if model.num_layers == 5 and lucky[0] else 1)
+        return seconds, seconds
+
+    monkeypatch.setattr("linearpatch.budgets.latency.generation_times", times)
+    measured = []
+    turns = Latency._times
+
+    def counted(self, decoders):
+        found = turns(self, decoders)
+        measured.append([one.num_layers for one in decoders])
+        lucky[0] = [6, 5] not in measured
+        return found
+
+    monkeypatch.setattr(Latency, "_times", counted)
+    budget = Latency(0.7, phase="prefill", length=8, rounds=2)
+    section = budget.resolve(Workspace(decoder, blocks), range(1, 6), pruned)
+    assert section.num_pruned_layers == 2
+    assert [(size.num_pruned_layers, size.is_within) for size in section.sizes] == [(1, False), (2, True)]
+    assert measured.count([6, 4]) == 2  # it was measured twice, too
+
+
 @pytest.fixture
 def held_out():
     return TokenBlocks(torch.randint(3, 300, (5, 12), generator=torch.Generator().manual_seed(7)), "random/test")
