@@ -1,6 +1,7 @@
 """Families get the verdict that the documentation states: some peculiar ones here, `make families` tries all."""
 
 import pytest
+import transformers
 from table import PAGE, committed_verdicts
 from verdicts import families, verdict_on
 
@@ -19,5 +20,8 @@ def test_the_verdict_on_a_family_is_the_committed_one(family):
 
 
 def test_the_page_has_every_family():
+    page = PAGE.read_text(encoding="utf-8")
+    assert "FAULT" not in page
+    if f"with transformers {transformers.__version__}:" not in page:
+        pytest.skip("the page is of another version of transformers, which has other families")
     assert set(committed_verdicts()) == set(families())
-    assert "FAULT" not in PAGE.read_text(encoding="utf-8")
