@@ -130,15 +130,25 @@ def peak_memory(work: Work, num_blocks: int, block_length: int) -> int:
         num_blocks: It gets one batch of so many blocks …
         block_length: … of so many tokens.
     """
+    return in_own_process(_measure_peak, work, num_blocks, block_length)
+
+
+def in_own_process(measure: Callable[..., None], *arguments: object) -> int:
+    """The number of bytes that a function measures in a process of its own, where freed blocks are returned.
+
+    Args:
+        measure: A function of a module; it sends the number to its last argument, a connection.
+        arguments: What it is given before that.
+    """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_peak, args=(work, num_blocks, block_length, sender))
+    process = context.Process(target=measure, args=(*arguments, sender))
     with mock.patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(2**20)):  # the process inherits it
         process.start()
     sender.close()
-    peak = int(receiver.recv())
+    measured = int(receiver.recv())
     process.join()
-    return peak
+    return measured
 
 
 def _measure_peak(work: Work, num_blocks: int, block_length: int, sender) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001

@@ -6,15 +6,12 @@ and kept streams do where the GPU has no room for them. What the count says of a
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import torch
 
-from benchmarks.measure import Claim
+from benchmarks.measure import Claim, in_own_process
 from linearpatch.calibration.gram import FP64_BYTES, RefitGram
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.data.blocks import TokenBlocks
@@ -68,7 +65,7 @@ def claims() -> list[Claim]:
     needed = large.weight_bytes + large.draft_bytes(REMOVED) + large.refit_bytes + large.batch_bytes
     allowed = large.weight_bytes + large.batch_bytes
     counted = LLAMA_1B.refit_bytes + LLAMA_1B.batch_bytes
-    measured = _measured()
+    measured = in_own_process(_run_pass)
     return [
         Claim(
             "search and refit of a 13B model in bfloat16: memory / weights and a batch (counted)",
@@ -81,20 +78,8 @@ def claims() -> list[Claim]:
     ]  # fmt: skip
 
 
-def _measured() -> int:
-    """Bytes by which memory grows in a pass, in a process of its own; freed blocks are returned (`measure`)."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run_pass, args=(sender,))
-    with mock.patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(MIB)):
-        process.start()
-    sender.close()
-    growth = int(receiver.recv())
-    process.join()
-    return growth
-
-
 def _run_pass(sender) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """Send the bytes by which memory grows in a pass for a refit."""
     shape = LLAMA_1B
     settings = {
         "hidden_size": shape.hidden, "intermediate_size": shape.inner, "num_hidden_layers": shape.layers,
