@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from linearpatch.budgets.budget import sizes_of
@@ -26,6 +25,8 @@ from linearpatch.checkpoint.hub import push
 from linearpatch.checkpoint.saving import save_checkpoint
 from linearpatch.data.blocks import BlockSpec
 from linearpatch.distillation.distill import Distilled, TrainingFailed, distill
+from linearpatch.distillation.helping import receive
+from linearpatch.distillation.training import Training
 from linearpatch.errors import NumericsError, StorageError
 from linearpatch.evaluation.measure import measure
 from linearpatch.experiment import Experiment
@@ -96,12 +97,30 @@ def run(
     if workers.is_main:
         with tidied([experiment.cache_path]):
             return _run(experiment, folder, record, cache, workers, shared)
-    with TemporaryDirectory() as scratch:  # it helps with the distillation, and has nothing else to do
-        helping = replace(experiment, eval={}, save_model=False, push_to_hub=None, tracker={})
-        try:
-            return _run(helping, Path(scratch), record, cache, workers)
-        except (TrainingFailed, Terminated):  # the first process has it, too, and reports it
-            return record
+    if experiment.training:
+        help_training(experiment.training, experiment.model, cache, workers, experiment.cache_path)
+    return record
+
+
+def help_training(training: Training, model: Model, cache: Cache, workers: Workers, cache_dir: Path) -> None:
+    """Train with the first process what that has fitted; this process has nothing else to do.
+
+    Args:
+        training: Loss and settings.
+        model: The dense model's settings …
+        cache: … and what all processes share.
+        workers: They, and this one.
+        cache_dir: Where converted models are.
+    """
+    dense = (model.waiting if training.sharded else model).load(cache_dir).decoder
+    given = receive(workers)
+    try:
+        distill(
+            training, dense, given.edit, given.text, given.validation,
+            cache=cache, model_key=given.model_key, seed=given.seed, workers=workers,
+        )  # fmt: skip
+    except (TrainingFailed, Terminated):
+        log.info("the first process says why the training ended")
 
 
 def cache_of(experiment: Experiment, since: float | None = None) -> Cache:
@@ -147,7 +166,7 @@ def _run(
         check_removable(dense, edits["pruned"], experiment.format)
 
         if experiment.training:
-            experiment.training.trainable_set.check_edit(dense, edits["pruned"])
+            experiment.training.check_edit(dense, edits["pruned"])
 
         with record.step("fit"):
             edits["patched"] = fit(experiment.patch, prepared.model, workspace, edits["pruned"], record)

@@ -12,7 +12,7 @@ def dense(family, tmp_path):
     return AutoModelForCausalLM.from_pretrained(tmp_path / "dense")
 
 
-def on_disk(family, tmp_path, layers_on_disk=range(NUM_LAYERS)):
+def on_disk(family, tmp_path, layers_on_disk=range(NUM_LAYERS), name="offload"):
     """The same model as `from_pretrained` gives it where memory is short."""
     layers = {"opt": "model.decoder.layers"}.get(family, "model.layers")
     norm = {"opt": "model.decoder.final_layer_norm"}.get(family, "model.norm")
@@ -22,5 +22,5 @@ def on_disk(family, tmp_path, layers_on_disk=range(NUM_LAYERS)):
     device_map |= {f"{layers}.{i}": "disk" if i in layers_on_disk else "cpu" for i in range(NUM_LAYERS)}
     device_map[norm] = "disk"
     return AutoModelForCausalLM.from_pretrained(
-        tmp_path / "dense", device_map=device_map, offload_folder=tmp_path / "offload"
+        tmp_path / "dense", device_map=device_map, offload_folder=tmp_path / name
     )

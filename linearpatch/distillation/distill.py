@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from linearpatch.data.blocks import TokenBlocks
+from linearpatch.distillation.helping import Assignment, send
 from linearpatch.distillation.loop import Diverged, Loop
 from linearpatch.distillation.patch_forms import (
     DiagonalPatch,
@@ -24,6 +25,7 @@ from linearpatch.distillation.patch_forms import (
     dense_form,
 )
 from linearpatch.distillation.range_test import RATES, best_rate
+from linearpatch.distillation.sharding import gathered, sharded
 from linearpatch.distillation.sources import SHARD, Cached, Online, Source
 from linearpatch.distillation.training import Keeping, Training
 from linearpatch.errors import ConfigError, StorageError
@@ -32,6 +34,7 @@ from linearpatch.models.edit import Edit
 from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.gradients import gradients_for
 from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap, Operator, operator_from
+from linearpatch.models.offload import parked
 from linearpatch.models.runner import Runner
 from linearpatch.models.weight_changes import describe_weights, tensors_of, weights_from
 from linearpatch.registry import identity, name_of
@@ -137,7 +140,8 @@ def distill(
         cache: Where results, states and targets are kept; by default in memory.
         model_key: What identifies the dense model (`LoadedModel.key`).
         seed: Of the order of the sequences.
-        workers: Processes that share the work.
+        workers: Processes that share the work. The first one tells the others what to train, who call this with what
+            they `helping.receive`; with `sharded` the result is complete in the first one alone.
         report: Called with every new point of the history.
 
     Raises:
@@ -148,6 +152,8 @@ def distill(
     cache, workers = cache or Cache(), workers or Workers()
     model_key = dict(model_key or {"weights": weights_hash(decoder.model)})
     operators = _operators(edit)
+    if workers.count > 1 and workers.is_main:
+        send(Assignment(edit, text, validation, model_key, seed), workers)
     key = {
         "model": model_key,
         "edit": edit.identity(),
@@ -166,14 +172,20 @@ def distill(
                 "same command, and a cache_dir that all can read."
             )
         if finished is None:
-            student = _student(training, decoder, edit, operators, seed)
-            state = cache.find("distillation_state", key, remember=False)
-            source = _source(training, student, torch.cat([text.ids, validation.ids]), cache, model_key, workers)
 
-            def loop_of(settings: Training) -> Loop:
-                return Loop(settings, student, source, len(validation.ids), seed=seed, workers=workers)
+            def trained() -> Entry:  # what it needs meanwhile is released when it ends
+                student = _student(training, decoder, edit, operators, seed, workers)
+                state = cache.find("distillation_state", key, remember=False)
+                source = _source(training, student, torch.cat([text.ids, validation.ids]), cache, model_key, workers)
 
-            finished = _train(loop_of(_with_rate(training, loop_of, state)), state, edit, cache, key, report)
+                def loop_of(settings: Training) -> Loop:
+                    return Loop(settings, student, source, len(validation.ids), seed=seed, workers=workers)
+
+                return _train(loop_of(_with_rate(training, loop_of, state)), state, edit, cache, key, report)
+
+            with parked(decoder.model) if training.sharded else nullcontext():
+                workers.wait()  # until all devices have room
+                finished = trained()
             if workers.is_main:
                 cache.put("distillation", key, finished)
         else:
@@ -204,18 +216,21 @@ def _operators(edit: Edit) -> list[Operator]:
     return [operator for operator in operators if isinstance(operator, Operator)]
 
 
-def _student(training: Training, decoder: Decoder, edit: Edit, operators: Sequence[Operator], seed: int) -> Runner:
+def _student(
+    training: Training, decoder: Decoder, edit: Edit, operators: Sequence[Operator], seed: int, workers: Workers
+) -> Runner:
     """The edited model with patches and weights that train; its beginning is the edited model itself."""
-    weights = training.trainable_set.weights(decoder, edit, seed)
+    weights = training.trainable_set.weights(decoder, edit, seed, anywhere=training.sharded)
     weights = {name: change for name, change in weights.items() if training.sees(decoder, name) or name in edit.weights}
+    own = workers.device if training.sharded else None
     readers = [placed.place.runs_with(set(edit.removed_layers)) for placed in edit.operators]
     patches = [
-        _trainable(training, operator, decoder.hidden_size, decoder.reading_device(reader), seed + index)
+        _trainable(training, operator, decoder.hidden_size, own or decoder.reading_device(reader), seed + index)
         for index, (operator, reader) in enumerate(zip(operators, readers, strict=True))
     ]
     student = Runner(decoder, edit.with_modules(patches).with_weights(weights), training.recompute)
     training.check_student(student)
-    return student
+    return student if own is None else sharded(student, own)
 
 
 def _trainable(
@@ -313,13 +328,17 @@ def _train(
 def _entry(loop: Loop, fitted: Edit) -> Entry:
     """What was reached: the best operators and weights, which are the fitted ones where no step improved them."""
     best = loop.best_edit() if loop.best_step else fitted
+    keep = loop.workers.is_main
+    weights = {name: gathered(values, keep=keep) for name, values in tensors_of(best.weights, WEIGHTS).items()}
+    if loop.is_sharded and not keep:
+        best, weights = best.with_weights({}), {}
     operators = _operators(best)
     tensors = {
         f"{index}.{name}": values.detach().cpu().float()
         for index, operator in enumerate(operators)
         for name, values in operator.named_parameters()
     }
-    tensors |= {name: values.cpu().clone() for name, values in tensors_of(best.weights, WEIGHTS).items()}
+    tensors |= {name: values.cpu().clone() for name, values in weights.items()}
     facts = {
         "operators": [{"operator": operator.name, **operator.spec()} for operator in operators],
         "weights": describe_weights(best.weights),

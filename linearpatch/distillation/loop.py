@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from linearpatch.distillation.clock import TRIALS, Clock, seconds
 from linearpatch.distillation.on_policy import OnPolicy
 from linearpatch.distillation.patch_forms import at_rest
+from linearpatch.distillation.sharding import clip_gradients, gathered, is_sharded, joined, local, spread_like
 from linearpatch.distillation.sources import SHARD, Online, Source
 from linearpatch.distillation.training import Lesson, Training
 from linearpatch.errors import NumericsError
@@ -82,9 +83,8 @@ class Loop:
         self.parameters = [
             parameter for module in modules for parameter in module.parameters() if parameter.requires_grad
         ]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=training.learning_rate, weight_decay=training.weight_decay
-        )
+        self.is_sharded = any(map(is_sharded, self.parameters)) or training.sharded
+        self.optimizer = self._new_optimizer(training.learning_rate)
         self.schedule = self._new_schedule()
         # Gradients in fp16 overflow or vanish unless the loss is scaled; other dtypes need nothing.
         device = student.decoder.input_device
@@ -146,8 +146,10 @@ class Loop:
                     self._log_progress(clock)
                 asked = self._stop_reason(stop())
                 if asked or (clock.is_due() and self.step < self.total):
+                    if self.is_sharded or self.workers.is_main:  # parts of other processes are gathered
+                        state = self.state()
                     if self.workers.is_main:
-                        save(self.state())
+                        save(state)
                     clock.saved()
                 if asked:
                     raise Terminated(f"{asked} after step {self.step} of {self.total} of the distillation")
@@ -166,7 +168,7 @@ class Loop:
         self._sum_gradients()
         self.scaler.unscale_(self.optimizer)
         if self.training.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
+            clip_gradients(self.parameters, self.training.max_grad_norm, self.workers)
         self._rate = self.learning_rate
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
@@ -182,17 +184,23 @@ class Loop:
     def _gradients(self) -> Tensor:
         """Add the gradients of this process' part of the next step; the answer is its part of the loss."""
         total = torch.zeros((), dtype=torch.float64)
-        rows = self.rows(self.step)
-        own_rows = self.workers.share(rows)
-        size = self.training.batch_size
         self.on_policy.prepare(self.step)
-        for start in range(0, len(own_rows), size):
-            part = own_rows[start : start + size]
+        for part, share in self._own_batches(self.rows(self.step), self.training.batch_size):
             loss = self.training.loss(self.student, self._lesson(part))
-            share = len(part) / len(rows)  # all sequences are equally long
             self.scaler.scale(loss * share).backward()
             total += loss.detach().cpu().double() * share
         return total
+
+    def _own_batches(self, rows: Sequence[int], size: int) -> list[tuple[Sequence[int], float]]:
+        """This process' batches of some sequences, and how much each counts in the mean over all of them.
+
+        Where layers are sharded all processes must run equally often: what some do beside the others counts nothing.
+        """
+        own = self.workers.share(rows)
+        batches = [own[start : start + size] for start in range(0, len(own), size)]
+        shares = [(batch, len(batch) / len(rows)) for batch in batches]  # all sequences are equally long
+        most = math.ceil(math.ceil(len(rows) / self.workers.count) / size)
+        return shares + [(rows[:1], 0.0)] * (most - len(batches) if self.is_sharded else 0)
 
     def _lesson(self, rows: Sequence[int]) -> Lesson:
         """The lesson of some sequences of the next step; the dense model reads what the student wrote of them."""
@@ -215,6 +223,12 @@ class Loop:
             "distill: %d steps of %.2f s fit into distill.minutes=%g", self.total, step, self.training.minutes or 0
         )
 
+    def _new_optimizer(self, learning_rate: float) -> torch.optim.AdamW:
+        together = False if self.is_sharded else None  # one kernel for many weights takes them all whole or all sharded
+        return torch.optim.AdamW(
+            self.parameters, lr=learning_rate, weight_decay=self.training.weight_decay, foreach=together
+        )
+
     def _new_schedule(self) -> CosineAnnealingLR:
         least = self.learning_rate * self.training.final_learning_rate
         return CosineAnnealingLR(self.optimizer, max(1, self.total), eta_min=least)
@@ -235,11 +249,11 @@ class Loop:
     @torch.no_grad()
     def validation_loss(self) -> float:
         """Mean loss over the validation sequences."""
-        rows = self.workers.share(range(self.num_training, len(self.source.ids)))
+        batches = self._own_batches(range(self.num_training, len(self.source.ids)), 1)
         total = torch.zeros((), dtype=torch.float64)
-        for lesson in self._validation_lessons(rows):
-            total += self.training.loss(self.student, lesson).cpu().double()
-        return float(self.workers.sum(total)) / (len(self.source.ids) - self.num_training)
+        for lesson, (_, share) in zip(self._validation_lessons([row for (row,), _ in batches]), batches, strict=True):
+            total += self.training.loss(self.student, lesson).cpu().double() * share
+        return float(self.workers.sum(total))
 
     @property
     def learning_rate(self) -> float:
@@ -257,23 +271,28 @@ class Loop:
     def restart(self, learning_rate: float) -> None:
         """Begin again where it began, with another learning rate; for trials of a few steps that keep it."""
         self._load_parameters(self.best)
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, weight_decay=self.training.weight_decay)
+        self.optimizer = self._new_optimizer(learning_rate)
         self.schedule = self._new_schedule()
         self.step = self.skipped = 0
 
     def state(self) -> Entry:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on; of a sharded training in the first process, with all asking."""
+        keep = self.workers.is_main
         moments = {
             f"{index}.{name}": values
             for index, entries in self.optimizer.state_dict()["state"].items()
             for name, values in entries.items()
         }
         own_text = self.on_policy.state()
+        parameters = [parameter.detach() for parameter in self.parameters]
         tensors = {
             **own_text.tensors,
-            **{f"parameter.{index}": values.detach() for index, values in enumerate(self.parameters)},
-            **{f"best.{index}": values for index, values in enumerate(self.best)},
-            **{f"moment.{name}": torch.as_tensor(values) for name, values in moments.items()},
+            **{f"parameter.{index}": gathered(values, keep=keep) for index, values in enumerate(parameters)},
+            **{
+                f"best.{index}": gathered(joined(values, parameters[index]), keep=keep)
+                for index, values in enumerate(self.best)
+            },
+            **{f"moment.{name}": gathered(values, keep=keep) for name, values in moments.items()},
             "rng": torch.get_rng_state(),
         }
         facts = {
@@ -294,12 +313,14 @@ class Loop:
 
     def restore(self, state: Entry) -> None:
         """Resume from a saved state."""
-        self._load_parameters([state.tensors[f"parameter.{index}"] for index in range(len(self.parameters))])
-        self.best = [state.tensors[f"best.{index}"] for index in range(len(self.parameters))]
+        self._load_parameters(self._own_parts(state, "parameter"))
+        self.best = [values.cpu() for values in self._own_parts(state, "best")]
         moments: dict[int, dict[str, Tensor]] = {}
         for name, values in state.tensors.items():
             if name.startswith("moment."):
                 _, index, kind = name.split(".", 2)
+                owner = self.parameters[int(index)]
+                values = spread_like(values, owner) if values.dim() else values
                 moments.setdefault(int(index), {})[kind] = values
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
@@ -318,7 +339,7 @@ class Loop:
     def _sum_gradients(self) -> None:
         for parameter in self.parameters:  # a process may have had no sequence in the last step of an epoch
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = self.workers.sum(gradient)
+            parameter.grad = gradient if is_sharded(parameter) else self.workers.sum(gradient)
 
     def _validate(self, report: Callable[[Mapping[str, float]], None]) -> None:
         value = self.validation_loss()
@@ -371,13 +392,20 @@ class Loop:
         return (asked or "a stop signal to another process") if float(flag) else None
 
     def _copies(self) -> list[Tensor]:
-        """Copies of the trained parameters in CPU memory; the device's memory is needed for training."""
-        return [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]
+        """Copies of the trained parameters (this process' parts) in CPU memory; the device's is needed for training."""
+        return [local(parameter.detach()).to("cpu", copy=True) for parameter in self.parameters]
+
+    def _own_parts(self, state: Entry, what: str) -> list[Tensor]:
+        """This process' parts of tensors of a state, one for each parameter."""
+        return [
+            local(spread_like(state.tensors[f"{what}.{index}"], parameter))
+            for index, parameter in enumerate(self.parameters)
+        ]
 
     @torch.no_grad()
     def _load_parameters(self, values: Sequence[Tensor]) -> None:
         for parameter, value in zip(self.parameters, values, strict=True):
-            parameter.copy_(value)
+            local(parameter).copy_(value)
 
 
 @lru_cache(maxsize=2)

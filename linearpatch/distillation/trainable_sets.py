@@ -18,6 +18,7 @@ from linearpatch.distillation.chunks import at_least_fp32
 from linearpatch.errors import ConfigError, ModelError
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import Edit
+from linearpatch.models.offload import read_parameter
 from linearpatch.models.quantised import is_packed
 from linearpatch.models.removal import own_names
 from linearpatch.models.sublayers import MATRICES
@@ -39,8 +40,13 @@ class TrainableSet(ABC):
     def check(self, decoder: Decoder) -> None:  # noqa: B027 - most sets fit any model
         """Reject a model that has no such weights, before anything is computed."""
 
-    def check_edit(self, decoder: Decoder, edit: Edit) -> None:
+    def check_edit(self, decoder: Decoder, edit: Edit, *, anywhere: bool = False) -> None:
         """Reject an edit of which nothing would train, before patches are fitted.
+
+        Args:
+            decoder: The dense model.
+            edit: What is removed.
+            anywhere: Whether weights that train may be kept in CPU memory or on disk (`distill.sharded`).
 
         Raises:
             ConfigError: there is nothing of the kind in what is kept, or it can't be trained.
@@ -52,7 +58,7 @@ class TrainableSet(ABC):
                 f"{self} has no weights to train in {edit.summary()}. Use another distill.trainable, such as lora "
                 "with distill.lora_layers=kept."
             )
-        _check_weights(decoder, edit, names)
+        _check_weights(decoder, edit, names, anywhere=anywhere)
 
     def _left(self, decoder: Decoder, edit: Edit) -> list[ParameterName]:
         """Which weights these are, without those of removed sublayers."""
@@ -61,25 +67,26 @@ class TrainableSet(ABC):
             name for name in self.names(decoder, edit) if name.name.partition(".")[0] not in lost.get(name.layer, ())
         ]
 
-    def weights(self, decoder: Decoder, edit: Edit, seed: int) -> Weights:
+    def weights(self, decoder: Decoder, edit: Edit, seed: int, *, anywhere: bool = False) -> Weights:
         """All changed weights of the student at its beginning: those that train, and others of the edit, which stay.
 
         Args:
             decoder: The dense model.
             edit: What is removed, and the operators.
             seed: Of what begins at random.
+            anywhere: As of `check_edit`; the changes of such weights begin in CPU memory.
 
         Raises:
             ConfigError: as of `check_edit`.
             ModelError: as well.
         """
-        self.check_edit(decoder, edit)
+        self.check_edit(decoder, edit, anywhere=anywhere)
         generator = torch.Generator().manual_seed(seed)
         changes: dict[ParameterName, WeightChange] = {}
         for name in self._left(decoder, edit):
             weight = parameter_of(decoder, name).detach()
             if name in edit.weights:
-                weight = edit.weights[name].value(weight)
+                weight = edit.weights[name].value(_read(decoder, name))
             changes[name] = self.change(decoder, name, weight, generator).requires_grad_(True)
         return {**edit.weights, **changes}
 
@@ -89,9 +96,10 @@ class TrainableSet(ABC):
         Args:
             decoder: The dense model.
             name: Of the weight.
-            weight: Its value in the edited model.
+            weight: Its value in the edited model; on the meta device where that is the dense model's, kept elsewhere.
             generator: Of what begins at random.
         """
+        weight = _read(decoder, name) if weight.is_meta else weight
         return NewWeight(weight.to(at_least_fp32(weight), copy=True))
 
 
@@ -103,10 +111,10 @@ class PatchesAlone(TrainableSet):
         """None."""
         return []
 
-    def check_edit(self, decoder: Decoder, edit: Edit) -> None:
+    def check_edit(self, decoder: Decoder, edit: Edit, *, anywhere: bool = False) -> None:
         """Whether there are patches isn't known yet."""
 
-    def weights(self, decoder: Decoder, edit: Edit, seed: int) -> Weights:
+    def weights(self, decoder: Decoder, edit: Edit, seed: int, *, anywhere: bool = False) -> Weights:
         """None, if there are patches.
 
         Raises:
@@ -240,7 +248,8 @@ class LoRA(TrainableSet):
         bound = inputs**-0.5
         down = (2 * torch.rand(self.rank, inputs, generator=generator) - 1) * bound
         up = torch.zeros(outputs, self.rank)
-        down, up = (matrix.to(weight.device, at_least_fp32(weight)) for matrix in (down, up))
+        device = torch.device("cpu") if weight.is_meta else weight.device
+        down, up = (matrix.to(device, at_least_fp32(weight)) for matrix in (down, up))
         return LowRankUpdate(down, up, self.alpha / self.rank, transposed=transposed)
 
 
@@ -253,6 +262,11 @@ def parameter_of(decoder: Decoder, name: ParameterName) -> nn.Parameter:
     """The dense model's parameter of a name."""
     module, leaf = name.owner(decoder)
     return module.get_parameter(leaf)
+
+
+def _read(decoder: Decoder, name: ParameterName) -> Tensor:
+    """The dense model's value of it, wherever that is kept."""
+    return read_parameter(*name.owner(decoder)).detach()
 
 
 def _of_layers(decoder: Decoder, layers: Sequence[int]) -> list[ParameterName]:
@@ -281,7 +295,7 @@ def _last(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _check_weights(decoder: Decoder, edit: Edit, names: Sequence[ParameterName]) -> None:
+def _check_weights(decoder: Decoder, edit: Edit, names: Sequence[ParameterName], *, anywhere: bool) -> None:
     owners: dict[int, set[int]] = {}
     for layer in kept_layers(decoder, edit):
         for weight in decoder.layers[layer].parameters():
@@ -294,10 +308,11 @@ def _check_weights(decoder: Decoder, edit: Edit, names: Sequence[ParameterName])
                 f"{what} is quantised ({weight.dtype}), so it can't be trained. Load the "
                 "model without quantisation, or use distill.trainable=patch."
             )
-        if weight.is_meta:
+        if weight.is_meta and not anywhere:
             raise ConfigError(
                 f"{what} is kept in CPU memory or on disk (model.device_map), so it can't be trained. "
-                "Use distill.trainable=patch, or a model.device_map by which it stays on a device."
+                "Use distill.trainable=patch, a model.device_map by which it stays on a device, or several processes "
+                "with distill.sharded=true."
             )
         sharing = owners.get(id(weight), set())
         if len(sharing) > 1:

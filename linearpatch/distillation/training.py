@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from math import ceil, inf
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from linearpatch.distillation.trainable_sets import (
@@ -29,6 +30,8 @@ from linearpatch.distillation.trainable_sets import (
 from linearpatch.errors import ConfigError, ModelError, require_choice, require_number, require_range
 from linearpatch.linalg.hadamard import hadamard_factors
 from linearpatch.models.decoder import Decoder, LayerCall
+from linearpatch.models.edit import Edit
+from linearpatch.models.quantised import check_unquantised
 from linearpatch.models.runner import Runner
 from linearpatch.models.units import LAYER
 from linearpatch.models.weight_changes import ParameterName
@@ -137,6 +140,8 @@ class Training(Distillation, ABC):
             steps), and the dense model scores. 0: none.
         validations: How many times the validation loss is measured after the first.
         recompute: Gradient checkpointing: less memory for a longer backward pass.
+        sharded: Spread every layer over all processes, for models that don't fit on one device: each holds a part of
+            each weight, of its gradient and moments (FSDP2).
         checkpoint_minutes: Save the training so often; null never.
         checkpoint_steps: Save it after so many steps as well; null doesn't.
     """
@@ -165,6 +170,7 @@ class Training(Distillation, ABC):
     on_policy: float = 0.0
     validations: int = 10
     recompute: bool = field(default=False, metadata={"identity": False})
+    sharded: bool = field(default=False, metadata={"identity": False})
     checkpoint_minutes: float | None = field(default=5.0, metadata={"identity": False})
     checkpoint_steps: int | None = field(default=None, metadata={"identity": False})
 
@@ -250,11 +256,13 @@ class Training(Distillation, ABC):
         return ceil(sequences / in_step) * self.epochs
 
     def check_processes(self, count: int) -> None:
-        """Reject more processes than a step has sequences.
+        """Reject more processes than a step has sequences, and layers to spread over one process.
 
         Raises:
-            ConfigError: some would have nothing to do.
+            ConfigError: some would have nothing to do, or there is nothing to spread them over.
         """
+        if self.sharded:
+            self._check_sharded(count)
         sequences = self.batch_size * self.accumulation
         if sequences < count:
             raise ConfigError(
@@ -262,12 +270,36 @@ class Training(Distillation, ABC):
                 f"Use distill.accumulation={count}, or fewer processes."
             )
 
+    def _check_sharded(self, count: int) -> None:
+        if count == 1:
+            raise ConfigError(
+                "distill.sharded=true spreads layers over several processes, and this is one. Start several, one for "
+                "each GPU: accelerate launch --num_processes 4 -m linearpatch.cli run …; or use distill.sharded=false."
+            )
+        if self.on_policy:
+            raise ConfigError(
+                f"distill.on_policy={self.on_policy:g} generates text with a model that is whole, and "
+                "distill.sharded=true spreads its layers. Use distill.on_policy=0, or distill.sharded=false."
+            )
+        if self.keeping is not None:
+            raise ConfigError(
+                "distill.targets=cached has each process run the dense model for files of its own, and with "
+                "distill.sharded=true all run it together. Use distill.targets=online, or distill.sharded=false."
+            )
+
     def check(self, decoder: Decoder) -> None:
         """Reject a model that this loss can't be computed for, before anything is.
 
         Raises:
             ConfigError: as of `check_size`, or the family lacks what is to be trained.
+            ModelError: it can't be sharded as asked for.
         """
+        if self.sharded:
+            check_unquantised([decoder.model], "distill.sharded=true", "Use distill.sharded=false.")
+        if self.sharded and decoder.model.dtype == torch.float16:
+            raise ConfigError(
+                "distill.sharded=true doesn't scale losses, as training in fp16 needs. Use model.dtype=bfloat16."
+            )
         self.check_size(decoder.hidden_size)
         self.trainable_set.check(decoder)
 
@@ -289,6 +321,10 @@ class Training(Distillation, ABC):
                     f"There is no Hadamard matrix of the model's size, {hidden_size}, for "
                     "distill.patch_form=diagonal. Use distill.basis=channel."
                 ) from error
+
+    def check_edit(self, decoder: Decoder, edit: Edit) -> None:
+        """Reject an edit of which nothing would train, before patches are fitted; as `TrainableSet.check_edit`."""
+        self.trainable_set.check_edit(decoder, edit, anywhere=self.sharded)
 
     def sees(self, decoder: Decoder, name: ParameterName) -> bool:
         """Whether the loss depends on a weight; others stay."""

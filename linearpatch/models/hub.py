@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,11 @@ class HubModel(Model):
             return str(ModelCard.load(card if card.is_file() else self.path).data.license or "")
         except Exception:  # no card, no network, no access: nothing is known, and nothing depends on it
             return ""
+
+    @property
+    def waiting(self) -> HubModel:
+        """The same with its weights on disk, where a process reads them when it needs them."""
+        return replace(self, device="cpu", device_map={"": "disk"})
 
     def config(self, cache_dir: Path) -> Any:
         """Read the configuration alone."""

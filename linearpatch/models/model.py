@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -151,6 +151,11 @@ class Model(ABC):
         # A launcher of several processes gives each a GPU of its own.
         own = whole_number("LOCAL_RANK", low=0)
         return torch.device("cuda") if own is None else torch.device("cuda", own)
+
+    @property
+    def waiting(self) -> Model:
+        """The same away from GPUs, for a process that computes nothing with the whole model (`distill.sharded`)."""
+        return replace(self, device="cpu", device_map=None)
 
     @property
     def placement(self) -> dict[str, Any]:

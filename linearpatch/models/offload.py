@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import ChainMap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,32 @@ def parameter_replaced(module: nn.Module, name: str, value: Tensor) -> Iterator[
             hook.weights_map = kept
         else:
             module.register_parameter(name, old)
+
+
+@contextmanager
+def parked(model: nn.Module) -> Iterator[None]:
+    """While open, a model's weights are in CPU memory, so that its devices have room for something else.
+
+    It can't run meanwhile. Weights that are there or on disk anyway stay where they are.
+    """
+    homes = [(tensor, tensor.device) for tensor in (*model.parameters(), *model.buffers())]
+    moved = [(tensor, device) for tensor, device in homes if device.type not in ("cpu", "meta")]
+    for tensor, _ in moved:
+        tensor.data = tensor.data.cpu()
+    _release()
+    try:
+        yield
+    finally:
+        _release()
+        for tensor, device in moved:
+            tensor.data = tensor.data.to(device)
+
+
+def _release() -> None:
+    """Give devices' memory that nothing uses any more back, for other processes as well."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _offloading_hook(module: nn.Module) -> Any:

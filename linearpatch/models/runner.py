@@ -87,16 +87,18 @@ class Runner:
         edit: The difference. Gradients reach its operators and changed weights where they ask for them.
         recompute: Keep only what each layer reads for the backward pass, and run it again there (gradient
             checkpointing). Layers that are offloaded to CPU memory or disk always do.
+        changed: The decoder with the edit's changed weights, where it exists already; None makes it.
     """
 
     decoder: Decoder
     edit: Edit
     recompute: bool = False
+    changed: Decoder | None = None
 
     @cached_property
     def edited(self) -> Decoder:
         """The layers, final norm and head that run: the dense model's, or their own where weights are changed."""
-        return changed_decoder(self.decoder, self.edit.weights)
+        return self.changed or changed_decoder(self.decoder, self.edit.weights)
 
     @cached_property
     def entry(self) -> int:

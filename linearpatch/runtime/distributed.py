@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -105,6 +105,24 @@ class Workers:
             from accelerate import PartialState
 
             PartialState().destroy_process_group()
+
+    def broadcast(self, value: Any) -> Any:
+        """A value of the first process, as every process gets it.
+
+        Args:
+            value: In the first process; what others give is of no account.
+        """
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
+    @property
+    def device(self) -> torch.device:
+        """That on which this process computes."""
+        from accelerate import PartialState
+
+        device: torch.device = PartialState().device
+        return device
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, the same in each."""

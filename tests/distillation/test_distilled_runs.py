@@ -151,8 +151,16 @@ def test_a_killed_run_ends_as_if_it_hadnt_been(kind, trainable, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainable", ["patch", "lora", "all"])
-def test_two_processes_are_one_with_twice_the_batch(tmp_path, trainable):
+@pytest.mark.parametrize(
+    ("trainable", "setting"),
+    [
+        ("patch", "distill.targets=cached"),
+        ("lora", "distill.targets=cached"),
+        ("all", "distill.targets=cached"),
+        ("lora", "distill.sharded=true"),
+    ],
+)
+def test_two_processes_are_one_with_twice_the_batch(tmp_path, trainable, setting):
     environment = {**os.environ, "LINEARPATCH_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     # On CPUs accelerate starts several processes by MPI only; under torchrun it finds them just so.
     launch = [str(BIN / "torchrun"), "--nproc_per_node=2", "--standalone", "-m", "linearpatch.cli"]
@@ -163,7 +171,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path, trainable):
         f"distill.trainable={trainable}",
         f"distill.learning_rate={1e-5 if trainable == 'all' else 1e-3}",  # a rate at which something is learnt
     ]
-    shared = ["distill.accumulation=2", "distill.targets=cached"]
+    shared = ["distill.accumulation=2", setting]
     done = subprocess.run([*launch, "run", *overrides, *shared, f"output_dir={tmp_path}/two"], env=environment,
                           capture_output=True, text=True, timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr
