@@ -102,6 +102,10 @@ class CandidateEdits:
             for removed, of_edit in zip(removals, interfaces, strict=True)
         ]
 
+    def forget(self) -> None:
+        """Drop what was fitted."""
+        self._operators.clear()
+
     def losses(
         self,
         removed: Sequence[Removable],
@@ -144,7 +148,6 @@ class CandidateEdits:
         """
         workspace = self.workspace
         sets = [sorted(as_units(candidate)) for candidate in removals]
-        names = [plain_units(candidate) for candidate in sets]
 
         def compute() -> Entry:
             edits = self.edits(sets)
@@ -152,12 +155,20 @@ class CandidateEdits:
             search.move(DENSE)
             with steps(f"race of {len(edits)} candidates", len(edits)) as on_step:
                 standings = race(search, edits, noise=noise, on_step=on_step)
-            require_finite([standing.loss for standing in standings], names)
+            require_finite([standing.loss for standing in standings], [plain_units(units) for units in sets])
             return Entry(facts={"standings": [asdict(standing) for standing in standings]})
 
-        asked = {"removals": names, "noise": noise, "race": RACE_VERSION}
-        entry = workspace.cache.get("patched_race", {**_same(workspace, self.patch), **asked}, compute)
+        entry = workspace.cache.get("patched_race", self._race_key(sets, noise), compute)
         return [Standing(**standing) for standing in entry.facts["standings"]]
+
+    def is_raced(self, removals: Sequence[Sequence[Removable]], *, noise: float) -> bool:
+        """Whether the cache holds the result of a race."""
+        sets = [sorted(as_units(candidate)) for candidate in removals]
+        return self.workspace.cache.find("patched_race", self._race_key(sets, noise)) is not None
+
+    def _race_key(self, sets: Sequence[Sequence[Removable]], noise: float) -> dict[str, Any]:
+        names = [plain_units(candidate) for candidate in sets]
+        return {**_same(self.workspace, self.patch), "removals": names, "noise": noise, "race": RACE_VERSION}
 
     def _fit(self, interfaces: Iterable[Interface]) -> None:
         sites = {interface: self.patch.place([interface]) for interface in interfaces}

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from linearpatch.calibration.candidate_losses import CandidateLoss
 from linearpatch.calibration.comparison import gather
+from linearpatch.calibration.sums_in_memory import parts_that_fit
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.errors import ConfigError, require_choice, require_range
 from linearpatch.models.edit import Edit
@@ -111,6 +112,8 @@ class PatchAware(Pruner):
 
     def prepare(self, workspace: Workspace, sizes: Sequence[int]) -> None:
         """Search for each size, and gather what the finalists of all of them are fitted on."""
+        if self.search == "window" and self.noise is not None:
+            self._race_all(self._part(workspace), sizes, self.noise)
         if self.finalists > 1:
             by_size = [self._searched(workspace, n)[0][: self.finalists] for n in sizes]
             gather(workspace, workspace.patch, [units for finalists in by_size for units in finalists])
@@ -118,12 +121,34 @@ class PatchAware(Pruner):
     def _searched(self, workspace: Workspace, n: int) -> tuple[list[Units], LayerScores]:
         """The best sets, and their scores; cached."""
         search = {"window": self._window, "greedy": self._greedy, "beam": self._beam}[self.search]
+        return search(self._part(workspace), n)
+
+    def _part(self, workspace: Workspace) -> Workspace:
+        """What the search looks at."""
         races = self.search == "window" and self.noise is not None
-        held_out = 1.0 if races else self.draft_share
-        return search(workspace.part(self.draft_share, held_out=held_out), n)
+        return workspace.part(self.draft_share, held_out=1.0 if races else self.draft_share)
+
+    def _race_all(self, workspace: Workspace, sizes: Sequence[int], noise: float) -> None:
+        """Race the windows of each size, fitted for several sizes at a time from one pass over the tokens."""
+        edits, width = workspace.candidate_edits, workspace.hidden_size
+        tried = {n: self._tried(workspace, n) for n in sizes}
+        left = [n for n in sizes if not edits.is_raced(tried[n], noise=noise)]
+
+        def num_bytes(n: int) -> int:
+            return len(tried[n]) * width**2 * workspace.decoder.model.dtype.itemsize
+
+        for together in parts_that_fit(left, num_bytes, workspace.decoder.input_device):
+            edits.edits([units for n in together for units in tried[n]])
+            for n in together:
+                edits.race(tried[n], noise=noise)
+            edits.forget()
+
+    def _tried(self, workspace: Workspace, n: int) -> list[Units]:
+        """The candidates of a window search."""
+        return list(dict.fromkeys([*self._windows(workspace, n), *self._rivals(workspace, n)]))
 
     def _window(self, workspace: Workspace, n: int) -> tuple[list[Units], LayerScores]:
-        tried = list(dict.fromkeys([*self._windows(workspace, n), *self._rivals(workspace, n)]))
+        tried = self._tried(workspace, n)
         if self.noise is not None:
             return self._raced(workspace, tried, n)
         losses = self._losses(workspace, (), tried, self.finalists)

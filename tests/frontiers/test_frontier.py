@@ -36,13 +36,24 @@ def parts(record):
             ("pruner=patch_aware", "patch=refit_auto", "calibration.held_out_blocks=2"), marks=pytest.mark.slow
         ),
         pytest.param(
+            (
+                "pruner=patch_aware",
+                "pruner.noise=3",
+                "pruner.finalists=3",
+                "pruner.rivals=[streamline,shortgpt]",
+                "patch=refit_auto",
+                "calibration.held_out_blocks=2",
+            ),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             ("pruner=patch_aware", "pruner.search=greedy", "patch=lstsq", "calibration.held_out_blocks=2"),
             marks=pytest.mark.slow,
         ),
         ("pruner=sleb", "patch=rotate"),
         pytest.param(("pruner=shortgpt", "pruner.unit=attention", "patch=none"), marks=pytest.mark.slow),
     ],
-    ids=["windows", "greedy", "sleb", "attentions"],
+    ids=["windows", "races", "greedy", "sleb", "attentions"],
 )
 def test_records_are_those_of_the_runs_alone(recipe):
     """Bit for bit, though each size comes after others in one process."""

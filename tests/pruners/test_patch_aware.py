@@ -102,6 +102,28 @@ def test_only_those_that_cannot_be_told_from_the_best_become_finalists():
     assert nobody_else.removed_layers == PatchAware().select(workspace_for(patch), 2).removed_layers
 
 
+def test_candidates_of_all_sizes_are_fitted_from_one_pass(monkeypatch):
+    patch, sizes = LeastSquares(ridge=0.1), (1, 2, 3)
+    pruner = PatchAware(noise=3.0, rivals=["shortgpt"])
+    alone = [pruner.select(workspace_for(patch), n) for n in sizes]
+    passes = []
+    run_pass = Workspace._run_pass
+
+    def counted(workspace, statistics, description):
+        passes.append(workspace.blocks.hash)
+        run_pass(workspace, statistics, description)
+
+    monkeypatch.setattr(Workspace, "_run_pass", counted)
+    workspace = workspace_for(patch)
+    workspace.is_shared = True
+    pruner.prepare(workspace, sizes)
+    assert sorted(passes) == sorted([workspace.blocks.hash, workspace.held_out.hash])
+    together = [pruner.select(workspace, n) for n in sizes]
+    assert len(passes) == 2
+    assert [edit.scores.race for edit in together] == [edit.scores.race for edit in alone]
+    assert [edit.removed_layers for edit in together] == [edit.removed_layers for edit in alone]
+
+
 @pytest.mark.parametrize("noise", [None, 3.0])
 def test_rivals_are_candidates_wherever_their_layers_are(noise):
     workspace = workspace_for(NoPatch())
