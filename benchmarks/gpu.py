@@ -6,6 +6,7 @@ shape, so that the command is known to work before it meets one; such a table sa
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import distill_8b
 from benchmarks.jobs_on_a_card import sharing_claims
@@ -32,7 +33,7 @@ from linearpatch.errors import LinearPatchError
 from linearpatch.evaluation.evaluation import Subject
 from linearpatch.evaluation.speed import Speed
 from linearpatch.models.edit import DENSE, Edit
-from linearpatch.models.model import LoadedModel
+from linearpatch.models.model import LoadedModel, ready
 from linearpatch.runtime.memory import peak_growth
 from linearpatch.storage.cache import Cache, default_cache_dir
 
@@ -61,6 +62,11 @@ class Shape:
 
 
 LLAMA_3_8B = Shape(distill_8b.SHAPE, removed=7, blocks=48, length=2048, repeats=10)
+LLAMA_2_13B = Shape(
+    {"vocab_size": 32_000, "hidden_size": 5120, "intermediate_size": 13_824, "num_hidden_layers": 40,
+     "num_attention_heads": 40, "num_key_value_heads": 40, "max_position_embeddings": 4096},
+    removed=8, blocks=24, length=1024, repeats=1,
+)  # fmt: skip
 SMALL = Shape(
     {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8,
      "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512},
@@ -70,7 +76,7 @@ SMALL = Shape(
 
 def claims() -> list[Claim]:
     """All steps, each by itself: one that fails is a row of the table, and the others still run."""
-    shape = LLAMA_3_8B if torch.cuda.is_available() else SMALL
+    shape, larger = (LLAMA_3_8B, LLAMA_2_13B) if torch.cuda.is_available() else (SMALL, SMALL)
     bench = GpuBench(shape)
     steps: dict[str, Callable[[], Sequence[Claim]]] = {
         "tests marked gpu": marked_tests,
@@ -80,9 +86,14 @@ def claims() -> list[Claim]:
         "speed": bench.speed_claims,
         "distillation": bench.distillation_claims,
         "two jobs on one device": sharing_claims,
+        # Models of their own, last, when the first is of no more use.
+        "4 bits": lambda: [GpuBench(shape, in_4_bits=True).memory_claim()],
+        "13B": lambda: [GpuBench(larger).memory_claim()],
     }
     claims_so_far: list[Claim] = []
     for name, step in steps.items():
+        if name == "4 bits":
+            bench.forget()
         started = time.perf_counter()
         try:
             claims_so_far += step()
@@ -101,16 +112,25 @@ class GpuBench:
 
     Args:
         shape: Sizes of the model and of the work.
+        in_4_bits: Whether the matrices of its layers are quantised (bitsandbytes, nf4).
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, *, in_4_bits: bool = False) -> None:
         self.shape = shape
+        self.in_4_bits = in_4_bits
 
     @cached_property
     def model(self) -> LoadedModel:
         """The random model in bfloat16, on the device that a run would use."""
         settings = [f"model.settings.{name}={value}" for name, value in self.shape.settings.items()]
-        return compose_experiment(["model=random", "model.dtype=bfloat16", *settings]).model.load(default_cache_dir())
+        model = compose_experiment(["model=random", "model.dtype=bfloat16", *settings]).model.load(default_cache_dir())
+        return quantised(model) if self.in_4_bits else model
+
+    def forget(self) -> None:
+        """Give the model's memory back."""
+        for name in ("model", "ids", "recipe"):
+            self.__dict__.pop(name, None)
+        gc.collect()
 
     @property
     def device(self) -> torch.device:
@@ -123,11 +143,12 @@ class GpuBench:
         return text_blocks(self.model, 1, self.shape.length).ids.to(self.device)
 
     @cached_property
-    def recipe(self) -> tuple[Edit, Claim]:
-        """Layers and patches of the recommended recipe, and what they took."""
+    def recipe(self) -> tuple[Edit, Claim, int | None]:
+        """Layers and patches of the recommended recipe, what they took, and bytes beside the weights."""
         experiment = compose_experiment(
             ["experiment=recommended", "corpus=pydoc", f"num_pruned_layers={self.shape.removed}"]
         )
+        experiment = experiment.for_model(self.model.decoder)
         count = self.shape.blocks - experiment.num_held_out
         reader = experiment.calibration_reader
         text = reader.read(BlockSpec(self.shape.blocks, self.shape.length), self.model.tokenizer)
@@ -154,7 +175,29 @@ class GpuBench:
             f"{self.shape.length:,} tokens, {len(held_out.ids)} blocks held out; layers {chosen:.0f} s, last fit "
             f"{whole - chosen:.0f} s; memory beside the weights {_gib(growth)}"
         )
-        return edit, Claim("layers and patches of the recommended recipe", whole, 180, "s", detail)
+        return edit, Claim("layers and patches of the recommended recipe", whole, 180, "s", detail), growth
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the model's weights."""
+        return sum(p.numel() * p.element_size() for p in self.model.decoder.model.parameters())
+
+    @torch.no_grad()
+    def forward(self) -> None:
+        """One forward pass over one block."""
+        self.model.decoder.model(input_ids=self.ids, use_cache=False)
+
+    def memory_claim(self) -> Claim:
+        """The recipe in at most 1.3 times the memory of weights and a forward pass."""
+        self.forward()  # what only the first pass allocates is of neither
+        _, took, growth = self.recipe
+        batch = peak_growth(self.forward, self.device)
+        if growth is None or batch is None:
+            raise OSError("this system keeps no record of a process' peak memory")
+        name = f"{self.shape.settings['num_hidden_layers']} layers of width {self.shape.settings['hidden_size']:,}"
+        what = f"{name}{' in 4 bits' if self.in_4_bits else ''}: memory of the recipe / weights and a batch"
+        detail = f"{took.measured:.0f} s; {_gib(self.weights + growth)} / {_gib(self.weights + batch)}; {took.detail}"
+        return Claim(what, (self.weights + growth) / (self.weights + batch), 1.3, "", detail)
 
     def recipe_claims(self) -> list[Claim]:
         """The whole recipe in at most three minutes."""
@@ -175,16 +218,11 @@ class GpuBench:
 
     def taylor_claims(self) -> list[Claim]:
         """First-order importance in the memory of a forward pass."""
-
-        @torch.no_grad()
-        def forward() -> None:
-            self.model.decoder.model(input_ids=self.ids, use_cache=False)
-
-        weights = sum(p.numel() * p.element_size() for p in self.model.decoder.model.parameters())
+        weights = self.weights
         started = time.perf_counter()
         ours = peak_growth(lambda: first_order_importance(self.model.decoder, [self.ids]), self.device)
         seconds = time.perf_counter() - started
-        other = peak_growth(forward, self.device)
+        other = peak_growth(self.forward, self.device)
         if ours is None or other is None:
             return []
         detail = f"1 × {self.shape.length:,} tokens, {seconds:.1f} s; beside the weights {_gib(ours)} / {_gib(other)}"
@@ -194,7 +232,7 @@ class GpuBench:
 
     def speed_claims(self) -> list[Claim]:
         """Prefill and decoding of the pruned and patched models against dense; a patch costs at most 1 %."""
-        patched, _ = self.recipe
+        patched, _, _ = self.recipe
         dense = self.model.decoder
         stages = {"dense": DENSE, "pruned": patched.with_operators(()), "patched": patched}
         subjects = [Subject(stage, edit.decoder(dense), dense, edit) for stage, edit in stages.items()]
@@ -217,6 +255,21 @@ class GpuBench:
     def distillation_claims(self) -> list[Claim]:
         """A step, an epoch, and the time that the published training would take."""
         return distill_8b.claims_on(self.model, self.shape.length, self.shape.removed, repeats=self.shape.repeats)
+
+
+def quantised(model: LoadedModel) -> LoadedModel:
+    """The same with the matrices of its layers in 4 bits, as bitsandbytes keeps them."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for layer in model.decoder.layers:
+        for name, matrix in [(name, part) for name, part in layer.named_modules() if isinstance(part, nn.Linear)]:
+            small = Linear4bit(
+                matrix.in_features, matrix.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
+            )
+            small.weight = Params4bit(matrix.weight.data.cpu(), requires_grad=False, quant_type="nf4")
+            owner, _, leaf = name.rpartition(".")
+            setattr(layer.get_submodule(owner), leaf, small.to(model.decoder.input_device))
+    return ready(model.decoder.model, model.tokenizer, f"{model.fingerprint}-nf4")
 
 
 def marked_tests() -> list[Claim]:
