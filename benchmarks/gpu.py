@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -259,14 +261,14 @@ class GpuBench:
 
 def quantised(model: LoadedModel) -> LoadedModel:
     """The same with the matrices of its layers in 4 bits, as bitsandbytes keeps them."""
-    from bitsandbytes.nn import Linear4bit, Params4bit
+    bits: Any = import_module("bitsandbytes.nn")
 
     for layer in model.decoder.layers:
         for name, matrix in [(name, part) for name, part in layer.named_modules() if isinstance(part, nn.Linear)]:
-            small = Linear4bit(
+            small = bits.Linear4bit(
                 matrix.in_features, matrix.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
             )
-            small.weight = Params4bit(matrix.weight.data.cpu(), requires_grad=False, quant_type="nf4")
+            small.weight = bits.Params4bit(matrix.weight.data.cpu(), requires_grad=False, quant_type="nf4")
             owner, _, leaf = name.rpartition(".")
             setattr(layer.get_submodule(owner), leaf, small.to(model.decoder.input_device))
     return ready(model.decoder.model, model.tokenizer, f"{model.fingerprint}-nf4")

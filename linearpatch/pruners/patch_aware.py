@@ -135,7 +135,8 @@ class PatchAware(Pruner):
         left = [n for n in sizes if not edits.is_raced(tried[n], noise=noise)]
 
         def num_bytes(n: int) -> int:
-            return len(tried[n]) * width**2 * workspace.decoder.model.dtype.itemsize
+            size: int = workspace.decoder.model.dtype.itemsize
+            return len(tried[n]) * width**2 * size
 
         for together in parts_that_fit(left, num_bytes, workspace.decoder.input_device):
             edits.edits([units for n in together for units in tried[n]])
