@@ -15,6 +15,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging as hf_logging
+
 from linearpatch.budgets.budget import sizes_of
 from linearpatch.calibration.comparison import repair
 from linearpatch.calibration.statistics import Statistic
@@ -112,6 +114,8 @@ def help_training(training: Training, model: Model, cache: Cache, workers: Worke
         workers: They, and this one.
         cache_dir: Where converted models are.
     """
+    hf_logging.disable_progress_bar()  # the first process shows that it loads
+    hf_logging.set_verbosity_error()
     dense = (model.waiting if training.sharded else model).load(cache_dir).decoder
     given = receive(workers)
     try:

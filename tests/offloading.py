@@ -4,9 +4,9 @@ from conftest import NUM_LAYERS, tiny_model
 from transformers import AutoModelForCausalLM
 
 
-def dense(family, tmp_path):
+def dense(family, tmp_path, **overrides):
     """The model in one piece, with streams far above the norms' epsilon."""
-    model = tiny_model(family)
+    model = tiny_model(family, **overrides)
     model.get_input_embeddings().weight.data.mul_(10)
     model.save_pretrained(tmp_path / "dense")
     return AutoModelForCausalLM.from_pretrained(tmp_path / "dense")

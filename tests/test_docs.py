@@ -52,6 +52,7 @@ def commands():
     lines = {}
     for folder, block in blocks:
         for line in block.splitlines():
+            line = re.sub(r"^(accelerate launch|torchrun) .*-m linearpatch\.cli ", "linearpatch ", line)
             if line.startswith("linearpatch ") and "tracker=lines" not in line:  # of the guide's own package, see below
                 arguments = shlex.split(line, comments=True)[1:]
                 lines.setdefault(tuple(arguments), pytest.param(arguments, id=f"{folder}: {line[:60]}"))
@@ -126,7 +127,7 @@ def execute(arguments, tmp_path, monkeypatch, session_cache, planned=()):
         pytest.importorskip("ray")
     # Sweeps: see test_experiments.py. Trackers' settings: see tests/tracking; nothing is uploaded from here.
     rest = [word for word in rest if word != "model=./my-model"]
-    composed_only = re.search(r"llama\d|experiment=(?!demo)|tracker\.|pruner\.layers=", " ".join(rest))
+    composed_only = re.search(r"llama\d|experiment=(?!demo)|tracker\.|pruner\.layers=|distill\.sharded", " ".join(rest))
     if command == "run" and composed_only:
         overrides = [re.sub(r"^([\w.]+)=(\w+),.*", r"\1=\2", word) for word in rest if not word.startswith("-")]
         compose_experiment(overrides)

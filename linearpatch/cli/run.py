@@ -72,6 +72,8 @@ def execute(arguments: argparse.Namespace) -> int:
     workers = Workers.launched()
     if not workers.is_main:  # the first process speaks for all
         log.setLevel(logging.ERROR)
+        for handler in log.handlers:
+            handler.setFormatter(logging.Formatter(f"process {workers.rank}: %(message)s"))
     register_schemas()
     if not flags.multirun:  # in a sweep each run's own overrides are
         flags.overrides = expanded(flags.overrides, [flags.config_dir] if flags.config_dir else [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.distillation.helping import Assignment, send
@@ -28,7 +29,7 @@ from linearpatch.distillation.range_test import RATES, best_rate
 from linearpatch.distillation.sharding import gathered, sharded
 from linearpatch.distillation.sources import SHARD, Cached, Online, Source
 from linearpatch.distillation.training import Keeping, Training
-from linearpatch.errors import ConfigError, StorageError
+from linearpatch.errors import ConfigError, ModelError, StorageError
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import Edit
 from linearpatch.models.fingerprint import weights_hash
@@ -175,6 +176,7 @@ def distill(
 
             def trained() -> Entry:  # what it needs meanwhile is released when it ends
                 student = _student(training, decoder, edit, operators, seed, workers)
+                _check_alike(student, workers)
                 state = cache.find("distillation_state", key, remember=False)
                 source = _source(training, student, torch.cat([text.ids, validation.ids]), cache, model_key, workers)
 
@@ -231,6 +233,28 @@ def _student(
     student = Runner(decoder, edit.with_modules(patches).with_weights(weights), training.recompute)
     training.check_student(student)
     return student if own is None else sharded(student, own)
+
+
+def _check_alike(student: Runner, workers: Workers) -> None:
+    """Make sure that all processes train the same weights: gradients of others would be summed wrongly, or never.
+
+    Raises:
+        ModelError: they don't.
+    """
+    modules: dict[str, nn.Module] = {str(name): change for name, change in student.edit.weights.items()}
+    modules |= {str(index): placed.module for index, placed in enumerate(student.edit.operators)}
+    trained = [
+        [name, part, list(parameter.shape)]
+        for name, module in modules.items()
+        for part, parameter in module.named_parameters()
+        if parameter.requires_grad
+    ]
+    if not workers.agree(json.dumps(trained)):
+        raise ModelError(
+            f"The processes of this run would train different weights of {type(student.decoder.model).__name__}: it "
+            "was loaded in another way in the first. Give all of them the same model.path and versions of packages, "
+            "or use distill.trainable=lora or distill.sharded=false."
+        )
 
 
 def _trainable(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from linearpatch.data.blocks import TokenBlocks
+from linearpatch.errors import StorageError
 from linearpatch.models.edit import Edit
 from linearpatch.runtime.distributed import Workers
 
@@ -46,6 +47,13 @@ def send(assignment: Assignment, workers: Workers) -> None:
 
 
 def receive(workers: Workers) -> Assignment:
-    """Wait for the first process to choose and fit; called by the others."""
-    assignment: Assignment = workers.broadcast(None)
+    """Wait for the first process to choose and fit; called by the others.
+
+    Raises:
+        StorageError: it ended before.
+    """
+    try:
+        assignment: Assignment = workers.broadcast(None)
+    except RuntimeError as error:
+        raise StorageError("The first process ended before there was anything to train; it says why.") from error
     return assignment

@@ -282,7 +282,8 @@ def _head(decoder: Decoder) -> list[ParameterName]:
     """The head's weights, unless they are the embeddings': those would change what all layers read."""
     embeddings = {id(parameter) for parameter in decoder.model.get_input_embeddings().parameters()}
     named = list(decoder.head.named_parameters())
-    if any(id(parameter) in embeddings for _, parameter in named):
+    ties = bool(getattr(decoder.config, "tie_word_embeddings", False))
+    if any(id(parameter) in embeddings or (parameter.is_meta and ties) for _, parameter in named):
         return []
     return [ParameterName(decoder.num_layers, f"head.{name}") for name, _ in named]
 

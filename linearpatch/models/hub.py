@@ -95,7 +95,7 @@ class HubModel(Model):
         auto = auto_class(self.config(cache_dir))
         try:
             tokenizer = AutoTokenizer.from_pretrained(self._location, **self._source)
-            check_tokenizer(tokenizer)
+            check_tokenizer(tokenizer, self.path)
             model, info = auto.from_pretrained(
                 self._location,
                 output_loading_info=True,
@@ -107,7 +107,9 @@ class HubModel(Model):
                 **self.placement,
             )
         except BaseException as error:
-            if not isinstance(error, Exception) and type(error).__name__ != RUST_PANIC:
+            if isinstance(error, ModelError) or not (
+                isinstance(error, Exception) or type(error).__name__ == RUST_PANIC
+            ):
                 raise
             raise self._failure(error) from error
         check_weights(model, info, f"model.path={self.path}")
@@ -168,12 +170,20 @@ class HubModel(Model):
         return family if family in families else None
 
 
-def check_tokenizer(tokenizer: Any) -> None:
+def check_tokenizer(tokenizer: Any, path: str) -> None:
     """Reject a tokenizer that loads and then makes no numbers of a text.
 
+    Args:
+        tokenizer: As it was loaded …
+        path: … from here.
+
     Raises:
-        ValueError: it doesn't.
+        ModelError: it doesn't.
     """
     ids = tokenizer("The sea is deep, and 3 fish swim in it.", add_special_tokens=False).input_ids
     if not ids or not all(isinstance(token, int) and token >= 0 for token in ids):
-        raise ValueError(f"the tokenizer makes {ids[:5]} of a sentence.")
+        raise ModelError(
+            f"The tokenizer of {path} makes {ids[:5] or 'no tokens'} of a sentence: its files are missing there or "
+            "don't belong to it. Put the model's tokenizer.json and tokenizer_config.json there (in Python: "
+            "tokenizer.save_pretrained)."
+        )

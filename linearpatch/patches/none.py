@@ -22,6 +22,7 @@ class NoPatch(StreamPatch):
     """
 
     foldable: ClassVar[bool] = True
+    foldable_distilled: ClassVar[bool] = True  # what trains beside it are weights
 
     def place(self, interfaces: Sequence[Interface]) -> list[Site]:
         """No sites."""

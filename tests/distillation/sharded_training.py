@@ -41,6 +41,11 @@ class Case:
     training: Training
     edit: Edit = EDIT
     is_on_disk: bool = False  # in the first process; in the other it always is
+    is_tied: bool = False  # whether the model's head is its embeddings
+
+    def model_folder(self, folder: Path) -> Path:
+        """Where its model is."""
+        return folder / ("tied" if self.is_tied else "untied")
 
 
 CASES = {
@@ -52,6 +57,7 @@ CASES = {
     "all": Case(replace(COMMON, trainable="all", learning_rate=3e-4)),
     "all with recomputation": Case(replace(COMMON, trainable="all", learning_rate=3e-4, recompute=True)),
     "all of a model on disk": Case(replace(COMMON, trainable="all", learning_rate=3e-4), is_on_disk=True),
+    "all of a model with a tied head": Case(replace(COMMON, trainable="all", learning_rate=3e-4), is_tied=True),
     "lora without some sublayers": Case(replace(COMMON, trainable="lora", lora_rank=4), LACKING_PARTS),
     "all without some sublayers": Case(replace(COMMON, trainable="all", learning_rate=3e-4), LACKING_PARTS),
     "a learning rate that is searched": Case(replace(COMMON, trainable="lora", lora_rank=4, learning_rate="auto")),
@@ -118,12 +124,13 @@ def share_of_layers(decoder: Decoder) -> float:
 def main(folder: Path) -> None:
     """Train all cases; the first process writes what it got."""
     workers = Workers.launched()
-    found = {"share": share_of_layers(decoder_of(AutoModelForCausalLM.from_pretrained(folder / "dense")))}
+    found = {"share": share_of_layers(decoder_of(AutoModelForCausalLM.from_pretrained(folder / "untied" / "dense")))}
     for number, (name, case) in enumerate(CASES.items()):
+        where = case.model_folder(folder)
         if case.is_on_disk or not workers.is_main:
-            model = on_disk("llama", folder, name=f"offload_{number}_{workers.rank}")
+            model = on_disk("llama", where, name=f"offload_{number}_{workers.rank}")
         else:
-            model = AutoModelForCausalLM.from_pretrained(folder / "dense")
+            model = AutoModelForCausalLM.from_pretrained(where / "dense")
         decoder = decoder_of(model)
         before = None if case.is_on_disk or not workers.is_main else weights_hash(model)
         found[name] = results(train(case, decoder, Cache(folder / f"cache_{number}"), workers), decoder)

@@ -191,6 +191,25 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path, trainable, setting
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", ["distill.sharded=true", "distill.sharded=false"])
+def test_processes_that_are_stopped_together_resume_together(tmp_path, sharded):
+    environment = {**os.environ, "LINEARPATCH_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [str(BIN / "torchrun"), "--nproc_per_node=2", "--standalone", "-m", "linearpatch.cli", "run", *LONGER]
+    command += ["distill.trainable=lora", "distill.accumulation=2", "distill.checkpoint_steps=1", sharded]
+    command += [f"output_dir={tmp_path}/D"]
+    stopped = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(lambda: list((tmp_path / "cache").glob("distillation_state/*.safetensors")), stopped)
+    stopped.terminate()  # torchrun passes it on, and waits half a minute for its processes
+    output = stopped.communicate(timeout=120)[0]
+    assert stopped.returncode != 0, output
+    assert result(tmp_path / "D")["status"] == "interrupted", output
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "resuming after step" in again.stderr
+    assert result(tmp_path / "D")["distillation"]["num_steps"] == 40
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
