@@ -26,7 +26,8 @@ from linearpatch.checkpoint.formats import formats_of
 from linearpatch.checkpoint.hub import push
 from linearpatch.checkpoint.saving import save_checkpoint
 from linearpatch.data.blocks import BlockSpec
-from linearpatch.distillation.distill import Distilled, TrainingFailed, distill
+from linearpatch.distillation.distill import distill
+from linearpatch.distillation.distilled import Distilled, TrainingFailed
 from linearpatch.distillation.helping import receive
 from linearpatch.distillation.training import Training
 from linearpatch.errors import NumericsError, StorageError

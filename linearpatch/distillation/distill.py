@@ -1,117 +1,39 @@
-"""From an edited model to a trained one: the student, where its lessons come from, and what is kept of it all."""
+"""From an edited model to a trained one: where its lessons come from, and what is kept of the training."""
 
 from __future__ import annotations
 
-import copy
-import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from linearpatch.data.blocks import TokenBlocks
+from linearpatch.distillation.distilled import Distilled, TrainingFailed, distilled_of, entry_of
 from linearpatch.distillation.helping import Assignment, send
 from linearpatch.distillation.loop import Diverged, Loop
-from linearpatch.distillation.patch_forms import (
-    DiagonalPatch,
-    FullPatch,
-    LowRankPatch,
-    OperatorPatch,
-    TrainablePatch,
-    dense_form,
-)
 from linearpatch.distillation.range_test import RATES, best_rate
-from linearpatch.distillation.sharding import gathered, sharded
 from linearpatch.distillation.sources import SHARD, Cached, Online, Source
+from linearpatch.distillation.student import check_alike, check_operators, student_of
 from linearpatch.distillation.training import Keeping, Training
-from linearpatch.errors import ConfigError, ModelError, StorageError
+from linearpatch.errors import StorageError
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import Edit
 from linearpatch.models.fingerprint import weights_hash
 from linearpatch.models.gradients import gradients_for
-from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap, Operator, operator_from
 from linearpatch.models.offload import parked
 from linearpatch.models.runner import Runner
-from linearpatch.models.weight_changes import describe_weights, tensors_of, weights_from
-from linearpatch.registry import identity, name_of
-from linearpatch.results.fields import section_of
-from linearpatch.results.sections import DistillationSection, PointSection
+from linearpatch.registry import identity
 from linearpatch.runtime.distributed import Workers
-from linearpatch.runtime.memory import peak_memory
 from linearpatch.runtime.progress import steps
 from linearpatch.storage.cache import Cache, Entry, digest_of
 from linearpatch.storage.files import make_folder
 
 log = logging.getLogger(__name__)
-
-WEIGHTS = "weight."  # how names of changed weights' tensors begin in a cached result
-
-
-@dataclass(frozen=True)
-class Distilled:
-    """An edited model after training.
-
-    Attributes:
-        edit: With the operators and weights that have the lowest validation loss.
-        history: What was measured on the way; see `Loop.history`.
-        num_steps: Steps done.
-        best_step: After which of them the validation loss was lowest; 0 is the model before training.
-        num_trained: Numbers that training moved.
-        num_tokens: Tokens that were trained on, as often as each was.
-        learning_rate: At the beginning.
-        seconds: Spent on steps and validation.
-        peak_memory_bytes: Of the process, or on its GPU, at most.
-    """
-
-    edit: Edit
-    history: Sequence[Mapping[str, float]]
-    num_steps: int
-    best_step: int
-    num_trained: int
-    num_tokens: int
-    learning_rate: float
-    seconds: float
-    peak_memory_bytes: int
-
-    def section(self, training: Training, text: TokenBlocks, validation: TokenBlocks) -> DistillationSection:
-        """Settings and results of the training, for the record."""
-        losses = {int(point["step"]): point["validation_loss"] for point in self.history if "validation_loss" in point}
-        return DistillationSection(
-            method=name_of(training),
-            num_parameters=self.edit.num_added_parameters,
-            best_step=self.best_step,
-            settings={**identity(training), "corpus": text.source},
-            num_blocks=len(text.ids),
-            block_length=text.ids.shape[1],
-            token_hash=text.hash,
-            text_tokens=text.available or 0,
-            validation={"num_blocks": len(validation.ids), "token_hash": validation.hash},
-            num_trained=self.num_trained,
-            num_tokens=self.num_tokens,
-            num_steps=self.num_steps,
-            learning_rate=self.learning_rate,
-            seconds=self.seconds,
-            peak_memory_bytes=self.peak_memory_bytes,
-            validation_loss={"first": losses.get(0), "best": losses.get(self.best_step)},
-            curve=[section_of(PointSection, {**point, "step": int(point["step"])}) for point in self.history],
-        )
-
-
-class TrainingFailed(Diverged):
-    """A loss that isn't finite any more, with the best weights up to then.
-
-    Attributes:
-        distilled: What was reached.
-    """
-
-    def __init__(self, cause: Diverged, distilled: Distilled) -> None:
-        super().__init__(str(cause))
-        self.distilled = distilled
 
 
 def distill(
@@ -152,7 +74,7 @@ def distill(
     """
     cache, workers = cache or Cache(), workers or Workers()
     model_key = dict(model_key or {"weights": weights_hash(decoder.model)})
-    operators = _operators(edit)
+    check_operators(edit)
     if workers.count > 1 and workers.is_main:
         send(Assignment(edit, text, validation, model_key, seed), workers)
     key = {
@@ -173,21 +95,9 @@ def distill(
                 "same command, and a cache_dir that all can read."
             )
         if finished is None:
-
-            def trained() -> Entry:  # what it needs meanwhile is released when it ends
-                student = _student(training, decoder, edit, operators, seed, workers)
-                _check_alike(student, workers)
-                state = cache.find("distillation_state", key, remember=False)
-                source = _source(training, student, torch.cat([text.ids, validation.ids]), cache, model_key, workers)
-
-                def loop_of(settings: Training) -> Loop:
-                    return Loop(settings, student, source, len(validation.ids), seed=seed, workers=workers)
-
-                return _train(loop_of(_with_rate(training, loop_of, state)), state, edit, cache, key, report)
-
             with parked(decoder.model) if training.sharded else nullcontext():
                 workers.wait()  # until all devices have room
-                finished = trained()
+                finished = _trained(training, decoder, edit, text, validation, cache, key, seed, workers, report)
             if workers.is_main:
                 cache.put("distillation", key, finished)
         else:
@@ -196,7 +106,7 @@ def distill(
         workers.wait()
         if workers.is_main:
             cache.remove("distillation_state", key)
-    distilled = _distilled(finished, edit)
+    distilled = distilled_of(finished, edit)
     if distilled.best_step == 0:
         log.warning(
             "distill: no step improved the fitted model, which is kept. Use another distill.learning_rate (now %g) or "
@@ -206,79 +116,28 @@ def distill(
     return distilled
 
 
-def _operators(edit: Edit) -> list[Operator]:
-    """Operators with a spec, so that what becomes of them can be kept; others are rejected."""
-    operators = [placed.module for placed in edit.operators]
-    unknown = [type(operator).__name__ for operator in operators if not isinstance(operator, Operator)]
-    if unknown:
-        raise ConfigError(
-            f"A {unknown[0]} can't be distilled: it has no spec, so the trained operator couldn't be saved. Derive it "
-            "from linearpatch.models.modeling_linearpatch.Operator (docs/extending.md)."
-        )
-    return [operator for operator in operators if isinstance(operator, Operator)]
+def _trained(
+    training: Training,
+    decoder: Decoder,
+    edit: Edit,
+    text: TokenBlocks,
+    validation: TokenBlocks,
+    cache: Cache,
+    key: Mapping[str, Any],
+    seed: int,
+    workers: Workers,
+    report: Callable[[Mapping[str, float]], None],
+) -> Entry:
+    """The result of the training, from its beginning or a saved state; what it needs is released when it ends."""
+    student = student_of(training, decoder, edit, seed, workers)
+    check_alike(student, workers)
+    state = cache.find("distillation_state", key, remember=False)
+    source = _source(training, student, torch.cat([text.ids, validation.ids]), cache, key["model"], workers)
 
+    def loop_of(settings: Training) -> Loop:
+        return Loop(settings, student, source, len(validation.ids), seed=seed, workers=workers)
 
-def _student(
-    training: Training, decoder: Decoder, edit: Edit, operators: Sequence[Operator], seed: int, workers: Workers
-) -> Runner:
-    """The edited model with patches and weights that train; its beginning is the edited model itself."""
-    weights = training.trainable_set.weights(decoder, edit, seed, anywhere=training.sharded)
-    weights = {name: change for name, change in weights.items() if training.sees(decoder, name) or name in edit.weights}
-    own = workers.device if training.sharded else None
-    readers = [placed.place.runs_with(set(edit.removed_layers)) for placed in edit.operators]
-    patches = [
-        _trainable(training, operator, decoder.hidden_size, own or decoder.reading_device(reader), seed + index)
-        for index, (operator, reader) in enumerate(zip(operators, readers, strict=True))
-    ]
-    student = Runner(decoder, edit.with_modules(patches).with_weights(weights), training.recompute)
-    training.check_student(student)
-    return student if own is None else sharded(student, own)
-
-
-def _check_alike(student: Runner, workers: Workers) -> None:
-    """Make sure that all processes train the same weights: gradients of others would be summed wrongly, or never.
-
-    Raises:
-        ModelError: they don't.
-    """
-    modules: dict[str, nn.Module] = {str(name): change for name, change in student.edit.weights.items()}
-    modules |= {str(index): placed.module for index, placed in enumerate(student.edit.operators)}
-    trained = [
-        [name, part, list(parameter.shape)]
-        for name, module in modules.items()
-        for part, parameter in module.named_parameters()
-        if parameter.requires_grad
-    ]
-    if not workers.agree(json.dumps(trained)):
-        raise ModelError(
-            f"The processes of this run would train different weights of {type(student.decoder.model).__name__}: it "
-            "was loaded in another way in the first. Give all of them the same model.path and versions of packages, "
-            "or use distill.trainable=lora or distill.sharded=false."
-        )
-
-
-def _trainable(
-    training: Training, operator: Operator, hidden_size: int, device: torch.device, seed: int
-) -> TrainablePatch:
-    """A fitted operator in the form in which it trains.
-
-    Args:
-        training: Says which form that is.
-        operator: As it was fitted.
-        hidden_size: Width of the stream.
-        device: Where its reader is.
-        seed: Of what begins at random.
-    """
-    is_matrix = isinstance(operator, LinearMap | ChannelScale)
-    if training.patch_form == "full" and not is_matrix:
-        return OperatorPatch(copy.deepcopy(operator).to(device), around_start=training.decays_to_start)
-    matrix, bias = dense_form(operator, hidden_size)
-    matrix, bias = matrix.to(device), None if bias is None else bias.to(device)
-    if training.patch_form == "full":
-        return FullPatch(matrix, bias, around_start=training.decays_to_start)
-    if training.patch_form == "diagonal":
-        return DiagonalPatch(matrix, bias, training.basis, around_start=training.decays_to_start)
-    return LowRankPatch(matrix, bias, training.rank, seed)
+    return _train(loop_of(_with_rate(training, loop_of, state)), state, edit, cache, key, report)
 
 
 def _source(
@@ -345,50 +204,5 @@ def _train(
     try:
         loop.run(save=save, report=report)
     except Diverged as error:
-        raise TrainingFailed(error, _distilled(_entry(loop, fitted), fitted)) from error
-    return _entry(loop, fitted)
-
-
-def _entry(loop: Loop, fitted: Edit) -> Entry:
-    """What was reached: the best operators and weights, which are the fitted ones where no step improved them."""
-    best = loop.best_edit() if loop.best_step else fitted
-    keep = loop.workers.is_main
-    weights = {name: gathered(values, keep=keep) for name, values in tensors_of(best.weights, WEIGHTS).items()}
-    if loop.is_sharded and not keep:
-        best, weights = best.with_weights({}), {}
-    operators = _operators(best)
-    tensors = {
-        f"{index}.{name}": values.detach().cpu().float()
-        for index, operator in enumerate(operators)
-        for name, values in operator.named_parameters()
-    }
-    tensors |= {name: values.cpu().clone() for name, values in weights.items()}
-    facts = {
-        "operators": [{"operator": operator.name, **operator.spec()} for operator in operators],
-        "weights": describe_weights(best.weights),
-        "history": loop.history,
-        "num_steps": loop.step,
-        "best_step": loop.best_step,
-        "num_trained": sum(parameter.numel() for parameter in loop.parameters),
-        "num_tokens": loop.num_tokens,
-        "learning_rate": loop.training.learning_rate,
-        "seconds": round(loop.seconds, 1),
-        "peak_memory_bytes": peak_memory(loop.student.decoder.input_device),
-    }
-    return Entry(tensors, facts)
-
-
-def _distilled(entry: Entry, edit: Edit) -> Distilled:
-    operators = []
-    for index, spec in enumerate(entry.facts["operators"]):
-        operator = operator_from(spec)
-        prefix = f"{index}."
-        operator.load_state_dict(
-            {name.removeprefix(prefix): values for name, values in entry.tensors.items() if name.startswith(prefix)}
-        )
-        operators.append(operator)
-    facts = entry.facts
-    weights = weights_from(facts["weights"], entry.tensors, WEIGHTS)
-    edit = edit.with_modules(operators).with_weights(weights)
-    figures = {setting.name: facts[setting.name] for setting in fields(Distilled) if setting.name != "edit"}
-    return Distilled(edit, **figures)
+        raise TrainingFailed(error, distilled_of(entry_of(loop, fitted), fitted)) from error
+    return entry_of(loop, fitted)

@@ -14,7 +14,8 @@ from edits import edit_of, on_stream
 
 from linearpatch.data.blocks import TokenBlocks
 from linearpatch.distillation import distill as module
-from linearpatch.distillation.distill import TrainingFailed, distill
+from linearpatch.distillation.distill import distill
+from linearpatch.distillation.distilled import TrainingFailed
 from linearpatch.distillation.feature_mse import FeatureMSE
 from linearpatch.distillation.full_kl import FullKL
 from linearpatch.distillation.loop import order_of_epoch
