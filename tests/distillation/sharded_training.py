@@ -1,7 +1,8 @@
-"""Trainings of two processes, for test_sharding.py: torchrun --nproc_per_node 2 sharded_training.py FOLDER."""
+"""Trainings of two processes, for test_sharding.py: torchrun --nproc_per_node 2 sharded_training.py FOLDER CASE…"""
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -121,11 +122,12 @@ def share_of_layers(decoder: Decoder) -> float:
     return held / sum(parameter.numel() for parameter in decoder.layers.parameters())
 
 
-def main(folder: Path) -> None:
-    """Train all cases; the first process writes what it got."""
+def main(folder: Path, names: Sequence[str]) -> None:
+    """Train some cases; the first process writes what it got."""
     workers = Workers.launched()
     found = {"share": share_of_layers(decoder_of(AutoModelForCausalLM.from_pretrained(folder / "untied" / "dense")))}
-    for number, (name, case) in enumerate(CASES.items()):
+    for number, name in enumerate(names):
+        case = CASES[name]
         where = case.model_folder(folder)
         if case.is_on_disk or not workers.is_main:
             model = on_disk("llama", where, name=f"offload_{number}_{workers.rank}")
@@ -133,10 +135,10 @@ def main(folder: Path) -> None:
             model = AutoModelForCausalLM.from_pretrained(where / "dense")
         decoder = decoder_of(model)
         before = None if case.is_on_disk or not workers.is_main else weights_hash(model)
-        found[name] = results(train(case, decoder, Cache(folder / f"cache_{number}"), workers), decoder)
+        found[name] = results(train(case, decoder, Cache(folder / "caches" / name), workers), decoder)
         assert before is None or weights_hash(model) == before  # the dense model never changes
         if name in ("lora", "all"):
-            resumed = train_in_two_parts(case, decoder, Cache(folder / f"resumed_{number}"), workers)
+            resumed = train_in_two_parts(case, decoder, Cache(folder / "resumed" / name), workers)
             found[f"{name}, resumed"] = results(resumed, decoder)
     if workers.is_main:
         (folder / "found.json").write_text(json.dumps(found))
@@ -144,4 +146,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -20,6 +20,7 @@ from linearpatch.runtime.distributed import Workers
 from linearpatch.storage.cache import Cache
 
 PROGRAM = Path(__file__).with_name("sharded_training.py")
+FEW = ["lora", "all of a model on disk", "all of a model with a tied head", "all without some sublayers"]
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +32,27 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def of_two(folder):
-    """What two processes got, by case."""
+def launched(folder, names):
+    """What two processes get, by case."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(PROGRAM)]
     done = subprocess.run(
-        [*launch, str(folder)], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [*launch, str(folder), *names], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "found.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def of_two(folder):
+    """Of the cases that differ most."""
+    return launched(folder, FEW)
+
+
+@pytest.fixture(scope="module")
+def of_others(folder):
+    """Of all others."""
+    return launched(folder, [name for name in CASES if name not in FEW])
 
 
 def test_each_process_holds_its_part_of_every_layer(of_two):
@@ -51,11 +63,10 @@ def flat(values) -> torch.Tensor:
     return torch.tensor(values).flatten()
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_two_processes_train_as_one(name, folder, of_two, tmp_path):
+def check(name, folder, found, tmp_path):
+    """Compare with the training in this process."""
     decoder = decoder_of(AutoModelForCausalLM.from_pretrained(CASES[name].model_folder(folder) / "dense"))
     alone = results(train(CASES[name], decoder, Cache(tmp_path), Workers()), decoder)
-    found = of_two[name]
     assert found["losses"] == pytest.approx(alone["losses"], rel=1e-5)
     assert found["losses"][-1] < found["losses"][0]
     assert found["best_step"] == alone["best_step"] > 0
@@ -68,9 +79,24 @@ def test_two_processes_train_as_one(name, folder, of_two, tmp_path):
         assert torch.allclose(flat(ours), flat(theirs), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["lora", "all"])
-def test_a_training_that_was_stopped_ends_as_if_it_hadnt_been(name, of_two):
-    assert of_two[f"{name}, resumed"] == of_two[name]
+@pytest.mark.parametrize("name", FEW)
+def test_two_processes_train_as_one(name, folder, of_two, tmp_path):
+    check(name, folder, of_two[name], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CASES if name not in FEW])
+def test_two_processes_train_anything_as_one(name, folder, of_others, tmp_path):
+    check(name, folder, of_others[name], tmp_path)
+
+
+def test_a_training_that_was_stopped_ends_as_if_it_hadnt_been(of_two):
+    assert of_two["lora, resumed"] == of_two["lora"]
+
+
+@pytest.mark.slow
+def test_a_training_of_all_weights_that_was_stopped_does_too(of_others):
+    assert of_others["all, resumed"] == of_others["all"]
 
 
 @pytest.mark.parametrize(
