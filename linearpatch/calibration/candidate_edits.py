@@ -163,11 +163,10 @@ class CandidateEdits:
 
     def is_raced(self, removals: Sequence[Sequence[Removable]], *, noise: float) -> bool:
         """Whether the cache holds the result of a race."""
-        sets = [sorted(as_units(candidate)) for candidate in removals]
-        return self.workspace.cache.find("patched_race", self._race_key(sets, noise)) is not None
+        return self.workspace.cache.find("patched_race", self._race_key(removals, noise)) is not None
 
-    def _race_key(self, sets: Sequence[Sequence[Removable]], noise: float) -> dict[str, Any]:
-        names = [plain_units(candidate) for candidate in sets]
+    def _race_key(self, removals: Sequence[Sequence[Removable]], noise: float) -> dict[str, Any]:
+        names = [plain_units(sorted(as_units(candidate))) for candidate in removals]
         return {**_same(self.workspace, self.patch), "removals": names, "noise": noise, "race": RACE_VERSION}
 
     def _fit(self, interfaces: Iterable[Interface]) -> None:

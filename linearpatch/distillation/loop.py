@@ -83,7 +83,7 @@ class Loop:
         self.parameters = [
             parameter for module in modules for parameter in module.parameters() if parameter.requires_grad
         ]
-        self.is_sharded = any(map(is_sharded, self.parameters)) or training.sharded
+        self.is_sharded = training.sharded
         self.optimizer = self._new_optimizer(training.learning_rate)
         self.schedule = self._new_schedule()
         # Gradients in fp16 overflow or vanish unless the loss is scaled; other dtypes need nothing.
