@@ -127,8 +127,8 @@ def execute(arguments, tmp_path, monkeypatch, session_cache, planned=()):
         pytest.importorskip("ray")
     # Sweeps: see test_experiments.py. Trackers' settings: see tests/tracking; nothing is uploaded from here.
     rest = [word for word in rest if word != "model=./my-model"]
-    composed_only = re.search(r"llama\d|experiment=(?!demo)|tracker\.|pruner\.layers=|distill\.sharded", " ".join(rest))
-    if command == "run" and composed_only:
+    not_here = r"llama\d|corpus=wikitext|experiment=(?!demo)|tracker\.|pruner\.layers=|distill\.sharded"
+    if command == "run" and re.search(not_here, " ".join(rest)):
         overrides = [re.sub(r"^([\w.]+)=(\w+),.*", r"\1=\2", word) for word in rest if not word.startswith("-")]
         compose_experiment(overrides)
     elif command == "run":

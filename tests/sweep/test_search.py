@@ -191,9 +191,11 @@ def test_a_killed_search_resumes_from_the_command_line(tmp_path, capsys):
     process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:  # until the third has begun, or a later one
+        os.killpg(process.pid, signal.SIGSTOP)  # so that what is seen running still runs when it is killed
         records = [path.read_text() for path in Path("S").glob("*/result.json")]
         if len(records) >= 3 and any('"status": "running"' in text for text in records):
             break
+        os.killpg(process.pid, signal.SIGCONT)
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
