@@ -46,14 +46,14 @@ class PatchAware(Pruner):
             removed either way; the recorded loss of such a candidate is a lower bound.
         draft_share: The search fits on this share of the calibration blocks, and looks at this share of those held out
             (at all of them where candidates race).
-        finalists: At most so many of the best sets get the patch itself, fitted on all blocks, and are compared with
-            its draft, with other simpler fits and with no patch (`patch.compare`); the set with the best of these is
-            taken. With 1 the search has the last word.
+        finalists: At most so many sets get the patch itself, fitted on all blocks, and are compared with its draft,
+            with other simpler fits and with no patch (`patch.compare`); the set with the best of these is taken: the
+            best of the search, the rivals' choices, the next best. With 1 the search has the last word.
         noise: Candidates of a window search race on the held-out tokens: one drops out once its loss is so many
-            standard errors above the leader's, by paired differences (`calibration.race`), and only those that can't be
-            distinguished from the best become finalists. Null: nothing drops out by chance, and finalists are the
-            best, however far apart. Other searches don't race.
-        rivals: Pruners whose choices, made on the held-out tokens, are candidates of a window search, too.
+            standard errors above the leader's, by paired differences (`calibration.race`). Null: none drops out by
+            chance. Other searches don't race.
+        rivals: Pruners whose choices, made on the held-out tokens, are candidates of a window search, and finalists
+            whatever their loss.
     """
 
     units: ClassVar[Sequence[str]] = UNITS
@@ -131,7 +131,7 @@ class PatchAware(Pruner):
     def _race_all(self, workspace: Workspace, sizes: Sequence[int], noise: float) -> None:
         """Race the windows of each size, fitted for several sizes at a time from one pass over the tokens."""
         edits, width = workspace.candidate_edits, workspace.hidden_size
-        tried = {n: self._tried(workspace, n) for n in sizes}
+        tried = {n: self._tried(workspace, n, self._rivals(workspace, n)) for n in sizes}
         left = [n for n in sizes if not edits.is_raced(tried[n], noise=noise)]
 
         def num_bytes(n: int) -> int:
@@ -144,12 +144,17 @@ class PatchAware(Pruner):
                 edits.race(tried[n], noise=noise)
             edits.forget()
 
-    def _tried(self, workspace: Workspace, n: int) -> list[Units]:
+    def _tried(self, workspace: Workspace, n: int, rivals: Sequence[Units]) -> list[Units]:
         """The candidates of a window search."""
-        return list(dict.fromkeys([*self._windows(workspace, n), *self._rivals(workspace, n)]))
+        return list(dict.fromkeys([*self._windows(workspace, n), *rivals]))
 
     def _window(self, workspace: Workspace, n: int) -> tuple[list[Units], LayerScores]:
-        tried = self._tried(workspace, n)
+        """The best set, those that rivals choose, the next best."""
+        rivals = self._rivals(workspace, n)
+        ranked, scores = self._ranked(workspace, self._tried(workspace, n, rivals), n)
+        return list(dict.fromkeys([ranked[0], *rivals, *ranked])), scores
+
+    def _ranked(self, workspace: Workspace, tried: Sequence[Units], n: int) -> tuple[list[Units], LayerScores]:
         if self.noise is not None:
             return self._raced(workspace, tried, n)
         losses = self._losses(workspace, (), tried, self.finalists)
@@ -163,13 +168,16 @@ class PatchAware(Pruner):
     def _raced(self, workspace: Workspace, tried: Sequence[Units], n: int) -> tuple[list[Units], LayerScores]:
         assert self.noise is not None
         standings = dict(zip(tried, workspace.candidate_edits.race(tried, noise=self.noise), strict=True))
-        contenders = sorted(
-            (layers for layers, standing in standings.items() if standing.is_contender),
-            key=lambda layers: (standings[layers].loss, layers),
+        # Those that dropped out are further behind than chance allows, but by a draft: the patch may reverse that.
+        ranked = sorted(
+            (layers for layers, standing in standings.items() if isfinite(standing.loss)),
+            key=lambda layers: (not standings[layers].is_contender, standings[layers].loss, layers),
         )
-        best = standings[contenders[0]].loss
-        for layers in contenders:
+        best = standings[ranked[0]].loss
+        for layers in ranked:
             standing = standings[layers]
+            if not standing.is_contender:
+                break
             place = f"{standing.loss - best:.4f} ± {standing.stderr:.4f} behind" if standing.stderr else "the best"
             log.info("race: layers %s, held-out loss %.4f, %s", plain_units(layers), standing.loss, place)
         values: list[float | None] = [None] * (workspace.num_layers - n + 1)
@@ -183,7 +191,7 @@ class PatchAware(Pruner):
             }
             for layers, standing in standings.items()
         ]
-        return contenders, LayerScores(CRITERION, "window", values, race=raced)
+        return ranked, LayerScores(CRITERION, "window", values, race=raced)
 
     def _rivals(self, workspace: Workspace, n: int) -> list[Units]:
         """The layers that other pruners would choose on the held-out tokens, whose streams are at hand."""

@@ -93,13 +93,15 @@ def test_a_race_takes_the_same_window_where_it_is_clear(patch):
     assert len(standings) == NUM_LAYERS - 1
 
 
-def test_only_those_that_cannot_be_told_from_the_best_become_finalists():
+def test_finalists_of_a_race_are_its_best_also_those_that_dropped_out():
     patch = LeastSquares(ridge=0.1)
+    edit = PatchAware(noise=0.0, finalists=3).select(workspace_for(patch), 2)
+    standings = {tuple(one["removed"]): one for one in edit.scores.race}
+    assert sum(one["is_contender"] for one in standings.values()) == 1
+    ranked = sorted(standings, key=lambda layers: (not standings[layers]["is_contender"], standings[layers]["loss"]))
+    assert [tuple(one["removed"]) for one in edit.scores.finalists] == ranked[:3]
     everyone = PatchAware(noise=1e9, finalists=NUM_LAYERS).select(workspace_for(patch), 2)
     assert len(everyone.scores.finalists) == NUM_LAYERS - 1
-    nobody_else = PatchAware(noise=0.0, finalists=NUM_LAYERS).select(workspace_for(patch), 2)
-    assert nobody_else.scores.finalists is None  # who is alone needs no final
-    assert nobody_else.removed_layers == PatchAware().select(workspace_for(patch), 2).removed_layers
 
 
 def test_candidates_of_all_sizes_are_fitted_from_one_pass(monkeypatch):
@@ -122,6 +124,19 @@ def test_candidates_of_all_sizes_are_fitted_from_one_pass(monkeypatch):
     assert len(passes) == 2
     assert [edit.scores.race for edit in together] == [edit.scores.race for edit in alone]
     assert [edit.removed_layers for edit in together] == [edit.removed_layers for edit in alone]
+
+
+@pytest.mark.parametrize("noise", [None, 0.0])
+def test_the_choices_of_rivals_are_finalists_however_bad_their_drafts_are(noise):
+    patch = LeastSquares(ridge=0.1)
+    workspace = workspace_for(patch)
+    rival = tuple(sorted(ShortGPT().select(workspace.on_held_out(), 2).removed_layers))
+    alone = PatchAware(noise=noise).select(workspace, 2).removed_layers
+    assert rival != alone
+    edit = PatchAware(noise=noise, rivals=["shortgpt"], finalists=2).select(workspace, 2)
+    finalists = {tuple(one["removed"]): one["loss"] for one in edit.scores.finalists}
+    assert set(finalists) == {alone, rival}
+    assert edit.removed_layers == min(finalists, key=finalists.__getitem__)
 
 
 @pytest.mark.parametrize("noise", [None, 3.0])
