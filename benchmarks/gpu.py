@@ -163,7 +163,7 @@ class GpuBench:
             nonlocal edit
             started = time.perf_counter()
             workspace.collect(*experiment.pruner.chooser.statistics(self.shape.removed), *experiment.patch.statistics())
-            pruned = experiment.pruner.chooser.select(workspace, self.shape.removed)
+            pruned = experiment.pruner.choose(workspace, self.shape.removed)
             seconds.append(time.perf_counter() - started)
             edit = experiment.patch.repair(workspace, pruned)
             if self.device.type == "cuda":

@@ -83,7 +83,7 @@ def _time(model: LoadedModel, *settings: str) -> float:
     started = time.perf_counter()
     workspace = Workspace(model.decoder, blocks, held_out=held_out, patch=experiment.patch)
     workspace.collect(*experiment.pruner.chooser.statistics(REMOVED), *experiment.patch.statistics())
-    repair(workspace, experiment.patch, experiment.pruner.chooser.select(workspace, REMOVED))
+    repair(workspace, experiment.patch, experiment.pruner.choose(workspace, REMOVED))
     return time.perf_counter() - started
 
 

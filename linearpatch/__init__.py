@@ -45,4 +45,12 @@ def __getattr__(name: str) -> Any:
         return import_module("linearpatch.frontiers.frontier").frontier
     if name in __all__:
         return getattr(import_module("linearpatch.api"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from linearpatch.errors import suggest
+
+    hint = "" if name.startswith("_") else f". {suggest(name, __all__)}"  # private names are asked for by tools
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return __all__

@@ -35,7 +35,7 @@ from linearpatch.data.reader import Reader
 from linearpatch.data.tokens import Tokens, tokens
 from linearpatch.distillation.distill import distill as train
 from linearpatch.distillation.training import Training
-from linearpatch.errors import ConfigError, require_whole
+from linearpatch.errors import ConfigError, ModelError, require_tokenizer, require_whole
 from linearpatch.evaluation.evaluation import Evaluation, Subject
 from linearpatch.evaluation.perplexity import Perplexity
 from linearpatch.evaluation.retention import Results, compare
@@ -137,7 +137,7 @@ def prune(
         chosen.check(dense.num_layers, num_layers)
         chosen.check_family(dense)
         workspace = _workspace(dense, data, repairer)
-        edit = chosen.chooser.select(workspace, num_layers)
+        edit = chosen.choose(workspace, num_layers)
         check_removal(dense, edit.view(dense), edit.removed_layers, edit.narrowed, edit.removed_parts)
     log.info("%s", edit.summary())
     return edit
@@ -171,7 +171,7 @@ def repair(
         chosen = chosen.for_model(dense)
         chosen.check(dense)
         repaired = repair_compared(_workspace(dense, data, chosen), chosen, edit.with_operators(()))
-    for warning in repaired.warnings(name_of(chosen)):
+    for warning in repaired.warnings(chosen):
         log.warning("%s", warning)
     return repaired.edit
 
@@ -207,6 +207,7 @@ def distill(
     if data.held_out is None:
         raise ConfigError("No tokens are held out to decide which step is kept. Give tokens(…, held_out=16).")
     with _evaluating(model) as dense:
+        _check_tokens(dense, data)
         chosen.check(dense)
         key = _key(dense)
         cache = Cache(Path(cache_dir)) if cache_dir else Cache()
@@ -321,8 +322,12 @@ def save(
         ModelError: the family can't hold the edit in this format, or would load as another model.
         StorageError: the folder can't be written, or holds something else.
     """
-    origin = origin_of(model)
+    if not isinstance(folder, str | Path):
+        raise ConfigError(f"folder is a {type(folder).__name__}. Allowed: a path, as in save(folder, model, …).")
+    _require_edit(edit)
+    require_tokenizer(tokenizer)
     with _evaluating(model) as dense:
+        origin = origin_of(model)
         processor = processor_files(model.config, getattr(model.config, "_name_or_path", ""), local_files_only=True)
         loaded = LoadedModel(dense, tokenizer, weights_hash(model), processor)
         save_checkpoint(
@@ -362,13 +367,28 @@ def _require_edit(edit: Any) -> None:
         raise ConfigError(f"edit is a {type(edit).__name__}. Allowed: an Edit, made by linearpatch.prune.")
 
 
+def _check_tokens(dense: Decoder, data: Tokens) -> None:
+    """Reject tokens of another vocabulary.
+
+    Raises:
+        ModelError: the model has no embedding of some of them.
+    """
+    blocks = [data.blocks] if data.held_out is None else [data.blocks, data.held_out]
+    largest = max(int(part.ids.max()) for part in blocks)
+    if largest >= dense.num_embeddings:
+        raise ModelError(
+            f"data holds the token {largest:,}, and the embedding of {type(dense.model).__name__} has "
+            f"{dense.num_embeddings:,} rows. Make it with the model's own tokenizer: data = linearpatch.tokens(…)."
+        )
+
+
 @contextmanager
 def _evaluating(model: PreTrainedModel, *, prunable: bool = True) -> Iterator[Decoder]:
     """The parts of a model, which is in evaluation mode meanwhile; its own modes come back at the end."""
+    decoder = decoder_of(model)
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        decoder = decoder_of(model)
         if prunable:
             check_prunable(decoder.config)
             check_tables(decoder)
@@ -384,6 +404,7 @@ def _key(dense: Decoder) -> Mapping[str, Any]:
 
 
 def _workspace(dense: Decoder, data: Tokens, patch: Patch) -> Workspace:
+    _check_tokens(dense, data)
     repairer = None if isinstance(patch, NoPatch) else patch
     return Workspace(
         dense, data.blocks, held_out=data.held_out, patch=repairer, cache=data.cache, model_key=_key(dense)

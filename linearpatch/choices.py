@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from linearpatch.errors import ConfigError, suggest
-from linearpatch.registry import GROUPS, declared
+from linearpatch.registry import GROUPS, declared, name_of
 
 # In a checkout the YAMLs stand at the top, for people; in an installed package they come along inside.
 _PACKAGED = Path(__file__).parent / "conf"
@@ -85,6 +86,17 @@ def choice_of(group: str, component: str, settings: Mapping[str, Any]) -> str:
         if of_component == component and all(settings.get(key) == value for key, value in preset.items())
     ]
     return max(fitting)[2] if fitting else component
+
+
+def choice_made(group: str, component: Any) -> str:
+    """The choice that a component is, such as `refit_auto`.
+
+    Args:
+        group: Of the configuration.
+        component: One of its components, or a wrapper around one.
+    """
+    inner = getattr(component, "wraps", component)
+    return choice_of(group, name_of(inner), asdict(inner))
 
 
 @cache

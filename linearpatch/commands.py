@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -10,6 +11,7 @@ from linearpatch import pipeline
 from linearpatch.cli import run as cli_run
 from linearpatch.cli.jobs import Jobs
 from linearpatch.config import check_choices, compose_experiment, readable_errors, register_schemas
+from linearpatch.errors import ConfigError
 from linearpatch.experiment import Experiment
 from linearpatch.models.origins import Origin, remember_origin
 from linearpatch.overrides import command, expanded, override
@@ -37,7 +39,19 @@ def load_model(name: str, **settings: Any) -> tuple[PreTrainedModel, Any]:
 
 def compose(*overrides: str) -> Experiment:
     """The experiment that `linearpatch run` would run, checked but not begun."""
+    _require_overrides(overrides)
     return compose_experiment(list(overrides))
+
+
+def _require_overrides(overrides: Sequence[Any]) -> None:
+    for word in overrides:
+        if not isinstance(word, str):
+            raise ConfigError(
+                f"An override is a {type(word).__name__}. Allowed: texts such as 'pruner=sleb'; pass a list of them "
+                "with a star, as in run(*overrides)."
+            )
+        if word.startswith("-"):
+            raise ConfigError(f"The override {word!r} is an option of the command line. For a sweep use run_sweep.")
 
 
 def run(*overrides: str, **more: Any) -> Record:
@@ -50,8 +64,9 @@ def run(*overrides: str, **more: Any) -> Record:
     Returns:
         Its record.
     """
+    experiment = compose(*overrides)
     more.setdefault("command", command(overrides))
-    return pipeline.run(compose(*overrides), **more)
+    return pipeline.run(experiment, **more)
 
 
 def run_sweep(*overrides: str) -> list[Record]:
@@ -63,6 +78,7 @@ def run_sweep(*overrides: str) -> list[Record]:
     Returns:
         The records of its runs, in order; those that failed say why.
     """
+    _require_overrides(overrides)
     register_schemas()
     check_choices(list(overrides))
     jobs = Jobs()

@@ -204,7 +204,8 @@ def readable_errors() -> Iterator[None]:
             raise ConfigError(_bad_value(cause)) from error
         if ambiguous := re.search(r"Ambiguous value for argument '(.*?)'\n", str(error), re.DOTALL):
             raise ConfigError(
-                f"{ambiguous[1]} has a comma. For a run with each value add -m. {advice(ambiguous[1])}"
+                f"{ambiguous[1]} has a comma. For a run with each value add -m (in Python: linearpatch.run_sweep). "
+                f"{advice(ambiguous[1])}"
             ) from error
         raise ConfigError(_without_search_path(str(error))) from error
 

@@ -100,6 +100,15 @@ def require_seed(what: str, value: int) -> None:
     require_range(what, value, low=0, high=2**63 - 1)
 
 
+def require_tokenizer(tokenizer: object) -> None:
+    """Raise `ConfigError` unless a value is a tokenizer, going by what it can do."""
+    if not (callable(tokenizer) and hasattr(tokenizer, "get_vocab")):
+        raise ConfigError(
+            f"tokenizer is a {type(tokenizer).__name__}. Allowed: a tokenizer of transformers, such as "
+            "AutoTokenizer.from_pretrained(…) gives."
+        )
+
+
 def check_group(group: str | None) -> None:
     """Reject a label that can't be the name of a file, or that W&B doesn't take.
 

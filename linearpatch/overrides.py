@@ -33,7 +33,7 @@ def override(key: str, value: Any, *, literal: bool = False) -> str:
 
     Args:
         key: A setting or a group.
-        value: A text, number, truth value, None, or a list or mapping of such.
+        value: A text, path, number, truth value, None, a dtype or device of torch, or a list or mapping of such.
         literal: Whether `${` in a text is text; otherwise it begins an interpolation, as in any configuration.
 
     Raises:
@@ -125,8 +125,10 @@ def _element(key: str, value: Any, literal: bool, depth: int, count: list[int]) 
         return str(value).lower()
     if isinstance(value, int | float):
         return repr(value)
-    if isinstance(value, str):
-        return quoted(value, literal=literal)
+    if isinstance(value, str | Path):
+        return quoted(str(value), literal=literal)
+    if f"{type(value).__module__}.{type(value).__name__}" in ("torch.dtype", "torch.device"):
+        return quoted(str(value).removeprefix("torch."))
     if isinstance(value, list | tuple):
         return f"[{','.join(_element(key, item, literal, depth + 1, count) for item in value)}]"
     if isinstance(value, Mapping):

@@ -340,10 +340,9 @@ def size_of(experiment: Experiment, workspace: Workspace, record: Record) -> int
 
 def rank(pruner: Pruner, patch: Patch, workspace: Workspace, n: int) -> Edit:
     """Choose the layers to remove; what the patch needs of the dense model comes from the same pass."""
-    chooser = pruner.chooser
-    chooser.check_family(workspace.decoder)
+    pruner.chooser.check_family(workspace.decoder)
     workspace.collect(*statistics_of(pruner, patch, n))
-    edit = chooser.select(workspace, n)
+    edit = pruner.choose(workspace, n)
     workspace.release()
     log.info("%s", edit.summary())
     return edit
@@ -370,7 +369,7 @@ def fit(patch: Patch, model: LoadedModel, workspace: Workspace, pruned: Edit, re
     """Repair the interfaces, and note which formats can hold the result."""
     repaired = repair(workspace, patch, pruned)
     workspace.release()
-    record.patch = replace(repaired.section(name_of(patch)), formats=formats_of(model, repaired.edit))
+    record.patch = replace(repaired.section(patch), formats=formats_of(model, repaired.edit))
     for warning in record.patch.warnings:
         log.warning("%s", warning)
     return repaired.edit

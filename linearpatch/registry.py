@@ -164,10 +164,12 @@ def resolve(group: str, choice: str | C, kind: type[C], settings: Mapping[str, A
                 raise ConfigError(f"{group}={choice} has no setting {setting!r}. {suggest(setting, allowed)}")
         made = _made(f"{group}={choice}", components(group)[choice], settings)
     elif isinstance(choice, kind):
-        unknown = set(settings) - {setting.name for setting in dataclasses.fields(cast(Any, choice))}
-        if unknown:
-            raise ConfigError(f"{name_of(choice)} has no setting {min(unknown)!r}. Leave it out.")
+        allowed = [setting.name for setting in dataclasses.fields(cast(Any, choice))]
+        if unknown := set(settings) - set(allowed):
+            raise ConfigError(f"{name_of(choice)} has no setting {min(unknown)!r}. {suggest(min(unknown), allowed)}")
         made = dataclasses.replace(cast(Any, choice), **settings)
+    elif isinstance(choice, type):
+        raise ConfigError(f"{group} is the class {choice.__name__}. Create a component of it: {choice.__name__}().")
     else:
         raise ConfigError(
             f"{group} is a {type(choice).__name__}. Allowed: a name such as {min(components(group))!r}, or a component "

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import datasets
 import pytest
@@ -13,16 +14,20 @@ from conftest import NUM_LAYERS, tiny_model
 from huggingface_hub import ModelCard
 
 import linearpatch as lp
-from linearpatch.choices import choices, component_of
+from linearpatch.choices import choice_made, choices, component_of
 from linearpatch.data.blocks import TokenBlocks
-from linearpatch.errors import ConfigError, DataError, StorageError
+from linearpatch.errors import ConfigError, DataError, ModelError, StorageError
 from linearpatch.models.edit import Edit
 from linearpatch.models.origins import Origin, remember_origin
 from linearpatch.models.random import byte_tokenizer
+from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import resolve
 
 WORDS = ["a ruler", "two seas", "old maps", "new roads", "tall trees", "cold rain", "late trains"]
 TEXT = [f"{index}: {WORDS[index % 7]} and {WORDS[index % 5]} near {index * index}." for index in range(600)]
+
+
+SETTINGS = {"lstsq": {"ridge": 0.1}, "mlp_lstsq": {"ridge": 0.1}, "refit": {"ridge": 0.1}}
 
 
 @pytest.fixture
@@ -150,9 +155,11 @@ def test_text_comes_from_files_lists_chats_and_datasets(tokenizer, tmp_path):
         ([None, "  "], "text is empty"),
         ([b"a"], r"row 1.*bytes"),
         ([["a"]], "where text was expected"),
-        ("nowhere.txt", "nowhere.txt doesn't exist"),
+        ("nowhere.txt", r"text is 'nowhere.txt', and there is no such file.*Pass a text itself in a list"),
+        ("A text, not a path. " * 300, r"text is 'A text, not a path\. .*…', and there is no such file"),
+        (datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": ["a"]})), "a DatasetDict of train. Pass one"),
         (datasets.Dataset.from_dict({"txt": ["a"]}), "has no column 'text'. Did you mean 'txt'?"),
-        (["short"], "too few|needed"),
+        (["short"], "has 5 tokens: too few for one block of 32. Use a longer text"),
     ],
 )
 def test_what_is_no_text_is_rejected(tokenizer, text, words):
@@ -177,7 +184,66 @@ def test_a_name_means_in_python_what_it_means_on_the_command_line(group):
         component, settings = component_of(group, name)
         counted = ["num_pruned=2"] if settings.get("unit", "layer") != "layer" else []
         composed = getattr(lp.compose(f"{group}={name}", *others, *counted), group)
-        assert resolve(group, component, object, settings) == composed, name
+        resolved = resolve(group, component, object, settings)
+        assert resolved == composed, name
+        assert choice_made(group, resolved) == name
+
+
+@dataclass(frozen=True)
+class EverySecond(Pruner):
+    """It chooses among half of the layers, and doesn't ask whether these are enough."""
+
+    def select(self, workspace, n):
+        return Edit.of_layers(range(0, workspace.num_layers, 2)[:n])
+
+
+@pytest.mark.parametrize(
+    "wrong", ["random", None, torch.nn.Linear(2, 2), ("model", "tokenizer"), byte_tokenizer()], ids=type
+)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda wrong, data: lp.prune(wrong, data, 2),
+        lambda wrong, data: lp.repair(wrong, Edit.of_layers([2]), data),
+        lambda wrong, data: lp.distill(wrong, Edit.of_layers([2]), data),
+        lambda wrong, data: lp.perplexity(wrong, byte_tokenizer(), TEXT),
+        lambda wrong, data: lp.generate_texts(wrong, byte_tokenizer()),
+        lambda wrong, data: lp.save("S", wrong, byte_tokenizer(), Edit()),
+        lambda wrong, data: Edit.of_layers([2]).apply(wrong),
+    ],
+)
+def test_what_is_no_model_is_rejected_everywhere(call, wrong, data):
+    with pytest.raises(ModelError, match=f"model is a {type(wrong).__name__}. Allowed: a causal language model"):
+        call(wrong, data)
+
+
+@pytest.mark.parametrize("patch", ["rotate", "diag", "lstsq", "mlp_lstsq", "mlp_refit", "refit", "block", "mlp", "nbl"])
+def test_an_edit_of_a_model_of_another_width_is_rejected(patch, model, tokenizer, data):
+    wider = tiny_model(hidden_size=64)
+    edit = lp.repair(model, Edit.of_layers([3, 4]), data, patch=patch, **SETTINGS.get(patch, {}))
+    with pytest.raises(ModelError, match="isn't the model that this edit was made for"):
+        edit.apply(wider)
+
+
+def test_tokens_beyond_the_vocabulary_are_rejected(model, tokenizer):
+    beyond = lp.Tokens(TokenBlocks(torch.full((2, 64), 10_000), "test"))
+    edit = Edit.of_layers([2])
+    for call in (lambda: lp.prune(model, beyond, 2), lambda: lp.repair(model, edit, beyond, patch="lstsq")):
+        with pytest.raises(ModelError, match="data holds the token 10,000, and the embedding"):
+            call()
+
+
+def test_dtypes_and_paths_are_values_of_settings(tmp_path):
+    model, _ = lp.load_model("random", dtype=torch.bfloat16, device=torch.device("cpu"))
+    assert model.dtype == torch.bfloat16
+
+
+def test_names_can_be_completed(model, data):
+    assert {"prune", "repair", "run_sweep"} <= set(dir(lp))
+    assert {"PatchAware", "Sleb"} <= set(dir(lp.pruners))
+    assert "Refit" in dir(lp.patches)
+    edit = lp.repair(model, Edit.of_layers([3, 4]), data, patch="rotate")
+    assert repr(edit) == "Edit(removed layers [3, 4]: interfaces [3, 5); 1 operator)"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +258,19 @@ def test_a_name_means_in_python_what_it_means_on_the_command_line(group):
         (lambda m, d: lp.repair(m, None, d), "edit is a NoneType"),
         (lambda m, d: lp.distill(m, lp.prune(m, d, 1, pruner="tail"), d, loss="none"), "distill=none does nothing"),
         (lambda m, d: lp.pruners.PatchAwar, "Did you mean 'PatchAware'?"),
-        (lambda m, d: lp.prun, "no attribute 'prun'"),
+        (lambda m, d: lp.prunr, "no attribute 'prunr'. Did you mean 'prune'?"),
+        (lambda m, d: lp.prune(m, d, 2, pruner=lp.pruners.ShortGPT), r"is the class ShortGPT. Create .* ShortGPT\(\)"),
+        (lambda m, d: lp.prune(m, d, 2, pruner=lp.pruners.Tail(), bogus=1), "has no setting 'bogus'. Allowed: "),
+        (lambda m, d: lp.prune(m, d, 5, pruner=EverySecond()), r"chose 3 layers \(0, 2, 4\), and 5 were"),
+        (lambda m, d: lp.tokens(TEXT, "byte"), "tokenizer is a str. Allowed: a tokenizer of transformers"),
+        (lambda m, d: lp.tokens(TEXT, byte_tokenizer(), blocks=0), "blocks is 0. Allowed: at least 1"),
+        (lambda m, d: lp.tokens(TEXT, byte_tokenizer(), held_out=-1), "held_out is -1. Allowed: at least 0"),
+        (lambda m, d: lp.perplexity(m, None, TEXT), "tokenizer is a NoneType"),
+        (lambda m, d: lp.save("S", m, None, Edit()), "tokenizer is a NoneType"),
+        (lambda m, d: lp.save(m, "S", byte_tokenizer(), Edit()), "folder is a LlamaForCausalLM"),
+        (lambda m, d: lp.run(["model=random"]), r"An override is a list.*run\(\*overrides\)"),
+        (lambda m, d: lp.run("-m", "model=random"), "is an option of the command line. For a sweep use run_sweep"),
+        (lambda m, d: lp.run("patch=none,lstsq"), "in Python: linearpatch.run_sweep"),
     ],
 )
 def test_mistakes_are_sentences(model, data, call, words):

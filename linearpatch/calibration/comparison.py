@@ -19,6 +19,7 @@ import torch
 
 from linearpatch.calibration.candidate_edits import Repairer, ready
 from linearpatch.calibration.candidate_losses import CandidateLoss, CandidateSearch
+from linearpatch.choices import choice_made
 from linearpatch.errors import ConfigError, NumericsError
 from linearpatch.models.edit import DENSE, Edit, PlacedOperator
 from linearpatch.models.modeling_linearpatch import Operator
@@ -104,23 +105,24 @@ class Comparison:
         ]
         return f"{parts[0]} (kept) | {' | '.join(parts[1:])} | dense model {self.dense_loss:.4f}"
 
-    def warnings(self, patch: str) -> list[str]:
+    def warnings(self, patch: Repairer) -> list[str]:
         """What a reader of the results must know.
 
         Args:
-            patch: Name of the patch, as it is set.
+            patch: As it is set.
         """
+        choice = choice_made("patch", patch)
         where = ", ".join(map(str, interfaces_of(self.removed)))
         sentences = []
         asked = inf if self.as_set.loss is None else self.as_set.loss
         if self.kept == NO_PATCH:
             sentences.append(
-                f"patch={patch} at {where} would do harm: its held-out loss is {asked:.3f}, without a patch "
+                f"patch={choice} at {where} would do harm: its held-out loss is {asked:.3f}, without a patch "
                 f"{self.loss:.3f}. Its operators are identities in this model; patch=none saves it without them."
             )
         elif asked > self.loss + WORSE_BY_NATS:
             sentences.append(
-                f"patch={patch} at {where} as set has a held-out loss of {asked:.3f}; {self.kept} has {self.loss:.3f} "
+                f"patch={choice} at {where} as set has a held-out loss of {asked:.3f}; {self.kept} has {self.loss:.3f} "
                 "and is kept. A fit this much worse on held-out text had too few calibration tokens, or was dominated "
                 "by a few of them. Raise calibration.num_blocks, and check the text for padding and repetition."
             )
@@ -147,29 +149,29 @@ class Repair:
     edit: Edit
     comparison: Comparison | None = None
 
-    def section(self, method: str) -> PatchSection:
+    def section(self, patch: Repairer) -> PatchSection:
         """What was fitted and compared, for the record; operators that one fit gave, such as refit's two, once.
 
         Args:
-            method: Name of the patch, as it is set.
+            patch: As it is set.
         """
         fits = {placed.site.interface: placed.diagnostics for placed in self.edit.operators}
         return PatchSection(
-            method=method,
+            method=name_of(patch),
             num_parameters=self.edit.num_added_parameters,
             sites=[
                 section_of(SiteSection, {"start": interface.start, "end": interface.end, **diagnostics})
                 for interface, diagnostics in fits.items()
             ],
             comparison=self.comparison.describe() if self.comparison else None,
-            warnings=self.warnings(method),
+            warnings=self.warnings(patch),
         )
 
-    def warnings(self, patch: str) -> list[str]:
+    def warnings(self, patch: Repairer) -> list[str]:
         """What is doubtful about the fit, and about what it was compared with; each once.
 
         Args:
-            patch: Name of the patch, as it is set.
+            patch: As it is set.
         """
         compared = self.comparison.warnings(patch) if self.comparison else []
         return list(dict.fromkeys([*(placed.warning for placed in self.edit.operators if placed.warning), *compared]))

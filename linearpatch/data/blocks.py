@@ -317,6 +317,8 @@ class BlockSpec:
         available = num_tokens // body
         number = available if self.num_blocks is None else self.num_blocks
         crops = self.sampling == "crops"
+        if available == 0 and self.short_text == "adapt":  # the blocks were made as short as they may be
+            raise DataError(f"{source} has {num_tokens:,} tokens: too few for one block of {body}. Use a longer text.")
         if available == 0 or (number > available and not crops):
             raise DataError(
                 f"{source} has {num_tokens:,} tokens: {counted(available, 'block')} of {self.block_length}, "

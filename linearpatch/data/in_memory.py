@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 from linearpatch.data.corpus import PURPOSES, Corpus
 from linearpatch.data.documents import Column, Document, has_text
 from linearpatch.data.files import TextCorpus
-from linearpatch.errors import DataError, suggest
+from linearpatch.errors import DataError, looked_in, suggest
 
 log = logging.getLogger(__name__)
+
+SHOWN = 40  # characters of a text that is no path
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,28 @@ class InMemoryCorpus(Corpus):
         return self.values
 
 
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long for a path, an unknown user, a zero byte
+        return False
+
+
 def corpus_of(text: Any, column: str) -> Corpus:
     """A corpus of which every purpose reads all."""
     whole = dict.fromkeys(PURPOSES, "all")
+    if isinstance(text, str) and not _is_there(text):
+        shown = repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")
+        raise DataError(
+            f"text is {shown}, and there is no such file or folder{looked_in(text)}. Pass a text itself in a list: "
+            "[text]."
+        )
     if isinstance(text, (str, Path)):
         return TextCorpus(path=str(text), column=column, **whole)
     values = text
+    if isinstance(text, Mapping):
+        splits = ", ".join(map(str, text)) or "nothing"
+        raise DataError(f"text is a {type(text).__name__} of {splits}. Pass one of them, such as text['train'].")
     if hasattr(text, "column_names"):
         if column not in text.column_names:
             raise DataError(f"The dataset has no column {column!r}. {suggest(column, text.column_names)}")

@@ -11,7 +11,7 @@ from typing import Any
 from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
 from linearpatch.data.in_memory import corpus_of
 from linearpatch.data.reader import Reader
-from linearpatch.errors import require_whole
+from linearpatch.errors import require_range, require_tokenizer, require_whole
 from linearpatch.storage.cache import Cache
 from linearpatch.text import counted
 
@@ -57,8 +57,8 @@ def tokens(
         tokenizer: Of the model.
         blocks: How many; None takes all that there are (with `sampling="first"`).
         length: Tokens in each.
-        held_out: Blocks at the end of the text that are held out; None takes one for eight of what the others leave.
-            0: none.
+        held_out: How many more blocks are held out, at the end of the text. None: an eighth as many as `blocks`, of
+            text that the others leave. 0: none.
         column: Of the text, where there are columns.
         sampling: `windows`, `first` or `crops`; see `BlockSpec`.
         bos: `tokenizer`, `each` or `none`; see `BlockSpec`.
@@ -70,6 +70,8 @@ def tokens(
     for setting, value in {"blocks": blocks, "length": length, "held_out": held_out, "seed": seed}.items():
         if value is not None or setting in ("length", "seed"):
             require_whole(setting, value)
+            require_range(setting, value or 0, low={"blocks": 1, "length": 2}.get(setting, 0))
+    require_tokenizer(tokenizer)
     names = SettingNames("tokens", "length", "held_out", "blocks")
     spec = BlockSpec(blocks, length, sampling if blocks is not None else "first", bos, seed, True, names=names)
     opened = Reader(corpus_of(text, column), "calibration").open()

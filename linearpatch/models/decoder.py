@@ -201,6 +201,11 @@ def decoder_of(model: PreTrainedModel) -> Decoder:
         ModelError: the model is not a decoder-only language model, or has no final norm before its head.
     """
     kind = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(
+            f"model is a {kind}. Allowed: a causal language model of transformers, such as "
+            "AutoModelForCausalLM.from_pretrained(…) gives; linearpatch.load_model(…) gives a model and its tokenizer."
+        )
     config = text_config(model.config)
     head = model.get_output_embeddings()
     if getattr(model.config, "is_encoder_decoder", False) or head is None:

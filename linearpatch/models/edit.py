@@ -21,6 +21,7 @@ from linearpatch.models.units import Interface, Unit, check_removed, interfaces_
 from linearpatch.models.view import view_of
 from linearpatch.models.weight_changes import Weights
 from linearpatch.results.scores import LayerScores
+from linearpatch.text import counted
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class PlacedOperator:
         return self.site.place
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Edit:
     """What makes a smaller model of a dense one. Without anything in it, it is the dense model itself.
 
@@ -98,6 +99,12 @@ class Edit:
         """Layers and sublayers removed, in this order."""
         return cls(tuple(removed), scores=scores)
 
+    def __repr__(self) -> str:
+        parts = [self.summary()] if self.removed or self.narrowed else []
+        parts += [counted(len(self.operators), "operator")] if self.operators else []
+        parts += [counted(len(self.weights), "changed weight")] if self.weights else []
+        return f"Edit({'; '.join(parts)})"
+
     @property
     def is_dense(self) -> bool:
         """Whether it changes nothing."""
@@ -105,7 +112,10 @@ class Edit:
 
     @cached_property
     def removed_layers(self) -> tuple[int, ...]:
-        """Dense indices of the layers that are removed as a whole, in the order of removal."""
+        """Dense indices of the layers that are removed as a whole, in the order of removal.
+
+        Empty where only sublayers are removed, or parts of them; `removed` and `narrowed` say which.
+        """
         return whole_layers(self.removed)
 
     @cached_property
@@ -215,7 +225,11 @@ class Edit:
         """The edited model: an ordinary Hugging Face model that shares every unchanged weight with the dense one.
 
         Args:
-            model: The dense model; it doesn't change.
+            model: The dense model that the edit was made for; it doesn't change.
+
+        Raises:
+            ConfigError: it has no such layers.
+            ModelError: its shape is another, or its family can't lack them.
         """
         return self.view(decoder_of(model))
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from linearpatch.errors import ConfigError, ModelError, require_choice
+from linearpatch.errors import ConfigError, ModelError, require_choice, require_tokenizer
 from linearpatch.models.decoder import Decoder, check_logits, decoder_of
 from linearpatch.models.layer_config import check_prunable
 from linearpatch.models.rebuilding import check_tables
@@ -211,8 +211,10 @@ def check_vocabulary(decoder: Decoder, tokenizer: Any) -> None:
     Special tokens may lie beyond the last one, as Gemma 3's text models have it for images: no text contains them.
 
     Raises:
+        ConfigError: it is no tokenizer.
         ModelError: names the tokens.
     """
+    require_tokenizer(tokenizer)
     rows = decoder.num_embeddings
     special = set(getattr(tokenizer, "all_special_ids", ()))
     special |= {index for index, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}

@@ -302,7 +302,11 @@ class InProjection(AtLayer):
     @torch.no_grad()
     def add_to(self, view: Decoder, kept: Sequence[int], operator: nn.Module) -> None:
         """Add it to the weight."""
-        self.projection_of(view, kept.index(self.layer), self.part).add(operator.get_parameter("weight").T)
+        projection = self.projection_of(view, kept.index(self.layer), self.part)
+        try:
+            projection.add(operator.get_parameter("weight").T)
+        except RuntimeError as error:
+            raise other_model(view, f"the weight of its {self.part} has another shape ({error})") from error
 
     def can_fold(self, operator: nn.Module) -> bool:
         """Always: the weight holds it."""
@@ -359,10 +363,35 @@ def _hooked(module: nn.Module, after_forward: Callable[..., Any], *, with_kwargs
 
 def _attach(view: Decoder, module: nn.Module, operator: nn.Module, side: str) -> dict[str, Any]:
     """Attach a copy of an operator; the answer is its entry in the view's configuration."""
+    _check_width(view, operator)
     name = next(name for name, candidate in view.model.named_modules() if candidate is module)
     attach(module, copy.deepcopy(operator), side)
     spec = {"operator": operator.name, **operator.spec()} if isinstance(operator, Operator) else {}
     return {"module": name, "side": side, **spec}
+
+
+@torch.no_grad()
+def _check_width(view: Decoder, operator: nn.Module) -> None:
+    """Reject an operator that was made for a stream of another width.
+
+    Raises:
+        ModelError: it doesn't map the stream to itself.
+    """
+    anchor = next(operator.parameters(), torch.empty(0))
+    try:
+        shape = tuple(operator(anchor.new_zeros(1, 1, view.hidden_size)).shape)
+    except RuntimeError as error:
+        raise other_model(view, f"a {type(operator).__name__} can't read its stream ({error})") from error
+    if shape != (1, 1, view.hidden_size):
+        raise other_model(view, f"a {type(operator).__name__} writes {shape[-1]} channels")
+
+
+def other_model(view: Decoder, reason: str) -> ModelError:
+    """The error for what was made for a model of another shape."""
+    return ModelError(
+        f"{type(view.model).__name__} with {view.hidden_size} channels isn't the model that this edit was made for: "
+        f"{reason}. Use the dense model that its layers were chosen and its patches fitted in."
+    )
 
 
 def _divide(sublayer: Sublayer, alpha: float, hidden_size: int) -> None:

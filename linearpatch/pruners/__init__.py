@@ -10,3 +10,10 @@ def __getattr__(name: str) -> Any:
     from linearpatch.registry import class_named
 
     return class_named("pruner", name)
+
+
+def __dir__() -> list[str]:
+    """Its classes, for completion."""
+    from linearpatch.registry import components
+
+    return [component.__name__ for component in components("pruner").values()]

@@ -17,7 +17,7 @@ from linearpatch.models.edit import Edit
 from linearpatch.models.units import LAYER, Unit, plain_units
 from linearpatch.pruners.iterative import rankings
 from linearpatch.pruners.pruner import UNITS, Pruner
-from linearpatch.registry import component, name_of
+from linearpatch.registry import component
 from linearpatch.results.scores import LayerScores, SearchStep
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class PatchAware(Pruner):
         for layers, comparison in comparisons.items():
             log.info("finalist %s: %s", plain_units(layers), comparison.summary())
             if layers != taken:  # the fit logs those of the one that is taken
-                for warning in comparison.warnings(name_of(workspace.patch)):
+                for warning in comparison.warnings(workspace.patch):
                     log.warning("finalist: %s", warning)
         results = [comparison.describe() for comparison in comparisons.values()]
         return Edit.without(taken, scores=replace(scores, finalists=results))

@@ -130,6 +130,21 @@ class Pruner(ABC):
         scores: list[float] = values[step[self.unit]].tolist()
         return scores
 
+    def choose(self, workspace: Workspace, n: int) -> Edit:
+        """Select as the settings say (`chooser`), and check that as many units were chosen as were asked for.
+
+        Raises:
+            ConfigError: the pruner chose another number.
+        """
+        edit = self.chooser.select(workspace, n)
+        if self.removes_layers and len(edit.removed) != n:
+            raise ConfigError(
+                f"pruner={name_of(self)} chose {counted(len(edit.removed), COUNTED[self.unit])} "
+                f"({', '.join(map(str, edit.removed))}), and {n} were to be removed. Ask for as many as it can choose, "
+                "or change its settings."
+            )
+        return edit
+
     def check(self, num_layers: int, n: int) -> None:
         """Reject a number of layers that can't be removed, before anything is computed.
 

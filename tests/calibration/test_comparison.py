@@ -92,7 +92,7 @@ def test_a_simpler_fit_is_kept_where_it_is_better():
     result = repair(workspace, patch, edit_of([1, 2]))
     expected = repaired(patch.simpler()[result.comparison.kept], workspace, [1, 2])
     assert torch.equal(result.edit.operators[0].module.weight, expected[0].module.weight)
-    assert any("as set has a held-out loss" in warning for warning in result.warnings("lstsq"))
+    assert any("as set has a held-out loss" in warning for warning in result.warnings(patch))
 
 
 def test_operators_do_nothing_where_no_patch_is_best():
@@ -102,7 +102,7 @@ def test_operators_do_nothing_where_no_patch_is_best():
     assert result.comparison.kept == NO_PATCH
     values = torch.randn(5, 32)
     assert torch.equal(result.edit.operators[0].module(values), values)
-    assert any("would do harm" in warning for warning in result.warnings("lstsq"))
+    assert any("patch=lstsq at [2, 3) would do harm" in warning for warning in result.warnings(patch))
 
 
 def test_another_patch_on_the_same_workspace_gets_a_fit_of_its_own():
@@ -126,7 +126,7 @@ def test_nothing_is_compared_where_that_is_not_wanted(patch):
 def test_a_loss_far_above_the_dense_models_is_a_warning(loss, warned):
     measured = (ComparedFit(AS_SET, loss, 1.0),)
     comparison = Comparison((3, 4), AS_SET, loss, is_bound=False, dense_loss=3.1, candidates=measured)
-    assert any("num_pruned_layers" in warning for warning in comparison.warnings("refit")) == warned
+    assert any("num_pruned_layers" in warning for warning in comparison.warnings(Refit())) == warned
 
 
 def test_a_record_can_hold_it():
