@@ -105,7 +105,7 @@ def require_tokenizer(tokenizer: object) -> None:
     if not (callable(tokenizer) and hasattr(tokenizer, "get_vocab")):
         raise ConfigError(
             f"tokenizer is a {type(tokenizer).__name__}. Allowed: a tokenizer of transformers, such as "
-            "AutoTokenizer.from_pretrained(…) gives."
+            "AutoTokenizer loads."
         )
 
 

@@ -204,7 +204,7 @@ def decoder_of(model: PreTrainedModel) -> Decoder:
     if not isinstance(model, PreTrainedModel):
         raise ModelError(
             f"model is a {kind}. Allowed: a causal language model of transformers, such as "
-            "AutoModelForCausalLM.from_pretrained(…) gives; linearpatch.load_model(…) gives a model and its tokenizer."
+            "AutoModelForCausalLM loads; linearpatch.load_model(…) gives a model and its tokenizer."
         )
     config = text_config(model.config)
     head = model.get_output_embeddings()
