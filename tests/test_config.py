@@ -84,7 +84,10 @@ def test_no_target_strings_but_those_of_hydras_plugins():
             """can't be parsed. Write key=value or group=choice; a text with other """
             """characters in quotes: 'corpus.path="tëxt (v2).txt"'""",
         ),
-        ("corpus.path=a,b.txt", """has a comma. For a run with each value add -m (in Python: linearpatch.run_sweep)."""),
+        (
+            "corpus.path=a,b.txt",
+            """has a comma. For a run with each value add -m (in Python: linearpatch.run_sweep).""",
+        ),
         ("corpus.path=a,b.txt", """in quotes: 'corpus.path="a,b.txt"'"""),
         (
             "num_pruned_layers='5,7'",
