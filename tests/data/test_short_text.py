@@ -65,7 +65,7 @@ def test_nothing_is_said_of_a_text_that_is_long_enough():
 
 
 def test_a_text_of_a_few_words_is_rejected():
-    with pytest.raises(DataError, match="too few for one block of 32. Use a longer text"):
+    with pytest.raises(DataError, match=r"too few for one block of 32\. Use a longer text"):
         adapting(40, 1024).cut(["two words"], "\n\n", byte_tokenizer(), "mine")
 
 
