@@ -56,6 +56,7 @@ class PatchAware(Pruner):
             whatever their loss.
     """
 
+    version: ClassVar[int] = 2  # since then rivals' choices and the next best of a race are finalists
     units: ClassVar[Sequence[str]] = UNITS
 
     search: str = "window"
