@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
 
+from linearpatch.arguments import check_tokens, require_edit, require_folder, require_tokens
 from linearpatch.calibration.comparison import repair as repair_compared
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.checkpoint.loading import apply, load, load_tokenizer
@@ -35,7 +36,7 @@ from linearpatch.data.reader import Reader
 from linearpatch.data.tokens import Tokens, tokens
 from linearpatch.distillation.distill import distill as train
 from linearpatch.distillation.training import Training
-from linearpatch.errors import ConfigError, ModelError, require_tokenizer, require_whole
+from linearpatch.errors import ConfigError, require_tokenizer, require_whole
 from linearpatch.evaluation.evaluation import Evaluation, Subject
 from linearpatch.evaluation.perplexity import Perplexity
 from linearpatch.evaluation.retention import Results, compare
@@ -129,7 +130,7 @@ def prune(
         ModelError: the model can't be pruned.
     """
     require_whole("num_layers", num_layers)
-    _require_tokens(data)
+    require_tokens(data)
     chosen = _component("pruner", pruner, Pruner, settings)  # type: ignore[type-abstract]
     repairer = _component("patch", patch, Patch, {})  # type: ignore[type-abstract]
     with _evaluating(model) as dense:
@@ -163,8 +164,8 @@ def repair(
         ModelError: the model's family doesn't support the patch.
         NumericsError: the fit has no unique solution.
     """
-    _require_tokens(data)
-    _require_edit(edit)
+    require_tokens(data)
+    require_edit(edit)
     chosen = _component("patch", patch, Patch, settings)  # type: ignore[type-abstract]
     with _evaluating(model) as dense:
         check_removed(edit.removed, dense.num_layers)
@@ -201,13 +202,13 @@ def distill(
         ConfigError: there is no such loss or setting, nothing to train, or no tokens are held out.
         TrainingFailed: the loss isn't finite any more.
     """
-    _require_tokens(data)
-    _require_edit(edit)
+    require_tokens(data)
+    require_edit(edit)
     chosen = _component("distill", loss, Training, settings)  # type: ignore[type-abstract]
     if data.held_out is None:
         raise ConfigError("No tokens are held out to decide which step is kept. Give tokens(…, held_out=16).")
     with _evaluating(model) as dense:
-        _check_tokens(dense, data)
+        check_tokens(dense, data)
         chosen.check(dense)
         key = _key(dense)
         cache = Cache(Path(cache_dir)) if cache_dir else Cache()
@@ -322,9 +323,8 @@ def save(
         ModelError: the family can't hold the edit in this format, or would load as another model.
         StorageError: the folder can't be written, or holds something else.
     """
-    if not isinstance(folder, str | Path):
-        raise ConfigError(f"folder is a {type(folder).__name__}. Allowed: a path, as in save(folder, model, …).")
-    _require_edit(edit)
+    require_folder(folder)
+    require_edit(edit)
     require_tokenizer(tokenizer)
     with _evaluating(model) as dense:
         origin = origin_of(model)
@@ -355,33 +355,6 @@ def _component(group: str, choice: str | C, kind: type[C], settings: Mapping[str
     return resolve(group, name, kind, {**preset, **settings})
 
 
-def _require_tokens(data: Any) -> None:
-    if not isinstance(data, Tokens):
-        raise ConfigError(
-            f"data is a {type(data).__name__}. Allowed: Tokens, made by data = linearpatch.tokens(text, tokenizer)."
-        )
-
-
-def _require_edit(edit: Any) -> None:
-    if not isinstance(edit, Edit):
-        raise ConfigError(f"edit is a {type(edit).__name__}. Allowed: an Edit, made by linearpatch.prune.")
-
-
-def _check_tokens(dense: Decoder, data: Tokens) -> None:
-    """Reject tokens of another vocabulary.
-
-    Raises:
-        ModelError: the model has no embedding of some of them.
-    """
-    blocks = [data.blocks] if data.held_out is None else [data.blocks, data.held_out]
-    largest = max(int(part.ids.max()) for part in blocks)
-    if largest >= dense.num_embeddings:
-        raise ModelError(
-            f"data holds the token {largest:,}, and the embedding of {type(dense.model).__name__} has "
-            f"{dense.num_embeddings:,} rows. Make it with the model's own tokenizer: data = linearpatch.tokens(…)."
-        )
-
-
 @contextmanager
 def _evaluating(model: PreTrainedModel, *, prunable: bool = True) -> Iterator[Decoder]:
     """The parts of a model, which is in evaluation mode meanwhile; its own modes come back at the end."""
@@ -404,7 +377,7 @@ def _key(dense: Decoder) -> Mapping[str, Any]:
 
 
 def _workspace(dense: Decoder, data: Tokens, patch: Patch) -> Workspace:
-    _check_tokens(dense, data)
+    check_tokens(dense, data)
     repairer = None if isinstance(patch, NoPatch) else patch
     return Workspace(
         dense, data.blocks, held_out=data.held_out, patch=repairer, cache=data.cache, model_key=_key(dense)

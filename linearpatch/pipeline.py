@@ -19,7 +19,6 @@ from transformers.utils import logging as hf_logging
 
 from linearpatch.budgets.budget import sizes_of
 from linearpatch.calibration.comparison import repair
-from linearpatch.calibration.statistics import Statistic
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.checkpoint.checks import check_target
 from linearpatch.checkpoint.formats import formats_of
@@ -33,14 +32,10 @@ from linearpatch.distillation.training import Training
 from linearpatch.errors import NumericsError, StorageError
 from linearpatch.evaluation.measure import measure
 from linearpatch.experiment import Experiment
-from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import DENSE, Edit
 from linearpatch.models.model import LoadedModel, Model
-from linearpatch.models.rebuilding import check_rebuilt, check_removal
-from linearpatch.models.units import LAYER
 from linearpatch.patches.patch import Patch
 from linearpatch.preparation import Prepared, Shared, Texts, check_planned, cut_calibration, cut_training, load_model
-from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import identity, name_of
 from linearpatch.results.files import read_record
 from linearpatch.results.questions import Answers
@@ -50,6 +45,7 @@ from linearpatch.results.sections import CheckpointSection
 from linearpatch.results.state import occupied
 from linearpatch.runtime.distributed import Workers
 from linearpatch.runtime.signals import Terminated
+from linearpatch.selection import check_removable, rank
 from linearpatch.storage.cache import Cache, digest_of
 from linearpatch.storage.leftovers import tidied
 from linearpatch.text import counted
@@ -311,12 +307,6 @@ def recipe_key(experiment: Experiment) -> str:
     return digest_of({"pruner": identity(experiment.pruner), "patch": identity(experiment.patch)})
 
 
-def statistics_of(pruner: Pruner, patch: Patch, n: int | None) -> list[Statistic]:
-    """What a pruner that removes n units and then a patch ask; where a budget decides the number, the patch alone."""
-    of_pruner = [] if n is None else pruner.chooser.statistics(n)
-    return [*of_pruner, *(one if pruner.unit == LAYER else one.of_sublayers() for one in patch.statistics())]
-
-
 def size_of(experiment: Experiment, workspace: Workspace, record: Record) -> int:
     """How many layers go: the number that was given, or what the budget leaves.
 
@@ -336,33 +326,6 @@ def size_of(experiment: Experiment, workspace: Workspace, record: Record) -> int
     sizes = sizes_of(pruner, workspace.num_layers)
     record.budget = experiment.limit.resolve(workspace, sizes, patched)
     return record.budget.num_pruned_layers
-
-
-def rank(pruner: Pruner, patch: Patch, workspace: Workspace, n: int) -> Edit:
-    """Choose the layers to remove; what the patch needs of the dense model comes from the same pass."""
-    pruner.chooser.check_family(workspace.decoder)
-    workspace.collect(*statistics_of(pruner, patch, n))
-    edit = pruner.choose(workspace, n)
-    workspace.release()
-    log.info("%s", edit.summary())
-    return edit
-
-
-def check_removable(dense: Decoder, edit: Edit, save_format: str | None) -> None:
-    """Reject, before the long work, layers whose removal would change others, or that couldn't be saved as asked.
-
-    Args:
-        dense: The dense model.
-        edit: What is removed.
-        save_format: That of the checkpoint; None: nothing is saved.
-
-    Raises:
-        ModelError: says which, and what works instead.
-    """
-    pruned = edit.view(dense)
-    check_removal(dense, pruned, edit.removed_layers, edit.narrowed, edit.removed_parts)
-    if save_format not in (None, "adapter") and edit.is_stock:  # others are loaded again when they are saved
-        check_rebuilt(dense, pruned, edit.removed_layers)
 
 
 def fit(patch: Patch, model: LoadedModel, workspace: Workspace, pruned: Edit, record: Record) -> Edit:

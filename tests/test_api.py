@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import datasets
 import pytest
@@ -20,13 +21,12 @@ from linearpatch.errors import ConfigError, DataError, ModelError, StorageError
 from linearpatch.models.edit import Edit
 from linearpatch.models.origins import Origin, remember_origin
 from linearpatch.models.random import byte_tokenizer
+from linearpatch.overrides import override
 from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import resolve
 
 WORDS = ["a ruler", "two seas", "old maps", "new roads", "tall trees", "cold rain", "late trains"]
 TEXT = [f"{index}: {WORDS[index % 7]} and {WORDS[index % 5]} near {index * index}." for index in range(600)]
-
-
 SETTINGS = {"lstsq": {"ridge": 0.1}, "mlp_lstsq": {"ridge": 0.1}, "refit": {"ridge": 0.1}}
 
 
@@ -218,14 +218,14 @@ def test_what_is_no_model_is_rejected_everywhere(call, wrong, data):
 
 
 @pytest.mark.parametrize("patch", ["rotate", "diag", "lstsq", "mlp_lstsq", "mlp_refit", "refit", "block", "mlp", "nbl"])
-def test_an_edit_of_a_model_of_another_width_is_rejected(patch, model, tokenizer, data):
+def test_an_edit_of_a_model_of_another_width_is_rejected(patch, model, data):
     wider = tiny_model(hidden_size=64)
     edit = lp.repair(model, Edit.of_layers([3, 4]), data, patch=patch, **SETTINGS.get(patch, {}))
     with pytest.raises(ModelError, match="isn't the model that this edit was made for"):
         edit.apply(wider)
 
 
-def test_tokens_beyond_the_vocabulary_are_rejected(model, tokenizer):
+def test_tokens_beyond_the_vocabulary_are_rejected(model):
     beyond = lp.Tokens(TokenBlocks(torch.full((2, 64), 10_000), "test"))
     edit = Edit.of_layers([2])
     for call in (lambda: lp.prune(model, beyond, 2), lambda: lp.repair(model, edit, beyond, patch="lstsq")):
@@ -233,9 +233,10 @@ def test_tokens_beyond_the_vocabulary_are_rejected(model, tokenizer):
             call()
 
 
-def test_dtypes_and_paths_are_values_of_settings(tmp_path):
+def test_dtypes_and_paths_are_values_of_settings():
     model, _ = lp.load_model("random", dtype=torch.bfloat16, device=torch.device("cpu"))
     assert model.dtype == torch.bfloat16
+    assert override("corpus.path", Path("texts/my.txt")) == override("corpus.path", "texts/my.txt")
 
 
 def test_names_can_be_completed(model, data):

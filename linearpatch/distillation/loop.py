@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from linearpatch.distillation.clock import TRIALS, Clock, seconds
 from linearpatch.distillation.on_policy import OnPolicy
 from linearpatch.distillation.patch_forms import at_rest
 from linearpatch.distillation.sharding import clip_gradients, gathered, is_sharded, joined, local, spread_like
-from linearpatch.distillation.sources import SHARD, Online, Source
+from linearpatch.distillation.sources import Online, Source, order_of_epoch
 from linearpatch.distillation.training import Lesson, Training
 from linearpatch.errors import NumericsError
 from linearpatch.models.edit import Edit
@@ -406,13 +405,3 @@ class Loop:
     def _load_parameters(self, values: Sequence[Tensor]) -> None:
         for parameter, value in zip(self.parameters, values, strict=True):
             local(parameter).copy_(value)
-
-
-@lru_cache(maxsize=2)
-def order_of_epoch(count: int, epoch: int, seed: int) -> tuple[int, ...]:
-    """A random order in which groups of `SHARD` sequences stay together, so that few files are open at a time."""
-    generator = torch.Generator().manual_seed(seed + 1_000_003 * epoch)  # far from other seeds' orders
-    groups = torch.arange(count).split(SHARD)
-    shuffled = [groups[int(index)] for index in torch.randperm(len(groups), generator=generator)]
-    inside = [group[torch.randperm(len(group), generator=generator)] for group in shuffled]
-    return tuple(torch.cat(inside).tolist())

@@ -198,3 +198,13 @@ def _same(first: Any, second: Any) -> bool:
     if isinstance(first, (bool, int, float, str)):
         return bool(first == second)
     return type(first) is type(second)
+
+
+@lru_cache(maxsize=2)
+def order_of_epoch(count: int, epoch: int, seed: int) -> tuple[int, ...]:
+    """A random order in which groups of `SHARD` sequences stay together, so that few files are open at a time."""
+    generator = torch.Generator().manual_seed(seed + 1_000_003 * epoch)  # far from other seeds' orders
+    groups = torch.arange(count).split(SHARD)
+    shuffled = [groups[int(index)] for index in torch.randperm(len(groups), generator=generator)]
+    inside = [group[torch.randperm(len(group), generator=generator)] for group in shuffled]
+    return tuple(torch.cat(inside).tolist())

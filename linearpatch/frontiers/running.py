@@ -18,12 +18,13 @@ from linearpatch.experiment import Experiment, digest
 from linearpatch.models.decoder import text_config
 from linearpatch.models.units import LAYER
 from linearpatch.overrides import override
-from linearpatch.pipeline import cache_of, recipe_key, run, statistics_of
+from linearpatch.pipeline import cache_of, recipe_key, run
 from linearpatch.preparation import Shared
 from linearpatch.pruners.pruner import Pruner
 from linearpatch.registry import identity, title_of
 from linearpatch.results.record import Record
 from linearpatch.runtime.progress import steps
+from linearpatch.selection import statistics_of
 from linearpatch.storage.files import check_folder
 from linearpatch.sweep.manifest import listed
 from linearpatch.sweep.plan import Job, Plan, PlannedRun, plan_sweep, statistics_key

@@ -238,10 +238,12 @@ class Edit:
 
         Raises:
             ConfigError: a layer doesn't exist, is named twice, or none would be left.
-            ModelError: the model's configuration can't describe what would be left, or its family's sublayers can't
-                be removed one without the other.
+            ModelError: the edit was made for a model of another shape, the model's configuration can't describe what
+                would be left, or its family's sublayers can't be removed one without the other.
         """
         check_removed(self.removed, dense.num_layers)
+        for placed in self.operators:
+            placed.place.check(dense, placed.module)
         operators = [(placed.place, placed.module) for placed in self.operators]
         return view_of(dense, self.removed_layers, operators, self.narrowed, self.weights, self.removed_parts)
 

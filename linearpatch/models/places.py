@@ -36,6 +36,7 @@ from linearpatch.models.projections import (
     is_mixture,
     output_weights,
 )
+from linearpatch.models.shapes import check_maps_stream, check_same_shape
 from linearpatch.models.sublayers import ATTENTION, MLP, Sublayer, sublayers_of
 
 PLACES: dict[str, type[Place]] = {}
@@ -77,6 +78,14 @@ class Place(ABC):
     def attached(self, decoder: Decoder, operator: nn.Module) -> Any:
         """A context in which the operator acts on what a layer of the dense model writes."""
         return nullcontext()
+
+    def check(self, dense: Decoder, operator: nn.Module) -> None:
+        """Reject an operator that was made for a model of another shape.
+
+        Raises:
+            ModelError: it doesn't fit.
+        """
+        check_maps_stream(dense, operator)
 
     @abstractmethod
     def add_to(self, view: Decoder, kept: Sequence[int], operator: nn.Module) -> dict[str, Any] | None:
@@ -299,14 +308,16 @@ class InProjection(AtLayer):
         with _hooked(projection.module, after_forward, with_kwargs=True):
             yield
 
+    def check(self, dense: Decoder, operator: nn.Module) -> None:
+        """Reject a map of another shape than the weight's."""
+        width = self.projection_of(dense, self.layer, self.part).width
+        given = operator.get_parameter("weight").shape
+        check_same_shape(dense, f"the output projection of its {self.part}", given, (dense.hidden_size, width))
+
     @torch.no_grad()
     def add_to(self, view: Decoder, kept: Sequence[int], operator: nn.Module) -> None:
         """Add it to the weight."""
-        projection = self.projection_of(view, kept.index(self.layer), self.part)
-        try:
-            projection.add(operator.get_parameter("weight").T)
-        except RuntimeError as error:
-            raise other_model(view, f"the weight of its {self.part} has another shape ({error})") from error
+        self.projection_of(view, kept.index(self.layer), self.part).add(operator.get_parameter("weight").T)
 
     def can_fold(self, operator: nn.Module) -> bool:
         """Always: the weight holds it."""
@@ -363,35 +374,10 @@ def _hooked(module: nn.Module, after_forward: Callable[..., Any], *, with_kwargs
 
 def _attach(view: Decoder, module: nn.Module, operator: nn.Module, side: str) -> dict[str, Any]:
     """Attach a copy of an operator; the answer is its entry in the view's configuration."""
-    _check_width(view, operator)
     name = next(name for name, candidate in view.model.named_modules() if candidate is module)
     attach(module, copy.deepcopy(operator), side)
     spec = {"operator": operator.name, **operator.spec()} if isinstance(operator, Operator) else {}
     return {"module": name, "side": side, **spec}
-
-
-@torch.no_grad()
-def _check_width(view: Decoder, operator: nn.Module) -> None:
-    """Reject an operator that was made for a stream of another width.
-
-    Raises:
-        ModelError: it doesn't map the stream to itself.
-    """
-    anchor = next(operator.parameters(), torch.empty(0))
-    try:
-        shape = tuple(operator(anchor.new_zeros(1, 1, view.hidden_size)).shape)
-    except RuntimeError as error:
-        raise other_model(view, f"a {type(operator).__name__} can't read its stream ({error})") from error
-    if shape != (1, 1, view.hidden_size):
-        raise other_model(view, f"a {type(operator).__name__} writes {shape[-1]} channels")
-
-
-def other_model(view: Decoder, reason: str) -> ModelError:
-    """The error for what was made for a model of another shape."""
-    return ModelError(
-        f"{type(view.model).__name__} with {view.hidden_size} channels isn't the model that this edit was made for: "
-        f"{reason}. Use the dense model that its layers were chosen and its patches fitted in."
-    )
 
 
 def _divide(sublayer: Sublayer, alpha: float, hidden_size: int) -> None:

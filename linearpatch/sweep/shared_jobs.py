@@ -13,13 +13,14 @@ from linearpatch.evaluation.measure import measure
 from linearpatch.experiment import Experiment
 from linearpatch.models.edit import DENSE, Edit
 from linearpatch.patches.none import NoPatch
-from linearpatch.pipeline import prepare, rank, size_of, statistics_of, workspace_of
+from linearpatch.pipeline import prepare, size_of, workspace_of
 from linearpatch.preparation import Prepared
 from linearpatch.results.questions import Answers
 from linearpatch.results.record import Record
 from linearpatch.results.recording import recording
 from linearpatch.results.stages import STAGES
 from linearpatch.results.state import occupied
+from linearpatch.selection import rank, statistics_of
 from linearpatch.storage.cache import Cache
 
 log = logging.getLogger(__name__)

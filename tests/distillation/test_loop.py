@@ -18,9 +18,8 @@ from linearpatch.distillation.distill import distill
 from linearpatch.distillation.distilled import TrainingFailed
 from linearpatch.distillation.feature_mse import FeatureMSE
 from linearpatch.distillation.full_kl import FullKL
-from linearpatch.distillation.loop import order_of_epoch
 from linearpatch.distillation.output_kl import OutputKL
-from linearpatch.distillation.sources import SHARD, calls_of_shape
+from linearpatch.distillation.sources import SHARD, calls_of_shape, order_of_epoch
 from linearpatch.errors import ConfigError, ModelError, StorageError
 from linearpatch.models.decoder import decoder_of
 from linearpatch.models.modeling_linearpatch import ChannelScale, LinearMap

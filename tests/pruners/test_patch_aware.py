@@ -100,6 +100,11 @@ def test_finalists_of_a_race_are_its_best_also_those_that_dropped_out():
     assert sum(one["is_contender"] for one in standings.values()) == 1
     ranked = sorted(standings, key=lambda layers: (not standings[layers]["is_contender"], standings[layers]["loss"]))
     assert [tuple(one["removed"]) for one in edit.scores.finalists] == ranked[:3]
+    alone = PatchAware(noise=0.0).select(workspace_for(patch), 2)
+    assert alone.scores.finalists is None
+    assert alone.removed_layers == PatchAware().select(workspace_for(patch), 2).removed_layers
+    only_one = PatchAware(noise=0.0, finalists=3, protect_first=1).select(workspace_for(patch), NUM_LAYERS - 1)
+    assert only_one.scores.finalists is None  # who is alone needs no final
     everyone = PatchAware(noise=1e9, finalists=NUM_LAYERS).select(workspace_for(patch), 2)
     assert len(everyone.scores.finalists) == NUM_LAYERS - 1
 
