@@ -209,6 +209,17 @@ def test_of_very_many_recipes_the_best_have_colours_and_the_others_are_said_to_b
     assert len({(one.color, one.marker) for one in map(look, range(64))}) == 64
 
 
+def test_the_best_of_any_size_has_a_colour_however_bad_it_is_at_the_largest():
+    runs = [record(f"p{at}", "none", removed=range(n), dense=10.0, pruned=11.0 + at + n)
+            for at in range(20) for n in (2, 3)]  # fmt: skip
+    early = [
+        record("early", "none", removed=range(n), dense=10.0, pruned=quality) for n, quality in ((2, 10.5), (3, 90.0))
+    ]
+    (drawing,) = against_layers(entries(*runs, *early))
+    names = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
+    assert names == [*(f"p{at}" for at in range(11)), "early", "dense"]
+
+
 def test_logarithmic_axes_have_two_numbers_however_little_they_span():
     for low, high in ((500.1, 500.9), (10.0, 11.0), (10.0, 40.0), (1.0, 1e5), (0.002, 0.009)):
         axis = Figure().subplots()

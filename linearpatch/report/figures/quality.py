@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, zip_longest
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -57,11 +58,19 @@ def against_layers(entries: Sequence[Entry], facet: str | None = None) -> list[D
 
 
 def highlighted(quality: Quality, entries: Sequence[Entry]) -> list[str]:
-    """The recipes with looks of their own, the best at the largest size first."""
-    ordered: list[Entry] = []
-    for size in sorted({entry.variant.num_removed for entry in entries}, reverse=True):
-        ordered += quality.best_first([one for one in entries if one.variant.num_removed == size])
-    return list(dict.fromkeys(entry.name for entry in ordered if not entry.is_dense))[:MOST_RECIPES]
+    """The recipes with looks of their own: the best of each size, then the second best of each, and so on.
+
+    They are in the order of their quality at the largest size, then at the next smaller one.
+    """
+    pruned = [entry for entry in entries if not entry.is_dense]
+    sizes = sorted({entry.variant.num_removed for entry in pruned}, reverse=True)
+    ranked = [
+        [entry.name for entry in quality.best_first([one for one in pruned if one.variant.num_removed == size])]
+        for size in sizes
+    ]
+    by_rank = [name for places in zip_longest(*ranked) for name in places if name is not None]
+    chosen = list(dict.fromkeys(by_rank))[:MOST_RECIPES]
+    return [name for name in dict.fromkeys(chain.from_iterable(ranked)) if name in chosen]
 
 
 def _lines(
@@ -99,7 +108,7 @@ def _lines(
         samples.append(Line2D([], [], color=INK, linewidth=1, linestyle=(0, (2, 2))))
     legend(figure, samples, [*names, *(["dense"] if dense else [])], beside=len(facets) == 1)
     more = len(every) - len(names)
-    rest = f"; grey: {more} more recipes, worse at the largest size" if more else ""
+    rest = f"; grey: {more} more recipes, behind these at every size" if more else ""
     caption = f"{model}: {quality.title}{measured_how(quality, entries)} against {what}; {BARS}{rest}"
     return Drawing(f"{quality.name}_{model}", caption, figure, model, tuple(every))
 
