@@ -24,8 +24,8 @@ from matplotlib.transforms import Bbox
 from linearpatch.text import printable
 
 # Okabe and Ito's colours, ordered so that neighbours differ in lightness, too; markers and dashes tell them apart in
-# print without colour.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7a4b12")  # none is grey, as the rest are
+# print without colour. Brown in place of their yellow, which fades on white; none is grey, which is for the rest.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7a4b12")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), (0, (8, 2)))
 INK, FAINT, GREY, GRID = "#222222", "#8a8a8a", "#c9ced6", "#e4e4e4"
