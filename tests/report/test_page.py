@@ -193,3 +193,15 @@ def test_data_cant_end_their_element():
     text = script_json({"a": "</script><!-- <script>"})
     assert "<" not in text
     assert json.loads(text) == {"a": "</script><!-- <script>"}
+
+
+def test_a_single_recipe_is_compared_with_dense(browser, tmp_path):
+    write(tmp_path / "runs", record("sleb", "none", removed=(1, 2), dense=10.0, pruned=22.0))
+    write_report([tmp_path / "runs"], tmp_path / "report")
+    tab = browser.new_page()
+    tab.goto((tmp_path / "report" / "report.html").as_uri())
+    tab.wait_for_selector("body[data-ready=all]", timeout=30_000)
+    assert tab.locator("#matrix thead th").all_inner_texts() == ["recipe", "dense"]
+    tab.locator("#matrix select[aria-label='Size of the columns']").select_option("2")
+    assert "one recipe of this size" in tab.locator("#matrix .hint").inner_text()
+    tab.close()

@@ -57,7 +57,9 @@ report.drawMatrix = (() => {
     const named = all.map((size) => [size, size === 0 ? "dense" : report.counted(size, "layer")]);
     const [rows, columns] = [choose("Size of the rows", named), choose("Size of the columns", named)];
     const counts = (size) => data.lines.filter((line) => line.n === size).length;
-    rows.value = columns.value = String(all.filter((size) => size > 0).sort((a, b) => counts(b) - counts(a))[0] ?? 0);
+    const largest = all.filter((size) => size > 0).sort((a, b) => counts(b) - counts(a))[0] ?? 0;
+    rows.value = String(largest);
+    columns.value = String(counts(largest) > 1 ? largest : all[0]); // a single recipe is compared with dense
     const table = element("table", {});
     const notes = element("p", { className: "hint" });
     place.append(element("div", { className: "bar" }, metric, rows, element("span", {}, "minus"), columns),
@@ -90,6 +92,7 @@ report.drawMatrix = (() => {
         + `comparison. Bold: p < ${data.level} by Holm's method over all comparisons of these two sizes (paired t-test). `
         + "Point at a number to see what it is paired over."
         + (left.length && top.length ? "" : " Nothing of these sizes passes the filters.")
+        + (same && top.length === 1 ? " There is one recipe of this size: choose another size to compare it with." : "")
         + (differences.acrossSizes ? "" : " Of so many recipes, those of different sizes aren't compared.")
         + (top.length > shown.length ? ` Columns: the best ${shown.length} of ${top.length}.` : "");
     };
