@@ -108,6 +108,8 @@ def unknown_choice(group: str, choice: str) -> ConfigError:
     """The error for a name that a group doesn't have."""
     if reason := NOT_SUPPORTED.get(f"{group}={choice}"):
         return ConfigError(f"{group}={choice} is not supported. {reason}")
+    if group == "model" and Path(choice).is_dir():
+        return ConfigError(f"model={choice} is not a choice. For the folder of that name write model=./{choice}")
     return ConfigError(f"{group}={choice} is not a choice. {suggest(choice, choices(group))}")
 
 

@@ -228,7 +228,7 @@ def _bad_value(error: OmegaConfBaseException) -> str:
         chosen = next(
             (name for name_of_group in GROUPS for name, cls in components(name_of_group).items() if cls is owner), None
         )
-        of = f" with {group}={chosen}" if group in GROUPS and chosen else ""
+        of = f" with {group}={chosen}" if group in GROUPS and chosen in choices(group) else ""
         others = [name for name in components(group) if str(error.key) in setting_names(group, name)] if of else []
         if others:
             having = " or ".join(f"{group}={name}" for name in others)

@@ -72,14 +72,27 @@ def advice(word: str) -> str:
 
 
 def expanded(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
-    """Overrides in full: `model=./folder` and `model=org/name` are `model=hub model.path=…`.
+    """Overrides of one run in full.
 
-    A budget and a number of layers exclude each other, and every configuration has a number: with `budget=NAME` it is
-    null, unless it is given, too.
+    Folders and hub ids as `with_model_paths` has them. A budget and a number of layers exclude each other, and every
+    configuration has a number: with `budget=NAME` it is null, unless it is given, too.
 
     Args:
         overrides: Of one run.
         folders: Where more choices are; theirs in subfolders keep their meaning.
+    """
+    full = with_model_paths(overrides, folders)
+    budgets = [word for word in full if word.startswith("budget=")]
+    if budgets and budgets[-1] != "budget=none" and not any(word.startswith("num_pruned_layers=") for word in full):
+        full.append("num_pruned_layers=null")
+    return full
+
+
+def with_model_paths(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
+    """`model=./folder` and `model=org/name` as `model=hub model.path=…`; lists of models, as a sweep has them, stay.
+
+    >>> with_model_paths(["model=org/name", "patch=none,lstsq"])
+    ['model=hub', 'model.path=org/name', 'patch=none,lstsq']
     """
     full: list[str] = []
     for word in overrides:
@@ -89,9 +102,6 @@ def expanded(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[str]
             full.append(word)
         else:
             full += ["model=hub", override("model.path", path)]
-    budgets = [word for word in full if word.startswith("budget=")]
-    if budgets and budgets[-1] != "budget=none" and not any(word.startswith("num_pruned_layers=") for word in full):
-        full.append("num_pruned_layers=null")
     return full
 
 

@@ -190,6 +190,19 @@ def test_a_folder_named_as_a_model_is_loaded(said):
     assert "is not a choice" not in message
 
 
+def test_a_folder_without_its_path_is_told_how_to_write_it(said, tmp_path, monkeypatch):
+    (tmp_path / "my-model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "model=my-model"]) == 1
+    assert "write model=./my-model" in said()
+
+
+def test_an_unknown_key_names_no_choice_that_the_user_doesnt_have(said):
+    assert main(["run", "calibration.seed=1"]) == 1
+    message = said()
+    assert "'calibration.seed' doesn't exist. Allowed: batch_size" in message
+
+
 def test_hydras_own_completion_names_ours(said):
     assert main(["run", "-sc", "install=bash"]) == 1
     assert "register-python-argcomplete linearpatch" in said()

@@ -47,7 +47,7 @@ examples:
   linearpatch run 'eval=[ppl,smoke,speed]'              measure more than perplexity
   linearpatch run save_model=true output_dir=small      write the pruned, patched model to small/model
   linearpatch frontier experiment=recommended           how far to go: every size, with a recommendation
-  linearpatch status outputs                            the progress of a sweep
+  linearpatch status outputs/compare                    the progress of a sweep
   linearpatch report outputs                            tables, figures and a page that compare its runs
   linearpatch generate small "The sea is"               continue a text with it
   linearpatch list pruner                               every pruner with a line about it

@@ -15,7 +15,7 @@ import yaml
 from linearpatch.choices import CONF_DIR, check_names
 from linearpatch.cli.completion import complete_override
 from linearpatch.errors import ConfigError
-from linearpatch.overrides import command, expanded, override
+from linearpatch.overrides import command, expanded, override, with_model_paths
 from linearpatch.runtime.progress import out
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ def execute(arguments: argparse.Namespace) -> int:
         for handler in log.handlers:
             handler.setFormatter(logging.Formatter(f"process {workers.rank}: %(message)s"))
     register_schemas()
-    if not flags.multirun:  # in a sweep each run's own overrides are
-        flags.overrides = expanded(flags.overrides, [flags.config_dir] if flags.config_dir else [])
+    in_full = with_model_paths if flags.multirun else expanded  # of a sweep, each run's own are expanded later
+    flags.overrides = in_full(flags.overrides, [flags.config_dir] if flags.config_dir else [])
     check_choices(flags.overrides)
     shows_choices = flags.cfg == "job" and flags.package is None
     jobs = Jobs(dry_run=flags.dry_run, command=command(arguments.words))

@@ -113,11 +113,12 @@ class BlockSpec:
                 f"{owner}.sampling=first can take all."
             )
 
-    @property
-    def advice(self) -> str:
-        """What to do where a text is too short."""
+    def advice(self, num_tokens: float) -> str:
+        """What to do where a text of so many tokens is too short."""
         owner, overlap = self.names.owner, self.names.overlap
-        allowed = f", allow overlap ({owner}.sampling={overlap})" if overlap else ""
+        if num_tokens < self._body:  # not one block, however few or overlapping
+            return f"Ask for shorter blocks ({owner}.{self.names.length}), or choose a longer corpus."
+        allowed = f", allow overlap ({owner}.sampling={overlap})" if overlap and self.sampling == "first" else ""
         return (
             f"Ask for fewer blocks ({owner}.{self.names.number}) or shorter ones "
             f"({owner}.{self.names.length}){allowed}, or choose a longer corpus."
@@ -322,7 +323,7 @@ class BlockSpec:
         if available == 0 or (number > available and not crops):
             raise DataError(
                 f"{source} has {num_tokens:,} tokens: {counted(available, 'block')} of {self.block_length}, "
-                f"{'1' if self.num_blocks is None else number} needed. {self.advice}"
+                f"{'1' if self.num_blocks is None else number} needed. {self.advice(num_tokens)}"
             )
         if crops:
             return torch.randint(num_tokens - body + 1, (number,), generator=self._generator())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import pandas
@@ -29,10 +30,12 @@ def matrix_tables(entries: Sequence[Entry], compared: Sequence[Differences]) -> 
 
 
 def ranked(entries: Sequence[Entry], members: Sequence[int], differences: Differences) -> list[int]:
-    """Entries by their value in a metric, the best first."""
-    values = {at: entries[at].value(metric(differences.metric)) for at in members}
+    """Entries by their value in a metric, the best first; those measured alike stand together, most of them first."""
+    values = {at: value for at in members if (value := entries[at].value(metric(differences.metric)))}
+    alike = {at: (value.reading.protocol, value.reading.data) for at, value in values.items()}
+    number = Counter(alike.values())
     sign = 1 if differences.scale.lower_is_better else -1
-    return sorted(members, key=lambda at: sign * value.mean if (value := values[at]) else float("inf"))
+    return sorted(values, key=lambda at: (-number[alike[at]], alike[at], sign * values[at].mean))
 
 
 def _matrix(entries: Sequence[Entry], differences: Differences, size: int, members: Sequence[int]) -> Table:
@@ -55,10 +58,10 @@ def _matrix(entries: Sequence[Entry], differences: Differences, size: int, membe
     variant = entries[members[0]].variant
     tests = sum(difference.p is not None for at, row in enumerate(members) for column in members[at + 1 :]
                 if (difference := differences.between(row, column)))  # fmt: skip
+    together = " of those measured alike" if any(pair.value is None for pair in pairs) else ""
     notes = [
-        f"row minus column, in {unit}; the best recipe first; [95 % interval of this one comparison]",
-        f"bold: p < {LEVEL:g} by Holm's method over all {tests} comparisons of this size "
-        "(paired t-test): the chance of any false positive among them is at most 5 %",
+        f"row minus column, in {unit}; the best recipe{together} first; [95 % interval of this one comparison]",
+        _bold(tests),
         *_bases(pairs),
         *(f"({mark}) {reason}" for reason, mark in letters.items()),
     ]
@@ -73,6 +76,15 @@ def _matrix(entries: Sequence[Entry], differences: Differences, size: int, membe
         f"matrix_{differences.metric}_{variant.model}_{size}", f"Recipes compared: {title}",
         ("recipe",), numbers, lines, tuple(notes), names, all_right=True,
     )  # fmt: skip
+
+
+def _bold(tests: int) -> str:
+    if tests == 1:
+        return f"bold: p < {LEVEL:g} (paired t-test)"
+    return (
+        f"bold: p < {LEVEL:g} by Holm's method over all {tests} comparisons of this size "
+        "(paired t-test): the chance of any false positive among them is at most 5 %"
+    )
 
 
 def _bases(pairs: Sequence[Difference]) -> list[str]:

@@ -108,7 +108,7 @@ def _differences(compared: Sequence[Differences]) -> dict[str, Any]:
     words: dict[str, int] = {}
 
     def number(value: float | None) -> float | None:
-        return None if value is None else float(f"{value:.4g}")
+        return None if value is None else float(f"{value:.6g}")  # rounded again to one decimal, as tables round
 
     content = [
         {

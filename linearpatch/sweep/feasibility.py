@@ -94,7 +94,7 @@ class Feasibility:
             if needed > documents.most_tokens:
                 raise DataError(
                     f"{text.source} has at most {documents.most_tokens:,} tokens, and {needed:,} are needed. "
-                    f"{spec.advice}"
+                    f"{spec.advice(documents.most_tokens)}"
                 )
             return
         size = self._once((*key, "bytes"), lambda: sum(map(_bytes, documents)))
@@ -118,7 +118,7 @@ class Feasibility:
         elif needed > size + len(documents):
             raise DataError(
                 f"{text.source} has {size:,} bytes and so fewer tokens than that, and {needed:,} are needed. "
-                f"{spec.advice}"
+                f"{spec.advice(size)}"
             )
 
     def _only_local(self, datasets_dir: Path | None) -> bool:

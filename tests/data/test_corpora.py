@@ -77,8 +77,8 @@ def test_bos_policies():
     ("settings", "message"),
     [
         ({"num_blocks": 101, "block_length": 10}, "1,000 tokens: 100 blocks of 10, 101 needed"),
-        ({"block_length": 2000}, "0 blocks of 2000, 1 needed"),
-        ({"num_blocks": 5, "block_length": 2000, "sampling": "crops"}, "0 blocks of 2000, 5 needed"),
+        ({"block_length": 2000}, "0 blocks of 2000, 1 needed. Ask for shorter blocks"),
+        ({"num_blocks": 5, "block_length": 2000, "sampling": "crops"}, "0 blocks of 2000, 5 needed. Ask for shorter"),
         ({"sampling": "crops"}, r"needs calibration\.num_blocks"),
     ],
 )

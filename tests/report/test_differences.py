@@ -173,6 +173,19 @@ def test_what_cant_be_compared_says_why(tmp_path):
     assert missing.reason.startswith("no interval: no answers to each question (questions.parquet), or no losses")
 
 
+def test_what_was_measured_in_another_way_is_not_ranked_among_the_others(tmp_path):
+    def other(value):
+        return {"patched": {"ppl/wikitext2": metric(value, protocol="windows of 4 tokens")}}
+
+    write(tmp_path, record("sleb"), record("taylor"), record("tail"))
+    write(tmp_path, record("shortgpt", **other(1.0)), record("streamline", **other(2.0)))
+    entries, found = compared(tmp_path)
+    (table,) = matrix_tables(entries, list(found.values()))
+    names = [one.labels[0] for one in table.lines]
+    assert ["ShortGPT + rotate" in names[-2], "Streamline + rotate" in names[-1]] == [True, True]
+    assert "the best recipe of those measured alike first" in table.notes[0]
+
+
 def test_windows_that_dont_give_the_recorded_perplexity_are_not_used(tmp_path):
     write_grid(tmp_path, pruners=("shortgpt", "sleb"), patches=("none",), sizes=(5,))
     run = next(run for run in read_runs([tmp_path]).runs if run.pruning.method == "sleb")

@@ -98,6 +98,8 @@ def test_numbers_of_a_file_are_those_of_other_yamls(planned, tmp_path):
 
 
 def test_folders_are_models_in_products_and_files(planned, tmp_path):
+    assert [one.model.path for one in planned("model=./a", "seed=0,1")] == ["./a", "./a"]
+    assert [one.model.path for one in planned("seed=0,1", "model=org/b")] == ["org/b", "org/b"]
     assert [one.model.path for one in planned("model=./a,org/b", "seed=0")] == ["./a", "org/b"]
     file = tmp_path / "sweep.yaml"
     file.write_text("- {model: './a,./b', pruner: tail}\n- {model: ../c}\n- {model: {values: ['./d,e', random]}}\n")

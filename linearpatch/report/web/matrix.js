@@ -70,11 +70,15 @@ report.drawMatrix = (() => {
       const at = data.columns.findIndex((column) => column.key === differences.metric);
       const sign = differences.lowerIsBetter ? 1 : -1;
       const seen = new Set(report.visible());
-      const members = (size) => data.lines
-        .map((line, index) => ({ line, index, value: line.values[at]?.v }))
-        .filter(({ line, value }) =>
-          line.model === differences.model && line.n === Number(size) && value !== undefined && seen.has(line))
-        .sort((a, b) => sign * (a.value - b.value));
+      const members = (size) => {
+        const own = data.lines
+          .map((line, index) => ({ line, index, value: line.values[at]?.v, protocol: line.values[at]?.p }))
+          .filter(({ line, value }) =>
+            line.model === differences.model && line.n === Number(size) && value !== undefined && seen.has(line));
+        const alike = (protocol) => own.filter((one) => one.protocol === protocol).length;
+        return own.sort((a, b) => // those measured alike stand together
+          alike(b.protocol) - alike(a.protocol) || a.protocol - b.protocol || sign * (a.value - b.value));
+      };
       const [left, top] = [members(rows.value), members(columns.value)];
       const shown = top.slice(0, most);
       const same = rows.value === columns.value;
