@@ -54,7 +54,7 @@ def test_limits_of_the_model_are_told_before_it_is_loaded(words, told, tmp_path,
                 "calibration.num_blocks=1000",
                 "eval=[]",
             ],
-            "calibration.num_blocks",
+            "calibration.block_length",  # the text has less than one block
         ),
         (["eval.ppl.seq_len=100000000"], "eval.ppl.seq_len"),
         (["model.family=lama"], "Did you mean"),

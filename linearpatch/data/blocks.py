@@ -118,7 +118,7 @@ class BlockSpec:
         owner, overlap = self.names.owner, self.names.overlap
         if num_tokens < self._body:  # not one block, however few or overlapping
             return f"Ask for shorter blocks ({owner}.{self.names.length}), or choose a longer corpus."
-        allowed = f", allow overlap ({owner}.sampling={overlap})" if overlap and self.sampling == "first" else ""
+        allowed = f", allow overlap ({owner}.sampling={overlap})" if overlap and self.sampling != "crops" else ""
         return (
             f"Ask for fewer blocks ({owner}.{self.names.number}) or shorter ones "
             f"({owner}.{self.names.length}){allowed}, or choose a longer corpus."
