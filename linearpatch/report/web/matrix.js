@@ -75,9 +75,10 @@ report.drawMatrix = (() => {
           .map((line, index) => ({ line, index, value: line.values[at]?.v, protocol: line.values[at]?.p }))
           .filter(({ line, value }) =>
             line.model === differences.model && line.n === Number(size) && value !== undefined && seen.has(line));
-        const alike = (protocol) => own.filter((one) => one.protocol === protocol).length;
-        return own.sort((a, b) => // those measured alike stand together
-          alike(b.protocol) - alike(a.protocol) || a.protocol - b.protocol || sign * (a.value - b.value));
+        const alike = new Map(); // how many were measured in the same way: they stand together
+        for (const { protocol } of own) alike.set(protocol, (alike.get(protocol) ?? 0) + 1);
+        return own.sort((a, b) =>
+          alike.get(b.protocol) - alike.get(a.protocol) || a.protocol - b.protocol || sign * (a.value - b.value));
       };
       const [left, top] = [members(rows.value), members(columns.value)];
       const shown = top.slice(0, most);
