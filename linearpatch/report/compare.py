@@ -91,7 +91,7 @@ def _best(values: Sequence[tuple[Entry, Value | None]], column: Column, ties: Ti
     groups: dict[tuple[str, int, str], list[tuple[float, int]]] = {}
     for at, (entry, value) in enumerate(values):
         if value and column.better and not entry.is_dense:
-            key = (entry.variant.model, entry.variant.num_removed, _key(value))
+            key = (entry.variant.model, entry.variant.num_removed, value.reading.measured)
             groups.setdefault(key, []).append((sign * value.mean, at))
     marked = [False] * len(values)
     for members in groups.values():
@@ -136,11 +136,7 @@ def _cell(column: Column, value: Value | None, *, best: bool) -> Cell:
     if column.interval and value.seeds == 1 and reading.low is not None and reading.high is not None:
         text += f" [{number_text(reading.low, column.unit)}, {number_text(reading.high, column.unit)}]"
     spread, error = (None if number is None else number * scale for number in (value.spread, stderr))
-    return Cell(text, value.mean * scale, spread, error, _key(value) if reading.protocol else "", best=best)
-
-
-def _key(value: Value) -> str:
-    return f"{value.reading.protocol}, {value.reading.data}"
+    return Cell(text, value.mean * scale, spread, error, reading.measured if reading.protocol else "", best=best)
 
 
 def _published_lines(

@@ -32,7 +32,7 @@ def matrix_tables(entries: Sequence[Entry], compared: Sequence[Differences]) -> 
 def ranked(entries: Sequence[Entry], members: Sequence[int], differences: Differences) -> list[int]:
     """Entries by their value in a metric, the best first; those measured alike stand together, most of them first."""
     values = {at: value for at in members if (value := entries[at].value(metric(differences.metric)))}
-    alike = {at: (value.reading.protocol, value.reading.data) for at, value in values.items()}
+    alike = {at: value.reading.measured for at, value in values.items()}
     number = Counter(alike.values())
     sign = 1 if differences.scale.lower_is_better else -1
     return sorted(values, key=lambda at: (-number[alike[at]], alike[at], sign * values[at].mean))

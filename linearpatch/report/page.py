@@ -144,7 +144,7 @@ def _lines(entries: Sequence[Entry], columns: Sequence[Column], run_index: dict[
     """Lines and how their numbers were measured."""
     values_of_entries = [[entry.value(column.quantity) for column in columns] for entry in entries]
     keys = [
-        [(entry.variant.model, _key(values[at])) for entry, values in zip(entries, values_of_entries, strict=True)]
+        [(entry.variant.model, _measured(values[at])) for entry, values in zip(entries, values_of_entries, strict=True)]
         for at in range(len(columns))
     ]
     marks = [letters([mark]) for mark in keys]
@@ -179,7 +179,7 @@ def _removed(units: Sequence[int | str]) -> list[int | str]:
 def _number(value: Value, column: Column, protocols: dict[str, int], marks: dict[str, str]) -> dict[str, Any]:
     """A number in the unit that is shown, with its interval, protocol and letter."""
     scale = unit_of(column.unit).factor
-    key = _key(value)
+    key = _measured(value)
     content: dict[str, Any] = {"v": value.mean * scale, "p": protocols.setdefault(key, len(protocols))}
     if value.spread is not None:
         content["s"] = value.spread * scale
@@ -192,8 +192,8 @@ def _number(value: Value, column: Column, protocols: dict[str, int], marks: dict
     return content
 
 
-def _key(value: Value | None) -> str:
-    return f"{value.reading.protocol}, {value.reading.data}" if value else ""
+def _measured(value: Value | None) -> str:
+    return value.reading.measured if value else ""
 
 
 def _table(table: Table) -> dict[str, Any]:

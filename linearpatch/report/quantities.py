@@ -41,6 +41,11 @@ class Reading:
             return cls(value, protocol, data)
         return cls(value, protocol, data, value - 1.96 * stderr, value + 1.96 * stderr, stderr)
 
+    @property
+    def measured(self) -> str:
+        """How and on what, in words; readings are comparable where these are the same."""
+        return f"{self.protocol}, {self.data}"
+
 
 Quantity = Callable[[Row], Reading | None]
 
@@ -207,7 +212,7 @@ class Dense:
                 return None
             for other in self.rows.get(row.variant.model, ()):
                 base = quantity(other)
-                if base and base.value and (base.protocol, base.data) == (value.protocol, value.data):
+                if base and base.value and base.measured == value.measured:
                     return Reading(value.value / base.value, value.protocol, value.data)
             return None
 

@@ -66,11 +66,11 @@ def by_model(entries: Sequence[Entry]) -> Mapping[str, list[Entry]]:
 
 def measured_alike(entries: Sequence[Entry], quantity: Quantity) -> list[list[Entry]]:
     """Entries with a quantity, apart where it was measured in another way; the most first, none with dense alone."""
-    by_protocol: dict[tuple[str, str], list[Entry]] = {}
+    by_protocol: dict[str, list[Entry]] = {}
     for entry in entries:
         value = entry.value(quantity)
         if value:
-            by_protocol.setdefault((value.reading.protocol, value.reading.data), []).append(entry)
+            by_protocol.setdefault(value.reading.measured, []).append(entry)
     groups = [group for group in by_protocol.values() if not all(entry.is_dense for entry in group)]
     return sorted(groups, key=len, reverse=True)
 
@@ -84,7 +84,7 @@ def looks_of(entries: Sequence[Entry]) -> dict[str, Look]:
 def measured_how(quality: Quality, entries: Sequence[Entry]) -> str:
     """How a figure's numbers were measured, for its caption."""
     value = quality.of(entries[0])
-    return f" ({value.reading.protocol}, {value.reading.data})" if value else ""
+    return f" ({value.reading.measured})" if value else ""
 
 
 def _percent(quantity: Quantity) -> Quantity:
