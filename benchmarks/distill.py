@@ -117,7 +117,7 @@ def time_claims(case: Case, *, repeats: int, gain: float) -> list[Claim]:
         further, again, _ = time_ratio(lambda: _read_epoch(kept), lambda: published_epoch(case), repeats=repeats)
     loop = case.loop()
     epoch_of(loop)
-    difference = abs(loop.validation_loss() - _validation_loss(case, published_epoch(case)))
+    difference = abs(loop.validation.loss() - _validation_loss(case, published_epoch(case)))
     tokens = f"{len(case.ids)} × {case.ids.shape[1]} tokens"
     return [
         Claim(
@@ -128,7 +128,7 @@ def time_claims(case: Case, *, repeats: int, gain: float) -> list[Claim]:
             "epoch / the published procedure's, targets included",
             epoch, 1 / gain, "", f"{ours:.2f} s / {published:.2f} s, {tokens}: {1 / epoch:.2f} × faster",
         ),
-        Claim("difference of their validation losses", difference, 1e-3, "", f"{loop.validation_loss():.4f}"),
+        Claim("difference of their validation losses", difference, 1e-3, "", f"{loop.validation.loss():.4f}"),
         Claim(
             "epoch with kept targets and states / the published procedure's epoch, targets included",
             further, 1 / 3, "", f"{again:.2f} s: {1 / further:.2f} × faster",
@@ -249,4 +249,4 @@ def _kept(case: Case, folder: Path) -> tuple[Loop, float]:
 
 
 def _validation_loss(case: Case, operator: nn.Module) -> float:
-    return replace(case, operator=operator).loop().validation_loss()
+    return replace(case, operator=operator).loop().validation.loss()

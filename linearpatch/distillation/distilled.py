@@ -107,7 +107,7 @@ def entry_of(loop: Loop, fitted: Edit) -> Entry:
         "history": loop.history,
         "num_steps": loop.step,
         "best_step": loop.best_step,
-        "num_trained": sum(parameter.numel() for parameter in loop.parameters),
+        "num_trained": loop.parameters.count,
         "num_tokens": loop.num_tokens,
         "learning_rate": loop.training.learning_rate,
         "seconds": round(loop.seconds, 1),

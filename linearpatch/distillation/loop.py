@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,10 +12,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from linearpatch.distillation.clock import TRIALS, Clock, seconds
 from linearpatch.distillation.on_policy import OnPolicy
+from linearpatch.distillation.parameters import Parameters
 from linearpatch.distillation.patch_forms import at_rest
-from linearpatch.distillation.sharding import clip_gradients, gathered, is_sharded, joined, local, spread_like
+from linearpatch.distillation.sharding import gathered, own_batches, spread_like
 from linearpatch.distillation.sources import Online, Source, order_of_epoch
 from linearpatch.distillation.training import Lesson, Training
+from linearpatch.distillation.validation import Validation
 from linearpatch.errors import NumericsError
 from linearpatch.models.edit import Edit
 from linearpatch.models.runner import Runner
@@ -27,7 +29,6 @@ from linearpatch.storage.cache import Entry
 log = logging.getLogger(__name__)
 
 POINTS = 200  # of the training loss curve, at most
-VALIDATION_BYTES = 2**30  # lessons of the validation text that are kept in memory, at most
 
 
 class Diverged(NumericsError):
@@ -78,10 +79,9 @@ class Loop:
         # Where a time is given their number isn't known before some are timed.
         self.total = training.num_steps(self.num_training, source.ids.shape[1]) or 0
 
-        modules = [*(placed.module for placed in student.edit.operators), *student.edit.weights.values()]
-        self.parameters = [
-            parameter for module in modules for parameter in module.parameters() if parameter.requires_grad
-        ]
+        self.parameters = Parameters(student.edit, self.workers)
+        validation_rows = range(self.num_training, len(source.ids))
+        self.validation = Validation(training, student, source, validation_rows, self.workers)
         self.is_sharded = training.sharded
         self.optimizer = self._new_optimizer(training.learning_rate)
         self.schedule = self._new_schedule()
@@ -95,11 +95,10 @@ class Loop:
         self.history: list[dict[str, float]] = []
         self.best_step = 0
         self.best_loss = math.inf
-        self.best = self._copies()
+        self.best = self.parameters.copies()
         self.seconds = 0.0
         self._recent: list[float] = []  # losses of the steps since the last point of the history
         self._rate = training.learning_rate  # of the last step
-        self._validation: list[Lesson] = []
         self.on_policy = OnPolicy(training.on_policy, student, source.ids, self.sequences_per_step, self.rows, seed)
 
     def run(
@@ -164,10 +163,10 @@ class Loop:
         value = float(self.workers.sum(self._gradients()))
         if not math.isfinite(value):
             self._diverge("the loss", self.step + 1, value)
-        self._sum_gradients()
+        self.parameters.sum_gradients()
         self.scaler.unscale_(self.optimizer)
         if self.training.max_grad_norm is not None:
-            clip_gradients(self.parameters, self.training.max_grad_norm, self.workers)
+            self.parameters.clip_gradients(self.training.max_grad_norm)
         self._rate = self.learning_rate
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
@@ -184,22 +183,13 @@ class Loop:
         """Add the gradients of this process' part of the next step; the answer is its part of the loss."""
         total = torch.zeros((), dtype=torch.float64)
         self.on_policy.prepare(self.step)
-        for part, share in self._own_batches(self.rows(self.step), self.training.batch_size):
+        for part, share in own_batches(
+            self.rows(self.step), self.training.batch_size, self.workers, equally_often=self.is_sharded
+        ):
             loss = self.training.loss(self.student, self._lesson(part))
             self.scaler.scale(loss * share).backward()
             total += loss.detach().cpu().double() * share
         return total
-
-    def _own_batches(self, rows: Sequence[int], size: int) -> list[tuple[Sequence[int], float]]:
-        """This process' batches of some sequences, and how much each counts in the mean over all of them.
-
-        Where layers are sharded all processes must run equally often: what some do beside the others counts nothing.
-        """
-        own = self.workers.share(rows)
-        batches = [own[start : start + size] for start in range(0, len(own), size)]
-        shares = [(batch, len(batch) / len(rows)) for batch in batches]  # all sequences are equally long
-        most = math.ceil(math.ceil(len(rows) / self.workers.count) / size)
-        return shares + [(rows[:1], 0.0)] * (most - len(batches) if self.is_sharded else 0)
 
     def _lesson(self, rows: Sequence[int]) -> Lesson:
         """The lesson of some sequences of the next step; the dense model reads what the student wrote of them."""
@@ -225,7 +215,7 @@ class Loop:
     def _new_optimizer(self, learning_rate: float) -> torch.optim.AdamW:
         together = False if self.is_sharded else None  # one kernel for many weights takes them all whole or all sharded
         return torch.optim.AdamW(
-            self.parameters, lr=learning_rate, weight_decay=self.training.weight_decay, foreach=together
+            self.parameters.trained, lr=learning_rate, weight_decay=self.training.weight_decay, foreach=together
         )
 
     def _new_schedule(self) -> CosineAnnealingLR:
@@ -245,15 +235,6 @@ class Loop:
         order = order_of_epoch(self.num_training, epoch, self.seed)
         return order[position * self.sequences_per_step : (position + 1) * self.sequences_per_step]
 
-    @torch.no_grad()
-    def validation_loss(self) -> float:
-        """Mean loss over the validation sequences."""
-        batches = self._own_batches(range(self.num_training, len(self.source.ids)), 1)
-        total = torch.zeros((), dtype=torch.float64)
-        for lesson, (_, share) in zip(self._validation_lessons([row for (row,), _ in batches]), batches, strict=True):
-            total += self.training.loss(self.student, lesson).cpu().double() * share
-        return float(self.workers.sum(total))
-
     @property
     def learning_rate(self) -> float:
         """That of the next step."""
@@ -261,15 +242,15 @@ class Loop:
 
     def best_edit(self) -> Edit:
         """The student as it was when the validation loss was lowest, with operators and weights that don't train."""
-        now = self._copies()
-        self._load_parameters(self.best)
+        now = self.parameters.copies()
+        self.parameters.load(self.best)
         best = at_rest(self.student.edit)
-        self._load_parameters(now)
+        self.parameters.load(now)
         return best
 
     def restart(self, learning_rate: float) -> None:
         """Begin again where it began, with another learning rate; for trials of a few steps that keep it."""
-        self._load_parameters(self.best)
+        self.parameters.load(self.best)
         self.optimizer = self._new_optimizer(learning_rate)
         self.schedule = self._new_schedule()
         self.step = self.skipped = 0
@@ -283,14 +264,10 @@ class Loop:
             for name, values in entries.items()
         }
         own_text = self.on_policy.state()
-        parameters = [parameter.detach() for parameter in self.parameters]
         tensors = {
             **own_text.tensors,
-            **{f"parameter.{index}": gathered(values, keep=keep) for index, values in enumerate(parameters)},
-            **{
-                f"best.{index}": gathered(joined(values, parameters[index]), keep=keep)
-                for index, values in enumerate(self.best)
-            },
+            **_numbered("parameter", self.parameters.whole()),
+            **_numbered("best", self.parameters.whole(self.best)),
             **{f"moment.{name}": gathered(values, keep=keep) for name, values in moments.items()},
             "rng": torch.get_rng_state(),
         }
@@ -312,13 +289,15 @@ class Loop:
 
     def restore(self, state: Entry) -> None:
         """Resume from a saved state."""
-        self._load_parameters(self._own_parts(state, "parameter"))
-        self.best = [values.cpu() for values in self._own_parts(state, "best")]
+        indices = range(len(self.parameters.trained))
+        self.parameters.load(self.parameters.parts([state.tensors[f"parameter.{index}"] for index in indices]))
+        best = self.parameters.parts([state.tensors[f"best.{index}"] for index in indices])
+        self.best = [values.cpu() for values in best]
         moments: dict[int, dict[str, Tensor]] = {}
         for name, values in state.tensors.items():
             if name.startswith("moment."):
                 _, index, kind = name.split(".", 2)
-                owner = self.parameters[int(index)]
+                owner = self.parameters.trained[int(index)]
                 values = spread_like(values, owner) if values.dim() else values
                 moments.setdefault(int(index), {})[kind] = values
         groups = self.optimizer.state_dict()["param_groups"]
@@ -335,29 +314,14 @@ class Loop:
         self.best_step, self.best_loss = state.facts["best_step"], state.facts["best_loss"]
         self.seconds = state.facts["seconds"]
 
-    def _sum_gradients(self) -> None:
-        for parameter in self.parameters:  # a process may have had no sequence in the last step of an epoch
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = gradient if is_sharded(parameter) else self.workers.sum(gradient)
-
     def _validate(self, report: Callable[[Mapping[str, float]], None]) -> None:
-        value = self.validation_loss()
+        value = self.validation.loss()
         if not math.isfinite(value):
             self._diverge("the validation loss", self.step, value)
         if value < self.best_loss:
             self.best_step, self.best_loss = self.step, value
-            self.best = self._copies()
+            self.best = self.parameters.copies()
         self._add_to_history(report, validation_loss=value)
-
-    def _validation_lessons(self, rows: Sequence[int]) -> Iterator[Lesson]:
-        """Lessons of one sequence each; made once where memory suffices, since the teacher stays the same."""
-        yield from self._validation
-        for row in rows[len(self._validation) :]:
-            lesson = self.source.lesson([row])
-            size = sum(values.nbytes for values in (lesson.stream, *lesson.targets.values()))
-            if len(rows) * size <= VALIDATION_BYTES:
-                self._validation.append(lesson)
-            yield lesson
 
     def _diverge(self, what: str, step: int, value: float) -> None:
         kept = f" The best validation loss was after step {self.best_step}." if self.best_step else ""
@@ -390,18 +354,6 @@ class Loop:
         flag = self.workers.sum(torch.tensor(float(asked is not None)))
         return (asked or "a stop signal to another process") if float(flag) else None
 
-    def _copies(self) -> list[Tensor]:
-        """Copies of the trained parameters (this process' parts) in CPU memory; the device's is needed for training."""
-        return [local(parameter.detach()).to("cpu", copy=True) for parameter in self.parameters]
 
-    def _own_parts(self, state: Entry, what: str) -> list[Tensor]:
-        """This process' parts of tensors of a state, one for each parameter."""
-        return [
-            local(spread_like(state.tensors[f"{what}.{index}"], parameter))
-            for index, parameter in enumerate(self.parameters)
-        ]
-
-    @torch.no_grad()
-    def _load_parameters(self, values: Sequence[Tensor]) -> None:
-        for parameter, value in zip(self.parameters, values, strict=True):
-            local(parameter).copy_(value)
+def _numbered(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {f"{name}.{index}": tensor for index, tensor in enumerate(tensors)}

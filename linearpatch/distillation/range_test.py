@@ -22,14 +22,14 @@ def best_rate(trial: Loop) -> float:
     Args:
         trial: A training at its beginning, which it is put back to.
     """
-    start = trial.validation_loss()
+    start = trial.validation.loss()
     losses: dict[float, float] = {}
     for rate in RATES:
         trial.restart(rate)
         try:
             for _ in range(STEPS):
                 trial.advance()
-            loss = trial.validation_loss()
+            loss = trial.validation.loss()
         except Diverged:
             loss = math.inf
         losses[rate] = loss if math.isfinite(loss) else math.inf

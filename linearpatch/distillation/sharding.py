@@ -8,6 +8,7 @@ All processes therefore run the same layers in the same order, each as often as 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -92,6 +93,25 @@ def _shard(module: nn.Module, mesh: Any, changes: Sequence[WeightChange] = ()) -
     for change in changes:
         for name, parameter in list(change.named_parameters()):
             setattr(change, name, module.get_parameter(names[id(parameter)]))
+
+
+def own_batches(
+    rows: Sequence[int], size: int, workers: Workers, *, equally_often: bool
+) -> list[tuple[Sequence[int], float]]:
+    """This process' batches of some sequences, and how much each counts in the mean over all of them.
+
+    Args:
+        rows: Sequences of all processes, equally long.
+        size: Of a batch, at most.
+        workers: Processes that share them.
+        equally_often: Whether all processes get as many batches, as they must where layers are sharded: what some do
+            beside the others counts nothing.
+    """
+    own = workers.share(rows)
+    batches = [own[start : start + size] for start in range(0, len(own), size)]
+    shares = [(batch, len(batch) / len(rows)) for batch in batches]
+    most = math.ceil(math.ceil(len(rows) / workers.count) / size)
+    return shares + [(rows[:1], 0.0)] * (most - len(batches) if equally_often else 0)
 
 
 def is_sharded(values: Tensor) -> bool:

@@ -125,7 +125,7 @@ def test_the_learning_rate_is_the_one_that_gains_most_in_a_few_steps():
         loop = loop_of(replace(TRAINING, learning_rate=rate, final_learning_rate=1.0))
         for _ in range(range_test.STEPS):
             loop.advance()
-        losses[rate] = loop.validation_loss()
+        losses[rate] = loop.validation.loss()
     assert found.learning_rate == min(losses, key=losses.get)
 
 
