@@ -54,6 +54,19 @@ def test_measures_that_agree_correlate(compare):
     assert compare.correlation(recipes, "up", "down") == pytest.approx(-1)
 
 
+def test_a_measure_at_its_floor_has_no_winner_and_no_correlation(compare):
+    recipes = [compare.Recipe(name, 5, {"json": numpy.zeros(8), "ppl/a": numpy.arange(8.0) + at})
+               for at, name in enumerate("abc")]  # fmt: skip
+    floored = compare.sensitivity(recipes, "json")
+    assert (floored.best, floored.needed, floored.told_apart) == ({}, numpy.inf, 0)
+    assert numpy.isnan(compare.correlation(recipes, "json", "ppl/a"))
+
+
+def test_a_folder_without_runs_is_named(compare, tmp_path):
+    with pytest.raises(SystemExit, match=r"No completed run in .*elsewhere"):
+        compare.main(tmp_path, tmp_path / "elsewhere")
+
+
 @pytest.mark.slow
 def test_the_whole_comparison_reads_what_runs_leave(compare, tmp_path, capsys):
     from linearpatch.cli import main

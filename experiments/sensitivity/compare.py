@@ -1,11 +1,11 @@
 """Which measure tells recipes apart, and with how much text or how many questions.
 
-    python experiments/sensitivity/compare.py outputs/sensitivity
+    python experiments/sensitivity/compare.py outputs/sensitivity          # or several folders
 
 Recipes of one size are ranked by a measure, and each is compared with the next, paired over windows of text or over
 questions: the effect is the mean difference, z that over its standard error. A pair is told apart from z = 1.96 on. As
 z² grows with their number, (2.8 / z)² times as many windows or questions would tell the median pair apart with a
-probability of 80 %. Correlations are Spearman's, over all recipes and sizes.
+probability of 80 %. Correlations are Spearman's, over all recipes and sizes, with the measures of `REFERENCES`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from math import ceil, inf
+from math import ceil, inf, nan
 from pathlib import Path
 from statistics import median
 
@@ -30,6 +30,7 @@ from linearpatch.results.questions import Answers
 WINDOWS = "/windows"
 DETECTED, POWER = 1.96, 2.8  # z of a difference at 5 %; the mean z with which 80 % of samples reach it
 HIGHER_IS_BETTER = ("acc", "acc_norm", "agreement", "valid", "first_difference")
+REFERENCES = ("ppl/", "divergence")  # measures of text, with which all are correlated
 OTHERS = ("choice", "length", "length_ratio")  # neither more nor less of them is better
 
 Values = NDArray[numpy.float64]
@@ -59,7 +60,7 @@ class Sensitivity:
         counted: `windows` or `questions`.
         number: How many.
         effects: z of each pair of neighbours.
-        best: By size, the recipe that wins.
+        best: By size, the recipe that wins; none where several share the first place.
     """
 
     counted: str
@@ -79,11 +80,13 @@ class Sensitivity:
         return ceil(self.number * (POWER / middle) ** 2) if middle else inf
 
 
-def main(folder: Path) -> None:
-    """Print both tables."""
-    recipes = [recipe for path in sorted(folder.glob("*/result.json")) if (recipe := recipe_of(path.parent))]
+def main(*folders: Path) -> None:
+    """Print both tables of the runs in some folders."""
+    paths = [path.parent for folder in folders for path in sorted(folder.glob("*/result.json"))]
+    recipes = [recipe for path in paths if (recipe := recipe_of(path))]
     if not recipes:
-        sys.exit(f"No completed run in {folder} (*/result.json). Make some: linearpatch run -m experiment=sensitivity")
+        places = ", ".join(map(str, folders)) or "no folder"
+        sys.exit(f"No completed run in {places} (*/result.json). Make some: linearpatch run -m experiment=sensitivity")
     console = Console(width=170)
     sizes = sorted({recipe.size for recipe in recipes})
     measures = measures_of(recipes)
@@ -99,9 +102,11 @@ def main(folder: Path) -> None:
             row = [f"{found.number} {found.counted}", told, f"{median(found.effects):.1f}", needed]
             table.add_row(name, *row, *(found.best.get(size, "") for size in sizes))
     console.print(table)
-    matrix = Table(Column("Spearman's ρ", no_wrap=True), *map(str, range(1, len(measures) + 1)))
-    for number, first in enumerate(measures, start=1):
-        matrix.add_row(f"{number} {first}", *(f"{correlation(recipes, first, second):.2f}" for second in measures))
+    references = [name for name in measures if name.startswith(REFERENCES) and kind_of(name) != "agreement"]
+    matrix = Table(Column("Spearman's ρ with", no_wrap=True), *references, caption="–: all recipes score the same")
+    for name in measures:
+        values = (correlation(recipes, name, reference) for reference in references)
+        matrix.add_row(name, *("–" if value != value else f"{value:.2f}" for value in values))
     console.print(matrix)
 
 
@@ -145,7 +150,9 @@ def sensitivity(recipes: list[Recipe], name: str) -> Sensitivity | None:
     number = 0
     for size in sorted({recipe.size for recipe in recipes}):
         ranked = sorted((recipe for recipe in recipes if recipe.size == size), key=lambda one: one.samples[name].mean())
-        best[size] = ranked[0].name
+        means = [recipe.samples[name].mean() for recipe in ranked]
+        if means[:1] != means[1:2]:
+            best[size] = ranked[0].name
         for better, worse in pairwise(ranked):
             values = worse.samples[name] - better.samples[name]
             number = len(values)
@@ -161,10 +168,12 @@ def effect(differences: Values) -> float:
 
 
 def correlation(recipes: list[Recipe], first: str, second: str) -> float:
-    """Spearman's, of the means of two measures."""
+    """Spearman's, of the means of two measures; not a number where one is the same for all."""
     means = [[recipe.samples[name].mean() for recipe in recipes] for name in (first, second)]
+    if any(len(set(values)) == 1 for values in means):
+        return nan
     return float(stats.spearmanr(*means).statistic)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))
