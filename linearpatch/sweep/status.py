@@ -17,7 +17,7 @@ from linearpatch.errors import StorageError
 from linearpatch.results.files import FILE_NAME
 from linearpatch.results.state import STATES, RunState, state_of
 from linearpatch.storage.leases import Lease
-from linearpatch.sweep.manifest import Listed, leases_of, read_manifests
+from linearpatch.sweep.manifest import FOLDER, Listed, leases_of, read_manifests
 from linearpatch.sweep.tables import PARTS, duration
 from linearpatch.text import printable, some_of
 
@@ -140,8 +140,10 @@ class Watch:
             if place.resolve() not in known
         }
         if not (jobs or alone):
+            below = some_of([str(place) for place in _folders_with_runs(self._folder)])
             raise StorageError(
-                f"{self._folder} holds neither runs nor a sweep. Name the output_dir of a sweep, or of a run."
+                f"{self._folder} holds neither runs nor a sweep. Name the output_dir of a sweep, or of a run"
+                + (f": {below}." if below else ".")
             )
         advice = [_advice(job.name, *_command_of(job)) for job in alone.values() if job.is_open]
         is_over = all(job.is_over for job in alone.values())
@@ -167,6 +169,12 @@ class Watch:
     def _is_held(self, path: Path) -> bool:
         lease = self._leases.setdefault(path, Lease(path))
         return lease.is_held() and (path not in self._silent or lease.was_refreshed)
+
+
+def _folders_with_runs(folder: Path) -> list[Path]:
+    """Folders inside one that hold a sweep or runs."""
+    sweeps = {path.parent for path in folder.glob(f"*/{FOLDER}")}
+    return sorted(sweeps | {path.parent.parent for path in folder.glob(f"*/*/{FILE_NAME}")})
 
 
 def _command_of(run: Watched) -> tuple[str, str]:

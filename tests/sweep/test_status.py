@@ -114,6 +114,13 @@ def test_a_folder_of_runs_without_a_sweep_can_be_watched(tmp_path, capsys):
     assert "holds neither runs nor a sweep" in capsys.readouterr().err
 
 
+def test_a_folder_of_sweeps_says_where_they_are(tmp_path, capsys):
+    record(tmp_path / "small" / "one")
+    (tmp_path / "large" / ".sweeps").mkdir(parents=True)
+    assert main(["status", str(tmp_path)]) == 1
+    assert f"or of a run: {tmp_path}/large, {tmp_path}/small." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0 s"), (59, "59 s"), (60, "1 min 00 s"), (3599.6, "1 h 00 min"), (90_000, "25 h 00 min")],
