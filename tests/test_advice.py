@@ -111,10 +111,10 @@ def plain() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("key", "value"), plain())
 def test_advice_composes(key, value):
     wrong = rf"doesn't exist|is not a choice|{re.escape(key)} is '?{re.escape(value)}"
-    assert not re.search(wrong, refusal([*SETTINGS[key], f"{key}={value}"]))
+    assert not re.search(wrong, error_of([*SETTINGS[key], f"{key}={value}"]))
 
 
-def refusal(overrides: list[str]) -> str:
+def error_of(overrides: list[str]) -> str:
     """Why a configuration is rejected; a setting may need others beside it, which the advice is given with."""
     try:
         compose_experiment(overrides)

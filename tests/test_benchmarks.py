@@ -65,7 +65,7 @@ def test_a_time_ratio_compares_pairs():
     assert mine > other
 
 
-def test_an_unknown_benchmark_is_refused():
+def test_an_unknown_benchmark_is_rejected():
     assert main(["bench", "slebb"]) == 1
     assert set(BENCHMARKS) == {
         "startup", "statistics", "sleb", "patch_aware", "taylor", "perplexity", "harness", "distill", "heal",

@@ -32,7 +32,7 @@ def test_any_difference_in_the_key_is_another_entry(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b""])
-def test_a_damaged_entry_is_computed_anew(tmp_path, damage, caplog):
+def test_a_damaged_entry_is_recomputed(tmp_path, damage, caplog):
     Cache(tmp_path).put("kind", KEY, entry())
     file = next((tmp_path / "kind").glob("*.safetensors"))
     file.write_bytes(damage(file.read_bytes()))

@@ -35,6 +35,6 @@ def test_transform_keeps_dtype_and_shape():
 
 
 @pytest.mark.parametrize("size", [3, 7, 92])
-def test_a_size_without_construction_is_refused(size):
+def test_a_size_without_construction_is_rejected(size):
     with pytest.raises(ModelError, match=f"size {size}"):
         hadamard_matrix(size)

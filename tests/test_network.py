@@ -22,7 +22,7 @@ def asked(monkeypatch):
     """Hosts that somebody wanted to reach, with the hub allowed."""
     hosts = []
 
-    def refuse(address, *_, **__):
+    def reject(address, *_, **__):
         host = address[0] if isinstance(address, tuple) else address
         host = host.decode() if isinstance(host, bytes) else host
         hosts.append(host)
@@ -30,13 +30,13 @@ def asked(monkeypatch):
 
     resolve, connect = socket.getaddrinfo, socket.socket.connect
     monkeypatch.setattr(
-        socket, "getaddrinfo", lambda host, *rest, **named: (resolve if host in LOCAL else refuse)(host, *rest, **named)
+        socket, "getaddrinfo", lambda host, *rest, **named: (resolve if host in LOCAL else reject)(host, *rest, **named)
     )
     monkeypatch.setattr(
         socket.socket,
         "connect",
         lambda self, address: (
-            refuse(address)
+            reject(address)
             if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in LOCAL
             else connect(self, address)
         ),

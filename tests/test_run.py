@@ -158,7 +158,7 @@ def test_a_run_that_failed_before_it_measured_anything_gives_its_folder_back(tmp
     assert result(tmp_path / "D")["status"] == "completed"
 
 
-def test_a_family_that_takes_no_map_is_refused_before_anything_is_computed(tmp_path, said):
+def test_a_family_that_takes_no_map_is_rejected_before_anything_is_computed(tmp_path, said):
     assert run("patch=mlp_lstsq", "model.family=gemma3_text", f"output_dir={tmp_path}/D") == 1
     assert "normalises its MLP's output" in said()
     assert set(result(tmp_path / "D")["timings_s"]) == {"read", "load"}

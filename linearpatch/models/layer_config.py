@@ -53,7 +53,7 @@ class Proposal:
 
 
 def already_patched(what: str) -> ModelError:
-    """The refusal to prune a model that carries patches, or whose layers have sizes of their own."""
+    """The error for pruning a model that carries patches, or whose layers have sizes of their own."""
     return ModelError(
         f"{what} has lost layers before, or parts of them, and carries patches or sizes that belong to its layers' "
         "positions. Prune the dense model by all the layers at once, or start from a checkpoint with save_format=plain."

@@ -70,7 +70,7 @@ def test_no_fit_is_worse_than_no_patch_or_than_the_fit_as_set(patch, removed):
 
 
 def predictable_blocks(decoder, count, seed):
-    """What the model itself goes on with, so that it has a low loss on it and a spoiled one a high one."""
+    """How the model itself continues, so that it has a low loss on it and a spoiled one a high one."""
     ids = random_blocks(count, seed, tokens=1).ids
     for _ in range(15):
         with torch.no_grad():

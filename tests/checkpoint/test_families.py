@@ -85,7 +85,7 @@ def test_every_pruner_selects_layers(family, pruner):
 
 @pytest.mark.parametrize("patch", AT_MLP)
 @pytest.mark.parametrize("family", POST_NORM)
-def test_a_norm_after_the_mlp_refuses_patches_of_the_mlp(family, patch, tmp_path):
+def test_a_norm_after_the_mlp_rejects_patches_of_the_mlp(family, patch, tmp_path):
     with pytest.raises(ModelError, match="normalises its MLP's output"):
         fitted(loaded(family, tmp_path), [1], patch, {})
 

@@ -43,11 +43,11 @@ def test_a_run_pushes_only_when_asked_and_privately(tmp_path, fake):
     assert read_record(tmp_path / "D").checkpoint.pushed_to == "https://hub/me/small"
 
 
-def test_a_push_that_fails_keeps_the_folder_and_says_how_to_go_on(tmp_path, fake, monkeypatch, capsys):
-    def refuse(*_, **__):
+def test_a_push_that_fails_keeps_the_folder_and_says_how_to_continue(tmp_path, fake, monkeypatch, capsys):
+    def reject(*_, **__):
         raise RuntimeError("403 Forbidden")
 
-    monkeypatch.setattr(FakeHub, "create_repo", refuse)
+    monkeypatch.setattr(FakeHub, "create_repo", reject)
     assert main(["run", *FAST, f"output_dir={tmp_path}/D", "push_to_hub=me/small"]) == 1
     assert "hf upload me/small" in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "D" / "model" / "pruning.json").exists()
@@ -55,7 +55,7 @@ def test_a_push_that_fails_keeps_the_folder_and_says_how_to_go_on(tmp_path, fake
         push(tmp_path / "D" / "model", "me/small")
 
 
-def test_what_could_only_fail_later_is_refused_at_once(fake, monkeypatch):
+def test_what_could_only_fail_later_is_rejected_at_once(fake, monkeypatch):
     check_repository("me/small")
     with pytest.raises(ConfigError, match="is not the name"):
         check_repository("a/b/c")

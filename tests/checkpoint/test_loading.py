@@ -78,7 +78,7 @@ def test_a_missing_file_is_named(folder, use):
         use(folder)
 
 
-def test_a_folder_that_was_not_written_to_the_end_is_refused(folder, use):
+def test_a_folder_that_was_not_written_to_the_end_is_rejected(folder, use):
     (folder / "pruning.json").unlink()
     with pytest.raises(StorageError, match=r"holds no pruning\.json"):
         use(folder)
@@ -102,7 +102,7 @@ def test_an_older_schema_says_what_loads_it(folder, use):
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"schema_version": 1}', "[]"])
-def test_a_broken_manifest_is_refused(folder, use, content):
+def test_a_broken_manifest_is_rejected(folder, use, content):
     (folder / "pruning.json").write_text(content)
     with pytest.raises(StorageError, match=r"pruning\.json"):
         use(folder)
@@ -123,7 +123,7 @@ def test_a_manifest_that_was_edited_is_found(folder, use, changes):
         use(folder)
 
 
-def test_a_manifest_with_an_unknown_format_is_refused(folder, use):
+def test_a_manifest_with_an_unknown_format_is_rejected(folder, use):
     edit_manifest(folder, signed=True, format="zip")
     with pytest.raises(StorageError, match="format 'zip'"):
         use(folder)
@@ -134,7 +134,7 @@ def test_an_edited_card_is_no_damage(folder, use):
     use(folder)
 
 
-def test_a_patch_of_the_wrong_shape_is_refused(folder, use):
+def test_a_patch_of_the_wrong_shape_is_rejected(folder, use):
     tensors = load_file(weights_of(folder))
     name = next(name for name in tensors if name.startswith("0.") or "linear_patch" in name)
     tensors[name] = torch.eye(31)
@@ -144,7 +144,7 @@ def test_a_patch_of_the_wrong_shape_is_refused(folder, use):
         use(folder)
 
 
-def test_a_lost_patch_is_refused(folder, use):
+def test_a_lost_patch_is_rejected(folder, use):
     tensors = {n: t for n, t in load_file(weights_of(folder)).items() if "linear_patch" not in n and n[0] != "0"}
     save_file(tensors, weights_of(folder), metadata={"format": "pt"})
     edit_manifest(folder, signed=True, files=hash_files(folder))
@@ -159,7 +159,7 @@ def adapter(tmp_path, decoder):
     return tmp_path / "A"
 
 
-def test_an_adapter_refuses_another_base(adapter):
+def test_an_adapter_rejects_another_base(adapter):
     fine_tuned = tiny_model()
     fine_tuned.model.layers[5].mlp.up_proj.weight.data.add_(0.01)
     with pytest.raises(

@@ -76,7 +76,7 @@ def test_a_card_says_that_the_saved_model_was_not_measured(tmp_path):
     assert "was not measured" not in (tmp_path / "D" / "model" / "README.md").read_text()
 
 
-def test_a_folder_named_model_of_someone_else_is_refused_before_anything_is_computed(tmp_path, said):
+def test_a_folder_named_model_of_someone_else_is_rejected_before_anything_is_computed(tmp_path, said):
     (tmp_path / "D" / "model").mkdir(parents=True)
     (tmp_path / "D" / "model" / "mine.txt").write_text("precious")
     assert run("save_model=true", f"output_dir={tmp_path}/D") == 1
@@ -135,7 +135,7 @@ def test_a_saved_model_is_pruned_once_more_and_keeps_its_licence(tmp_path, monke
         (["patch=mlp_lstsq", "patch.sites=one_per_layer"], "sites"),
     ],
 )
-def test_impossible_checkpoints_are_refused_before_anything_is_computed(overrides, message, tmp_path, said):
+def test_impossible_checkpoints_are_rejected_before_anything_is_computed(overrides, message, tmp_path, said):
     assert run(*overrides, f"output_dir={tmp_path}/D") == 1
     assert message in said()
     assert not (tmp_path / "D").exists()

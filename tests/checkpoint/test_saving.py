@@ -137,7 +137,7 @@ def test_auto_falls_back_where_a_family_cannot_fold(tmp_path, model, monkeypatch
     assert not (tmp_path / "N").exists()
 
 
-def test_a_fold_that_changes_the_logits_is_refused(decoder, monkeypatch):
+def test_a_fold_that_changes_the_logits_is_rejected(decoder, monkeypatch):
     monkeypatch.setattr("linearpatch.models.places._divide", lambda *_: None)
     with pytest.raises(ModelError, match="changes its logits by"):
         folded_view(decoder, edit_of([1, 2], [(SITE, ChannelScale(torch.tensor([1.5])))]))
@@ -162,7 +162,7 @@ def test_scales_at_the_end_and_in_a_row_fold(decoder):
     assert (found - expected).abs().max() / expected.abs().max() < 1e-4
 
 
-def test_plain_refuses_what_does_not_fold_and_names_what_remains():
+def test_plain_rejects_what_does_not_fold_and_names_what_remains():
     with pytest.raises(ConfigError, match=r"Remaining formats: custom .*, adapter"):
         check_format("plain", Rotate())
     for patch in (NoPatch(), Scalar(), MlpLeastSquares()):

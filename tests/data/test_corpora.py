@@ -88,7 +88,7 @@ def test_a_corpus_too_short_says_how_many_blocks_it_can_give(settings, message):
 
 
 @pytest.mark.parametrize("settings", [{"sampling": "all"}, {"bos": "yes"}, {"block_length": 1}, {"num_blocks": 0}])
-def test_impossible_cuts_are_refused(settings):
+def test_impossible_cuts_are_rejected(settings):
     with pytest.raises(ConfigError, match="Allowed"):
         BlockSpec(**settings)
 
@@ -107,7 +107,7 @@ def test_pydoc_splits_share_no_topic_and_miss_none():
     assert PydocCorpus(seed=1).documents("evaluation") != PydocCorpus().documents("evaluation")
 
 
-def test_pydoc_refuses_an_unknown_split():
+def test_pydoc_rejects_an_unknown_split():
     with pytest.raises(DataError, match="Allowed: calibration, distillation, evaluation"):
         PydocCorpus(calibration="train").read("calibration")
 
@@ -226,7 +226,7 @@ def test_two_corpora_may_not_share_text_either():
 
 
 @pytest.mark.parametrize("split", ["train[", "train[10:20]x", "a b", "train[50%:20%]"])
-def test_splits_that_mean_nothing_are_refused(split):
+def test_splits_that_mean_nothing_are_rejected(split):
     with pytest.raises(ConfigError, match="split"):
         HubCorpus(name="w", path="a/b", calibration=split)
 

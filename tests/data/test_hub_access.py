@@ -7,7 +7,7 @@ from linearpatch.data import hub_access
 
 
 @pytest.fixture(autouse=True)
-def _asked_anew(monkeypatch):
+def _asked_again(monkeypatch):
     hub_access.hub_answers.cache_clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)

@@ -31,7 +31,7 @@ def test_every_stretch_has_all_parts_in_equal_shares(mixture, purpose):
         ahead += len(document) if document.startswith("mine") else -len(document)
         assert abs(ahead) <= longest
     parts = {part: iter(corpus.read(purpose)) for part, corpus in mixture.parts.items()}
-    for document in documents:  # and each goes on where it was
+    for document in documents:  # and each continues where it was
         assert document == next(parts["mine" if document.startswith("mine") else "docs"])
 
 
@@ -46,7 +46,7 @@ def test_parts_may_not_share_text_with_another_purpose():
     check_disjoint(Reader(mixed, "calibration"), Reader(hub, "evaluation"))
 
 
-def test_what_cant_be_mixed_is_refused():
+def test_what_cant_be_mixed_is_rejected():
     with pytest.raises(ConfigError, match=r"corpus\.parts\.NAME\.calibration=train"):
         MixtureCorpus(calibration="train")
     with pytest.raises(ConfigError, match=r"\+corpus@corpus\.parts\.NAME=CORPUS"):

@@ -1,4 +1,4 @@
-"""Training as a whole: it learns, it goes on where it was, it reads what it kept, it stops where it must."""
+"""Training as a whole: it learns, it resumes where it was, it reads what it kept, it stops where it must."""
 
 import math
 import os
@@ -153,7 +153,7 @@ def test_targets_serve_other_layers_too(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip"])
-def test_a_damaged_shard_is_told_and_made_anew(tmp_path, caplog, damage):
+def test_a_damaged_shard_is_told_and_recreated(tmp_path, caplog, damage):
     kept = replace(TRAINING, targets="cached")
     expected = train(kept, cache=Cache(tmp_path))
     for file in (tmp_path / "targets").glob("*.safetensors"):
@@ -169,7 +169,7 @@ def test_a_damaged_shard_is_told_and_made_anew(tmp_path, caplog, damage):
     assert str(tmp_path / "targets") in caplog.text
 
 
-def test_targets_that_the_disk_has_no_room_for_are_refused(tmp_path, monkeypatch):
+def test_targets_that_the_disk_has_no_room_for_are_rejected(tmp_path, monkeypatch):
     kept = replace(TRAINING, targets="cached")
     with monkeypatch.context() as full:
         full.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
@@ -181,7 +181,7 @@ def test_targets_that_the_disk_has_no_room_for_are_refused(tmp_path, monkeypatch
     train(replace(kept, learning_rate=1e-3), cache=Cache(tmp_path))  # everything is there
 
 
-def test_calls_that_depend_on_the_tokens_are_refused(monkeypatch):
+def test_calls_that_depend_on_the_tokens_are_rejected(monkeypatch):
     decoder = decoder_of(tiny_model())
     assert set(calls_of_shape(decoder, 2, 12)) == set(range(7))
     forward = type(decoder.body).forward
@@ -295,7 +295,7 @@ def test_every_epoch_has_every_sequence_once_and_groups_stay_together():
     assert sum(before != after for before, after in pairwise(groups)) == 3
 
 
-def test_without_a_folder_a_stopped_training_goes_on_from_memory(monkeypatch):
+def test_without_a_folder_a_stopped_training_resumes_from_memory(monkeypatch):
     cache, whole = Cache(), train()
 
     def stopping(point):

@@ -323,7 +323,7 @@ def test_k_is_at_most_the_vocabulary():
         ({"max_grad_norm": 0.0}, "null for none"),
     ],
 )
-def test_impossible_settings_are_refused(settings, message):
+def test_impossible_settings_are_rejected(settings, message):
     with pytest.raises(ConfigError, match=message):
         OutputKL(**settings)
 

@@ -97,6 +97,6 @@ def test_a_ratio_is_the_median_of_the_rounds_own_ratios():
 @pytest.mark.parametrize(
     "settings", [{"batch_sizes": []}, {"lengths": [0]}, {"rounds": 1}, {"new_tokens": 0}, {"warmup": -1}]
 )
-def test_impossible_settings_are_refused(settings):
+def test_impossible_settings_are_rejected(settings):
     with pytest.raises(ConfigError, match=r"eval\.speed"):
         Speed(**settings)

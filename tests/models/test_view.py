@@ -147,7 +147,7 @@ def test_layer_types_follow_the_kept_layers():
         ("gemma3n_text", {"num_kv_shared_layers": 2}, "num_kv_shared_layers=2"),
     ],
 )
-def test_rules_that_no_subset_can_follow_are_refused_by_name(family, settings, rule):
+def test_rules_that_no_subset_can_follow_are_rejected_by_name(family, settings, rule):
     from transformers import CONFIG_MAPPING
 
     from linearpatch.models.layer_config import check_prunable
@@ -185,7 +185,7 @@ def test_index_lists_and_counts_follow_the_kept_layers():
         ([0, 1, 2, 3, 4, 5], "Keep at least one"),
     ],
 )
-def test_impossible_removals_are_refused(decoder, removed, message):
+def test_impossible_removals_are_rejected(decoder, removed, message):
     with pytest.raises(ConfigError, match=message):
         view_of(decoder, removed)
 
@@ -199,7 +199,7 @@ def test_logits_are_understood(family):
     check_logits(decoder_of(tiny_model(family)))
 
 
-def test_unknown_logits_are_refused():
+def test_unknown_logits_are_rejected():
     model = tiny_model()
 
     class Odd(nn.Module):
@@ -212,7 +212,7 @@ def test_unknown_logits_are_refused():
         check_logits(decoder)
 
 
-def test_an_encoder_decoder_is_refused():
+def test_an_encoder_decoder_is_rejected():
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(vocab_size=50, d_model=16, d_ff=16, d_kv=8, num_layers=2, num_heads=2)

@@ -149,7 +149,7 @@ def test_what_cant_be_trained_is_rejected():
 
 
 @pytest.mark.slow
-def test_a_run_saves_a_plain_checkpoint_that_distillation_can_go_on_from(tmp_path):
+def test_a_run_saves_a_plain_checkpoint_that_distillation_can_start_from(tmp_path):
     settings = ["patch=block", "patch.steps=4", "patch.compare=false", "save_model=true", "save_format=plain"]
     heal = ["distill=output_kl", "distill.learning_rate=1e-4", "distillation.num_blocks=4"]
     assert run(*settings, *heal, f"output_dir={tmp_path}/D") == 0

@@ -295,13 +295,13 @@ def test_patches_of_a_sequential_repair_fit_other_families(family):
         ({"gain": 1.1, "bias": True, "form": "low_rank"}, "patch.form=full"),
     ],
 )
-def test_impossible_least_squares_are_refused(settings, words):
+def test_impossible_least_squares_are_rejected(settings, words):
     with pytest.raises(ConfigError) as error:
         LeastSquares(**settings)
     assert words in str(error.value)
 
 
-def test_a_product_thicker_than_the_map_is_refused(decoder):
+def test_a_product_thicker_than_the_map_is_rejected(decoder):
     with pytest.raises(ConfigError, match=r"patch\.rank is 33, and the stream has 32 channels"):
         LeastSquares(form="low_rank", rank=33).check(decoder)
     LeastSquares(form="low_rank", rank=32).check(decoder)

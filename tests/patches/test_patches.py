@@ -154,7 +154,7 @@ def test_mlp_lstsq_needs_a_layer_before_the_gap():
         MlpLeastSquares().place([Interface(0, 2)])
 
 
-def test_too_few_tokens_without_ridge_are_refused(decoder):
+def test_too_few_tokens_without_ridge_are_rejected(decoder):
     blocks = TokenBlocks(torch.randint(3, 300, (1, 8)), "random")
     with pytest.raises(NumericsError, match="8 tokens for 32 unknowns"):
         fit(LeastSquares(ridge=0.0), Workspace(decoder, blocks))
@@ -216,7 +216,7 @@ def test_a_patch_at_the_end_reads_what_the_final_norm_read(fitting):
         lambda: LeastSquares(ridge=-1.0),
     ],
 )
-def test_impossible_settings_are_refused(make):
+def test_impossible_settings_are_rejected(make):
     with pytest.raises(ConfigError, match="Allowed"):
         make()
 

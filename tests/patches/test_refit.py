@@ -221,7 +221,7 @@ def same_logits(one, other):
 
 
 @pytest.mark.parametrize("patch", [Refit(), MlpRefit()], ids=repr)
-def test_what_cannot_be_fitted_anew_is_refused(patch):
+def test_what_cannot_be_refitted_is_rejected(patch):
     with pytest.raises(ConfigError, match="protect_first=1"):
         repaired(patch, workspace_of(), [0])
     with pytest.raises(ModelError, match="keeps its experts' weights"):

@@ -421,7 +421,7 @@ def test_iterating_is_reproduced_from_the_cache(tmp_path):
         (lambda: PatchAware(draft_share=0), "more than 0"),
     ],
 )
-def test_impossible_searches_are_refused(make, words):
+def test_impossible_searches_are_rejected(make, words):
     with pytest.raises(ConfigError) as error:
         make()
     assert words in str(error.value)

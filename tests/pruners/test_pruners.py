@@ -127,13 +127,13 @@ def test_explicit_takes_a_prefix_of_the_list(workspace):
         ([], 1, "names 0"),
     ],
 )
-def test_explicit_refuses_impossible_lists(layers, n, message):
+def test_explicit_rejects_impossible_lists(layers, n, message):
     with pytest.raises(ConfigError, match=message):
         Explicit(layers=layers).check(NUM_LAYERS, n)
 
 
 @pytest.mark.parametrize(("pruner", "most"), [(Streamline(), 5), (Sleb(), 4), (Tail(), 5), (Taylor(), 0)])
-def test_more_layers_than_can_go_are_refused(pruner, most):
+def test_more_layers_than_can_go_are_rejected(pruner, most):
     with pytest.raises(ConfigError, match="num_pruned_layers is" if most else "No layer"):
         pruner.check(NUM_LAYERS, most + 1)
     if most:

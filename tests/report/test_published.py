@@ -106,7 +106,7 @@ def test_a_wrong_line_is_named(tmp_path, text, message):
         published(tmp_path, text)
 
 
-def test_two_values_of_one_metric_are_refused(tmp_path):
+def test_two_values_of_one_metric_are_rejected(tmp_path):
     with pytest.raises(DataError, match=r"line 3: ppl/wikitext2 of this model is 15 here and 14\.5 further up"):
         published(tmp_path, LINES[1], LINES[1].replace("14.5", "15"))
 

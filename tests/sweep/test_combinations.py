@@ -29,7 +29,7 @@ def test_combinations_are_overrides():
         ("[" * 2000, "isn't YAML|nested too deeply"),
     ],
 )
-def test_a_file_that_holds_none_is_refused(text, message, tmp_path):
+def test_a_file_that_holds_none_is_rejected(text, message, tmp_path):
     file = tmp_path / "sweep.yaml"
     if text is not None:
         file.write_text(text)
@@ -37,7 +37,7 @@ def test_a_file_that_holds_none_is_refused(text, message, tmp_path):
         read_combinations(str(file))
 
 
-def test_no_file_is_refused():
+def test_no_file_is_rejected():
     with pytest.raises(ConfigError, match="sweep= names no file"):
         read_combinations("")
 
@@ -52,7 +52,7 @@ def test_no_file_is_refused():
         ({"a=b": 1}, "'a=b' is not the name of a setting"),
     ],
 )
-def test_what_is_no_combination_is_refused(combination, message):
+def test_what_is_no_combination_is_rejected(combination, message):
     with pytest.raises(ConfigError, match=message):
         as_overrides(combination)
 

@@ -1,4 +1,4 @@
-"""Leases: waited for, refused, taken over from the dead."""
+"""Leases: waited for, rejected, taken over from the dead."""
 
 import multiprocessing
 import os
@@ -45,12 +45,12 @@ def test_one_waits_for_the_other(tmp_path, caplog):
     assert not path.exists()
 
 
-def test_what_belongs_to_one_alone_is_refused_to_others(tmp_path):
+def test_what_belongs_to_one_alone_is_rejected_to_others(tmp_path):
     path = tmp_path / "a.lease"
     process = held_by_another(path)
     assert is_held(path)
-    refused = pytest.raises(StorageError, match=f"is used by another run .process {process.pid} on")
-    with refused, exclusive(path, "the folder"):
+    rejected = pytest.raises(StorageError, match=f"is used by another run .process {process.pid} on")
+    with rejected, exclusive(path, "the folder"):
         pytest.fail("it is held")
     process.join()
     assert not is_held(path)

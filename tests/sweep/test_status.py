@@ -55,7 +55,7 @@ def test_a_run_tells_how_far_it_is(tmp_path):
     assert not (tmp_path / "run" / LEASE_NAME).exists()
 
 
-def test_a_folder_that_is_in_use_is_refused(tmp_path):
+def test_a_folder_that_is_in_use_is_rejected(tmp_path):
     used = pytest.raises(StorageError, match="is used by another run")
     with exclusive(tmp_path / LEASE_NAME, "it"), used, occupied(tmp_path):
         pass
@@ -156,7 +156,7 @@ def test_a_sweep_that_nobody_works_on_says_how_to_resume_it(tmp_path, capsys):
     overview = Watch(folder).look()
     assert overview.is_over
     assert [job.now.state for job in overview.jobs] == ["completed", "lost", "failed"]
-    with occupied(folder / "b"):  # a job of a cluster goes on without the sweep
+    with occupied(folder / "b"):  # a job of a cluster continues without the sweep
         assert Watch(folder).look().advice == ()
     record(folder / "b", "failed")  # the sweep had its end
     assert Watch(folder).look().advice == ()

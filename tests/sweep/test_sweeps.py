@@ -172,7 +172,7 @@ def test_a_dry_run_touches_nothing(tmp_path, capsys):
     assert "'none,rotate'" in told
 
 
-def test_a_dry_run_says_what_a_run_would_refuse(capsys):
+def test_a_dry_run_says_what_a_run_would_reject(capsys):
     assert main(["run", *TINY, "num_pruned_layers=12", "--dry-run"]) == 1
     assert "Allowed: 1 to 11." in shown(capsys)
     assert sweep("num_pruned_layers=3,12", "output_dir=S", "--dry-run") == 1
@@ -238,7 +238,7 @@ def kill_one(folder, number=signal.SIGKILL, within_s=120.0) -> bool:
 
 
 @pytest.mark.slow
-def test_a_job_that_is_killed_is_recorded_and_the_others_go_on():
+def test_a_job_that_is_killed_is_recorded_and_the_others_continue():
     process = start(*APART, "output_dir=S")
     assert kill_one("S")
     said = process.communicate()[1]
@@ -281,7 +281,7 @@ def test_jobs_killed_at_random_lose_nothing_that_is_finished(tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_random_goes_on(tmp_path, monkeypatch):
+def test_a_run_that_is_killed_at_random_resumes(tmp_path, monkeypatch):
     words = ("pruner=sleb", "patch=rotate", "save_model=true", "model.settings.num_hidden_layers=10")
     monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "undisturbed"))
     # A name as long as S: the card and the manifest hold it, and the record how large the checkpoint is.
@@ -316,7 +316,7 @@ def _heeded():
 @pytest.mark.slow
 @pytest.mark.usefixtures("_heeded")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_sweep_that_is_stopped_says_so_and_goes_on_later(number):
+def test_a_sweep_that_is_stopped_says_so_and_resumes_later(number):
     process = start(*APART, "output_dir=S")
     while not running("S"):
         time.sleep(0.01)
@@ -422,7 +422,7 @@ def test_pickles_of_a_cluster_are_private_and_removed_after_the_sweep(tmp_path):
     ],
 )
 @pytest.mark.parametrize("how", [[], ["--dry-run"]])
-def test_a_launcher_that_cannot_be_is_refused_before_anything_runs(overrides, message, how, tmp_path, capsys):
+def test_a_launcher_that_cannot_be_is_rejected_before_anything_runs(overrides, message, how, tmp_path, capsys):
     assert sweep("patch=none,rotate", "output_dir=S", *overrides, *how) == 1
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "S").exists()
@@ -430,7 +430,7 @@ def test_a_launcher_that_cannot_be_is_refused_before_anything_runs(overrides, me
 
 @pytest.mark.parametrize("how", [[], ["--dry-run"]])
 @pytest.mark.parametrize("words", [["-m", "patch=none,rotate"], []])
-def test_an_output_dir_that_cannot_be_is_refused_before_anything_runs(words, how, tmp_path, capsys):
+def test_an_output_dir_that_cannot_be_is_rejected_before_anything_runs(words, how, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for place in ("file", "file/below"):
         assert main(["run", *words, *TINY, f"output_dir={place}", *how]) == 1

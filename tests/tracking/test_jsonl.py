@@ -46,7 +46,7 @@ def test_every_line_has_the_same_keys_and_says_which_run_it_is_of(tracked):
     }
 
 
-def test_points_can_be_read_while_the_run_goes_on_and_stay_once_each(tmp_path):
+def test_points_can_be_read_while_it_runs_and_stay_once_each(tmp_path):
     record = Record("run", None, "", 0, {"choices": {}})
     for _ in range(2):  # a run that is resumed reports the points before that again
         with JsonlTracker().follow(record, tmp_path) as add:

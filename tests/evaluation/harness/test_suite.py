@@ -347,7 +347,7 @@ def test_averages_are_those_of_the_paper_and_of_groups():
         ({"tasks": ["smoke"], "include_path": "nowhere"}, "include_path=nowhere is not a folder"),
     ],
 )
-def test_impossible_settings_are_refused(settings, message):
+def test_impossible_settings_are_rejected(settings, message):
     with pytest.raises(ConfigError, match=message):
         Tasks(**settings)
 
