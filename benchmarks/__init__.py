@@ -19,6 +19,7 @@ BENCHMARKS = (
     "patch_aware",
     "taylor",
     "perplexity",
+    "divergence",
     "harness",
     "distill",
     "heal",

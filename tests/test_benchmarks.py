@@ -68,6 +68,6 @@ def test_a_time_ratio_compares_pairs():
 def test_an_unknown_benchmark_is_rejected():
     assert main(["bench", "slebb"]) == 1
     assert set(BENCHMARKS) == {
-        "startup", "statistics", "sleb", "patch_aware", "taylor", "perplexity", "harness", "distill", "heal",
-        "generate", "report", "memory",
+        "startup", "statistics", "sleb", "patch_aware", "taylor", "perplexity", "divergence", "harness", "distill",
+        "heal", "generate", "report", "memory",
     }  # fmt: skip

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from linearpatch.budgets.budget import Limit, Limits
 from linearpatch.calibration.workspace import Workspace
-from linearpatch.data.blocks import TokenBlocks
 from linearpatch.errors import ConfigError, require_choice, require_range
+from linearpatch.evaluation.dense_states import DenseStates
 from linearpatch.evaluation.divergence import divergence_from_dense
 from linearpatch.evaluation.perplexity import window_losses
 from linearpatch.models.decoder import Decoder
@@ -64,32 +64,32 @@ class Quality(Limit):
 
     def limits(self, workspace: Workspace, sizes: Sequence[int]) -> Limits:
         """Measured on the held-out tokens."""
-        dense, blocks = workspace.decoder, workspace.held_out
+        dense = DenseStates(workspace.decoder, workspace.held_out.ids)
         unit, windows, loss = MEASURES[self.measure]
-        base = windows(dense, dense, blocks)
+        base = windows(dense, dense.decoder)
 
         def measure(edit: Edit) -> tuple[float, float | None]:
-            value, stderr = loss(base, windows(dense, edit.decoder(dense), blocks))
+            value, stderr = loss(base, windows(dense, edit.decoder(dense.decoder)))
             return value.item(), stderr.item() if len(base) > 1 else None
 
         return Limits(self.at_most, 0.0, unit, measure, margin=Z if self.certain else 0.0)
 
 
-def _nll(dense: Decoder, model: Decoder, blocks: TokenBlocks) -> Tensor:
-    return window_losses(model, blocks.ids)
+def _nll(dense: DenseStates, model: Decoder) -> Tensor:
+    return window_losses(model, dense.ids)
 
 
-def _divergence(dense: Decoder, model: Decoder, blocks: TokenBlocks) -> Tensor:
-    if model is dense:
-        return torch.zeros(len(blocks.ids), dtype=torch.float64)
-    return divergence_from_dense(dense, model, blocks.ids)[0].double().mean(dim=1)
+def _divergence(dense: DenseStates, model: Decoder) -> Tensor:
+    if model is dense.decoder:
+        return torch.zeros(len(dense.ids), dtype=torch.float64)
+    return divergence_from_dense(dense, model)[0].double().mean(dim=1)
 
 
 @torch.inference_mode()
-def _accuracy(dense: Decoder, model: Decoder, blocks: TokenBlocks) -> Tensor:
+def _accuracy(dense: DenseStates, model: Decoder) -> Tensor:
     """Share of each window's tokens that are the likeliest, `[windows]` in fp64."""
     shares = []
-    for window in blocks.ids.to(model.input_device):
+    for window in dense.ids.to(model.input_device):
         hidden = model.hidden_states(model.forward(window[None], use_cache=False))[0, :-1]
         chunks = hidden.split(logit_rows(model, hidden.device))
         predicted = torch.cat([model.logits(chunk).argmax(dim=-1) for chunk in chunks])
@@ -121,7 +121,7 @@ def _error(values: Tensor) -> Tensor:
     return error
 
 
-MEASURES: dict[str, tuple[str, Callable[[Decoder, Decoder, TokenBlocks], Tensor], Loss]] = {
+MEASURES: dict[str, tuple[str, Callable[[DenseStates, Decoder], Tensor], Loss]] = {
     "perplexity": ("of the perplexity more", _nll, more_perplexity),
     "divergence": ("nats", _divergence, more_divergence),
     "accuracy": ("of the accuracy less", _accuracy, less_accuracy),

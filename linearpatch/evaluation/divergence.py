@@ -11,12 +11,15 @@ from torch import Tensor
 
 from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
 from linearpatch.errors import require_range, settings_of
+from linearpatch.evaluation.dense_states import DenseStates
 from linearpatch.evaluation.evaluation import Measured, Measurement, Subject
 from linearpatch.evaluation.text_evaluation import TextEvaluation
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.loss import compare_logits, logit_rows
+from linearpatch.models.model import LoadedModel
 from linearpatch.registry import component
 from linearpatch.results.metric import Metric
+from linearpatch.storage.cache import Cache
 
 QUANTILES = {"kl_median": 0.5, "kl_p90": 0.9, "kl_p99": 0.99}
 
@@ -67,24 +70,27 @@ class Divergence(TextEvaluation):
         """The same with the windows that a short text gave."""
         return replace(self, num_blocks=self.num_blocks and number, seq_len=length)
 
-    def measurement(self, name: str, corpus: str, blocks: TokenBlocks) -> Measurement:
+    def measurement(self, name: str, corpus: str, blocks: TokenBlocks, model: LoadedModel, cache: Cache) -> Measurement:
         """The divergence on a corpus."""
         label = f"{name}/{corpus}"
 
         def run(subjects: Sequence[Subject], on_step: Callable[[float], None]) -> list[Measured]:
-            return [self._measure(subject, label, blocks, on_step) for subject in subjects]
+            states = DenseStates(
+                model.decoder, blocks.ids, cache=cache, key={"model": model.key, "tokens": blocks.hash}
+            )
+            return [self._measure(subject, label, blocks, states, on_step) for subject in subjects]
 
         key = {"version": self.version, "protocol": self.protocol, "tokens": {label: blocks.hash}}
         return Measurement(label, key, len(blocks.ids), run)
 
-    def _measure(self, subject: Subject, label: str, blocks: TokenBlocks, on_step: Callable[[float], None]) -> Measured:
+    def _measure(
+        self, subject: Subject, label: str, blocks: TokenBlocks, states: DenseStates, on_step: Callable[[float], None]
+    ) -> Measured:
         if subject.decoder is subject.dense:  # by definition
             shape = blocks.ids.shape
             divergence = torch.zeros(shape), torch.ones(shape)
         else:
-            divergence = divergence_from_dense(
-                subject.dense, subject.decoder, blocks.ids, batch_size=self.batch_size, on_step=on_step
-            )
+            divergence = divergence_from_dense(states, subject.decoder, batch_size=self.batch_size, on_step=on_step)
         kl, agrees = (values.double() for values in divergence)
         windows = {"kl": kl.mean(dim=1), "agreement": agrees.mean(dim=1)}
 
@@ -101,9 +107,8 @@ class Divergence(TextEvaluation):
 
 @torch.inference_mode()
 def divergence_from_dense(
-    dense: Decoder,
+    dense: DenseStates,
     model: Decoder,
-    ids: Tensor,
     *,
     batch_size: int = 1,
     on_step: Callable[[float], object] = lambda count: None,
@@ -113,28 +118,25 @@ def divergence_from_dense(
     Logits over the whole vocabulary exist for a chunk of positions at a time.
 
     Args:
-        dense: The dense model.
-        model: A view of it.
-        ids: `[windows, tokens]`.
+        dense: The dense model's states on the windows.
+        model: A view of the dense model.
         batch_size: Windows in one forward pass of each model.
         on_step: Called after each batch with the number of windows in it.
 
     Returns:
         Both `[windows, tokens]`: the divergence in fp32, in nats, and ones and zeros.
     """
-    divergence = torch.empty(ids.shape)
-    agrees = torch.empty(ids.shape)
+    divergence = torch.empty(dense.ids.shape)
+    agrees = torch.empty(dense.ids.shape)
     flat, flat_agrees = divergence.view(-1), agrees.view(-1)
-    rows = max(1, logit_rows(dense, dense.input_device) // 2)  # the logits of two models
+    head = dense.decoder
+    rows = max(1, logit_rows(head, head.input_device) // 2)  # the logits of two models
     position = 0
-    for batch in ids.split(batch_size):
-        batch = batch.to(dense.input_device)
-        states = [
-            decoder.hidden_states(decoder.forward(batch, use_cache=False)).flatten(0, 1) for decoder in (dense, model)
-        ]
-        for expected, actual in zip(*(hidden.split(rows) for hidden in states), strict=True):
+    for batch, of_dense in zip(dense.ids.split(batch_size), dense.batches(batch_size), strict=True):
+        own = model.hidden_states(model.forward(batch.to(model.input_device), use_cache=False))
+        for expected, actual in zip(*(states.flatten(0, 1).split(rows) for states in (of_dense, own)), strict=True):
             part = slice(position, position + len(expected))
-            flat[part], flat_agrees[part] = compare_logits(dense.logits(expected).float(), model.logits(actual).float())
+            flat[part], flat_agrees[part] = compare_logits(head.logits(expected).float(), model.logits(actual).float())
             position = part.stop
         on_step(len(batch))
     return divergence, agrees

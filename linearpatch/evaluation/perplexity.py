@@ -20,8 +20,10 @@ from linearpatch.evaluation.evaluation import (
 from linearpatch.evaluation.text_evaluation import TextEvaluation
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.loss import next_token_nll
+from linearpatch.models.model import LoadedModel
 from linearpatch.registry import component
 from linearpatch.results.metric import Metric
+from linearpatch.storage.cache import Cache
 
 
 @component("eval", "ppl")
@@ -75,7 +77,7 @@ class Perplexity(TextEvaluation):
         """The same with the windows that a short text gave."""
         return replace(self, num_blocks=number, seq_len=length)
 
-    def measurement(self, name: str, corpus: str, blocks: TokenBlocks) -> Measurement:
+    def measurement(self, name: str, corpus: str, blocks: TokenBlocks, model: LoadedModel, cache: Cache) -> Measurement:
         """The perplexity of a corpus, called after it alone."""
         label = f"ppl/{corpus}"
 

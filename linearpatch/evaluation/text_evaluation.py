@@ -33,8 +33,8 @@ class TextEvaluation(Evaluation):
         """How texts become windows, for the evaluation of that name."""
 
     @abstractmethod
-    def measurement(self, name: str, corpus: str, blocks: TokenBlocks) -> Measurement:
-        """The measurement on the windows of a corpus."""
+    def measurement(self, name: str, corpus: str, blocks: TokenBlocks, model: LoadedModel, cache: Cache) -> Measurement:
+        """The measurement on the windows of a corpus, given the dense model and what is kept of it."""
 
     @abstractmethod
     def with_windows(self, number: int, length: int) -> TextEvaluation:
@@ -55,15 +55,15 @@ class TextEvaluation(Evaluation):
         texts = [each.open() for each in self.readers(reader)]
 
         def measurements(model: LoadedModel, cache: Cache) -> list[Measurement]:
-            return [self._on_text(name, text.generated(model, cache), model.tokenizer) for text in texts]
+            return [self._on_text(name, text.generated(model, cache), model, cache) for text in texts]
 
         return measurements
 
-    def _on_text(self, name: str, text: Text, tokenizer: Any) -> Measurement:
+    def _on_text(self, name: str, text: Text, model: LoadedModel, cache: Cache) -> Measurement:
         spec = self.spec(name)
-        blocks = text.cut(spec, tokenizer)
+        blocks = text.cut(spec, model.tokenizer)
         settings = self
         if shortage := spec.shortage(blocks):
             log.warning("evaluation text %s: %s; the protocol of the result says so", text.source, shortage)
             settings = self.with_windows(*blocks.ids.shape)
-        return settings.measurement(name, text.name, blocks)
+        return settings.measurement(name, text.name, blocks, model, cache)
