@@ -257,6 +257,7 @@ def prepare(
             num_held_out=experiment.num_held_out,
             spare=experiment.spares_blocks,
             is_patched=name_of(experiment.patch) != "none",
+            num_copies=experiment.calibration.held_out_copies,
         )
         measurements = [one for prepare_one in texts.evaluations for one in prepare_one(model, cache)]
         lessons = None

@@ -200,7 +200,14 @@ def check_planned(
 
 
 def cut_calibration(
-    text: Text, model: LoadedModel, spec: BlockSpec, *, num_held_out: int, spare: bool, is_patched: bool
+    text: Text,
+    model: LoadedModel,
+    spec: BlockSpec,
+    *,
+    num_held_out: int,
+    spare: bool,
+    is_patched: bool,
+    num_copies: int = 0,
 ) -> CalibrationTokens:
     """Cut calibration text into blocks, some of them held out.
 
@@ -211,6 +218,7 @@ def cut_calibration(
         num_held_out: Blocks that are held out …
         spare: … or, where these are 0, whether a few are that the text has beside the others.
         is_patched: Whether a patch will be compared with none on them.
+        num_copies: Blocks more among those held out, in which a passage stands twice; fewer where few are held out.
     """
     held_out: TokenBlocks | None
     if num_held_out:
@@ -219,6 +227,8 @@ def cut_calibration(
         blocks, held_out = _cut_beside(text, model, spec, is_patched=is_patched)
     else:
         blocks, held_out = text.cut(spec, model.tokenizer), None
+    if held_out is not None:
+        held_out = held_out.with_copies(min(num_copies, len(held_out.ids)))
     warnings = text.warnings(blocks, spec, model.tokenizer)
     for warning in warnings:
         log.warning("%s", warning)

@@ -74,6 +74,8 @@ class Calibration(BlocksOfText):
             (pruner=patch_aware, patch.ridge=auto) and for comparing a fit with no patch (`patch.compare`); the others
             come from the rest of the text. Null: half as many as `num_blocks` (8 with `auto`) where something chooses,
             else one for eight, from text that the others leave, so that they are the same with and without. 0: none.
+        held_out_copies: So many more blocks among those held out, in which a passage of one of them stands twice: what
+            is chosen by a loss then keeps what lets a model copy from its context (`TokenBlocks.with_copies`).
         offload_streams: Keep the hidden states of a search in CPU memory, where the model is on a GPU: one stream for
             each layer and token, 17 GiB at 7B and 64k tokens. Results are the same; a search takes longer. Null: those
             that would leave less than a fifth of the GPU's memory free.
@@ -85,12 +87,19 @@ class Calibration(BlocksOfText):
     num_blocks: Any = 16  # a whole number, null or `auto`
     batch_size: int = 1
     held_out_blocks: int | None = None
+    held_out_copies: int = field(default=0, metadata={"identity": "changed"})
     offload_streams: bool | None = field(default=None, metadata={"identity": False})
 
     def __post_init__(self) -> None:
         require_range("calibration.batch_size", self.batch_size, low=1)
         if self.held_out_blocks is not None:
             require_range("calibration.held_out_blocks", self.held_out_blocks, low=0)
+        require_range("calibration.held_out_copies", self.held_out_copies, low=0)
+        if self.held_out_blocks is not None and self.held_out_copies > self.held_out_blocks:
+            raise ConfigError(
+                f"calibration.held_out_copies is {self.held_out_copies}, and each is made of another block of those held "
+                f"out. Allowed: at most calibration.held_out_blocks, which is {self.held_out_blocks}."
+            )
         if self.num_blocks not in (None, AUTO) and not _is_whole(self.num_blocks):
             raise ConfigError(
                 f"calibration.num_blocks is {self.num_blocks!r}. Allowed: a whole number of at least 1, auto, or null."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def tokens(
     length: int = 1024,
     *,
     held_out: int | None = None,
+    copies: int = 0,
     column: str = "text",
     sampling: str = "windows",
     bos: str = "tokenizer",
@@ -59,6 +60,8 @@ def tokens(
         length: Tokens in each.
         held_out: How many more blocks are held out, at the end of the text. None: an eighth as many as `blocks`, of
             text that the others leave. 0: none.
+        copies: So many more among those held out, in which a passage of one of them stands twice: what is chosen on
+            them then keeps what lets a model copy from its context.
         column: Of the text, where there are columns.
         sampling: `windows`, `first` or `crops`; see `BlockSpec`.
         bos: `tokenizer`, `each` or `none`; see `BlockSpec`.
@@ -67,8 +70,14 @@ def tokens(
     Raises:
         DataError: there is next to no text, or it isn't text.
     """
-    for setting, value in {"blocks": blocks, "length": length, "held_out": held_out, "seed": seed}.items():
-        if value is not None or setting in ("length", "seed"):
+    for setting, value in {
+        "blocks": blocks,
+        "length": length,
+        "held_out": held_out,
+        "copies": copies,
+        "seed": seed,
+    }.items():
+        if value is not None or setting in ("length", "copies", "seed"):
             require_whole(setting, value)
             require_range(setting, value or 0, low={"blocks": 1, "length": 2}.get(setting, 0))
     require_tokenizer(tokenizer)
@@ -81,6 +90,8 @@ def tokens(
         cut = Tokens(opened.cut(spec, tokenizer))
     else:
         cut = Tokens(*opened.cut_beside(spec, tokenizer))
+    if copies and cut.held_out is not None:
+        cut = replace(cut, held_out=cut.held_out.with_copies(min(copies, len(cut.held_out.ids))))
     for doubt in opened.warnings(cut.blocks, spec, tokenizer):
         log.warning("%s", doubt)
     return cut
