@@ -84,6 +84,12 @@ def test_a_patch_before_the_final_norm_is_measured(model, tokenizer, data):
     assert value == pytest.approx(losses.exp().item(), rel=1e-4)
 
 
+def test_held_out_tokens_may_hold_copies(tokenizer):
+    plain, copied = (lp.tokens(TEXT, tokenizer, 8, 64, held_out=4, copies=number) for number in (0, 2))
+    assert torch.equal(copied.blocks.ids, plain.blocks.ids)
+    assert copied.held_out.hash == plain.held_out.with_copies(2).hash
+
+
 def test_functions_do_what_a_run_does(tmp_path, monkeypatch):
     """The same tokens, layers and operators as `linearpatch run` of the same settings."""
     monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "cache"))

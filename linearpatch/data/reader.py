@@ -97,8 +97,8 @@ class Calibration(BlocksOfText):
         require_range("calibration.held_out_copies", self.held_out_copies, low=0)
         if self.held_out_blocks is not None and self.held_out_copies > self.held_out_blocks:
             raise ConfigError(
-                f"calibration.held_out_copies is {self.held_out_copies}, and each is made of another block of those held "
-                f"out. Allowed: at most calibration.held_out_blocks, which is {self.held_out_blocks}."
+                f"calibration.held_out_copies is {self.held_out_copies}, and each is made of another held-out block. "
+                f"Allowed: at most calibration.held_out_blocks, which is {self.held_out_blocks}."
             )
         if self.num_blocks not in (None, AUTO) and not _is_whole(self.num_blocks):
             raise ConfigError(

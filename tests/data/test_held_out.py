@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from linearpatch.data.blocks import BlockSpec
+from linearpatch.config import compose_experiment
+from linearpatch.data.blocks import BlockSpec, TokenBlocks
+from linearpatch.errors import ConfigError
 
 TEXT = 1000  # tokens, each another
 
@@ -50,3 +52,39 @@ def test_a_text_of_one_block_has_none_to_spare():
     blocks, held_out = cut_beside(BlockSpec(1, 10), tokens=19)
     assert len(blocks.ids) == 1
     assert held_out is None
+
+
+@pytest.mark.parametrize(("length", "repeated"), [(8, [0, 1, 2, 3, 1, 2, 3, 1]), (7, [0, 1, 2, 3, 1, 2, 3])])
+def test_a_copy_repeats_the_beginning_of_a_block_after_its_first_token(length, repeated):
+    blocks = TokenBlocks(torch.arange(2 * length).view(2, length), "text")
+    copied = blocks.with_copies(1)
+    assert copied.ids.tolist() == [blocks.ids[0].tolist(), repeated, blocks.ids[1].tolist()]
+    assert copied.hash != blocks.hash
+
+
+@pytest.mark.parametrize(
+    ("number", "places"), [(0, []), (1, [1]), (2, [1, 5]), (3, [1, 4, 7]), (6, [1, 3, 5, 7, 9, 11])]
+)
+def test_copies_are_spread_over_the_blocks_each_after_its_own(number, places):
+    blocks = TokenBlocks(torch.arange(48).view(6, 8), "text")
+    copied = blocks.with_copies(number)
+    assert len(copied.ids) == 6 + number
+    originals = [row for at, row in enumerate(copied.ids) if at not in places]
+    assert torch.equal(torch.stack(originals), blocks.ids)
+    for at in places:
+        assert torch.equal(copied.ids[at, :4], copied.ids[at - 1, :4])
+        assert torch.equal(copied.ids[at, 4:7], copied.ids[at, 1:4])
+
+
+def test_more_copies_than_blocks_are_rejected():
+    with pytest.raises(ConfigError, match=r"at most calibration\.held_out_blocks, which is 4"):
+        compose_experiment(["calibration.held_out_blocks=4", "calibration.held_out_copies=5"])
+
+
+def test_runs_without_copies_keep_their_names():
+    plain, none, two = (
+        compose_experiment(["debug=tiny", *words])
+        for words in ([], ["calibration.held_out_copies=0"], ["calibration.held_out_copies=2"])
+    )
+    assert plain.run_id == none.run_id
+    assert plain.run_id != two.run_id
