@@ -24,6 +24,7 @@ RUNS = {  # at full and at small scale
     "calibration_corpus": (4, 2),
     "calibration_size": (4, 4),
     "calibration_text": (7, 2),
+    "copying": (12, 2),
     "demo": (7, 7),
     "distillation": (6, 6),
     "distillation_size": (4, 4),

@@ -139,8 +139,9 @@ def kind_of(name: str) -> str:
 
 
 def measures_of(recipes: list[Recipe]) -> list[str]:
-    """Measures that all recipes have."""
-    return [name for name in recipes[0].samples if all(name in recipe.samples for recipe in recipes)]
+    """Measures that all recipes have, those of text first."""
+    shared = set.intersection(*(set(recipe.samples) for recipe in recipes))
+    return sorted(shared, key=lambda name: (not name.startswith(REFERENCES), name))
 
 
 def sensitivity(recipes: list[Recipe], name: str) -> Sensitivity | None:
