@@ -228,7 +228,7 @@ def cut_calibration(
     else:
         blocks, held_out = text.cut(spec, model.tokenizer), None
     if held_out is not None:
-        held_out = held_out.with_copies(min(num_copies, len(held_out.ids)))
+        held_out = held_out.with_copies(num_copies)
     warnings = text.warnings(blocks, spec, model.tokenizer)
     for warning in warnings:
         log.warning("%s", warning)

@@ -44,7 +44,7 @@ def test_neighbours_are_compared_and_the_best_is_named(compare):
     expected = [compare.effect(noise[1] + 0.1 - noise[0]), compare.effect(4.9 + noise[2] - noise[1])]
     assert sorted(found.effects) == pytest.approx(sorted(expected))
     assert (found.number, found.counted, found.best) == (100, "windows", {5: "a"})
-    assert found.told_apart == sum(one >= 1.96 for one in expected)
+    assert found.distinguished == sum(one >= 1.96 for one in expected)
     assert found.needed == pytest.approx(100 * (2.8 / numpy.median(expected)) ** 2, abs=1)
 
 
@@ -58,7 +58,7 @@ def test_a_measure_at_its_floor_has_no_winner_and_no_correlation(compare):
     recipes = [compare.Recipe(name, 5, {"json": numpy.zeros(8), "ppl/a": numpy.arange(8.0) + at})
                for at, name in enumerate("abc")]  # fmt: skip
     floored = compare.sensitivity(recipes, "json")
-    assert (floored.best, floored.needed, floored.told_apart) == ({}, numpy.inf, 0)
+    assert (floored.best, floored.needed, floored.distinguished) == ({}, numpy.inf, 0)
     assert numpy.isnan(compare.correlation(recipes, "json", "ppl/a"))
 
 

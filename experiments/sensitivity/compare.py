@@ -1,10 +1,10 @@
 """Which measure tells recipes apart, and with how much text or how many questions.
 
-    python experiments/sensitivity/compare.py outputs/sensitivity          # or several folders
+    python experiments/sensitivity/compare.py outputs/sensitivity     # or several folders
 
 Recipes of one size are ranked by a measure, and each is compared with the next, paired over windows of text or over
-questions: the effect is the mean difference, z that over its standard error. A pair is told apart from z = 1.96 on. As
-z² grows with their number, (2.8 / z)² times as many windows or questions would tell the median pair apart with a
+questions: the effect is the mean difference, z that over its standard error. From z = 1.96 on a pair is distinguished.
+As z² grows with their number, (2.8 / z)² times as many windows or questions would tell the median pair apart with a
 probability of 80 %. Correlations are Spearman's, over all recipes and sizes, with the measures of `REFERENCES`.
 """
 
@@ -69,7 +69,7 @@ class Sensitivity:
     best: Mapping[int, str]
 
     @property
-    def told_apart(self) -> int:
+    def distinguished(self) -> int:
         """Pairs whose difference is beyond chance."""
         return sum(effect >= DETECTED for effect in self.effects)
 
@@ -91,16 +91,16 @@ def main(*folders: Path) -> None:
     sizes = sorted({recipe.size for recipe in recipes})
     measures = measures_of(recipes)
     table = Table(
-        Column("measure", no_wrap=True), "number", "told apart", "median effect / error", "needed",
+        Column("measure", no_wrap=True), "number", "distinguished", "median effect / error", "needed",
         *(f"best, {size}" for size in sizes), caption="neighbouring recipes of one size; needed: for the median pair",
     )  # fmt: skip
     for name in measures:
-        found = sensitivity(recipes, name)
-        if found is not None:
-            needed = "–" if found.needed == inf else f"{found.needed:,.0f}"
-            told = f"{found.told_apart} of {len(found.effects)}"
-            row = [f"{found.number} {found.counted}", told, f"{median(found.effects):.1f}", needed]
-            table.add_row(name, *row, *(found.best.get(size, "") for size in sizes))
+        result = sensitivity(recipes, name)
+        if result is not None:
+            needed = "–" if result.needed == inf else f"{result.needed:,.0f}"
+            pairs = f"{result.distinguished} of {len(result.effects)}"
+            row = [f"{result.number} {result.counted}", pairs, f"{median(result.effects):.1f}", needed]
+            table.add_row(name, *row, *(result.best.get(size, "") for size in sizes))
     console.print(table)
     references = [name for name in measures if name.startswith(REFERENCES) and kind_of(name) != "agreement"]
     matrix = Table(Column("Spearman's ρ with", no_wrap=True), *references, caption="–: all recipes score the same")

@@ -57,18 +57,15 @@ class TokenBlocks:
         do so no better than the first time: plain text hardly tells them apart.
 
         Args:
-            number: Of blocks more, at most as many as there are. They stand among the others, each after its own.
+            number: Of blocks more; of fewer blocks, one for each. They stand among the others, each after its own.
         """
-        apart = len(self.ids) / number if number else 1.0
-        copied = {int(index * apart) for index in range(number)}
-        first, passage = self.ids[:, :1], self.ids[:, 1 : (self.ids.shape[1] + 1) // 2]
-        copies = torch.cat([first, passage.repeat(1, 3)], dim=1)[:, : self.ids.shape[1]]
-        ids = [
-            block
-            for index in range(len(self.ids))
-            for block in (self.ids[index], copies[index])[: 1 + (index in copied)]
-        ]
-        return replace(self, ids=torch.stack(ids))
+        count, length = self.ids.shape
+        number = min(number, count)
+        sources = [index * count // number for index in range(number)]
+        first, passage = self.ids[sources, :1], self.ids[sources, 1 : max(2, (length + 1) // 2)]
+        copies = torch.cat([first, passage.repeat(1, 3)], dim=1)[:, :length]
+        order = torch.tensor([*range(count), *sources]).argsort(stable=True)  # each copy after its source
+        return replace(self, ids=torch.cat([self.ids, copies])[order])
 
 
 @dataclass(frozen=True)

@@ -70,13 +70,8 @@ def tokens(
     Raises:
         DataError: there is next to no text, or it isn't text.
     """
-    for setting, value in {
-        "blocks": blocks,
-        "length": length,
-        "held_out": held_out,
-        "copies": copies,
-        "seed": seed,
-    }.items():
+    counts = {"blocks": blocks, "length": length, "held_out": held_out, "copies": copies, "seed": seed}
+    for setting, value in counts.items():
         if value is not None or setting in ("length", "copies", "seed"):
             require_whole(setting, value)
             require_range(setting, value or 0, low={"blocks": 1, "length": 2}.get(setting, 0))
@@ -91,7 +86,7 @@ def tokens(
     else:
         cut = Tokens(*opened.cut_beside(spec, tokenizer))
     if copies and cut.held_out is not None:
-        cut = replace(cut, held_out=cut.held_out.with_copies(min(copies, len(cut.held_out.ids))))
+        cut = replace(cut, held_out=cut.held_out.with_copies(copies))
     for doubt in opened.warnings(cut.blocks, spec, tokenizer):
         log.warning("%s", doubt)
     return cut

@@ -289,10 +289,9 @@ class Loop:
 
     def restore(self, state: Entry) -> None:
         """Resume from a saved state."""
-        indices = range(len(self.parameters.trained))
-        self.parameters.load(self.parameters.parts([state.tensors[f"parameter.{index}"] for index in indices]))
-        best = self.parameters.parts([state.tensors[f"best.{index}"] for index in indices])
-        self.best = [values.cpu() for values in best]
+        count = len(self.parameters.trained)
+        self.parameters.load(self.parameters.parts(_by_number("parameter", state.tensors, count)))
+        self.best = [values.cpu() for values in self.parameters.parts(_by_number("best", state.tensors, count))]
         moments: dict[int, dict[str, Tensor]] = {}
         for name, values in state.tensors.items():
             if name.startswith("moment."):
@@ -357,3 +356,7 @@ class Loop:
 
 def _numbered(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
     return {f"{name}.{index}": tensor for index, tensor in enumerate(tensors)}
+
+
+def _by_number(name: str, tensors: Mapping[str, Tensor], count: int) -> list[Tensor]:
+    return [tensors[f"{name}.{index}"] for index in range(count)]

@@ -54,7 +54,9 @@ def test_a_text_of_one_block_has_none_to_spare():
     assert held_out is None
 
 
-@pytest.mark.parametrize(("length", "repeated"), [(8, [0, 1, 2, 3, 1, 2, 3, 1]), (7, [0, 1, 2, 3, 1, 2, 3])])
+@pytest.mark.parametrize(
+    ("length", "repeated"), [(8, [0, 1, 2, 3, 1, 2, 3, 1]), (7, [0, 1, 2, 3, 1, 2, 3]), (2, [0, 1])]
+)
 def test_a_copy_repeats_the_beginning_of_a_block_after_its_first_token(length, repeated):
     blocks = TokenBlocks(torch.arange(2 * length).view(2, length), "text")
     copied = blocks.with_copies(1)
