@@ -86,15 +86,20 @@ def stream_gradient(decoder: Decoder, stream: Tensor, input_ids: Tensor) -> Tens
 def compare_logits(expected: Tensor, actual: Tensor) -> tuple[Tensor, Tensor]:
     """KL(expected ‖ actual) of each row in nats, and whether the likeliest tokens agree; overwrites the logits.
 
+    Each pass over the logits is bound by memory, so it makes as few as it can.
+
     Args:
         expected: `[rows, vocabulary]` in fp32.
         actual: The same shape.
     """
-    agrees = (expected.argmax(dim=1) == actual.argmax(dim=1)).float()
-    normalizers = [logits.logsumexp(dim=1) for logits in (expected, actual)]
-    actual.neg_().add_(expected)  # log p − log q, up to the normalizers
-    probabilities = expected.sub_(normalizers[0][:, None]).exp_()
-    divergence = torch.einsum("rv,rv->r", probabilities, actual) - normalizers[0] + normalizers[1]
+    (largest, likeliest), (largest_actual, likeliest_actual) = expected.max(dim=1), actual.max(dim=1)
+    expected.sub_(largest[:, None])
+    actual.sub_(largest_actual[:, None])
+    difference = expected - actual  # log p − log q, up to the normalizers
+    weights = expected.exp_()
+    sums, sums_actual = weights.sum(dim=1), actual.exp_().sum(dim=1)
+    divergence = torch.einsum("rv,rv->r", weights, difference) / sums - sums.log() + sums_actual.log()
+    agrees = (likeliest == likeliest_actual).float()
     return divergence.clamp_(min=0), agrees  # rounding may leave −1e-7
 
 
