@@ -142,7 +142,13 @@ class Experiment:
             if (folder := getattr(self, key)) is not None and not folder.strip():
                 raise ConfigError(f"{key} is empty. Name a folder, or leave {key} out.")
         check_group(self.group)
-        _ = self.num_held_out  # rejects settings that leave none where some are needed
+        num_held_out = self.num_held_out  # rejects settings that leave none where some are needed
+        if self.calibration.held_out_copies and not num_held_out and not self.spares_blocks:
+            raise ConfigError(
+                f"calibration.held_out_copies={self.calibration.held_out_copies} repeats passages of held-out blocks, "
+                "and this run holds none out. Set calibration.held_out_blocks to at least as many, such as 6, or "
+                "calibration.held_out_copies=0."
+            )
         if self.push_to_hub is not None:
             if not self.save_model:
                 raise ConfigError(f"push_to_hub={self.push_to_hub} needs a checkpoint to push: set save_model=true.")

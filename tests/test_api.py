@@ -90,6 +90,12 @@ def test_held_out_tokens_may_hold_copies(tokenizer):
     assert copied.held_out.hash == plain.held_out.with_copies(2).hash
 
 
+@pytest.mark.parametrize("held_out", [0, 1])
+def test_copies_need_blocks_that_are_held_out(tokenizer, held_out):
+    with pytest.raises(ConfigError, match=f"at most held_out, which is {held_out}"):
+        lp.tokens(TEXT, tokenizer, 8, 64, held_out=held_out, copies=2)
+
+
 def test_functions_do_what_a_run_does(tmp_path, monkeypatch):
     """The same tokens, layers and operators as `linearpatch run` of the same settings."""
     monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "cache"))

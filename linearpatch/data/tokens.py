@@ -11,7 +11,7 @@ from typing import Any
 from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
 from linearpatch.data.in_memory import corpus_of
 from linearpatch.data.reader import Reader
-from linearpatch.errors import require_range, require_tokenizer, require_whole
+from linearpatch.errors import ConfigError, require_range, require_tokenizer, require_whole
 from linearpatch.storage.cache import Cache
 from linearpatch.text import counted
 
@@ -69,12 +69,18 @@ def tokens(
 
     Raises:
         DataError: there is next to no text, or it isn't text.
+        ConfigError: a number is out of its range, or there are more copies than held-out blocks.
     """
     counts = {"blocks": blocks, "length": length, "held_out": held_out, "copies": copies, "seed": seed}
     for setting, value in counts.items():
         if value is not None or setting in ("length", "copies", "seed"):
             require_whole(setting, value)
             require_range(setting, value or 0, low={"blocks": 1, "length": 2}.get(setting, 0))
+    if held_out is not None and copies > held_out:
+        raise ConfigError(
+            f"copies is {copies}, and each is made of another held-out block. Allowed: at most held_out, which is "
+            f"{held_out}."
+        )
     require_tokenizer(tokenizer)
     names = SettingNames("tokens", "length", "held_out", "blocks")
     spec = BlockSpec(blocks, length, sampling if blocks is not None else "first", bos, seed, True, names=names)
@@ -85,7 +91,7 @@ def tokens(
         cut = Tokens(opened.cut(spec, tokenizer))
     else:
         cut = Tokens(*opened.cut_beside(spec, tokenizer))
-    if copies and cut.held_out is not None:
+    if copies and cut.held_out is not None:  # a short text may leave none
         cut = replace(cut, held_out=cut.held_out.with_copies(copies))
     for doubt in opened.warnings(cut.blocks, spec, tokenizer):
         log.warning("%s", doubt)

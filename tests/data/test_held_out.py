@@ -83,6 +83,13 @@ def test_more_copies_than_blocks_are_rejected():
         compose_experiment(["calibration.held_out_blocks=4", "calibration.held_out_copies=5"])
 
 
+def test_copies_of_no_block_are_rejected():
+    words = ["pruner=streamline", "patch=rotate", "patch.compare=false"]
+    with pytest.raises(ConfigError, match="this run holds none out"):
+        compose_experiment([*words, "calibration.held_out_copies=2"])
+    compose_experiment([*words, "calibration.held_out_copies=2", "calibration.held_out_blocks=6"])
+
+
 def test_runs_without_copies_keep_their_names():
     plain, none, two = (
         compose_experiment(["debug=tiny", *words])
