@@ -5,23 +5,19 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
-from linearpatch.budgets.budget import Budget, Limit, check_size, sizes_of
-from linearpatch.checkpoint.checks import check_config, check_format, check_gguf_type
-from linearpatch.checkpoint.gguf.writing import TYPES
-from linearpatch.checkpoint.hub import check_repository
+from linearpatch.budgets.budget import Budget, Limit, sizes_of
+from linearpatch.checkpoint.checks import check_config
+from linearpatch.contradictions import check_settings
 from linearpatch.data.blocks import BlockSpec
 from linearpatch.data.corpus import Corpus
-from linearpatch.data.reader import Calibration, DistillationText, EvaluationText, Reader, check_disjoint
+from linearpatch.data.reader import Calibration, DistillationText, EvaluationText, Reader
 from linearpatch.distillation.training import Distillation, Training
-from linearpatch.errors import ConfigError, check_group, looked_in, require_choice, require_path, require_seed
-from linearpatch.evaluation.evaluation import Evaluation, check_metrics, check_stock
-from linearpatch.evaluation.harness.task_settings import MISSING_DATA
+from linearpatch.evaluation.evaluation import Evaluation
 from linearpatch.models.decoder import Decoder
 from linearpatch.models.model import Model
 from linearpatch.models.units import LAYER, interfaces_of
@@ -32,7 +28,7 @@ from linearpatch.results.stages import STAGES
 from linearpatch.runtime.memory import with_half_batch
 from linearpatch.storage.cache import canonical, default_cache_dir
 from linearpatch.storage.stamps import stamps
-from linearpatch.tracking.tracker import Tracker, check_trackers
+from linearpatch.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -103,64 +99,7 @@ class Experiment:
     fail_fast: bool = False
 
     def __post_init__(self) -> None:
-        for stage in self.stages:
-            require_choice("stages", stage, STAGES)
-        if not self.stages:
-            raise ConfigError(f"stages is empty. Allowed: some of {', '.join(STAGES)}.")
-        require_choice("missing_data", self.missing_data, MISSING_DATA)
-        check_size(self.num_pruned_layers, self.num_pruned, self.budget)
-        _ = self.num_units  # rejects a number of another unit
-        require_seed("seed", self.seed)
-        for name in ("output_dir", "datasets_dir", "cache_dir"):
-            require_path(name, getattr(self, name) or "")
-        require_choice("gguf_type", self.gguf_type, TYPES)
-        check_gguf_type(self.gguf_type, self.save_format)
-        trainable = self.training.trainable if self.training else None
-        check_format(self.save_format, self.patch, trainable=trainable, unit=self.pruner.unit)
-        if self.training is not None and self.training.trainable == "patch" and name_of(self.patch) == "none":
-            raise ConfigError(
-                f"distill={name_of(self.distill)} trains patches, and patch=none has none. Choose a patch to begin "
-                "with, such as rotate or lstsq, train weights of the model as well, as distill.trainable=lora does, or "
-                "use distill=none."
-            )
-        if self.training is not None:
-            self.training.check_unit(self.pruner.unit)
-        self.pruner.check_rest(name_of(self.patch), self.save_format if self.save_model else "auto")
-        if self.training is not None and self.training.patch_form != "full" and not self.patch.is_matrix:
-            raise ConfigError(
-                f"distill.patch_form={self.training.patch_form} trains a part of one matrix, and this "
-                f"patch={name_of(self.patch)} isn't one (patch.features, patch.form). Use distill.patch_form=full."
-            )
-        if self.training is not None and "distilled" not in self.stages and not self.save_model:
-            raise ConfigError(
-                f"distill={name_of(self.distill)} would have no effect: stages={list(self.stages)} leaves out the "
-                "distilled model, and it isn't saved. Add distilled to stages, set save_model=true, or distill=none."
-            )
-        if self.training is None and set(self.stages) == {"distilled"}:
-            raise ConfigError("stages=[distilled] needs a distillation, and distill is none. Use distill=output_kl.")
-        for key in ("output_dir", "datasets_dir", "cache_dir"):
-            if (folder := getattr(self, key)) is not None and not folder.strip():
-                raise ConfigError(f"{key} is empty. Name a folder, or leave {key} out.")
-        check_group(self.group)
-        num_held_out = self.num_held_out  # rejects settings that leave none where some are needed
-        if self.calibration.held_out_copies and not num_held_out and not self.spares_blocks:
-            raise ConfigError(
-                f"calibration.held_out_copies={self.calibration.held_out_copies} repeats passages of held-out blocks, "
-                "and this run holds none out. Set calibration.held_out_blocks to at least as many, such as 6, or "
-                "calibration.held_out_copies=0."
-            )
-        if self.push_to_hub is not None:
-            if not self.save_model:
-                raise ConfigError(f"push_to_hub={self.push_to_hub} needs a checkpoint to push: set save_model=true.")
-            check_repository(self.push_to_hub)
-        if self.datasets_dir is not None and not Path(self.datasets_dir).expanduser().is_dir():
-            raise ConfigError(f"datasets_dir={self.datasets_dir} is not a folder{looked_in(self.datasets_dir)}.")
-        check_metrics(self.evaluations, self.evaluation_reader)
-        check_stock(self.evaluations, self.measured_stages, foldable=self.patch.foldable)
-        check_trackers(self.tracker)
-        for first, second in combinations(self.readers, 2):
-            if (first.purpose, second.purpose) != ("evaluation", "evaluation"):
-                check_disjoint(first, second)
+        check_settings(self)
 
     @property
     def training(self) -> Training | None:
