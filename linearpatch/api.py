@@ -36,7 +36,7 @@ from linearpatch.data.reader import Reader
 from linearpatch.data.tokens import Tokens, tokens
 from linearpatch.distillation.distill import distill as train
 from linearpatch.distillation.training import Training
-from linearpatch.errors import ConfigError, require_tokenizer, require_whole
+from linearpatch.errors import ConfigError, named_as, require_tokenizer, require_whole
 from linearpatch.evaluation.evaluation import Evaluation, Subject
 from linearpatch.evaluation.perplexity import Perplexity
 from linearpatch.evaluation.retention import Results, compare
@@ -60,12 +60,19 @@ log = logging.getLogger(__name__)
 
 C = TypeVar("C")
 
+DATA = {  # settings of the calibration, which belong to the tokens that a function is given
+    "calibration.held_out_blocks": "held_out of linearpatch.tokens",
+    "calibration.num_blocks": "blocks of linearpatch.tokens",
+    "calibration.block_length": "length of linearpatch.tokens",
+}
+
 __all__ = [
     "Tokens", "apply", "distill", "evaluate", "generate_texts", "load", "load_tokenizer", "perplexity", "prune",
     "repair", "save", "tokens",
 ]  # fmt: skip
 
 
+@named_as({"corpus.": ""})
 def generate_texts(
     model: PreTrainedModel,
     tokenizer: Any,
@@ -106,6 +113,7 @@ def generate_texts(
     return [[dict(said) for said in text.messages] if isinstance(text, Chat) else text for text in documents]
 
 
+@named_as({"num_pruned_layers": "num_layers", "pruner.": "", **DATA})
 def prune(
     model: PreTrainedModel,
     data: Tokens,
@@ -144,6 +152,7 @@ def prune(
     return edit
 
 
+@named_as({"patch.": "", **DATA})
 def repair(
     model: PreTrainedModel, edit: Edit, data: Tokens, *, patch: str | Patch = "refit_auto", **settings: Any
 ) -> Edit:
@@ -177,6 +186,7 @@ def repair(
     return repaired.edit
 
 
+@named_as({"distill.": "", **DATA})
 def distill(
     model: PreTrainedModel,
     edit: Edit,
@@ -215,6 +225,7 @@ def distill(
         return train(chosen, dense, edit, data.blocks, data.held_out, cache=cache, model_key=key, seed=seed).edit
 
 
+@named_as({"corpus.": ""})
 def evaluate(
     model: PreTrainedModel,
     tokenizer: Any,
@@ -240,7 +251,8 @@ def evaluate(
     name = evaluation if isinstance(evaluation, str) else name_of(evaluation)
     if isinstance(evaluation, str) and evaluation not in components("eval"):
         evaluation = _preset(evaluation)
-    chosen = resolve("eval", evaluation, Evaluation, settings)  # type: ignore[type-abstract]
+    with named_as({f"eval.{name}.": ""}):
+        chosen = resolve("eval", evaluation, Evaluation, settings)  # type: ignore[type-abstract]
     reader = Reader(PydocCorpus() if text is None else corpus_of(text, column), "evaluation")
     with _evaluating(model, prunable=False) as decoder:
         check_vocabulary(decoder, tokenizer)
@@ -267,6 +279,7 @@ def _preset(name: str) -> Evaluation:
     return compose(f"eval=[{name}]").evaluations[name]
 
 
+@named_as({"eval.ppl.seq_len": "length", "eval.ppl.num_blocks": "blocks"})
 def perplexity(
     model: PreTrainedModel,
     tokenizer: Any,

@@ -7,7 +7,7 @@ prints the message alone; from Python they are ordinary exceptions.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from math import isfinite
@@ -45,6 +45,24 @@ def settings_of(owner: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{owner}.{error}") from error
+
+
+@contextmanager
+def named_as(names: Mapping[str, str]) -> Iterator[None]:
+    """Let errors name settings as a function's arguments are named, where the configuration names them otherwise.
+
+    Args:
+        names: Of settings, or of groups with a dot at the end (`pruner.`), and what takes their place.
+    """
+    try:
+        yield
+    except LinearPatchError as error:
+        message = str(error)
+        for key, argument in names.items():
+            end = "" if key.endswith(".") else r"\b"
+            message = re.sub(rf"(?<![\w.]){re.escape(key)}{end}", argument, message)
+        error.args = (message,)
+        raise
 
 
 def looked_in(path: str | Path) -> str:

@@ -266,7 +266,7 @@ def test_names_can_be_completed(model, data):
         (lambda m, d: lp.prune(m, d, 2, pruner="sleb", stop_erly=True), "has no setting 'stop_erly'. Did you mean"),
         (lambda m, d: lp.prune(m, d, 2, pruner="sleb", protect_first=-1), "protect_first is -1"),
         (lambda m, d: lp.prune(m, d, 2, pruner=lp.patches.Rotate()), "pruner is a Rotate"),
-        (lambda m, d: lp.prune(m, d, 99), "num_pruned_layers is 99"),
+        (lambda m, d: lp.prune(m, d, 99), "num_layers is 99"),
         (lambda m, d: lp.repair(m, lp.prune(m, d, 1, pruner="tail"), d, patch="rotat"), "Did you mean 'rotate'?"),
         (lambda m, d: lp.repair(m, None, d), "edit is a NoneType"),
         (lambda m, d: lp.distill(m, lp.prune(m, d, 1, pruner="tail"), d, loss="none"), "distill=none does nothing"),
@@ -359,7 +359,7 @@ def test_an_evaluation_is_a_choice_of_the_configuration():
         ),
         (
             lambda model, tokenizer, data: lp.repair(model, Edit.of_layers([2]), data, patch="lstsq", ridge=-1),
-            "patch.ridge is -1",
+            "^ridge is -1",
         ),
         (lambda model, tokenizer, data: lp.repair(model, Edit.of_layers([40]), data), r"Layers \[40\] don't exist"),
     ],

@@ -260,8 +260,7 @@ class Workspace:
         if self._held_out is None:
             raise ConfigError(
                 "No calibration tokens are held out, and a choice by loss needs some that nothing was fitted on. "
-                "Set calibration.held_out_blocks; in Python give linearpatch.tokens a number of blocks to hold out, "
-                "fewer blocks or a longer text."
+                "Set calibration.held_out_blocks, or give fewer blocks or a longer text."
             )
         return self._held_out
 

@@ -11,7 +11,7 @@ from typing import Any
 from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
 from linearpatch.data.in_memory import corpus_of
 from linearpatch.data.reader import Reader
-from linearpatch.errors import ConfigError, require_range, require_tokenizer, require_whole
+from linearpatch.errors import ConfigError, named_as, require_range, require_tokenizer, require_whole
 from linearpatch.storage.cache import Cache
 from linearpatch.text import counted
 
@@ -38,6 +38,7 @@ class Tokens:
         return f"Tokens({counted(number, 'block')} of {length:,}, {spare} held out, from {self.blocks.source})"
 
 
+@named_as({"corpus.": ""})
 def tokens(
     text: str | Path | Sequence[Any] | Any,
     tokenizer: Any,
