@@ -239,6 +239,11 @@ def _bad_value(error: OmegaConfBaseException) -> str:
         return _setting_of_none_chosen(*key.split(".")[:2])
     if several := re.match(r"Value '([^']+,[^']+)' of type 'str' could not be converted", reason):
         return f"{key}: {reason}. For a run with each, write {key}: {{values: [{several[1]}]}} in the sweep's file."
+    if reason == "Interpolation to parent node detected":
+        return (
+            f"{key} takes what it is a part of. Choose another {key.partition('.')[0]}: this one takes in the run's "
+            "own, and is for one purpose, as in corpus@calibration.corpus=broad."
+        )
     if converted := CONVERSION.match(reason):
         return f"{key} is {converted[1]!r}. Allowed: {ALLOWED_TYPES.get(converted[2], converted[2])}."
     return f"{key}: {reason}."

@@ -246,15 +246,17 @@ def prepare(
             mixed_layers=experiment.has_mixed_layers,
         )
     record.model = model.section(experiment.model.label, experiment.model.note)
+    spec, num_held_out = _calibration_blocks(experiment, sized_for or experiment.patch, model), experiment.num_held_out
+    training_cut = experiment.distillation.blocks(experiment.seed), experiment.distillation.validation_blocks
     if texts.are_deferred:
         with record.step("generate"):
-            texts = texts.generated(model, cache)
+            texts = texts.generated(model, cache, (spec, num_held_out), training_cut)
     with record.step("data"):
         calibration = cut_calibration(
             texts.calibration,
             model,
-            _calibration_blocks(experiment, sized_for or experiment.patch, model),
-            num_held_out=experiment.num_held_out,
+            spec,
+            num_held_out=num_held_out,
             spare=experiment.spares_blocks,
             is_patched=name_of(experiment.patch) != "none",
             num_copies=experiment.calibration.held_out_copies,
@@ -262,8 +264,7 @@ def prepare(
         measurements = [one for prepare_one in texts.evaluations for one in prepare_one(model, cache)]
         lessons = None
         if texts.training:
-            spec, number = experiment.distillation.blocks(experiment.seed), experiment.distillation.validation_blocks
-            lessons = cut_training(texts.training, model, spec, number)
+            lessons = cut_training(texts.training, model, *training_cut)
     record.calibration = calibration.section(texts.notes)
     asked = questions.tokenized(model.tokenizer) if questions else None
     prepared = Prepared(model, calibration, lessons, measurements, asked)

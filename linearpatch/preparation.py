@@ -63,10 +63,22 @@ class Texts:
         """Whether the model generates the text of calibration or distillation."""
         return any(text is not None and text.is_deferred for text in (self.calibration, self.training))
 
-    def generated(self, model: LoadedModel, cache: Cache) -> Texts:
-        """The same with what the model generates; evaluations generate theirs when they are prepared."""
-        training = self.training and self.training.generated(model, cache)
-        return replace(self, calibration=self.calibration.generated(model, cache), training=training)
+    def generated(
+        self, model: LoadedModel, cache: Cache, calibration: tuple[BlockSpec, int], training: tuple[BlockSpec, int]
+    ) -> Texts:
+        """The same with what the model generates; evaluations generate theirs when they are prepared.
+
+        Args:
+            model: The dense model.
+            cache: Keeps what was generated.
+            calibration: How that text will be cut, and how many blocks of it held out.
+            training: The same of the text of a distillation.
+        """
+        return replace(
+            self,
+            calibration=self.calibration.generated(model, cache, *calibration),
+            training=self.training and self.training.generated(model, cache, *training),
+        )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -148,6 +149,12 @@ class BlockSpec:
         if self.short_text == "adapt":
             return min(self.block_length, SHORTEST_BLOCK) * FEWEST_BLOCKS
         return self._num_needed(held_out) * self._body
+
+    def most_tokens(self, held_out: int = 0) -> int | None:
+        """Tokens of a text that are read, with the blocks that `cut_beside` holds out; None: all that it has."""
+        if self.num_blocks is None:
+            return None
+        return (self.num_blocks + (held_out or math.ceil(self.num_blocks / HELD_OUT_ONE_IN))) * self.block_length
 
     def adapted(self, num_tokens: int, held_out: int = 0) -> tuple[BlockSpec, int]:
         """The cut and the number of held-out blocks that a text of so many tokens allows.

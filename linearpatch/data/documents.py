@@ -46,12 +46,13 @@ class DeferredDocuments(ABC):
         """So many tokens they have at most; infinity where that isn't known before."""
 
     @abstractmethod
-    def generate(self, model: LoadedModel, cache: Cache) -> Sequence[Document]:
+    def generate(self, model: LoadedModel, cache: Cache, tokens: int | None = None) -> Sequence[Document]:
         """Generate them, or take them from the cache.
 
         Args:
             model: The dense model.
             cache: Keeps what was generated.
+            tokens: How many will be read of them; None: as many as there are.
 
         Raises:
             DataError: the model or its tokenizer can't generate such text.
@@ -61,9 +62,9 @@ class DeferredDocuments(ABC):
 Documents: TypeAlias = Sequence[Document] | DeferredDocuments
 
 
-def generated(documents: Documents, model: LoadedModel, cache: Cache) -> Sequence[Document]:
-    """The documents themselves, once there is a model."""
-    return documents.generate(model, cache) if isinstance(documents, DeferredDocuments) else documents
+def generated(documents: Documents, model: LoadedModel, cache: Cache, tokens: int | None = None) -> Sequence[Document]:
+    """The documents themselves, once there is a model (`DeferredDocuments.generate`)."""
+    return documents.generate(model, cache, tokens) if isinstance(documents, DeferredDocuments) else documents
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 from linearpatch.data.corpus import PURPOSES, Corpus
 from linearpatch.data.documents import DeferredDocuments, Document, has_text
 from linearpatch.data.generating import Conversations, FreeText, Recipe, sequences
+from linearpatch.data.reader import AUTO
 from linearpatch.errors import ConfigError, DataError, require_range, require_seed, suggest
 from linearpatch.models.decoder import text_config
 from linearpatch.models.model import LoadedModel
@@ -17,6 +19,9 @@ from linearpatch.models.sampling import Sampling
 from linearpatch.registry import component
 from linearpatch.runtime.memory import check_batch_size
 from linearpatch.storage.cache import Cache
+
+NUMBER = 64  # of sequences, where all are read
+SPARE = 1.1  # as many tokens as are read: text that is tokenised again may have fewer
 
 
 @dataclass(frozen=True)
@@ -28,16 +33,15 @@ class _Generated(DeferredDocuments):
 
     @property
     def most_tokens(self) -> float:
-        """Those that are generated."""
-        return self.corpus.number * self.corpus.length
+        """Those that are generated; with `auto`, as many as are asked for."""
+        return math.inf if self.corpus.number == AUTO else self.corpus.number * self.corpus.length
 
-    def generate(self, model: LoadedModel, cache: Cache) -> Sequence[Document]:
+    def generate(self, model: LoadedModel, cache: Cache, tokens: int | None = None) -> Sequence[Document]:
         """Generate the sequences; each may hold several documents."""
         corpus = self.corpus
         recipe = corpus.recipe(model, self.split)
-        generated = sequences(
-            recipe, model, cache, number=corpus.number, batch_size=corpus.batch_size, what=f"{corpus.name}/{self.split}"
-        )
+        number, what = corpus.number_for(tokens), f"{corpus.name}/{self.split}"
+        generated = sequences(recipe, model, cache, number=number, batch_size=corpus.batch_size, what=what)
         documents = [
             document
             for index, tokens in enumerate(generated)
@@ -62,7 +66,7 @@ class GeneratedCorpus(Corpus):
     have random numbers of their own. The text is cached by the model's weights.
 
     Attributes:
-        number: Sequences in each split.
+        number: Sequences in each split; `auto` generates as many as a purpose reads, and 64 where it reads them all.
         length: Tokens in each; a conversation may end earlier.
         temperature: Divides the logits.
         top_p: Sample from the likeliest tokens that hold this share of the probability.
@@ -81,7 +85,7 @@ class GeneratedCorpus(Corpus):
     distillation: str = "distillation"
     evaluation: str = "evaluation"
     short_text: str = field(default="adapt", metadata={"identity": False})
-    number: int = 64
+    number: Any = AUTO  # OmegaConf has no union with str
     length: int = 1024
     temperature: float = 1.0
     top_p: float = 0.98
@@ -89,11 +93,14 @@ class GeneratedCorpus(Corpus):
     conversations: bool = False
     prompts: list[str] = field(default_factory=list)
     seed: int = 0
-    batch_size: Any = field(default="auto", metadata={"identity": False})  # OmegaConf has no union with str
+    batch_size: Any = field(default=AUTO, metadata={"identity": False})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_range("corpus.number", self.number, low=1)
+        if self.number != AUTO:
+            if not isinstance(self.number, int) or isinstance(self.number, bool):
+                raise ConfigError(f"corpus.number is {self.number!r}. Allowed: auto, or a whole number of at least 1.")
+            require_range("corpus.number", self.number, low=1)
         require_range("corpus.length", self.length, low=2)
         require_range("corpus.temperature", self.temperature, low=0.01)
         require_range("corpus.top_p", self.top_p, low=0.01, high=1)
@@ -115,10 +122,18 @@ class GeneratedCorpus(Corpus):
         """Reject sequences that are longer than the model reads."""
         longest = getattr(text_config(config), "max_position_embeddings", None)
         if isinstance(longest, int) and 0 < longest < self.length:
+            number = "" if self.number == AUTO else f"number to {self.number * self.length // longest}"
+            as_much = number and f" and, for as much text, {number}"
             raise ConfigError(
                 f"corpus {self.name}: length is {self.length:,}, and the model reads {longest:,} tokens. Set length "
-                f"to at most {longest} and, for as much text, number to {self.number * self.length // longest}."
+                f"to at most {longest}{as_much}."
             )
+
+    def number_for(self, tokens: int | None) -> int:
+        """How many sequences are generated for a purpose that reads so many tokens, all of them where that is None."""
+        if self.number != AUTO:
+            return int(self.number)
+        return NUMBER if tokens is None else max(1, math.ceil(SPARE * tokens / self.length))
 
     def documents(self, split: str, datasets_dir: Path | None = None) -> DeferredDocuments:
         """Those of a split, to be generated."""

@@ -237,22 +237,27 @@ class Conversations(Recipe):
 def sequences(
     recipe: Recipe, model: LoadedModel, cache: Cache, *, number: int, batch_size: int | str, what: str
 ) -> list[Messages]:
-    """Generate sequences, or take them from the cache; an interrupted generation resumes after its last batch.
+    """Generate sequences, or take them from the cache.
+
+    Each has random numbers of its own, so those that were generated before, by an interrupted generation or for a
+    smaller number, are the first of them.
 
     Args:
         recipe: How.
         model: The dense model.
-        cache: Keeps each batch as it is finished, then all of them.
+        cache: Keeps them, each batch as it is finished.
         number: Of the sequences.
         batch_size: Of them at a time, or `auto`.
         what: Is generated, for people.
     """
-    key = {"model": model.key, "recipe": recipe.key, "number": number}
-    unfinished = {**key, "unfinished": True}
+    shared = {"model": model.key, "recipe": recipe.key}
+    longest = {**shared, "longest": True}
 
     def generate() -> Entry:
-        begun = cache.find(KIND, unfinished, remember=False)
-        done = _unpacked(begun) if begun is not None else []
+        known = cache.find(KIND, longest, remember=False)
+        done = _unpacked(known)[:number] if known is not None else []
+        if len(done) == number:
+            return _packed(done)
         if done:
             log.info("%s: resumes after %s of %d", what, counted(len(done), "sequence"), number)
         device, first = model.decoder.input_device, min(number, rows_that_fit(model.decoder, recipe.length))
@@ -264,14 +269,11 @@ def sequences(
             rest = range(len(done), number)
             for _, batch in rows.over(rest, lambda indices: recipe.generate(model.decoder, indices, on_step)):
                 done += batch
-                if len(done) < number:
-                    cache.put(KIND, unfinished, _packed(done), remember=False)
+                cache.put(KIND, longest, _packed(done), remember=False)
         log.info("%s: generated %s in %.0f s", what, counted(number, "sequence"), time.perf_counter() - started)
         return _packed(done)
 
-    entry = cache.get(KIND, key, generate)
-    cache.remove(KIND, unfinished)
-    return _unpacked(entry)
+    return _unpacked(cache.get(KIND, {**shared, "number": number}, generate))
 
 
 def _packed(done: Sequence[Messages]) -> Entry:

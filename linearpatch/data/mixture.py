@@ -12,8 +12,10 @@ from linearpatch.data.corpus import PURPOSES, Corpus, require_corpus
 from linearpatch.data.documents import DeferredDocuments, Document, Documents, generated
 from linearpatch.errors import ConfigError
 from linearpatch.models.model import LoadedModel
-from linearpatch.registry import component
+from linearpatch.registry import component, identity
 from linearpatch.storage.cache import Cache
+
+SPARE = 1.25  # of a part's share in tokens: the parts have equal shares of characters
 
 
 @component("corpus", "mixture")
@@ -25,7 +27,8 @@ class MixtureCorpus(Corpus):
     corpus does. Each purpose reads what it reads of each corpus.
 
     Attributes:
-        parts: Corpora by a name of your choice; null leaves one out.
+        parts: Corpora by a name of your choice; null leaves one out. A mixture among them gives its own parts, and of
+            equal ones the first counts.
     """
 
     name: str = field(default="mixture", metadata={"identity": False})
@@ -41,10 +44,10 @@ class MixtureCorpus(Corpus):
                     f"corpus mixture has no splits of its own, and {purpose} is {self.split(purpose)!r}. Set the split "
                     f"of a part, such as corpus.parts.NAME.{purpose}={self.split(purpose)}."
                 )
-        for name, part in self._parts.items():
+        for name, part in self.leaves.items():
             choices = (f"corpus@corpus.parts.{name}", f"corpus@calibration.corpus.parts.{name}")
             require_corpus(f"The part {name} of corpus mixture", part, *choices)
-        if not self._parts:
+        if not self.leaves:
             raise ConfigError(
                 "corpus mixture has no parts. Add some: +corpus@corpus.parts.NAME=CORPUS, or where calibration alone "
                 "reads it +corpus@calibration.corpus.parts.NAME=CORPUS."
@@ -52,22 +55,34 @@ class MixtureCorpus(Corpus):
 
     def sources(self, purpose: str) -> list[tuple[Corpus, str]]:
         """Those of the parts."""
-        return [source for part in self._parts.values() for source in part.sources(purpose)]
+        return [source for part in self.leaves.values() for source in part.sources(purpose)]
 
     def check_model(self, config: Any) -> None:
         """Let each part look."""
-        for part in self._parts.values():
+        for part in self.leaves.values():
             part.check_model(config)
 
     def documents(self, split: str, datasets_dir: Path | None = None) -> Documents:
         """Those of all parts that a purpose reads, taken in turn."""
-        parts = [part.read(split, datasets_dir) for part in self._parts.values()]
+        parts = [part.read(split, datasets_dir) for part in self.leaves.values()]
         known = [part for part in parts if not isinstance(part, DeferredDocuments)]
         return in_turn(known) if len(known) == len(parts) else DeferredMixture(parts)
 
     @property
-    def _parts(self) -> Mapping[str, Corpus]:
-        return {name: part for name, part in self.parts.items() if part is not None}
+    def leaves(self) -> Mapping[str, Corpus]:
+        """The parts by name, those of mixtures among them as well, and each once."""
+        parts: dict[str, Corpus] = {}
+        for name, part in self.parts.items():
+            own = part.leaves if isinstance(part, MixtureCorpus) else {name: part} if part is not None else {}
+            for key, each in own.items():
+                if not any(_are_equal(each, other) for other in parts.values()):
+                    parts[key if part is each else f"{name}.{key}"] = each
+        return parts
+
+
+def _are_equal(part: Any, other: Any) -> bool:
+    """Whether two parts give the same documents."""
+    return isinstance(part, Corpus) and isinstance(other, Corpus) and identity(part) == identity(other)
 
 
 @dataclass(frozen=True)
@@ -81,9 +96,10 @@ class DeferredMixture(DeferredDocuments):
         """Not known: a mixture ends where the first part does."""
         return math.inf
 
-    def generate(self, model: LoadedModel, cache: Cache) -> Sequence[Document]:
+    def generate(self, model: LoadedModel, cache: Cache, tokens: int | None = None) -> Sequence[Document]:
         """The parts, some of them generated, taken in turn."""
-        return in_turn(generated(part, model, cache) for part in self.parts)
+        share = None if tokens is None else math.ceil(SPARE * tokens / len(self.parts))
+        return in_turn(generated(part, model, cache, share) for part in self.parts)
 
 
 def in_turn(parts: Iterable[Sequence[Document]]) -> list[Document]:

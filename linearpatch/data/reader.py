@@ -207,9 +207,16 @@ class Text:
         """Whether some of the documents have still to be generated."""
         return isinstance(self.documents, DeferredDocuments)
 
-    def generated(self, model: LoadedModel, cache: Cache) -> Text:
-        """The same with the documents that only the dense model can generate; itself where there are none."""
-        documents = generated(self.documents, model, cache)
+    def generated(self, model: LoadedModel, cache: Cache, spec: BlockSpec, held_out: int = 0) -> Text:
+        """The same with the documents that only the dense model can generate; itself where there are none.
+
+        Args:
+            model: The dense model.
+            cache: Keeps what was generated.
+            spec: How the text will be cut, so that there is enough of it.
+            held_out: Blocks that will be held out.
+        """
+        documents = generated(self.documents, model, cache, spec.most_tokens(held_out))
         return self if documents is self.documents else replace(self, documents=documents)
 
     def texts(self, tokenizer: Any) -> Sequence[str]:

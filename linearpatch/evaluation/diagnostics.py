@@ -67,7 +67,8 @@ class Diagnostics(Evaluation):
         text = reader.open()
 
         def measurements(model: LoadedModel, cache: Cache) -> list[Measurement]:
-            blocks = text.generated(model, cache).cut(self.spec(name), model.tokenizer)
+            spec = self.spec(name)
+            blocks = text.generated(model, cache, spec).cut(spec, model.tokenizer)
 
             def run(subjects: Sequence[Subject], on_step: Callable[[float], None]) -> list[Measured]:
                 return self._run(name, blocks, subjects, on_step)

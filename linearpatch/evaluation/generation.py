@@ -90,7 +90,7 @@ class Generation(Evaluation):
             owner = f"eval.{name}"
             made = []
             if text is not None and (spec := self.spec(name)) is not None:
-                blocks = text.generated(model, cache).cut(spec, model.tokenizer)
+                blocks = text.generated(model, cache, spec).cut(spec, model.tokenizer)
                 continued = Continuations(model, cache, blocks, self.new_tokens, self.batch_size, owner)
                 made.append(continued.measurement(f"{name}/continuations"))
             for task in self.tasks:

@@ -55,7 +55,7 @@ class TextEvaluation(Evaluation):
         texts = [each.open() for each in self.readers(reader)]
 
         def measurements(model: LoadedModel, cache: Cache) -> list[Measurement]:
-            return [self._on_text(name, text.generated(model, cache), model, cache) for text in texts]
+            return [self._on_text(name, text.generated(model, cache, self.spec(name)), model, cache) for text in texts]
 
         return measurements
 

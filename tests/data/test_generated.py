@@ -12,6 +12,7 @@ import linearpatch as lp
 from linearpatch.cli import main
 from linearpatch.config import compose_experiment
 from linearpatch.data import generating
+from linearpatch.data.blocks import BlockSpec
 from linearpatch.data.documents import Chat
 from linearpatch.data.generated import GeneratedCorpus
 from linearpatch.data.mixture import MixtureCorpus
@@ -107,7 +108,43 @@ def test_an_interrupted_generation_resumes_with_the_same_result(tmp_path, monkey
     assert calls == [2, 2, 2, 1]  # the first batch isn't generated again
     assert generate(cache=Cache(tmp_path / "cache")) == expected
     assert calls == [2, 2, 2, 1]
-    assert len(list((tmp_path / "cache" / "generated").glob("*.safetensors"))) == 1
+
+
+def test_more_of_it_begins_with_what_is_there(tmp_path, monkeypatch):
+    """Each sequence has random numbers of its own."""
+    expected = generate(replace(SMALL, number=7))
+    real, calls = generating.continuations, []
+
+    def counted(*arguments, **settings):
+        calls.append(len(arguments[1]))
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(generating, "continuations", counted)
+    cache = Cache(tmp_path)
+    assert generate(replace(SMALL, number=4), cache=cache) == expected[:4]
+    assert generate(replace(SMALL, number=7), cache=cache) == expected
+    assert calls == [2, 2, 2, 1]
+    assert generate(replace(SMALL, number=5), cache=cache) == expected[:5]
+    assert calls == [2, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("number", "tokens", "expected"), [("auto", 1000, 11), ("auto", 1, 1), ("auto", None, 64), (3, 1000, 3)]
+)
+def test_auto_generates_as_much_as_is_read(number, tokens, expected):
+    assert GeneratedCorpus(number=number, length=100).number_for(tokens) == expected
+
+
+@pytest.mark.parametrize("parts", [{}, {"docs": PydocCorpus()}])
+@pytest.mark.parametrize(("num_blocks", "held_out"), [(6, 0), (6, 3), (40, 6)])
+def test_auto_is_enough_to_cut(parts, num_blocks, held_out):
+    own = replace(SMALL, number="auto", length=64, batch_size=50)
+    corpus = MixtureCorpus(parts={"own": own, **parts}) if parts else own
+    model = loaded()
+    spec = BlockSpec(num_blocks, 32)
+    text = Reader(corpus, "calibration").open().generated(model, Cache(), spec, held_out)
+    cut = text.cut_apart(spec, model.tokenizer, held_out) if held_out else text.cut_beside(spec, model.tokenizer)
+    assert [len(blocks.ids) for blocks in cut] == [num_blocks, held_out or 1]
 
 
 def test_batches_shrink_where_memory_runs_out(monkeypatch):
@@ -160,7 +197,7 @@ def test_a_mixture_takes_turns_with_generated_text():
     text = Reader(mixture, "calibration").open()
     assert text.is_deferred
     model, cache = loaded(), Cache()
-    documents = text.generated(model, cache).documents
+    documents = text.generated(model, cache, BlockSpec(4, 64)).documents
     own = generate(model=model)
     assert set(own) < set(documents)
     check_disjoint(Reader(mixture, "calibration"), Reader(SMALL, "evaluation"))
@@ -172,6 +209,7 @@ def test_a_mixture_takes_turns_with_generated_text():
     ("settings", "message"),
     [
         ({"number": 0}, "corpus.number is 0"),
+        ({"number": "many"}, r"corpus\.number is 'many'\. Allowed: auto, or a whole number"),
         ({"length": 1}, "corpus.length is 1"),
         ({"temperature": 0}, r"corpus.temperature is 0\. Allowed: at least 0.01"),
         ({"top_p": 1.5}, "from 0.01 to 1"),
@@ -225,7 +263,7 @@ def test_a_run_reads_generated_text_for_every_purpose(tmp_path):
     record = json.loads(Path("A/result.json").read_text())
     assert record["calibration"]["corpus"] == "generated/calibration"
     assert {"ppl/generated", "divergence/generated/kl"} <= set(record["metrics"]["distilled"])
-    assert len(list(Path("C/generated").glob("*.safetensors"))) == 3  # one for each purpose
+    assert len(list(Path("C/generated").glob("*.safetensors"))) == 6  # two for each purpose
 
 
 def test_from_python(tmp_path):

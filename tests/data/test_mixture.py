@@ -63,6 +63,34 @@ def test_a_part_that_is_null_is_left_out(mixture):
     assert compose_experiment(words).calibration_reader.open().documents
 
 
+def test_equal_parts_count_once_and_mixtures_are_taken_apart(mixture):
+    docs, mine = mixture.parts["docs"], mixture.parts["mine"]
+    expected = mixture.read("calibration")
+    assert MixtureCorpus(parts={**mixture.parts, "again": PydocCorpus(name="other")}).read("calibration") == expected
+    assert MixtureCorpus(parts={"both": mixture, "docs": docs, "mine": mine}).read("calibration") == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["corpus=wikitext2"], ["pydoc", "generated", "own"]),
+        (["corpus=text", "corpus.path=mine.txt"], ["pydoc", "generated", "own"]),
+        (["corpus=pydoc"], ["pydoc", "generated"]),
+        (["corpus=generated"], ["pydoc", "generated"]),
+        (["corpus=mixture"], ["pydoc", "generated", "own.wikitext2"]),
+    ],
+)
+def test_broad_text_has_the_runs_own(words, parts):
+    experiment = compose_experiment([*words, "corpus@calibration.corpus=broad"])
+    assert list(experiment.calibration.corpus.leaves) == parts
+    assert experiment.corpus.name in (words[0].partition("=")[2], "text")
+
+
+def test_broad_text_is_for_one_purpose():
+    with pytest.raises(ConfigError, match=r"takes what it is a part of.*corpus@calibration\.corpus=broad"):
+        compose_experiment(["corpus=broad"])
+
+
 @pytest.mark.slow
 def test_a_run_reads_a_mixture(tmp_path):
     (tmp_path / "mine.txt").write_text("\n\n".join(f"{'mine ' * (1 + number % 9)}" for number in range(4000)))
