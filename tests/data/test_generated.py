@@ -197,7 +197,7 @@ def test_a_mixture_takes_turns_with_generated_text():
     text = Reader(mixture, "calibration").open()
     assert text.is_deferred
     model, cache = loaded(), Cache()
-    documents = text.generated(model, cache, BlockSpec(4, 64)).documents
+    documents = text.generated(model, cache, BlockSpec(None, 64, "first")).documents
     own = generate(model=model)
     assert set(own) < set(documents)
     check_disjoint(Reader(mixture, "calibration"), Reader(SMALL, "evaluation"))

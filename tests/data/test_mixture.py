@@ -1,12 +1,14 @@
 """Several corpora as one text: equal shares everywhere, and no text for two purposes through a part."""
 
+import math
+
 import pytest
 
 from linearpatch.cli import main
 from linearpatch.config import compose_experiment
 from linearpatch.data.files import TextCorpus
 from linearpatch.data.hub import HubCorpus
-from linearpatch.data.mixture import MixtureCorpus
+from linearpatch.data.mixture import MixtureCorpus, in_turn, shares
 from linearpatch.data.pydoc import PydocCorpus
 from linearpatch.data.reader import Reader, check_disjoint
 from linearpatch.errors import ConfigError
@@ -68,6 +70,29 @@ def test_equal_parts_count_once_and_mixtures_are_taken_apart(mixture):
     expected = mixture.read("calibration")
     assert MixtureCorpus(parts={**mixture.parts, "again": PydocCorpus(name="other")}).read("calibration") == expected
     assert MixtureCorpus(parts={"both": mixture, "docs": docs, "mine": mine}).read("calibration") == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "total", "expected"),
+    [
+        ([90, 90, 90], 60, [20, 20, 20]),
+        ([10, 90, 90], 60, [10, 25, 25]),
+        ([90, 10, math.inf], 60, [25, 10, 25]),
+        ([10, 20, 90], 100, [10, 20, 70]),
+        ([10, 20, 30], 100, [10, 20, 30]),
+    ],
+)
+def test_shares_of_parts_that_may_be_short(sizes, total, expected):
+    assert shares(sizes, total) == expected
+
+
+def test_a_short_part_is_spread_over_a_text_of_known_length():
+    parts = [["a" * 10] * 6, ["b" * 10] * 60, ["c" * 10] * 60]
+    text = "".join(document[0] for document in in_turn(parts, 600))
+    assert (len(text), text.count("a"), text.count("b"), text.count("c")) == (60, 6, 27, 27)
+    assert all(text[start : start + 12].count("a") for start in range(0, 60, 12))
+    assert "".join(document[0] for document in in_turn(parts)) == "abc" * 6  # without one it ends where that part does
+    assert len(in_turn(parts, 9999)) == 126
 
 
 @pytest.mark.parametrize(
