@@ -16,6 +16,7 @@ SIZES = range(1, 13)
 # The patched model alone is measured, on little text: evaluation is each size's own work and can't be shared.
 SETTINGS = (
     "experiment=recommended",
+    "calibration.corpus=null",
     "stages=[dense,patched]",
     "eval.ppl.num_blocks=8",
     "tracker=none",

@@ -148,7 +148,12 @@ class GpuBench:
     def recipe(self) -> tuple[Edit, Claim, int | None]:
         """Layers and patches of the recommended recipe, what they took, and bytes beside the weights."""
         experiment = compose_experiment(
-            ["experiment=recommended", "corpus=pydoc", f"num_pruned_layers={self.shape.removed}"]
+            [
+                "experiment=recommended",
+                "corpus=pydoc",
+                "calibration.corpus=null",
+                f"num_pruned_layers={self.shape.removed}",
+            ]
         )
         experiment = experiment.for_model(self.model.decoder)
         count = self.shape.blocks - experiment.num_held_out

@@ -75,7 +75,9 @@ def _recipe(model: LoadedModel) -> Claim:
 
 def _time(model: LoadedModel, *settings: str) -> float:
     """Seconds for layers and patches of a recipe, on overlapping crops of a text that is too short."""
-    experiment = compose_experiment(["experiment=recommended", "corpus=pydoc", BLOCKS, *settings])
+    experiment = compose_experiment(
+        ["experiment=recommended", "corpus=pydoc", "calibration.corpus=null", BLOCKS, *settings]
+    )
     fitted, length = experiment.calibration.num_blocks, experiment.calibration.block_length
     spec = BlockSpec(fitted + experiment.num_held_out, length, sampling="crops")
     text = experiment.calibration_reader.read(spec, model.tokenizer)

@@ -23,7 +23,7 @@ DOCUMENTED = [one for one in NAMES if one not in ("demo", *PRESETS)]  # demo is 
 RUNS = {  # at full and at small scale
     "calibration_corpus": (4, 2),
     "calibration_size": (4, 4),
-    "calibration_text": (7, 2),
+    "calibration_text": (9, 2),
     "copying": (12, 2),
     "demo": (7, 7),
     "distillation": (6, 6),

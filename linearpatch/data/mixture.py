@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from linearpatch.data.corpus import PURPOSES, Corpus, require_corpus
 from linearpatch.data.documents import DeferredDocuments, Document, Documents, generated
+from linearpatch.data.mixing import MixedDocuments, characters_per_token, shares, size
 from linearpatch.errors import ConfigError
 from linearpatch.models.model import LoadedModel
 from linearpatch.registry import component, identity
 from linearpatch.storage.cache import Cache
-
-SPARE = 1.1  # as many characters as the tokens that are read are expected to have
-SAMPLED, SAMPLE = 50, 2000  # documents of each part, and characters of each, by which that is expected
 
 
 @component("corpus", "mixture")
@@ -25,8 +23,8 @@ class MixtureCorpus(Corpus):
     """Documents of several corpora in turn, always of the one that has given the fewest characters so far.
 
     So every stretch of the text, also its held-out end, has all kinds in equal shares. It ends where the first
-    corpus does; with a part that the model generates it is as long as it has to be, and a short part is spread over it.
-    Each purpose reads what it reads of each corpus.
+    corpus does, unless more is read: then a short part is spread over a longer text (`MixedDocuments`). Each purpose
+    reads what it reads of each corpus.
 
     Attributes:
         parts: Corpora by a name of your choice; null leaves one out. A mixture among them gives its own parts, and of
@@ -68,7 +66,7 @@ class MixtureCorpus(Corpus):
         """Those of all parts that a purpose reads, taken in turn."""
         parts = [part.read(split, datasets_dir) for part in self.leaves.values()]
         known = [part for part in parts if not isinstance(part, DeferredDocuments)]
-        return in_turn(known) if len(known) == len(parts) else DeferredMixture(parts)
+        return MixedDocuments(known) if len(known) == len(parts) else DeferredMixture(parts)
 
     @property
     def leaves(self) -> Mapping[str, Corpus]:
@@ -99,65 +97,13 @@ class DeferredMixture(DeferredDocuments):
         return math.inf
 
     def generate(self, model: LoadedModel, cache: Cache, tokens: int | None = None) -> Sequence[Document]:
-        """The parts, some of them generated, taken in turn.
-
-        For a purpose that reads so many tokens, a part that is too short for its share is spread over the text, and the
-        others make up for it.
-        """
+        """The parts, of which those that are generated make up for the others where these are short."""
         if tokens is None:
-            return in_turn([generated(part, model, cache) for part in self.parts])
+            return MixedDocuments([generated(part, model, cache) for part in self.parts])
         known = [part for part in self.parts if not isinstance(part, DeferredDocuments)]
-        rate = _characters_per_token(known, model.tokenizer)
-        total = SPARE * tokens * rate
-        asked = shares([math.inf if isinstance(part, DeferredDocuments) else _size(part) for part in self.parts], total)
-        documents = [
-            generated(part, model, cache, math.ceil(share / rate))
-            for part, share in zip(self.parts, asked, strict=True)
-        ]
-        return in_turn(documents, total)
-
-
-def in_turn(parts: Sequence[Sequence[Document]], total: float | None = None) -> list[Document]:
-    """The documents of several parts, always of the one that is furthest behind its share.
-
-    Args:
-        parts: Each with its documents.
-        total: Characters altogether, of which the parts have their `shares`; None: equal shares, until a part ends.
-    """
-    weights = [1.0] * len(parts) if total is None else shares([max(1, _size(part)) for part in parts], total)
-    left = [iter(part) for part in parts]
-    given = [0] * len(parts)
-    unfinished = list(range(len(parts)))
-    mixed: list[Document] = []
-    while unfinished and (total is None or sum(given) < total):
-        behind = min(unfinished, key=lambda index: given[index] / weights[index])
-        document = next(left[behind], None)
-        if document is not None:
-            given[behind] += len(document)
-            mixed.append(document)
-        elif total is None:
-            break
-        else:
-            unfinished.remove(behind)
-    return mixed
-
-
-def shares(sizes: Sequence[float], total: float) -> list[float]:
-    """Equal shares of a total, but of no part more than its size: what a small one leaves, the others get."""
-    given = [0.0] * len(sizes)
-    left = total
-    for count, index in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
-        given[index] = min(sizes[index], left / (len(sizes) - count))
-        left -= given[index]
-    return given
-
-
-def _size(documents: Sequence[Document]) -> int:
-    return sum(map(len, documents))
-
-
-def _characters_per_token(parts: Iterable[Sequence[Document]], tokenizer: Any) -> float:
-    """Of the beginnings of some texts; 4 where there is none."""
-    texts = [text[:SAMPLE] for part in parts for text in part[:SAMPLED] if isinstance(text, str) and text.strip()]
-    tokens = sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
-    return sum(map(len, texts)) / tokens if tokens else 4.0
+        rate = characters_per_token(known, model.tokenizer)
+        sizes = [math.inf if isinstance(part, DeferredDocuments) else size(part) for part in self.parts]
+        asked = [math.ceil(share / rate) for share in shares(sizes, tokens * rate)]
+        return MixedDocuments(
+            [generated(part, model, cache, share) for part, share in zip(self.parts, asked, strict=True)]
+        )

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
 from linearpatch.data.corpus import PURPOSES, Corpus, overlap, require_corpus
 from linearpatch.data.documents import DeferredDocuments, Documents, generated, rendered
+from linearpatch.data.mixing import MixedDocuments
 from linearpatch.data.quality import text_warnings
 from linearpatch.errors import ConfigError, require_choice, require_range, settings_of
 from linearpatch.models.model import LoadedModel
@@ -219,26 +220,36 @@ class Text:
         documents = generated(self.documents, model, cache, spec.most_tokens(held_out))
         return self if documents is self.documents else replace(self, documents=documents)
 
-    def texts(self, tokenizer: Any) -> Sequence[str]:
-        """The documents as texts, chats in the tokenizer's own format."""
+    def texts(self, tokenizer: Any, tokens: int | None = None) -> Sequence[str]:
+        """The documents as texts, chats in the tokenizer's own format.
+
+        Args:
+            tokenizer: Of the model.
+            tokens: How many will be read, so that a mixture is long enough; None: all that there are.
+        """
         assert not isinstance(self.documents, DeferredDocuments)
-        return rendered(self.documents, tokenizer, self.source)
+        documents = self.documents
+        if isinstance(documents, MixedDocuments) and tokens is not None:
+            documents = documents.reaching(tokens, tokenizer)
+        return rendered(documents, tokenizer, self.source)
 
     def cut(self, spec: BlockSpec, tokenizer: Any) -> TokenBlocks:
         """Token blocks of the text."""
-        return self.allowed(spec).cut(self.texts(tokenizer), self.separator, tokenizer, self.source)
+        return self.allowed(spec).cut(self.texts(tokenizer, spec.most_tokens()), self.separator, tokenizer, self.source)
 
     def warnings(self, blocks: TokenBlocks, spec: BlockSpec, tokenizer: Any) -> list[str]:
         """What makes blocks of this text unfit to calibrate on, in sentences with figures."""
-        return text_warnings(blocks, self.texts(tokenizer), spec, tokenizer)
+        return text_warnings(blocks, self.texts(tokenizer, spec.most_tokens()), spec, tokenizer)
 
     def cut_apart(self, spec: BlockSpec, tokenizer: Any, held_out: int) -> tuple[TokenBlocks, TokenBlocks]:
         """Token blocks of the text but its end, and so many of its end."""
-        return self.allowed(spec).cut_apart(self.texts(tokenizer), self.separator, tokenizer, self.source, held_out)
+        texts = self.texts(tokenizer, spec.most_tokens(held_out))
+        return self.allowed(spec).cut_apart(texts, self.separator, tokenizer, self.source, held_out)
 
     def cut_beside(self, spec: BlockSpec, tokenizer: Any) -> tuple[TokenBlocks, TokenBlocks | None]:
         """Token blocks of the text, and a few more of what they leave; None where there are none."""
-        return self.allowed(spec).cut_beside(self.texts(tokenizer), self.separator, tokenizer, self.source)
+        texts = self.texts(tokenizer, spec.most_tokens())
+        return self.allowed(spec).cut_beside(texts, self.separator, tokenizer, self.source)
 
     def allowed(self, spec: BlockSpec) -> BlockSpec:
         """The cut, with what happens where this text is too short for it."""

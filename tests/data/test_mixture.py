@@ -8,10 +8,12 @@ from linearpatch.cli import main
 from linearpatch.config import compose_experiment
 from linearpatch.data.files import TextCorpus
 from linearpatch.data.hub import HubCorpus
-from linearpatch.data.mixture import MixtureCorpus, in_turn, shares
+from linearpatch.data.mixing import MixedDocuments, in_turn, shares
+from linearpatch.data.mixture import MixtureCorpus
 from linearpatch.data.pydoc import PydocCorpus
 from linearpatch.data.reader import Reader, check_disjoint
 from linearpatch.errors import ConfigError
+from linearpatch.models.random import byte_tokenizer
 
 MIXED = ("corpus=mixture", "~corpus@corpus.parts.wikitext2", "+corpus@corpus.parts.mine=text")
 
@@ -95,14 +97,24 @@ def test_a_short_part_is_spread_over_a_text_of_known_length():
     assert len(in_turn(parts, 9999)) == 126
 
 
+@pytest.mark.parametrize(("tokens", "length"), [(100, 18), (163, 18), (190, 21), (390, 43), (9999, 126)])
+def test_a_mixture_reaches_as_far_as_is_read(tokens, length):
+    tokenizer = byte_tokenizer()
+    mixed = MixedDocuments([["a" * 10] * 6, ["b" * 10] * 60, ["c" * 10] * 60])
+    documents = mixed.reaching(tokens, tokenizer)
+    assert len(documents) == length
+    assert (documents is mixed) == (length == 18)
+    assert documents.count("a" * 10) == 6
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["corpus=wikitext2"], ["pydoc", "generated", "own"]),
-        (["corpus=text", "corpus.path=mine.txt"], ["pydoc", "generated", "own"]),
-        (["corpus=pydoc"], ["pydoc", "generated"]),
-        (["corpus=generated"], ["pydoc", "generated"]),
-        (["corpus=mixture"], ["pydoc", "generated", "own.wikitext2"]),
+        (["corpus=wikitext2"], ["pydoc", "own"]),
+        (["corpus=text", "corpus.path=mine.txt"], ["pydoc", "own"]),
+        (["corpus=pydoc"], ["pydoc"]),
+        (["corpus=generated"], ["pydoc", "own"]),
+        (["corpus=mixture"], ["pydoc", "own.wikitext2"]),
     ],
 )
 def test_broad_text_has_the_runs_own(words, parts):
