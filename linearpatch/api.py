@@ -232,6 +232,7 @@ def evaluate(
     evaluation: str | Evaluation = "smoke",
     text: str | Path | Sequence[Any] | Any = None,
     *,
+    dense: PreTrainedModel | None = None,
     column: str = "text",
     **settings: Any,
 ) -> dict[str, Metric]:
@@ -240,6 +241,7 @@ def evaluate(
     Args:
         model: Any causal language model.
         tokenizer: Its tokenizer.
+        dense: The model that it is compared with and that generates text, where an evaluation does so; None: itself.
         evaluation: Its name or itself; `linearpatch list eval` shows all.
         text: The text, for evaluations that read one, in any form that `tokens` takes; None: Python's documentation.
         column: Of the text, where there are columns.
@@ -247,19 +249,28 @@ def evaluate(
 
     Returns:
         Metrics by name; each has `value`, `stderr`, `n` and its protocol.
+
+    Raises:
+        ConfigError: there is no such evaluation or setting, or it compares with the dense model, which isn't given.
     """
     name = evaluation if isinstance(evaluation, str) else name_of(evaluation)
     if isinstance(evaluation, str) and evaluation not in components("eval"):
         evaluation = _preset(evaluation)
     with named_as({f"eval.{name}.": ""}):
         chosen = resolve("eval", evaluation, Evaluation, settings)  # type: ignore[type-abstract]
+    if dense is None and chosen.needs_dense:
+        raise ConfigError(
+            f"evaluation={name} compares a model with the dense one. Give that, too: evaluate(model, …, dense=MODEL)."
+        )
     reader = Reader(PydocCorpus() if text is None else corpus_of(text, column), "evaluation")
-    with _evaluating(model, prunable=False) as decoder:
+    with _evaluating(model, prunable=False) as decoder, _evaluating(dense or model, prunable=False) as reference:
         check_vocabulary(decoder, tokenizer)
+        check_vocabulary(reference, tokenizer)
         results = Results()
-        loaded = LoadedModel(decoder, tokenizer, weights_hash(model))
+        loaded = LoadedModel(reference, tokenizer, weights_hash(reference.model))
+        subject = Subject("model", decoder, reference if dense is not None else decoder)
         for measurement in chosen.prepare(name, reader)(loaded, Cache()):
-            for measured in measurement.run([Subject("model", decoder, decoder)], lambda _: None):
+            for measured in measurement.run([subject], lambda _: None):
                 results.metrics.update(measured.metrics)
                 results.answers.update({name: values.double().numpy() for name, values in measured.questions.items()})
     compare({"dense": results}, {name: chosen})  # which adds averages

@@ -237,6 +237,8 @@ def _bad_value(error: OmegaConfBaseException) -> str:
     reason = str(error).split("\n")[0]
     if reason.endswith("is not in struct") and key.partition(".")[0] in LIST_GROUPS:
         return _setting_of_none_chosen(*key.split(".")[:2])
+    if reason.endswith("is not in struct"):
+        return _unknown_entry(key, error)
     if several := re.match(r"Value '([^']+,[^']+)' of type 'str' could not be converted", reason):
         return f"{key}: {reason}. For a run with each, write {key}: {{values: [{several[1]}]}} in the sweep's file."
     if reason == "Interpolation to parent node detected":
@@ -247,6 +249,17 @@ def _bad_value(error: OmegaConfBaseException) -> str:
     if converted := CONVERSION.match(reason):
         return f"{key} is {converted[1]!r}. Allowed: {ALLOWED_TYPES.get(converted[2], converted[2])}."
     return f"{key}: {reason}."
+
+
+def _unknown_entry(key: str, error: OmegaConfBaseException) -> str:
+    """Why a key isn't there in what is no component, such as the parts of a mixture or a corpus that isn't chosen."""
+    owner = key.rpartition(".")[0]
+    parent = error.parent_node
+    names = [str(name) for name in parent] if isinstance(parent, DictConfig) and parent else []
+    if not names:
+        advice = f"Choose one: corpus@{owner}=NAME." if owner.endswith("corpus") else ""
+        return f"The key {key!r} doesn't exist: nothing is chosen for {owner}. {advice}".rstrip()
+    return f"The key {key!r} doesn't exist. {suggest(str(error.key), names)}"
 
 
 def _setting_of_none_chosen(group: str, name: str) -> str:

@@ -250,7 +250,7 @@ def prepare(
     training_cut = experiment.distillation.blocks(experiment.seed), experiment.distillation.validation_blocks
     if texts.are_deferred:
         with record.step("generate"):
-            texts = texts.generated(model, cache, (spec, num_held_out), training_cut)
+            texts = texts.generated(model, cache, (spec, num_held_out or None), training_cut)
     with record.step("data"):
         calibration = cut_calibration(
             texts.calibration,

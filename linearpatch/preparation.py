@@ -64,7 +64,11 @@ class Texts:
         return any(text is not None and text.is_deferred for text in (self.calibration, self.training))
 
     def generated(
-        self, model: LoadedModel, cache: Cache, calibration: tuple[BlockSpec, int], training: tuple[BlockSpec, int]
+        self,
+        model: LoadedModel,
+        cache: Cache,
+        calibration: tuple[BlockSpec, int | None],
+        training: tuple[BlockSpec, int],
     ) -> Texts:
         """The same with what the model generates; evaluations generate theirs when they are prepared.
 
@@ -239,9 +243,14 @@ def cut_calibration(
         blocks, held_out = _cut_beside(text, model, spec, is_patched=is_patched)
     else:
         blocks, held_out = text.cut(spec, model.tokenizer), None
-    if held_out is not None:
-        held_out = held_out.with_copies(num_copies)
     warnings = text.warnings(blocks, spec, model.tokenizer)
+    if held_out is not None:
+        if num_copies > len(held_out.ids):
+            warnings.append(
+                f"calibration.held_out_copies is {num_copies}, and {counted(len(held_out.ids), 'block')} held out have "
+                f"one each. Set calibration.held_out_blocks to at least {num_copies} for more."
+            )
+        held_out = held_out.with_copies(num_copies)
     for warning in warnings:
         log.warning("%s", warning)
     return CalibrationTokens(blocks, held_out, warnings)

@@ -203,7 +203,7 @@ def _print_sweep(plan: Plan, outcomes: Sequence[Outcome]) -> int:
 
     records = [outcome.record for outcome in outcomes]
     for table in sweep_tables(records):
-        out.print(rich_table(table))
+        out.print(rich_table(table, f"linearpatch report {plan.folder}"))
     out.print(outcomes_table(outcomes))
     out.print(f"{plan.folder}/*/result.json", soft_wrap=True)
     return 0 if all(record.status == "completed" for record in records) else 1

@@ -150,11 +150,16 @@ class BlockSpec:
             return min(self.block_length, SHORTEST_BLOCK) * FEWEST_BLOCKS
         return self._num_needed(held_out) * self._body
 
-    def most_tokens(self, held_out: int = 0) -> int | None:
-        """Tokens of a text that are read, with the blocks that `cut_beside` holds out; None: all that it has."""
+    def most_tokens(self, held_out: int | None = 0) -> int | None:
+        """Tokens of a text that are read; None: all that it has.
+
+        Args:
+            held_out: Blocks that are held out; None: as many as `cut_beside` holds out.
+        """
         if self.num_blocks is None:
             return None
-        return (self.num_blocks + (held_out or math.ceil(self.num_blocks / HELD_OUT_ONE_IN))) * self.block_length
+        spared = math.ceil(self.num_blocks / HELD_OUT_ONE_IN) if held_out is None else held_out
+        return (self.num_blocks + spared) * self.block_length
 
     def adapted(self, num_tokens: int, held_out: int = 0) -> tuple[BlockSpec, int]:
         """The cut and the number of held-out blocks that a text of so many tokens allows.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from linearpatch.data.documents import Document
+from linearpatch.text import counted
 
 SPARE = 1.1  # as many characters as the tokens that are read are expected to have
 SAMPLED, SAMPLE = 50, 2000  # documents of each part, and characters of each, by which that is expected
@@ -16,11 +17,13 @@ class MixedDocuments(list[Document]):
 
     Attributes:
         parts: Each with its documents.
+        names: Of the parts.
     """
 
-    def __init__(self, parts: Sequence[Sequence[Document]]) -> None:
+    def __init__(self, parts: Sequence[Sequence[Document]], names: Sequence[str]) -> None:
         super().__init__(in_turn(parts))
         self.parts = parts
+        self.names = names
 
     def reaching(self, tokens: int, tokenizer: Any) -> Sequence[Document]:
         """Documents for a purpose that reads so many tokens.
@@ -28,8 +31,22 @@ class MixedDocuments(list[Document]):
         These, where they are enough. Else a part that is too short for its share is spread over a text of that length,
         and the others make up for it, as far as there is more of them.
         """
-        total = SPARE * tokens * characters_per_token(self.parts, tokenizer)
+        total = self._characters(tokens, tokenizer)
         return self if size(self) >= total else in_turn(self.parts, total)
+
+    def shortages(self, tokens: int, tokenizer: Any) -> list[str]:
+        """The parts that have less than half of their share of a text of so many tokens, in sentences."""
+        total = self._characters(tokens, tokenizer)
+        given = shares([size(part) for part in self.parts], total)
+        return [
+            f"{name} has {share / sum(given):.1%} of the mixture, since it has {counted(size(part), 'character')}. "
+            "What is fitted on it follows the other parts: bring more of it."
+            for name, part, share in zip(self.names, self.parts, given, strict=True)
+            if share < sum(given) / len(self.parts) / 2
+        ]
+
+    def _characters(self, tokens: int, tokenizer: Any) -> float:
+        return SPARE * tokens * characters_per_token(self.parts, tokenizer)
 
 
 def in_turn(parts: Sequence[Sequence[Document]], total: float | None = None) -> list[Document]:

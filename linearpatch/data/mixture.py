@@ -22,9 +22,9 @@ from linearpatch.storage.cache import Cache
 class MixtureCorpus(Corpus):
     """Documents of several corpora in turn, always of the one that has given the fewest characters so far.
 
-    So every stretch of the text, also its held-out end, has all kinds in equal shares. It ends where the first
-    corpus does, unless more is read: then a short part is spread over a longer text (`MixedDocuments`). Each purpose
-    reads what it reads of each corpus.
+    So every stretch of the text, also its held-out end, has all kinds in equal shares, to within a document. It ends
+    where the first corpus does, unless more is read: then a short part is spread over a longer text
+    (`MixedDocuments`). Each purpose reads what it reads of each corpus.
 
     Attributes:
         parts: Corpora by a name of your choice; null leaves one out. A mixture among them gives its own parts, and of
@@ -66,7 +66,8 @@ class MixtureCorpus(Corpus):
         """Those of all parts that a purpose reads, taken in turn."""
         parts = [part.read(split, datasets_dir) for part in self.leaves.values()]
         known = [part for part in parts if not isinstance(part, DeferredDocuments)]
-        return MixedDocuments(known) if len(known) == len(parts) else DeferredMixture(parts)
+        names = [f"{name} ({part.name})" for name, part in self.leaves.items()]
+        return MixedDocuments(known, names) if len(known) == len(parts) else DeferredMixture(parts, names)
 
     @property
     def leaves(self) -> Mapping[str, Corpus]:
@@ -90,6 +91,7 @@ class DeferredMixture(DeferredDocuments):
     """Parts that can be mixed once the model has generated the last of them."""
 
     parts: Sequence[Documents]
+    names: Sequence[str]
 
     @property
     def most_tokens(self) -> float:
@@ -99,11 +101,10 @@ class DeferredMixture(DeferredDocuments):
     def generate(self, model: LoadedModel, cache: Cache, tokens: int | None = None) -> Sequence[Document]:
         """The parts, of which those that are generated make up for the others where these are short."""
         if tokens is None:
-            return MixedDocuments([generated(part, model, cache) for part in self.parts])
+            return MixedDocuments([generated(part, model, cache) for part in self.parts], self.names)
         known = [part for part in self.parts if not isinstance(part, DeferredDocuments)]
         rate = characters_per_token(known, model.tokenizer)
         sizes = [math.inf if isinstance(part, DeferredDocuments) else size(part) for part in self.parts]
         asked = [math.ceil(share / rate) for share in shares(sizes, tokens * rate)]
-        return MixedDocuments(
-            [generated(part, model, cache, share) for part, share in zip(self.parts, asked, strict=True)]
-        )
+        documents = [generated(part, model, cache, share) for part, share in zip(self.parts, asked, strict=True)]
+        return MixedDocuments(documents, self.names)

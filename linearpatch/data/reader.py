@@ -208,14 +208,14 @@ class Text:
         """Whether some of the documents have still to be generated."""
         return isinstance(self.documents, DeferredDocuments)
 
-    def generated(self, model: LoadedModel, cache: Cache, spec: BlockSpec, held_out: int = 0) -> Text:
+    def generated(self, model: LoadedModel, cache: Cache, spec: BlockSpec, held_out: int | None = 0) -> Text:
         """The same with the documents that only the dense model can generate; itself where there are none.
 
         Args:
             model: The dense model.
             cache: Keeps what was generated.
             spec: How the text will be cut, so that there is enough of it.
-            held_out: Blocks that will be held out.
+            held_out: Blocks that will be held out; None: as many as `cut_beside` holds out.
         """
         documents = generated(self.documents, model, cache, spec.most_tokens(held_out))
         return self if documents is self.documents else replace(self, documents=documents)
@@ -239,7 +239,13 @@ class Text:
 
     def warnings(self, blocks: TokenBlocks, spec: BlockSpec, tokenizer: Any) -> list[str]:
         """What makes blocks of this text unfit to calibrate on, in sentences with figures."""
-        return text_warnings(blocks, self.texts(tokenizer, spec.most_tokens()), spec, tokenizer)
+        tokens = spec.most_tokens()
+        warnings = text_warnings(blocks, self.texts(tokenizer, tokens), spec, tokenizer)
+        if isinstance(self.documents, MixedDocuments) and tokens is not None:
+            warnings += [
+                f"calibration text {self.source}: {each}" for each in self.documents.shortages(tokens, tokenizer)
+            ]
+        return warnings
 
     def cut_apart(self, spec: BlockSpec, tokenizer: Any, held_out: int) -> tuple[TokenBlocks, TokenBlocks]:
         """Token blocks of the text but its end, and so many of its end."""
@@ -248,7 +254,7 @@ class Text:
 
     def cut_beside(self, spec: BlockSpec, tokenizer: Any) -> tuple[TokenBlocks, TokenBlocks | None]:
         """Token blocks of the text, and a few more of what they leave; None where there are none."""
-        texts = self.texts(tokenizer, spec.most_tokens())
+        texts = self.texts(tokenizer, spec.most_tokens(None))
         return self.allowed(spec).cut_beside(texts, self.separator, tokenizer, self.source)
 
     def allowed(self, spec: BlockSpec) -> BlockSpec:

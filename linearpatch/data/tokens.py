@@ -92,7 +92,13 @@ def tokens(
         cut = Tokens(opened.cut(spec, tokenizer))
     else:
         cut = Tokens(*opened.cut_beside(spec, tokenizer))
-    if copies and cut.held_out is not None:  # a short text may leave none
+    available = 0 if cut.held_out is None else len(cut.held_out.ids)
+    if copies > available:
+        log.warning(
+            "copies is %d, and %s held out, of which each has one. Give held_out=%d for more.",
+            copies, counted(available, "block"), copies,
+        )  # fmt: skip
+    if copies and cut.held_out is not None:
         cut = replace(cut, held_out=cut.held_out.with_copies(copies))
     for doubt in opened.warnings(cut.blocks, spec, tokenizer):
         log.warning("%s", doubt)

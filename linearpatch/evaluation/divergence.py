@@ -56,6 +56,11 @@ class Divergence(TextEvaluation):
             self.spec("divergence")  # checks the rest
 
     @property
+    def needs_dense(self) -> bool:
+        """It compares with the dense model."""
+        return True
+
+    @property
     def protocol(self) -> str:
         """The protocol in words."""
         part = "" if self.num_blocks is None else f", first {self.num_blocks}"

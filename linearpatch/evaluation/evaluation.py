@@ -113,6 +113,11 @@ class Evaluation(ABC):
         """Whether it measures ordinary models of a family alone."""
         return False
 
+    @property
+    def needs_dense(self) -> bool:
+        """Whether it says nothing of a model without the dense one."""
+        return False
+
     @abstractmethod
     def prepare(self, name: str, reader: Reader) -> Preparation:
         """Read what is needed, so that missing data is known before a model is loaded.

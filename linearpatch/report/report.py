@@ -62,7 +62,7 @@ class Report:
 
     def terminal_tables(self, most: int = 2) -> list[RichTable]:
         """The first tables as a terminal shows them, and what was left out."""
-        shown = [rich_table(table) for table in self.tables[:most]]
+        shown = [rich_table(table, f"tables/{table.name}.md") for table in self.tables[:most]]
         return [*shown, failures_table(self.failures)] if self.failures else shown
 
 

@@ -14,12 +14,18 @@ from linearpatch.text import counted
 MOST_LINES = 40
 
 
-def rich_table(table: Table) -> RichTable:
-    """A table with its notes; of a long one the first lines."""
+def rich_table(table: Table, whole: str | None = None) -> RichTable:
+    """A table with its notes.
+
+    Args:
+        table: The table.
+        whole: What has all of it, so that of a long one the first lines will do; None: all lines.
+    """
     shown = RichTable(title=escape(table.title), title_justify="left", caption_justify="left")
     for head, right in zip((*table.heads, *table.columns), table.are_right, strict=True):
         shown.add_column(escape(head), justify="right" if right else "left")
-    left = MOST_LINES
+    most = len(table.lines) if whole is None else MOST_LINES
+    left = most
     for group in table.groups:
         for line in group[:left]:
             cells = [f"[bold]{escape(c.text)}[/bold]" if c.best else escape(c.text) for c in line.cells]
@@ -27,8 +33,8 @@ def rich_table(table: Table) -> RichTable:
             shown.add_row(*(escape(label) for label in line.labels), *marked)
         left -= min(left, len(group))
         shown.add_section()
-    rest = len(table.lines) - MOST_LINES
-    more = [f"… and {counted(rest, 'line')} more in tables/{table.name}.md"] if rest > 0 else []
+    rest = len(table.lines) - most
+    more = [f"… and {counted(rest, 'line')} more: {whole}"] if rest > 0 else []
     shown.caption = escape("\n".join([*more, *table.notes])) or None
     return shown
 

@@ -59,19 +59,22 @@ def versus_text(metric: Metric | None, dense: Metric | None) -> str:
         return ""
     versus = metric.versus.get("dense")
     if versus:
-        return _versus_text(versus)
+        return _versus_text(versus, metric.unit)
     if not dense or not dense.value:
         return ""
     same = (metric.protocol, metric.token_hash) == (dense.protocol, dense.token_hash)
     return f"{metric.value / dense.value:.2f} ×" if same else "different data"
 
 
-def _versus_text(versus: Mapping[str, float]) -> str:
-    """A difference in points or a ratio, with its interval where that is known."""
+def _versus_text(versus: Mapping[str, float], unit: str) -> str:
+    """A difference, of shares in points, or a ratio, with its interval where that is known."""
     if "ratio" in versus:
         return f"{versus['ratio']:.2f} × [{versus['low']:.2f}, {versus['high']:.2f}]"
-    interval = f" [{100 * versus['low']:.1f}, {100 * versus['high']:.1f}]" if "low" in versus else ""
-    return f"{100 * versus['difference']:+.1f}{interval}"
+    if unit == "share":
+        interval = f" [{100 * versus['low']:.1f}, {100 * versus['high']:.1f}]" if "low" in versus else ""
+        return f"{100 * versus['difference']:+.1f}{interval}"
+    interval = f" [{versus['low']:.3g}, {versus['high']:.3g}]" if "low" in versus else ""
+    return f"{versus['difference']:+.3g}{interval}"
 
 
 def retained_text(record: Record, stage: str, name: str, definition: str = "mean_of_ratios") -> str:
@@ -138,7 +141,7 @@ def _gains(record: Record) -> list[str]:
             metric = record.metrics.get(stage, {}).get(name)
             if metric and (versus := metric.versus.get(base)):
                 compared = f"is worse than {base}:" if _is_worse(metric, versus) else f"against {base}"
-                lines.append(f"{name}: {stage} {compared} {_versus_text(versus)}")
+                lines.append(f"{name}: {stage} {compared} {_versus_text(versus, metric.unit)}")
     return lines
 
 

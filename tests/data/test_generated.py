@@ -142,7 +142,7 @@ def test_auto_is_enough_to_cut(parts, num_blocks, held_out):
     corpus = MixtureCorpus(parts={"own": own, **parts}) if parts else own
     model = loaded()
     spec = BlockSpec(num_blocks, 32)
-    text = Reader(corpus, "calibration").open().generated(model, Cache(), spec, held_out)
+    text = Reader(corpus, "calibration").open().generated(model, Cache(), spec, held_out or None)
     cut = text.cut_apart(spec, model.tokenizer, held_out) if held_out else text.cut_beside(spec, model.tokenizer)
     assert [len(blocks.ids) for blocks in cut] == [num_blocks, held_out or 1]
 
@@ -272,7 +272,11 @@ def test_from_python(tmp_path):
     texts = lp.generate_texts(model, tokenizer, **settings)
     assert texts == generate()
     assert len(lp.tokens(texts, tokenizer, blocks=4, length=16).blocks.ids) == 4
-    assert "divergence/text/kl" in lp.evaluate(model, tokenizer, "divergence", text=texts)
+    pruned = lp.prune(model, lp.tokens(texts, tokenizer, 4, 16, held_out=0), 2, pruner="tail").apply(model)
+    metrics = lp.evaluate(pruned, tokenizer, "divergence", text=texts, dense=model)
+    assert metrics["divergence/text/kl"].value > 0
+    with pytest.raises(ConfigError, match=r"dense=MODEL"):
+        lp.evaluate(pruned, tokenizer, "divergence", text=texts)
     tokenizer.chat_template = TEMPLATE
     settings["length"] = 64
     chats = lp.generate_texts(model, tokenizer, **settings, conversations=True, part="evaluation")

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import linearpatch as lp
 from linearpatch.config import compose_experiment
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.errors import ConfigError
@@ -88,6 +89,13 @@ def test_copies_of_no_block_are_rejected():
     with pytest.raises(ConfigError, match="this run holds none out"):
         compose_experiment([*words, "calibration.held_out_copies=2"])
     compose_experiment([*words, "calibration.held_out_copies=2", "calibration.held_out_blocks=6"])
+
+
+def test_copies_of_fewer_blocks_are_a_warning(tmp_path):
+    words = ["model=random", "debug=tiny", "pruner=tail", "patch=scalar", "calibration.held_out_copies=5"]
+    record = lp.run(*words, "num_pruned_layers=2", "eval=[]", "tracker=none", folder=tmp_path / "R")
+    assert record.calibration.held_out["num_blocks"] == 2
+    assert any("held_out_copies is 5, and 1 block held out" in warning for warning in record.calibration.warnings)
 
 
 def test_runs_without_copies_keep_their_names():

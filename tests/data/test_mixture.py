@@ -100,11 +100,15 @@ def test_a_short_part_is_spread_over_a_text_of_known_length():
 @pytest.mark.parametrize(("tokens", "length"), [(100, 18), (163, 18), (190, 21), (390, 43), (9999, 126)])
 def test_a_mixture_reaches_as_far_as_is_read(tokens, length):
     tokenizer = byte_tokenizer()
-    mixed = MixedDocuments([["a" * 10] * 6, ["b" * 10] * 60, ["c" * 10] * 60])
+    mixed = MixedDocuments([["a" * 10] * 6, ["b" * 10] * 60, ["c" * 10] * 60], ["own (a)", "b", "c"])
     documents = mixed.reaching(tokens, tokenizer)
     assert len(documents) == length
     assert (documents is mixed) == (length == 18)
     assert documents.count("a" * 10) == 6
+    warned = mixed.shortages(tokens, tokenizer)
+    assert [warning.partition(" of the mixture")[0] for warning in warned] == {
+        390: ["own (a) has 14.0%"], 9999: ["own (a) has 4.8%"],
+    }.get(tokens, [])  # fmt: skip
 
 
 @pytest.mark.parametrize(
