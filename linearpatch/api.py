@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -263,12 +263,14 @@ def evaluate(
             f"evaluation={name} compares a model with the dense one. Give that, too: evaluate(model, …, dense=MODEL)."
         )
     reader = Reader(PydocCorpus() if text is None else corpus_of(text, column), "evaluation")
-    with _evaluating(model, prunable=False) as decoder, _evaluating(dense or model, prunable=False) as reference:
+    own = nullcontext() if dense is None else _evaluating(dense, prunable=False)
+    with _evaluating(model, prunable=False) as decoder, own as given:
+        reference = given or decoder
         check_vocabulary(decoder, tokenizer)
         check_vocabulary(reference, tokenizer)
         results = Results()
         loaded = LoadedModel(reference, tokenizer, weights_hash(reference.model))
-        subject = Subject("model", decoder, reference if dense is not None else decoder)
+        subject = Subject("model", decoder, reference)
         for measurement in chosen.prepare(name, reader)(loaded, Cache()):
             for measured in measurement.run([subject], lambda _: None):
                 results.metrics.update(measured.metrics)

@@ -235,10 +235,9 @@ def _bad_value(error: OmegaConfBaseException) -> str:
             return f"The key {key!r} doesn't exist{of}. It is a setting of {having}: add that choice."
         return f"The key {key!r} doesn't exist{of}. {suggest(str(error.key), names)}"
     reason = str(error).split("\n")[0]
-    if reason.endswith("is not in struct") and key.partition(".")[0] in LIST_GROUPS:
-        return _setting_of_none_chosen(*key.split(".")[:2])
     if reason.endswith("is not in struct"):
-        return _unknown_entry(key, error)
+        in_list = key.partition(".")[0] in LIST_GROUPS
+        return _setting_of_none_chosen(*key.split(".")[:2]) if in_list else _unknown_entry(key, error)
     if several := re.match(r"Value '([^']+,[^']+)' of type 'str' could not be converted", reason):
         return f"{key}: {reason}. For a run with each, write {key}: {{values: [{several[1]}]}} in the sweep's file."
     if reason == "Interpolation to parent node detected":

@@ -250,14 +250,12 @@ def sequences(
         batch_size: Of them at a time, or `auto`.
         what: Is generated, for people.
     """
-    shared = {"model": model.key, "recipe": recipe.key}
-    longest = {**shared, "longest": True}
-
-    def generate() -> Entry:
-        known = cache.find(KIND, longest, remember=False)
+    key = {"model": model.key, "recipe": recipe.key}
+    with cache.locked(KIND, key):
+        known = cache.find(KIND, key, remember=False)
         done = _unpacked(known)[:number] if known is not None else []
         if len(done) == number:
-            return _packed(done)
+            return done
         if done:
             log.info("%s: resumes after %s of %d", what, counted(len(done), "sequence"), number)
         device, first = model.decoder.input_device, min(number, rows_that_fit(model.decoder, recipe.length))
@@ -269,11 +267,9 @@ def sequences(
             rest = range(len(done), number)
             for _, batch in rows.over(rest, lambda indices: recipe.generate(model.decoder, indices, on_step)):
                 done += batch
-                cache.put(KIND, longest, _packed(done), remember=False)
+                cache.put(KIND, key, _packed(done), remember=False)
         log.info("%s: generated %s in %.0f s", what, counted(number, "sequence"), time.perf_counter() - started)
-        return _packed(done)
-
-    return _unpacked(cache.get(KIND, {**shared, "number": number}, generate))
+    return done
 
 
 def _packed(done: Sequence[Messages]) -> Entry:

@@ -96,11 +96,7 @@ class Calibration(BlocksOfText):
         if self.held_out_blocks is not None:
             require_range("calibration.held_out_blocks", self.held_out_blocks, low=0)
         require_range("calibration.held_out_copies", self.held_out_copies, low=0)
-        if self.held_out_blocks is not None and self.held_out_copies > self.held_out_blocks:
-            raise ConfigError(
-                f"calibration.held_out_copies is {self.held_out_copies}, and each is made of another held-out block. "
-                f"Allowed: at most calibration.held_out_blocks, which is {self.held_out_blocks}."
-            )
+        check_copies(self.held_out_copies, self.held_out_blocks)
         if self.num_blocks not in (None, AUTO) and not _is_whole(self.num_blocks):
             raise ConfigError(
                 f"calibration.num_blocks is {self.num_blocks!r}. Allowed: a whole number of at least 1, auto, or null."
@@ -288,6 +284,15 @@ class Reader:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_copies(copies: int, held_out: int | None) -> None:
+    """Reject more copies than held-out blocks, where their number is given."""
+    if held_out is not None and copies > held_out:
+        raise ConfigError(
+            f"calibration.held_out_copies is {copies}, and each is made of another held-out block. "
+            f"Allowed: at most calibration.held_out_blocks, which is {held_out}."
+        )
 
 
 def check_disjoint(first: Reader, second: Reader) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from linearpatch.data.blocks import BlockSpec, SettingNames, TokenBlocks
 from linearpatch.data.in_memory import corpus_of
-from linearpatch.data.reader import Reader
-from linearpatch.errors import ConfigError, named_as, require_range, require_tokenizer, require_whole
+from linearpatch.data.reader import Reader, check_copies
+from linearpatch.errors import named_as, require_range, require_tokenizer, require_whole
 from linearpatch.storage.cache import Cache
 from linearpatch.text import counted
 
@@ -38,7 +38,7 @@ class Tokens:
         return f"Tokens({counted(number, 'block')} of {length:,}, {spare} held out, from {self.blocks.source})"
 
 
-@named_as({"corpus.": ""})
+@named_as({"corpus.": "", "calibration.held_out_copies": "copies", "calibration.held_out_blocks": "held_out"})
 def tokens(
     text: str | Path | Sequence[Any] | Any,
     tokenizer: Any,
@@ -77,11 +77,7 @@ def tokens(
         if value is not None or setting in ("length", "copies", "seed"):
             require_whole(setting, value)
             require_range(setting, value or 0, low={"blocks": 1, "length": 2}.get(setting, 0))
-    if held_out is not None and copies > held_out:
-        raise ConfigError(
-            f"copies is {copies}, and each is made of another held-out block. Allowed: at most held_out, which is "
-            f"{held_out}."
-        )
+    check_copies(copies, held_out)
     require_tokenizer(tokenizer)
     names = SettingNames("tokens", "length", "held_out", "blocks")
     spec = BlockSpec(blocks, length, sampling if blocks is not None else "first", bos, seed, True, names=names)

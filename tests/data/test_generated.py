@@ -11,7 +11,7 @@ from conftest import tiny_model
 import linearpatch as lp
 from linearpatch.cli import main
 from linearpatch.config import compose_experiment
-from linearpatch.data import generating
+from linearpatch.data import generated, generating
 from linearpatch.data.blocks import BlockSpec
 from linearpatch.data.documents import Chat
 from linearpatch.data.generated import GeneratedCorpus
@@ -65,8 +65,8 @@ def test_purposes_read_text_of_their_own():
 
 def test_sequences_are_full_and_hold_several_documents(monkeypatch):
     model, found = loaded(), []
-    unpacked = generating._unpacked
-    monkeypatch.setattr(generating, "_unpacked", lambda entry: found.append(unpacked(entry)) or found[-1])
+    real = generated.sequences
+    monkeypatch.setattr(generated, "sequences", lambda *args, **named: found.append(real(*args, **named)) or found[-1])
     documents = generate(OFTEN_ENDING, model=model)
     tokens = [message for (message,) in found[-1]]
     assert [len(each) for each in tokens] == [64] * 30
@@ -108,6 +108,7 @@ def test_an_interrupted_generation_resumes_with_the_same_result(tmp_path, monkey
     assert calls == [2, 2, 2, 1]  # the first batch isn't generated again
     assert generate(cache=Cache(tmp_path / "cache")) == expected
     assert calls == [2, 2, 2, 1]
+    assert len(list((tmp_path / "cache" / "generated").glob("*.safetensors"))) == 1
 
 
 def test_more_of_it_begins_with_what_is_there(tmp_path, monkeypatch):
@@ -263,7 +264,7 @@ def test_a_run_reads_generated_text_for_every_purpose(tmp_path):
     record = json.loads(Path("A/result.json").read_text())
     assert record["calibration"]["corpus"] == "generated/calibration"
     assert {"ppl/generated", "divergence/generated/kl"} <= set(record["metrics"]["distilled"])
-    assert len(list(Path("C/generated").glob("*.safetensors"))) == 6  # two for each purpose
+    assert len(list(Path("C/generated").glob("*.safetensors"))) == 3  # one for each purpose
 
 
 def test_from_python(tmp_path):

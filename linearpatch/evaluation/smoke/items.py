@@ -1,7 +1,7 @@
 """The questions of the `smoke` suite, one function a kind, in the form of lm-eval's `custom_dataset`.
 
 lm-eval loads this file by its path, so it imports nothing of the package. Most were written one by one; capitals and
-pronouns follow a rule. Of four sentences with pronouns that were tried, the two are kept in which SmolLM2 is best told
+pronouns follow a rule. Of four sentences with pronouns that were tried, the two are kept that best distinguish SmolLM2
 from itself without layers 10 to 18.
 """
 
