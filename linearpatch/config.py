@@ -27,7 +27,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, StringNode, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from linearpatch.choices import CONF_DIR, PRESET_GROUPS, choices, unknown_choice
-from linearpatch.errors import ConfigError, suggest
+from linearpatch.errors import ConfigError, named_as, suggest
 from linearpatch.experiment import Experiment
 from linearpatch.overrides import advice, expanded, override
 from linearpatch.registry import GROUPS, LIST_GROUPS, components, setting_names
@@ -177,9 +177,34 @@ def to_experiment(config: DictConfig) -> Experiment:
         ConfigError: a value is missing or impossible.
     """
     with readable_errors():
-        experiment = OmegaConf.to_object(config)
+        try:
+            experiment = OmegaConf.to_object(config)
+        except ConfigError:
+            _check_each(config)
+            raise
         assert isinstance(experiment, Experiment)
         return experiment
+
+
+def _check_each(node: DictConfig | ListConfig) -> None:
+    """Build each component alone, so that errors name its settings where they are: it may be one of several corpora.
+
+    Raises:
+        ConfigError: a component rejects its settings.
+    """
+    content = node._content
+    for child in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        if isinstance(child, DictConfig | ListConfig) and not child._is_interpolation():
+            _check_each(child)
+    key = str(node._get_full_key(None))
+    for group in GROUPS:
+        for name, cls in components(group).items():
+            if OmegaConf.get_type(node) is cls:
+                names = {f"{group}.": f"{key}.", f"{group}=": f"{group}@{key}="}
+                if group in LIST_GROUPS:
+                    names = {f"{group}.{name}.": f"{key}."}
+                with named_as(names if key != group else {}):
+                    OmegaConf.to_object(node)
 
 
 @contextmanager

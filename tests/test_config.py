@@ -121,6 +121,31 @@ def test_every_mistake_has_a_sentence(override, message):
     assert "Traceback" not in str(error.value)
 
 
+GENERATED = "+corpus@calibration.corpus.parts.mine=generated"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["corpus@calibration.corpus=generated", "calibration.corpus.top_p=2"], "calibration.corpus.top_p is 2.0."),
+        (
+            ["corpus@calibration.corpus=broad", GENERATED, "calibration.corpus.parts.mine.prompts=[Hello]"],
+            "Add calibration.corpus.parts.mine.conversations=true.",
+        ),
+        (
+            ["corpus@calibration.corpus=broad", "calibration.corpus.calibration=train"],
+            "such as calibration.corpus.parts.NAME.calibration=train.",
+        ),
+        (["eval=[ppl_pydoc]", "eval.ppl_pydoc.num_blocks=0"], "eval.ppl_pydoc.num_blocks is 0."),
+        (["distillation.num_blocks=0"], "distillation.num_blocks is 0."),
+    ],
+)
+def test_errors_name_settings_where_they_are(overrides, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        compose_experiment(overrides)
+    assert " corpus." not in f" {error.value}"
+
+
 def test_a_corpus_sets_all_readers_and_each_can_be_overridden_alone():
     both = compose_experiment(["corpus=wikitext2"])
     assert both.calibration_reader.source == "wikitext2/train[:50%]"
