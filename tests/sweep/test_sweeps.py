@@ -1,21 +1,14 @@
-"""Sweeps from the command line: resumed, isolated, forced, stopped, and run by each launcher."""
+"""Sweeps from the command line: resumed, isolated, forced, rejected, and run by each launcher."""
 
-import json
 import os
-import random
-import re
-import shutil
-import signal
 import stat
 import subprocess
-import sys
 import threading
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from small_sweeps import APART, GRID, SLOW, TINY, kill_one, records, states
 
 from linearpatch.cli import main
 from linearpatch.config import compose_experiment
@@ -23,13 +16,6 @@ from linearpatch.storage.temporary import temporary_path
 from linearpatch.sweep.launchers import LAUNCHERS
 from linearpatch.sweep.launchers.slurm import SlurmLauncher
 from linearpatch.sweep.worker import _with_less_memory
-
-TINY = ("debug=tiny", "model=random", "num_pruned_layers=3", "tracker=none")
-GRID = ("pruner=streamline,sleb", "patch=none,rotate")
-APART = ("model.seed=0,1", "patch=none")  # two runs that share nothing
-KILLS = int(os.environ.get("LINEARPATCH_KILLS", "2"))  # of the test that kills jobs; benchmarks/README.md took 20
-# Takes long enough to be killed in the middle.
-SLOW = ("model.settings.num_hidden_layers=24", "calibration.num_blocks=24", "eval.ppl.num_blocks=60")
 
 
 @pytest.fixture(autouse=True)
@@ -41,28 +27,9 @@ def sweep(*overrides) -> int:
     return main(["run", "-m", *TINY, *overrides])
 
 
-def records(folder) -> dict:
-    """The records of a sweep by run, without what differs from time to time and from place to place."""
-    found = {}
-    for file in Path(folder).glob("*/result.json"):
-        record = json.loads(file.read_text())
-        for name in ("timings_s", "peak_memory_bytes", "environment"):
-            del record[name]
-        for name in ("output_dir", "cache_dir", "group"):
-            del record["config"][name]
-        for name in ("group", "command", "answered"):
-            del record[name]
-        found[record["run_id"]] = record
-    return found
-
-
 def shown(capsys) -> str:
     """What was printed to stdout since the last call, in one line: a sentence in a table's cell is whole."""
     return " ".join(capsys.readouterr().out.replace("│", " ").split())
-
-
-def states(folder) -> dict:
-    return {run: record["status"] for run, record in records(folder).items()}
 
 
 @pytest.fixture(scope="module")
@@ -178,168 +145,6 @@ def test_a_dry_run_says_what_a_run_would_reject(capsys):
     assert sweep("num_pruned_layers=3,12", "output_dir=S", "--dry-run") == 1
     told = shown(capsys)
     assert "Allowed: 1 to 11." in told
-
-
-def start(*overrides, many=True, elsewhere=False) -> subprocess.Popen:
-    """A sweep, or a run; as on another machine, by its name."""
-    command = [sys.executable, "-m", "linearpatch.cli", "run", *(["-m"] if many else []), *TINY, *SLOW, *overrides]
-    if elsewhere:
-        command = ["unshare", "--uts", "sh", "-c", 'hostname elsewhere; exec "$@"', "sh", *command]
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-
-def can_be_elsewhere() -> bool:
-    return subprocess.run(["unshare", "--uts", "hostname", "elsewhere"], capture_output=True).returncode == 0
-
-
-def kill_all(process, folder, after_s) -> bool:
-    """Kill a sweep or a run with all its processes, some time after its work began; whether it was at work."""
-    while not running(folder) and process.poll() is None:
-        time.sleep(0.01)
-    time.sleep(after_s)
-    was_at_work = process.poll() is None
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    return was_at_work
-
-
-def left_behind(*folders) -> list[Path]:
-    """What only a process at work has: leases, files that are being written, its progress."""
-    names = re.compile(r".*\.lease(\..*)?|.*\.tmp|\..*\.previous|progress\.json")
-    return [path for folder in folders for path in Path(folder).rglob("*") if names.fullmatch(path.name)]
-
-
-def running(folder) -> list[int]:
-    """Processes of the jobs that run now."""
-    found = []
-    for file in [*Path(folder).glob("*/progress.json"), *Path(folder).glob(".shared/*/progress.json")]:
-        try:
-            found.append(json.loads(file.read_text())["process"])
-        except (OSError, ValueError):
-            continue
-    return found
-
-
-def kill_one(folder, number=signal.SIGKILL, within_s=120.0) -> bool:
-    """Kill a job as soon as one runs."""
-    until = time.monotonic() + within_s
-    while time.monotonic() < until:
-        for process in running(folder):
-            try:
-                os.kill(process, number)
-            except ProcessLookupError:
-                continue
-            return True
-        time.sleep(0.01)
-    return False
-
-
-@pytest.mark.slow
-def test_a_job_that_is_killed_is_recorded_and_the_others_continue():
-    process = start(*APART, "output_dir=S")
-    assert kill_one("S")
-    said = process.communicate()[1]
-    assert process.returncode == 1
-    assert "killed by SIGKILL (the machine may have run out of memory)" in said
-    assert sorted(states("S").values()) == ["completed", "failed"]
-    assert start(*APART, "output_dir=S").wait() == 0
-    assert set(states("S").values()) == {"completed"}
-
-
-@pytest.mark.slow
-def test_jobs_killed_at_random_lose_nothing_that_is_finished(tmp_path, monkeypatch):
-    grid = (*GRID, "model.settings.num_hidden_layers=10")  # SLEB's search through 24 would take minutes, twice
-    monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "undisturbed"))
-    assert start(*grid, "output_dir=undisturbed_sweep").wait() == 0
-    monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "disturbed"))
-    monkeypatch.setenv("LINEARPATCH_LEASE_S", "3")
-    generator, done, begun = random.Random(0), 0, 0
-    finished: dict[str, int] = {}
-    while True:
-        begun += 1
-        elsewhere = begun == 2 and can_be_elsewhere()
-        process = start(*grid, "output_dir=S", elsewhere=elsewhere)
-        if elsewhere:
-            done += kill_all(process, "S", generator.uniform(0, 3))
-            continue
-        while process.poll() is None and done < KILLS:
-            time.sleep(generator.uniform(0, 3))
-            done += kill_one("S", within_s=1.0)
-        process.communicate()
-        now = {file: (file.parent / "result.json").stat().st_mtime_ns for file in Path("S").glob("*/config.yaml")}
-        completed = {str(file): now[file] for file in now if states("S")[file.parent.name] == "completed"}
-        assert finished.items() <= completed.items()  # what was finished was not touched again
-        finished = completed
-        if process.returncode == 0:
-            break
-    assert done >= KILLS
-    assert records("S") == records("undisturbed_sweep")
-    assert left_behind("S", tmp_path / "disturbed", tmp_path / "undisturbed") == []
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_at_random_resumes(tmp_path, monkeypatch):
-    words = ("pruner=sleb", "patch=rotate", "save_model=true", "model.settings.num_hidden_layers=10")
-    monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "undisturbed"))
-    # A name as long as S: the card and the manifest hold it, and the record how large the checkpoint is.
-    assert start(*words, "output_dir=U/run", many=False).wait() == 0
-    monkeypatch.setenv("LINEARPATCH_CACHE", str(tmp_path / "disturbed"))
-    monkeypatch.setenv("LINEARPATCH_LEASE_S", "3")
-    generator, done = random.Random(0), 0
-    while done < KILLS:
-        elsewhere = done == 1 and can_be_elsewhere()
-        process = start(*words, "output_dir=S/run", many=False, elsewhere=elsewhere)
-        if kill_all(process, "S", generator.uniform(0, 4)):
-            done += 1
-        else:  # it was faster: from the beginning
-            assert process.returncode == 0
-            for folder in ("S", tmp_path / "disturbed"):
-                shutil.rmtree(folder)
-    assert start(*words, "output_dir=S/run", many=False).wait() == 0
-    assert records("S") == records("U")
-    weights = [Path(folder, "run/model/model.safetensors").read_bytes() for folder in ("S", "U")]
-    assert weights[0] == weights[1]
-    assert left_behind("S", tmp_path / "disturbed", tmp_path / "undisturbed") == []
-
-
-@pytest.fixture
-def _heeded():
-    """A background job of a shell ignores SIGINT, and so would all that it starts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("_heeded")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_sweep_that_is_stopped_says_so_and_resumes_later(number):
-    process = start(*APART, "output_dir=S")
-    while not running("S"):
-        time.sleep(0.01)
-    os.kill(process.pid, number)
-    process.communicate()
-    assert process.returncode != 0
-    until = time.monotonic() + 30
-    while running("S") and time.monotonic() < until:  # no job outlives the sweep
-        time.sleep(0.1)
-    left = [json.loads(file.read_text())["status"] for file in Path("S").glob("**/result.json")]
-    assert set(left) <= {"completed", "interrupted"}
-    assert "interrupted" in left
-    assert start(*APART, "output_dir=S").wait() == 0
-    assert set(states("S").values()) == {"completed"}
-
-
-@pytest.mark.slow
-def test_two_sweeps_at_once_wait_for_each_other():
-    both = [start("patch=none,rotate", "pruner=streamline", "output_dir=S") for _ in range(2)]
-    for process in both:
-        process.communicate()
-    assert [process.returncode for process in both] == [0, 0]
-    assert list(states("S").values()) == ["completed"] * 2
 
 
 @pytest.mark.slow
