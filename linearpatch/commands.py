@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from linearpatch import pipeline
 from linearpatch.cli import run as cli_run
 from linearpatch.cli.jobs import Jobs
-from linearpatch.config import check_choices, compose_experiment, readable_errors, register_schemas
+from linearpatch.config import check_choices, compose_experiment, register_schemas
+from linearpatch.config_errors import readable_errors
 from linearpatch.errors import ConfigError
 from linearpatch.experiment import Experiment
 from linearpatch.models.origins import Origin, remember_origin

@@ -13,7 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from linearpatch.choices import CONF_DIR
-from linearpatch.config import check_choices, job_config, readable_errors, resolved, settle_texts, to_experiment
+from linearpatch.config import check_choices, job_config, resolved, settle_texts, to_experiment
+from linearpatch.config_errors import readable_errors
 from linearpatch.errors import ConfigError, check_group
 from linearpatch.experiment import digest
 from linearpatch.overrides import command as repeating

@@ -65,7 +65,8 @@ def execute(arguments: argparse.Namespace) -> int:
 
     # Imported late: a wrong name is reported in a second, and what follows imports PyTorch.
     from linearpatch.cli.jobs import Jobs
-    from linearpatch.config import check_choices, readable_errors, register_schemas
+    from linearpatch.config import check_choices, register_schemas
+    from linearpatch.config_errors import readable_errors
     from linearpatch.runtime.distributed import Workers
     from linearpatch.runtime.signals import terminable
 

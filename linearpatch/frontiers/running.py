@@ -12,7 +12,8 @@ from pathlib import Path
 
 from linearpatch.budgets.budget import sizes_of
 from linearpatch.calibration.workspace import Workspace
-from linearpatch.config import check_choices, compose_config, readable_errors, resolved, to_experiment
+from linearpatch.config import check_choices, compose_config, resolved, to_experiment
+from linearpatch.config_errors import readable_errors
 from linearpatch.errors import ConfigError, LinearPatchError
 from linearpatch.experiment import Experiment, digest
 from linearpatch.models.decoder import text_config

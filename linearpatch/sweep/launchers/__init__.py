@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from linearpatch.config import readable_errors
+from linearpatch.config_errors import readable_errors
 from linearpatch.errors import require_choice
 from linearpatch.sweep.launchers.basic import BasicLauncher
 from linearpatch.sweep.launchers.ray import RayLauncher
