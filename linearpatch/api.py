@@ -94,7 +94,8 @@ def generate_texts(
         length: Tokens in each.
         part: `calibration`, `distillation` or `evaluation`: each has random numbers of its own.
         cache_dir: Keeps what was generated, so that an interrupted generation resumes; None keeps nothing.
-        settings: Of the corpus, such as `temperature`, `top_p`, `seed`, `conversations=True` and `prompts`.
+        settings: Of the corpus, such as `temperature`, `top_p`, `seed`, `conversations=True` and `prompts` (at least
+            three different ones: each part has its own).
 
     Returns:
         Documents: texts, or with `conversations` chats (lists of `role` and `content`).
@@ -260,7 +261,8 @@ def evaluate(
         chosen = resolve("eval", evaluation, Evaluation, settings)  # type: ignore[type-abstract]
     if dense is None and chosen.needs_dense:
         raise ConfigError(
-            f"evaluation={name} compares a model with the dense one. Give that, too: evaluate(model, …, dense=MODEL)."
+            f"evaluation={name} compares a model with the dense one. Give that, too: evaluate(model, …, dense=MODEL)"
+            f"{', or num_continuations=0' if name == 'generation' else ''}."
         )
     reader = Reader(PydocCorpus() if text is None else corpus_of(text, column), "evaluation")
     own = nullcontext() if dense is None else _evaluating(dense, prunable=False)
@@ -268,6 +270,11 @@ def evaluate(
         reference = given or decoder
         check_vocabulary(decoder, tokenizer)
         check_vocabulary(reference, tokenizer)
+        if decoder.vocab_size != reference.vocab_size:
+            raise ConfigError(
+                f"dense has a vocabulary of {reference.vocab_size:,}, and the model one of {decoder.vocab_size:,}. "
+                "Give the dense model that this one was made of."
+            )
         results = Results()
         loaded = LoadedModel(reference, tokenizer, weights_hash(reference.model))
         subject = Subject("model", decoder, reference)

@@ -90,6 +90,8 @@ def _bad_value(error: OmegaConfBaseException) -> str:
             f"{key} takes what it is a part of. Choose another {key.partition('.')[0]}: this one takes in the run's "
             "own, and is for one purpose, as in corpus@calibration.corpus=broad."
         )
+    if reason.endswith("is not a ListConfig, list or tuple."):
+        return f"{key} takes a list. Write it in brackets, also of one: {key}=[…]."
     if converted := CONVERSION.match(reason):
         return f"{key} is {converted[1]!r}. Allowed: {ALLOWED_TYPES.get(converted[2], converted[2])}."
     return f"{key}: {reason}."

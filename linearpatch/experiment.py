@@ -282,7 +282,8 @@ class Experiment:
             config: The model's, as transformers has it.
 
         Raises:
-            ConfigError: so many layers can't be removed, or not these with this patch; or a rank is too large.
+            ConfigError: so many layers can't be removed, or not these with this patch; a rank is too large; or
+                blocks are longer than what the model reads.
         """
         text = config.get_text_config(decoder=True)
         num_layers, hidden_size = text.num_hidden_layers, getattr(text, "hidden_size", None)
@@ -292,6 +293,12 @@ class Experiment:
         self.pruner.check(num_layers, size)
         for reader in self.readers:
             reader.corpus.check_model(config)
+        specs = [self.calibration_blocks(), *(evaluation.spec(name) for name, evaluation in self.evaluations.items())]
+        if self.training is not None:
+            specs.append(self.distillation.blocks(self.seed))
+        for spec in specs:
+            if spec is not None:
+                spec.check_model(text)
         known = self.pruner.known_choice(num_layers, size)
         if known is not None:
             self.patch.place(interfaces_of(known))
@@ -322,7 +329,7 @@ class Experiment:
 
     def _reader(self, purpose: str, own: Corpus | None) -> Reader:
         datasets_dir = Path(self.datasets_dir).expanduser() if self.datasets_dir else None
-        return Reader(own or self.corpus, purpose, datasets_dir)
+        return Reader(own or self.corpus, purpose, datasets_dir, key=f"{purpose}.corpus" if own else "corpus")
 
 
 def digest(value: Any) -> str:

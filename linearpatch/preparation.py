@@ -55,7 +55,9 @@ class Texts:
             DataError: one can't be read, or has nothing for its purpose.
         """
         preparations = [chosen.prepare(name, evaluation) for name, chosen in evaluations.items()]
-        notes = dict.fromkeys(reader.corpus.note for reader in (calibration, evaluation) if reader.corpus.note)
+        notes = dict.fromkeys(
+            note for reader in (calibration, evaluation) for note in reader.corpus.notes(reader.purpose)
+        )
         return cls(calibration.open(), training.open() if training else None, preparations, list(notes))
 
     @property

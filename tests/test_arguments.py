@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from conftest import tiny_model
 
 import linearpatch as lp
 from linearpatch.errors import ConfigError, DataError, LinearPatchError, named_as
@@ -17,7 +18,8 @@ def use() -> Callable[[str], Any]:
     model, tokenizer = lp.load_model("random")
     data = lp.tokens(TEXT, tokenizer, 8, 64, held_out=0)
     edit = lp.prune(model, data, 2, pruner="tail", protect_last=0)
-    names = {"lp": lp, "model": model, "tokenizer": tokenizer, "data": data, "edit": edit, "TEXT": TEXT}
+    other = tiny_model(vocab_size=1024)
+    names = {"other": other, "lp": lp, "model": model, "tokenizer": tokenizer, "data": data, "edit": edit, "TEXT": TEXT}
     return lambda call: eval(call, names)
 
 
@@ -31,6 +33,11 @@ def use() -> Callable[[str], Any]:
         ("lp.repair(model, edit, data, patch='lstsq', ridge=-1)", "^ridge is -1"),
         ("lp.distill(model, edit, data, learning_rate=-1)", "^learning_rate is -1"),
         ("lp.evaluate(model, tokenizer, 'divergence', TEXT, seq_len=1)", "^seq_len is 1"),
+        ("lp.evaluate(model, tokenizer, 'generation', TEXT)", r"dense=MODEL\), or num_continuations=0\."),
+        (
+            "lp.evaluate(model, tokenizer, 'divergence', TEXT, dense=other)",
+            "^dense has a vocabulary of 1,024",
+        ),
         ("lp.perplexity(model, tokenizer, TEXT, length=1)", "^length is 1"),
         ("lp.perplexity(model, tokenizer, TEXT, blocks=0)", "^blocks is 0"),
         ("lp.generate_texts(model, tokenizer, temperature=0)", "^temperature is 0"),

@@ -138,6 +138,24 @@ GENERATED = "+corpus@calibration.corpus.parts.mine=generated"
         ),
         (["eval=[ppl_pydoc]", "eval.ppl_pydoc.num_blocks=0"], "eval.ppl_pydoc.num_blocks is 0."),
         (["distillation.num_blocks=0"], "distillation.num_blocks is 0."),
+        ([GENERATED], "such as corpus@calibration.corpus=broad."),
+        (
+            ["corpus@calibration.corpus=broad", "calibration.corpus.parts.pydoc=c4"],
+            "not set as a value: corpus@calibration.corpus.parts.pydoc=c4.",
+        ),
+        (
+            [
+                "corpus@calibration.corpus=broad",
+                "calibration.corpus.parts.own=null",
+                "calibration.corpus.parts.pydoc=null",
+            ],
+            "corpus broad has no parts. Add some: +corpus@calibration.corpus.parts.NAME=CORPUS.",
+        ),
+        (
+            ["eval=[divergence]", *(f"+corpus@eval.divergence.corpora.{key}=generated" for key in "ab")],
+            "both called 'generated', and so would be their metrics. Call one otherwise: eval.divergence.corpora.b.",
+        ),
+        (["eval=[long]", "eval.long.lengths=512"], "eval.long.lengths takes a list. Write it in brackets"),
     ],
 )
 def test_errors_name_settings_where_they_are(overrides, message):
@@ -215,3 +233,25 @@ def test_configs_are_values():
 )
 def test_a_stage_that_there_is_not_is_the_one_before(words, measured):
     assert compose_experiment(words).measured_stages == measured
+
+
+def test_a_text_of_an_evaluation_can_be_left_out():
+    composed = compose_experiment(["eval=[divergence_generated]", "eval.divergence_generated.corpora.generated=null"])
+    (reader,) = composed.evaluations["divergence_generated"].readers(composed.evaluation_reader)
+    assert reader == composed.evaluation_reader
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["eval.ppl.seq_len=4500"],
+        ["calibration.block_length=4500"],
+        ["eval=[generation]", "eval.generation.prompt_length=4500"],
+        ["distill=output_kl", "distillation.block_length=4500", "stages=[dense,distilled]"],
+    ],
+)
+def test_nothing_longer_than_the_model_reads_is_measured(words):
+    experiment = compose_experiment(["model=random", *words])
+    key = words[0].partition("=")[0] if len(words) == 1 else words[1].partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)} is 4,500, and the model reads 4,096 tokens"):
+        experiment.check_model(experiment.model.config(experiment.cache_path))

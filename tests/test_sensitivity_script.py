@@ -63,8 +63,13 @@ def test_a_measure_at_its_floor_has_no_winner_and_no_correlation(compare):
 
 
 def test_a_folder_without_runs_is_named(compare, tmp_path):
-    with pytest.raises(SystemExit, match=r"No completed run in .*elsewhere"):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match=r"No completed run of a sweep in .*empty"):
+        compare.main(tmp_path, tmp_path / "empty")
+    with pytest.raises(SystemExit, match=r"elsewhere is no folder"):
         compare.main(tmp_path, tmp_path / "elsewhere")
+    with pytest.raises(SystemExit, match=r"Name the folder of a sweep"):
+        compare.main()
 
 
 @pytest.mark.slow

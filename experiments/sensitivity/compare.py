@@ -82,11 +82,18 @@ class Sensitivity:
 
 def main(*folders: Path) -> None:
     """Print both tables of the runs in some folders."""
+    if not folders:
+        sys.exit("Name the folder of a sweep, such as outputs/sensitivity.")
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        sys.exit(f"{missing[0]} is no folder. Name that of a sweep, such as outputs/sensitivity.")
     paths = [path.parent for folder in folders for path in sorted(folder.glob("*/result.json"))]
     recipes = [recipe for path in paths if (recipe := recipe_of(path))]
     if not recipes:
-        places = ", ".join(map(str, folders)) or "no folder"
-        sys.exit(f"No completed run in {places} (*/result.json). Make some: linearpatch run -m experiment=sensitivity")
+        places = ", ".join(map(str, folders))
+        sys.exit(
+            f"No completed run of a sweep in {places} (*/result.json). Make some: "
+            "linearpatch run -m experiment=sensitivity"
+        )
     console = Console(width=170)
     sizes = sorted({recipe.size for recipe in recipes})
     measures = measures_of(recipes)

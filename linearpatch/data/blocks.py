@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from linearpatch.data.repetitions import NO_REPETITIONS, Repetitions, scale_of, without_repetitions
-from linearpatch.errors import DataError, require_choice, require_range
+from linearpatch.errors import ConfigError, DataError, require_choice, require_range
 from linearpatch.text import counted
 
 SAMPLINGS = ("first", "windows", "crops", "document_crops")
@@ -129,6 +129,19 @@ class BlockSpec:
             raise DataError(
                 f"{owner}.sampling={self.sampling} needs {owner}.{self.names.number}. Set it; only "
                 f"{owner}.sampling=first can take all."
+            )
+
+    def check_model(self, config: Any) -> None:
+        """Reject blocks that are longer than what a model reads, as far as its configuration says that.
+
+        Raises:
+            ConfigError: names the setting.
+        """
+        longest = getattr(config, "max_position_embeddings", None)
+        if isinstance(longest, int) and 0 < longest < self.block_length:
+            raise ConfigError(
+                f"{self.names.owner}.{self.names.length} is {self.block_length:,}, and the model reads {longest:,} "
+                f"tokens (max_position_embeddings of its configuration). Set it to at most {longest}."
             )
 
     def advice(self, num_tokens: float) -> str:

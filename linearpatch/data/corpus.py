@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -61,6 +61,10 @@ class Corpus(ABC):
         """The split that a purpose reads."""
         return str(getattr(self, purpose))
 
+    def notes(self, purpose: str) -> list[str]:
+        """What a reader of numbers must know of the text that a purpose reads, in sentences."""
+        return [self.note] if self.note else []
+
     def sources(self, purpose: str) -> list[tuple[Corpus, str]]:
         """The corpora that a purpose reads, itself as a rule, and of which split."""
         return [(self, self.split(purpose))]
@@ -96,6 +100,12 @@ class Corpus(ABC):
 
 def require_corpus(what: str, value: object, *choices: str) -> None:
     """Raise `ConfigError` unless `value` is a corpus, with the choices that make it one, such as `corpus`."""
+    if isinstance(value, Mapping):
+        way_out = " or ".join(f"{choice}=broad" for choice in choices)
+        raise ConfigError(
+            f"{what} has settings ({', '.join(map(str, value))}), and no corpus is chosen there. Choose one, such as "
+            f"{way_out}."
+        )
     if not isinstance(value, Corpus):
         way_out = " or ".join(f"{choice}={value}" for choice in choices)
         raise ConfigError(f"{what} is {value!r}. A corpus is chosen by an override, not set as a value: {way_out}.")

@@ -11,7 +11,7 @@ from typing import Any
 from linearpatch.data.corpus import PURPOSES, Corpus, require_corpus
 from linearpatch.data.documents import DeferredDocuments, Document, Documents, generated
 from linearpatch.data.mixing import MixedDocuments, characters_per_token, shares, size
-from linearpatch.errors import ConfigError
+from linearpatch.errors import ConfigError, named_as
 from linearpatch.models.model import LoadedModel
 from linearpatch.registry import component, identity
 from linearpatch.storage.cache import Cache
@@ -41,17 +41,22 @@ class MixtureCorpus(Corpus):
         for purpose in PURPOSES:
             if self.split(purpose) != purpose:
                 raise ConfigError(
-                    f"corpus mixture has no splits of its own, and {purpose} is {self.split(purpose)!r}. Set the split "
-                    f"of a part, such as corpus.parts.NAME.{purpose}={self.split(purpose)}."
+                    f"corpus {self.name} has no splits of its own, and {purpose} is {self.split(purpose)!r}. Set the "
+                    f"split of a part, such as corpus.parts.NAME.{purpose}={self.split(purpose)}."
                 )
         for name, part in self.leaves.items():
-            choices = (f"corpus@corpus.parts.{name}", f"corpus@calibration.corpus.parts.{name}")
-            require_corpus(f"The part {name} of corpus mixture", part, *choices)
+            require_corpus(f"The part {name} of corpus {self.name}", part, f"corpus@corpus.parts.{name}")
         if not self.leaves:
-            raise ConfigError(
-                "corpus mixture has no parts. Add some: +corpus@corpus.parts.NAME=CORPUS, or where calibration alone "
-                "reads it +corpus@calibration.corpus.parts.NAME=CORPUS."
+            raise ConfigError(f"corpus {self.name} has no parts. Add some: +corpus@corpus.parts.NAME=CORPUS.")
+
+    def notes(self, purpose: str) -> list[str]:
+        """Of several texts to calibrate on, which they are."""
+        notes = super().notes(purpose)
+        if purpose == "calibration" and len(names := dict.fromkeys(part.name for part in self.leaves.values())) > 1:
+            notes.append(
+                f"calibrated on {' and '.join(names)} in equal shares (calibration.corpus=null: the run's own text)"
             )
+        return notes
 
     def sources(self, purpose: str) -> list[tuple[Corpus, str]]:
         """Those of the parts."""
@@ -64,7 +69,10 @@ class MixtureCorpus(Corpus):
 
     def documents(self, split: str, datasets_dir: Path | None = None) -> Documents:
         """Those of all parts that a purpose reads, taken in turn."""
-        parts = [part.read(split, datasets_dir) for part in self.leaves.values()]
+        parts = []
+        for name, part in self.leaves.items():
+            with named_as({"corpus.": f"corpus.parts.{name}."}):
+                parts.append(part.read(split, datasets_dir))
         known = [part for part in parts if not isinstance(part, DeferredDocuments)]
         names = [f"{name} ({part.name})" for name, part in self.leaves.items()]
         return MixedDocuments(known, names) if len(known) == len(parts) else DeferredMixture(parts, names)

@@ -14,7 +14,7 @@ from linearpatch.data.corpus import PURPOSES, Corpus, overlap, require_corpus
 from linearpatch.data.documents import DeferredDocuments, Documents, generated, rendered
 from linearpatch.data.mixing import MixedDocuments
 from linearpatch.data.quality import text_warnings
-from linearpatch.errors import ConfigError, require_choice, require_range, settings_of
+from linearpatch.errors import ConfigError, named_as, require_choice, require_range, settings_of
 from linearpatch.models.model import LoadedModel
 from linearpatch.registry import component, identity
 from linearpatch.storage.cache import Cache
@@ -260,11 +260,19 @@ class Text:
 
 @dataclass(frozen=True)
 class Reader:
-    """A corpus for one purpose."""
+    """A corpus for one purpose.
+
+    Attributes:
+        corpus: The corpus.
+        purpose: `calibration`, `distillation` or `evaluation`.
+        datasets_dir: Local copies of data sets.
+        key: Of the corpus in the configuration, for errors.
+    """
 
     corpus: Corpus
     purpose: str
     datasets_dir: Path | None = None
+    key: str = "corpus"
 
     @property
     def source(self) -> str:
@@ -273,8 +281,9 @@ class Reader:
 
     def open(self) -> Text:
         """Read the documents."""
-        documents = self.corpus.read(self.purpose, self.datasets_dir)
         corpus = self.corpus
+        with named_as({"corpus.": f"{self.key}."}):
+            documents = corpus.read(self.purpose, self.datasets_dir)
         return Text(documents, corpus.separator, corpus.name, self.source, corpus.short_text)
 
     def read(self, spec: BlockSpec, tokenizer: Any) -> TokenBlocks:

@@ -71,6 +71,11 @@ class Generation(Evaluation):
         with settings_of("eval.generation"):
             self.spec("generation")  # checks the rest
 
+    @property
+    def needs_dense(self) -> bool:
+        """Continuations are compared with those of the dense model."""
+        return self.num_continuations > 0
+
     def spec(self, name: str) -> BlockSpec | None:
         """How the text is cut into beginnings, for the evaluation of that name."""
         if not self.num_continuations:

@@ -11,6 +11,7 @@ from typing import Any
 from linearpatch.data.blocks import BlockSpec, TokenBlocks
 from linearpatch.data.corpus import Corpus, require_corpus
 from linearpatch.data.reader import Reader, Text
+from linearpatch.errors import ConfigError
 from linearpatch.evaluation.evaluation import Evaluation, Measurement, Preparation
 from linearpatch.models.model import LoadedModel
 from linearpatch.storage.cache import Cache
@@ -23,7 +24,7 @@ class TextEvaluation(Evaluation):
     """Measures on windows of texts.
 
     Attributes:
-        corpora: Corpora by name; empty reads the run's evaluation corpus.
+        corpora: Corpora by a name of your choice; null leaves one out. Without any the run's evaluation corpus is read.
     """
 
     corpora: dict[str, Any] = field(default_factory=dict)
@@ -42,13 +43,23 @@ class TextEvaluation(Evaluation):
 
     def check_corpora(self, name: str) -> None:
         """Reject what is no corpus, for the evaluation of that name."""
-        for each, corpus in self.corpora.items():
-            require_corpus(f"eval.{name}.corpora.{each}", corpus, f"+corpus@eval.{name}.corpora.{each}")
+        keys: dict[str, str] = {}
+        for key, corpus in self._given.items():
+            require_corpus(f"eval.{name}.corpora.{key}", corpus, f"+corpus@eval.{name}.corpora.{key}")
+            if (other := keys.setdefault(corpus.name, key)) != key:
+                raise ConfigError(
+                    f"eval.{name}.corpora.{other} and eval.{name}.corpora.{key} are both called {corpus.name!r}, and "
+                    f"so would be their metrics. Call one otherwise: eval.{name}.corpora.{key}.name={key}."
+                )
+
+    @property
+    def _given(self) -> Mapping[str, Corpus]:
+        """The corpora that aren't left out."""
+        return {key: corpus for key, corpus in self.corpora.items() if corpus is not None}
 
     def readers(self, reader: Reader) -> tuple[Reader, ...]:
         """One reader for each corpus."""
-        named: Mapping[str, Corpus] = self.corpora
-        return tuple(replace(reader, corpus=corpus) for corpus in named.values()) or (reader,)
+        return tuple(replace(reader, corpus=corpus) for corpus in self._given.values()) or (reader,)
 
     def prepare(self, name: str, reader: Reader) -> Preparation:
         """Read each corpus; cut into windows, each is a measurement of its own."""

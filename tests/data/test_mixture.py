@@ -55,7 +55,7 @@ def test_what_cant_be_mixed_is_rejected():
         MixtureCorpus(calibration="train")
     with pytest.raises(ConfigError, match=r"\+corpus@corpus\.parts\.NAME=CORPUS"):
         MixtureCorpus()
-    with pytest.raises(ConfigError, match=r"corpus@corpus\.parts\.wikitext2=c4 or corpus@calibration\.corpus\.parts"):
+    with pytest.raises(ConfigError, match=r"corpus@corpus\.parts\.wikitext2=c4\."):
         compose_experiment(["corpus=mixture", "corpus.parts.wikitext2=c4"])
 
 
@@ -125,6 +125,27 @@ def test_broad_text_has_the_runs_own(words, parts):
     experiment = compose_experiment([*words, "corpus@calibration.corpus=broad"])
     assert list(experiment.calibration.corpus.leaves) == parts
     assert experiment.corpus.name in (words[0].partition("=")[2], "text")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["corpus=text"], "pydoc and text"),
+        (["corpus=pydoc"], ""),
+        (["corpus=text", "calibration.corpus.parts.own=null"], ""),
+    ],
+)
+def test_what_was_mixed_for_calibration_is_noted(words, named):
+    reader = compose_experiment(["corpus@calibration.corpus=broad", *words]).calibration_reader
+    notes = reader.corpus.notes("calibration")
+    assert [note.partition(" in equal")[0] for note in notes] == ([f"calibrated on {named}"] if named else [])
+    assert reader.corpus.notes("evaluation") == []
+
+
+def test_a_part_without_its_file_is_named_where_it_is():
+    words = ["corpus@calibration.corpus=broad", "+corpus@calibration.corpus.parts.more=text"]
+    with pytest.raises(ConfigError, match=r"add calibration\.corpus\.parts\.more\.path=FILE"):
+        compose_experiment(words).calibration_reader.open()
 
 
 def test_broad_text_is_for_one_purpose():
