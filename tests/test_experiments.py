@@ -50,7 +50,7 @@ RUNS = {  # at full and at small scale
     "sensitivity": (25, 4),
     "servable": (6, 6),
     "serving": (12, 4),
-    "sublayers": (21, 3),
+    "sublayers": (25, 3),
     "top_k": (3, 3),
     "trainable": (4, 4),
 }
