@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from linearpatch.errors import ModelError
 from linearpatch.models.logit_scale import LogitScale, fit_scale, ratio_of
+from linearpatch.models.modeling_linearpatch import PATCH_PREFIX
 from linearpatch.models.offload import device_of
 
 # Where a traced model keeps what was found, so that copies of it (views) needn't be traced again.
@@ -215,11 +216,13 @@ def _final_norm(kind: str, layers: str, trace: _Trace, last: Tensor, config: Any
     fed, _ = trace.head[0]
     outside = [traced for traced in trace.modules if not layers.startswith(f"{traced[0]}.")]
     feeding = [(name, read) for name, read, wrote in outside if _same(wrote, fed)]
+    # A patch where the last layers were removed belongs to the norm that reads what it writes.
+    streams = [last, *(wrote for name, read, wrote in outside if PATCH_PREFIX in name and _same(read, last))]
     for name, read in feeding:
-        if _same(read, last):
+        if any(_same(read, stream) for stream in streams):
             return name, (1.0, 1.0)
     for name, read, wrote in outside:
-        if _same(read, last) and (ratio := ratio_of(fed, wrote, config)) is not None:
+        if any(_same(read, stream) for stream in streams) and (ratio := ratio_of(fed, wrote, config)) is not None:
             return name, ratio
     if _same(last, fed):
         raise ModelError(

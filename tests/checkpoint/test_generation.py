@@ -10,6 +10,7 @@ from conftest import tiny_model
 import linearpatch
 from linearpatch.checkpoint.generation import Decoding, write_text
 from linearpatch.cli import main
+from linearpatch.models.decoder import decoder_of
 from linearpatch.models.random import byte_tokenizer
 
 FAST = ["debug=tiny", "model=random", "num_pruned_layers=3", "tracker=none"]
@@ -122,3 +123,15 @@ def test_what_a_model_writes_moves_no_cursor(monkeypatch, capsys, stream):
     monkeypatch.setattr(model, "generate", generate)
     write_text(model, tokenizer, "The sea", Decoding(), stream=stream)
     assert capsys.readouterr().out == ("\\x1b[2J\n" if stream else "")
+
+
+def test_a_checkpoint_without_its_last_layers_is_a_decoder_again(tmp_path, generated):
+    """Its patch sits before the final norm, and is a part of that."""
+    words = ["pruner=tail", "pruner.protect_last=0", "patch=diag", "save_model=true", f"output_dir={tmp_path}/D"]
+    assert main(["run", *FAST, *words]) == 0
+    assert generated(tmp_path / "D", PROMPT)
+    model, tokenizer = linearpatch.load(tmp_path / "D"), linearpatch.load_tokenizer(tmp_path / "D")
+    decoder = decoder_of(model)
+    ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
+    logits = decoder.logits(decoder.hidden_states(decoder.forward(ids, use_cache=False)))
+    torch.testing.assert_close(logits, model(ids).logits)
