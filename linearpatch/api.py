@@ -15,45 +15,37 @@ Where a component is asked for, give its name with its settings as keyword argum
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
 
-from linearpatch.arguments import check_tokens, require_edit, require_folder, require_tokens
+from linearpatch.arguments import check_tokens, evaluating, require_edit, require_folder, require_tokens
 from linearpatch.calibration.comparison import repair as repair_compared
 from linearpatch.calibration.workspace import Workspace
 from linearpatch.checkpoint.loading import apply, load, load_tokenizer
 from linearpatch.checkpoint.saving import save_checkpoint
-from linearpatch.choices import choices, component_of, unknown_choice
+from linearpatch.choices import component_of
 from linearpatch.data.documents import Chat
 from linearpatch.data.generated import GeneratedCorpus
-from linearpatch.data.in_memory import corpus_of
-from linearpatch.data.pydoc import PydocCorpus
-from linearpatch.data.reader import Reader
 from linearpatch.data.tokens import Tokens, tokens
 from linearpatch.distillation.distill import distill as train
 from linearpatch.distillation.training import Training
 from linearpatch.errors import ConfigError, named_as, require_tokenizer, require_whole
-from linearpatch.evaluation.evaluation import Evaluation, Subject
-from linearpatch.evaluation.perplexity import Perplexity
-from linearpatch.evaluation.retention import Results, compare
-from linearpatch.models.decoder import Decoder, check_logits, decoder_of
+from linearpatch.measuring import evaluate, perplexity
+from linearpatch.models.decoder import Decoder
 from linearpatch.models.edit import Edit
 from linearpatch.models.fingerprint import weights_hash
-from linearpatch.models.layer_config import check_prunable
 from linearpatch.models.model import LoadedModel, check_vocabulary
 from linearpatch.models.origins import origin_of
-from linearpatch.models.rebuilding import check_removal, check_tables
+from linearpatch.models.rebuilding import check_removal
 from linearpatch.models.units import check_removed
 from linearpatch.models.vision import processor_files
 from linearpatch.patches.none import NoPatch
 from linearpatch.patches.patch import Patch
 from linearpatch.pruners.pruner import Pruner
-from linearpatch.registry import components, name_of, resolve
-from linearpatch.results.metric import Metric
+from linearpatch.registry import resolve
 from linearpatch.storage.cache import Cache
 
 log = logging.getLogger(__name__)
@@ -105,7 +97,7 @@ def generate_texts(
         DataError: the tokenizer has no token to begin with, or no chat template.
     """
     corpus = resolve("corpus", "generated", GeneratedCorpus, {"number": number, "length": length, **settings})
-    with _evaluating(model, prunable=False) as decoder:
+    with evaluating(model, prunable=False) as decoder:
         check_vocabulary(decoder, tokenizer)
         corpus.check_model(decoder.config)
         loaded = LoadedModel(decoder, tokenizer, weights_hash(model))
@@ -142,7 +134,7 @@ def prune(
     require_tokens(data)
     chosen = _component("pruner", pruner, Pruner, settings)  # type: ignore[type-abstract]
     repairer = _component("patch", patch, Patch, {})  # type: ignore[type-abstract]
-    with _evaluating(model) as dense:
+    with evaluating(model) as dense:
         repairer = repairer.for_model(dense)
         chosen.check(dense.num_layers, num_layers)
         chosen.check_family(dense)
@@ -177,7 +169,7 @@ def repair(
     require_tokens(data)
     require_edit(edit)
     chosen = _component("patch", patch, Patch, settings)  # type: ignore[type-abstract]
-    with _evaluating(model) as dense:
+    with evaluating(model) as dense:
         check_removed(edit.removed, dense.num_layers)
         chosen = chosen.for_model(dense)
         chosen.check(dense)
@@ -218,112 +210,12 @@ def distill(
     chosen = _component("distill", loss, Training, settings)  # type: ignore[type-abstract]
     if data.held_out is None:
         raise ConfigError("No tokens are held out to decide which step is kept. Give tokens(…, held_out=16).")
-    with _evaluating(model) as dense:
+    with evaluating(model) as dense:
         check_tokens(dense, data)
         chosen.check(dense)
         key = _key(dense)
         cache = Cache(Path(cache_dir)) if cache_dir else Cache()
         return train(chosen, dense, edit, data.blocks, data.held_out, cache=cache, model_key=key, seed=seed).edit
-
-
-@named_as({"corpus.": ""})
-def evaluate(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    evaluation: str | Evaluation = "smoke",
-    text: str | Path | Sequence[Any] | Any = None,
-    *,
-    dense: PreTrainedModel | None = None,
-    column: str = "text",
-    **settings: Any,
-) -> dict[str, Metric]:
-    """Measure a model: a dense one, or one that `Edit.apply` gives.
-
-    Args:
-        model: Any causal language model.
-        tokenizer: Its tokenizer.
-        dense: The model that it is compared with and that generates text, where an evaluation does so; None: itself.
-        evaluation: Its name or itself; `linearpatch list eval` shows all.
-        text: The text, for evaluations that read one, in any form that `tokens` takes; None: Python's documentation.
-        column: Of the text, where there are columns.
-        settings: Of the evaluation, where it is named.
-
-    Returns:
-        Metrics by name; each has `value`, `stderr`, `n` and its protocol.
-
-    Raises:
-        ConfigError: there is no such evaluation or setting, or it compares with the dense model, which isn't given.
-    """
-    name = evaluation if isinstance(evaluation, str) else name_of(evaluation)
-    if isinstance(evaluation, str) and evaluation not in components("eval"):
-        evaluation = _preset(evaluation)
-    with named_as({f"eval.{name}.": ""}):
-        chosen = resolve("eval", evaluation, Evaluation, settings)  # type: ignore[type-abstract]
-    if dense is None and chosen.needs_dense:
-        raise ConfigError(
-            f"evaluation={name} compares a model with the dense one. Give that, too: evaluate(model, …, dense=MODEL)"
-            f"{', or num_continuations=0' if name == 'generation' else ''}."
-        )
-    reader = Reader(PydocCorpus() if text is None else corpus_of(text, column), "evaluation")
-    own = nullcontext() if dense is None else _evaluating(dense, prunable=False)
-    with _evaluating(model, prunable=False) as decoder, own as given:
-        reference = given or decoder
-        check_vocabulary(decoder, tokenizer)
-        check_vocabulary(reference, tokenizer)
-        if decoder.vocab_size != reference.vocab_size:
-            raise ConfigError(
-                f"dense has a vocabulary of {reference.vocab_size:,}, and the model one of {decoder.vocab_size:,}. "
-                "Give the dense model that this one was made of."
-            )
-        results = Results()
-        loaded = LoadedModel(reference, tokenizer, weights_hash(reference.model))
-        subject = Subject("model", decoder, reference)
-        for measurement in chosen.prepare(name, reader)(loaded, Cache()):
-            for measured in measurement.run([subject], lambda _: None):
-                results.metrics.update(measured.metrics)
-                results.answers.update({name: values.double().numpy() for name, values in measured.questions.items()})
-    compare({"dense": results}, {name: chosen})  # which adds averages
-    return results.metrics
-
-
-def _preset(name: str) -> Evaluation:
-    """An evaluation that is a choice of the configuration, such as `smoke` or `qa`.
-
-    Raises:
-        ConfigError: there is no such choice.
-    """
-    from linearpatch.commands import compose  # it needs Hydra
-
-    if name not in choices("eval"):
-        raise unknown_choice("eval", name)
-    return compose(f"eval=[{name}]").evaluations[name]
-
-
-@named_as({"eval.ppl.seq_len": "length", "eval.ppl.num_blocks": "blocks"})
-def perplexity(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    text: str | Path | Sequence[Any] | Any,
-    *,
-    length: int = 2048,
-    blocks: int | None = None,
-    column: str = "text",
-) -> float:
-    """Perplexity of a model on a text, joined and read in disjoint windows; of a short text in shorter ones.
-
-    Args:
-        model: Any causal language model.
-        tokenizer: Its tokenizer.
-        text: As of `tokens`.
-        length: Tokens in a window; perplexities at different lengths aren't comparable.
-        blocks: Only the first so many windows; None reads all.
-        column: Of the text, where there are columns.
-
-    Raises:
-        DataError: there is next to no text.
-    """
-    (metric,) = evaluate(model, tokenizer, Perplexity(seq_len=length, num_blocks=blocks), text, column=column).values()
-    return float("inf") if metric.value is None else metric.value
 
 
 def save(
@@ -359,7 +251,7 @@ def save(
     require_folder(folder)
     require_edit(edit)
     require_tokenizer(tokenizer)
-    with _evaluating(model) as dense:
+    with evaluating(model) as dense:
         origin = origin_of(model)
         processor = processor_files(model.config, getattr(model.config, "_name_or_path", ""), local_files_only=True)
         loaded = LoadedModel(dense, tokenizer, weights_hash(model), processor)
@@ -386,23 +278,6 @@ def _component(group: str, choice: str | C, kind: type[C], settings: Mapping[str
         return resolve(group, choice, kind, settings)
     name, preset = component_of(group, choice)
     return resolve(group, name, kind, {**preset, **settings})
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel, *, prunable: bool = True) -> Iterator[Decoder]:
-    """The parts of a model, which is in evaluation mode meanwhile; its own modes come back at the end."""
-    decoder = decoder_of(model)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        if prunable:
-            check_prunable(decoder.config)
-            check_tables(decoder)
-        check_logits(decoder)
-        yield decoder
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _key(dense: Decoder) -> Mapping[str, Any]:

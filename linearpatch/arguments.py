@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from transformers import PreTrainedModel
 
 from linearpatch.data.tokens import Tokens
 from linearpatch.errors import ConfigError, ModelError
-from linearpatch.models.decoder import Decoder
+from linearpatch.models.decoder import Decoder, check_logits, decoder_of
 from linearpatch.models.edit import Edit
+from linearpatch.models.layer_config import check_prunable
+from linearpatch.models.rebuilding import check_tables
 
 
 def require_folder(folder: object) -> None:
@@ -43,3 +49,20 @@ def check_tokens(dense: Decoder, data: Tokens) -> None:
             f"data holds the token {largest:,}, and the embedding of {type(dense.model).__name__} has "
             f"{dense.num_embeddings:,} rows. Make it with the model's own tokenizer: data = linearpatch.tokens(…)."
         )
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel, *, prunable: bool = True) -> Iterator[Decoder]:
+    """The parts of a model, which is in evaluation mode meanwhile; its own modes come back at the end."""
+    decoder = decoder_of(model)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        if prunable:
+            check_prunable(decoder.config)
+            check_tables(decoder)
+        check_logits(decoder)
+        yield decoder
+    finally:
+        for module in training:
+            module.training = True

@@ -22,7 +22,7 @@ from linearpatch.config_errors import readable_errors
 from linearpatch.errors import ConfigError, named_as, suggest
 from linearpatch.experiment import Experiment
 from linearpatch.overrides import expanded, override
-from linearpatch.registry import GROUPS, LIST_GROUPS, components
+from linearpatch.registry import GROUPS, LIST_GROUPS, choice_of, components
 
 CHOICE_NAME = re.compile(r"\$\{hydra:runtime\.choices\.([\w@./]+)\}")
 
@@ -185,14 +185,15 @@ def _check_each(node: DictConfig | ListConfig) -> None:
         if isinstance(child, DictConfig | ListConfig) and not child._is_interpolation():
             _check_each(child)
     key = str(node._get_full_key(None))
-    for group in GROUPS:
-        for name, cls in components(group).items():
-            if OmegaConf.get_type(node) is cls:
-                names = {f"{group}.": f"{key}.", f"{group}=": f"{group}@{key}="}
-                if group in LIST_GROUPS:
-                    names = {f"{group}.{name}.": f"{key}."}
-                with named_as(names if key != group else {}):
-                    OmegaConf.to_object(node)
+    if (choice := choice_of(OmegaConf.get_type(node))) is None:
+        return
+    group, name = choice
+    if group in LIST_GROUPS:
+        names = {f"{group}.{name}.": f"{key}."}
+    else:
+        names = {f"{group}.": f"{key}.", f"{group}=": f"{group}@{key}="} if key != group else {}
+    with named_as(names):
+        OmegaConf.to_object(node)
 
 
 def _schema(cls: type) -> DictConfig:

@@ -19,7 +19,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from linearpatch.choices import PRESET_GROUPS, choices, unknown_choice
 from linearpatch.errors import ConfigError, suggest
 from linearpatch.overrides import advice
-from linearpatch.registry import GROUPS, LIST_GROUPS, components, setting_names
+from linearpatch.registry import GROUPS, LIST_GROUPS, choice_of, components, setting_names
 
 CONVERSION = re.compile(  # OmegaConf's words
     r"Value '(.*)' (?:of type '\w+' could not be converted to|is not a valid) (\w+)"
@@ -70,10 +70,8 @@ def _bad_value(error: OmegaConfBaseException) -> str:
         names = [setting.name for setting in fields(owner)] + ([] if group else list(PRESET_GROUPS))
         if not names:
             return f"The key {key!r} doesn't exist: this choice of {group} has no settings. Choose another {group}."
-        chosen = next(
-            (name for name_of_group in GROUPS for name, cls in components(name_of_group).items() if cls is owner), None
-        )
-        of = f" with {group}={chosen}" if group in GROUPS and chosen in choices(group) else ""
+        chosen = choice_of(owner)
+        of = f" with {group}={chosen[1]}" if chosen and group in GROUPS and chosen[1] in choices(group) else ""
         others = [name for name in components(group) if str(error.key) in setting_names(group, name)] if of else []
         if others:
             having = " or ".join(f"{group}={name}" for name in others)

@@ -18,7 +18,7 @@ from linearpatch.data.corpus import Corpus
 from linearpatch.data.reader import Calibration, DistillationText, EvaluationText, Reader
 from linearpatch.distillation.training import Distillation, Training
 from linearpatch.evaluation.evaluation import Evaluation
-from linearpatch.models.decoder import Decoder
+from linearpatch.models.decoder import Decoder, context_length
 from linearpatch.models.model import Model
 from linearpatch.models.units import LAYER, interfaces_of
 from linearpatch.patches.patch import Patch
@@ -296,9 +296,10 @@ class Experiment:
         specs = [self.calibration_blocks(), *(evaluation.spec(name) for name, evaluation in self.evaluations.items())]
         if self.training is not None:
             specs.append(self.distillation.blocks(self.seed))
+        longest = context_length(config)
         for spec in specs:
-            if spec is not None:
-                spec.check_model(text)
+            if spec is not None and longest is not None:
+                spec.check_length(longest)
         known = self.pruner.known_choice(num_layers, size)
         if known is not None:
             self.patch.place(interfaces_of(known))

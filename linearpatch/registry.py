@@ -201,12 +201,18 @@ def _made(what: str, cls: Any, settings: Mapping[str, Any]) -> Any:
 
 def name_of(instance: object) -> str:
     """The name under which the class of `instance` was registered; of a wrapper, that of what it wraps."""
-    instance = getattr(instance, "wraps", instance)
-    for choices in _components.values():
-        for name, cls in choices.items():
-            if type(instance) is cls:
-                return name
-    return type(instance).__name__.lower()
+    cls = type(getattr(instance, "wraps", instance))
+    choice = choice_of(cls)
+    return choice[1] if choice else cls.__name__.lower()
+
+
+def choice_of(cls: object) -> tuple[str, str] | None:
+    """The group and the name under which a class was registered; None where it wasn't."""
+    for group, choices in _components.items():
+        for name, registered in choices.items():
+            if cls is registered:
+                return group, name
+    return None
 
 
 def identity(instance: Any) -> dict[str, Any]:

@@ -131,14 +131,13 @@ class BlockSpec:
                 f"{owner}.sampling=first can take all."
             )
 
-    def check_model(self, config: Any) -> None:
-        """Reject blocks that are longer than what a model reads, as far as its configuration says that.
+    def check_length(self, longest: int) -> None:
+        """Reject blocks that are longer than the tokens that a model reads.
 
         Raises:
             ConfigError: names the setting.
         """
-        longest = getattr(config, "max_position_embeddings", None)
-        if isinstance(longest, int) and 0 < longest < self.block_length:
+        if self.block_length > longest:
             raise ConfigError(
                 f"{self.names.owner}.{self.names.length} is {self.block_length:,}, and the model reads {longest:,} "
                 f"tokens (max_position_embeddings of its configuration). Set it to at most {longest}."

@@ -13,7 +13,7 @@ from linearpatch.data.documents import DeferredDocuments, Document, has_text
 from linearpatch.data.generating import Conversations, FreeText, Recipe, sequences
 from linearpatch.data.reader import AUTO
 from linearpatch.errors import ConfigError, DataError, require_range, require_seed, suggest
-from linearpatch.models.decoder import text_config
+from linearpatch.models.decoder import context_length
 from linearpatch.models.model import LoadedModel
 from linearpatch.models.sampling import Sampling
 from linearpatch.registry import component
@@ -120,8 +120,8 @@ class GeneratedCorpus(Corpus):
 
     def check_model(self, config: Any) -> None:
         """Reject sequences that are longer than the model reads."""
-        longest = getattr(text_config(config), "max_position_embeddings", None)
-        if isinstance(longest, int) and 0 < longest < self.length:
+        longest = context_length(config)
+        if longest is not None and longest < self.length:
             number = "" if self.number == AUTO else f"number to {self.number * self.length // longest}"
             as_much = number and f" and, for as much text, {number}"
             raise ConfigError(

@@ -107,6 +107,7 @@ class Evaluation(ABC):
     """Measures models."""
 
     version: ClassVar[int] = 1
+    without_dense: ClassVar[str] = ""  # the setting with which it needs no dense model, if there is one
 
     @property
     def needs_stock_models(self) -> bool:

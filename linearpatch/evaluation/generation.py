@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from linearpatch.data.blocks import BlockSpec, SettingNames
 from linearpatch.data.reader import Reader
@@ -45,6 +45,8 @@ class Generation(Evaluation):
         seed: Of the questions.
         batch_size: Sequences at a time; `auto` takes as many as fit into memory.
     """
+
+    without_dense: ClassVar[str] = "num_continuations=0"
 
     num_continuations: int = 16
     prompt_length: int = 64

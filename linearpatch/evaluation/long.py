@@ -13,6 +13,7 @@ from linearpatch.evaluation.evaluation import Aggregate, Evaluation, Measurement
 from linearpatch.evaluation.writing.haystacks import HiddenList, HiddenTask, Needle
 from linearpatch.evaluation.writing.measured_task import MeasuredTask
 from linearpatch.evaluation.writing.questions import Question
+from linearpatch.models.decoder import context_length
 from linearpatch.models.model import LoadedModel
 from linearpatch.registry import component
 from linearpatch.results.metric import Metric
@@ -89,8 +90,8 @@ class LongInputs(Evaluation):
         Raises:
             ConfigError: there is none.
         """
-        longest = getattr(model.decoder.config, "max_position_embeddings", None)
-        if not isinstance(longest, int) or longest < 1:
+        longest = context_length(model.decoder.config)
+        if longest is None:
             return self.lengths
         lengths = [length for length in self.lengths if length <= longest]
         left_out = [length for length in self.lengths if length > longest]

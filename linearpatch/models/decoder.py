@@ -189,6 +189,12 @@ def text_config(config: Any) -> Any:
     return config.get_text_config(decoder=True)
 
 
+def context_length(config: Any) -> int | None:
+    """How many tokens a model reads; None where its configuration doesn't say."""
+    longest = getattr(text_config(config), "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None
+
+
 def norm_epsilon(decoder: Decoder) -> float:
     """What the norms of a model add to a mean square; `EPSILON` where its configuration doesn't say."""
     return float(getattr(decoder.config, "rms_norm_eps", None) or EPSILON)

@@ -218,11 +218,15 @@ def _final_norm(kind: str, layers: str, trace: _Trace, last: Tensor, config: Any
     feeding = [(name, read) for name, read, wrote in outside if _same(wrote, fed)]
     # A patch where the last layers were removed belongs to the norm that reads what it writes.
     streams = [last, *(wrote for name, read, wrote in outside if PATCH_PREFIX in name and _same(read, last))]
+
+    def is_stream(read: Tensor) -> bool:
+        return any(_same(read, stream) for stream in streams)
+
     for name, read in feeding:
-        if any(_same(read, stream) for stream in streams):
+        if is_stream(read):
             return name, (1.0, 1.0)
     for name, read, wrote in outside:
-        if any(_same(read, stream) for stream in streams) and (ratio := ratio_of(fed, wrote, config)) is not None:
+        if is_stream(read) and (ratio := ratio_of(fed, wrote, config)) is not None:
             return name, ratio
     if _same(last, fed):
         raise ModelError(
