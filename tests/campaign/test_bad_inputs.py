@@ -6,7 +6,8 @@ A part of them is tried in every run of the tests; `make campaign` (LINEARPATCH_
 import os
 
 import pytest
-from bad_inputs import Bad, Good, everything
+from bad_input import Bad, Good
+from bad_inputs import everything
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from linearpatch.cli import main
